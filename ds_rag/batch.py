@@ -1,0 +1,97 @@
+"""What flows through a step: plain dataclasses of tensors.
+
+Shape legend: B queries, N unique passages of the pool, K candidates per query, C = B * K cells, T tokens, A tokens
+of the longest target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+Ids = np.ndarray  # int32 token ids of one text, 1-D
+
+
+@dataclass
+class Tokens:
+    """Right-padded token ids (int64) and their mask (1: real)."""
+
+    ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids_BT.to(device), self.mask_BT.to(device))
+
+
+@dataclass
+class Batch:
+    """One micro-batch: the retriever's tokens, and the pieces from which the generator's cells are laid out."""
+
+    queries: Tokens  # (B, T), the retriever's tokenizer
+    passages: Tokens  # (N, T), every passage once
+    own_BN: torch.Tensor  # bool: the row's own passages, labelled or not
+    positive_BN: torch.Tensor  # bool: its labelled positives
+    query_ids: list[Ids]  # B, the generator's tokenizer; empty lists where there is no generator
+    passage_ids: list[Ids]  # N
+    answer_ids: list[Ids]  # B, with the end-of-sequence token
+    rows: list[int]  # B, row numbers in the training data
+
+    @property
+    def answer_mask_BT(self) -> torch.Tensor:
+        """bool: real answer tokens; by position, so that an end-of-sequence token that is also the pad counts."""
+        return lengths_to_mask([len(a) for a in self.answer_ids])
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(
+            **{k: v.to(device) if isinstance(v, (Tokens, torch.Tensor)) else v for k, v in moved.items()}
+        )
+
+
+@dataclass
+class Candidates:
+    """The passages that the generator reads for each query."""
+
+    index_BK: torch.Tensor  # int64, columns of the pool
+    mask_BK: torch.Tensor  # bool, False where a query has fewer
+
+
+@dataclass
+class Cells:
+    """(query, passage) sequences for the generator: context padded on the left, target on the right, so that all
+    targets begin in one column."""
+
+    ids_CT: torch.Tensor  # int64
+    mask_CT: torch.Tensor  # 1: real
+    target_length: int  # A, the last A columns hold the targets
+
+    def to(self, device: torch.device | str) -> Cells:
+        return Cells(self.ids_CT.to(device), self.mask_CT.to(device), self.target_length)
+
+
+def lengths_to_mask(lengths: Sequence[int]) -> torch.Tensor:
+    """(B, max length) bool, True at the first `lengths[i]` positions of row i."""
+    return torch.arange(max(lengths, default=0))[None, :] < torch.tensor(list(lengths))[:, None]
+
+
+def pad_right(texts: Sequence[Ids], pad: int) -> Tokens:
+    """(B, longest) ids and mask."""
+    mask = lengths_to_mask([len(t) for t in texts])
+    ids = torch.full(mask.shape, pad, dtype=torch.int64)
+    ids[mask] = torch.from_numpy(np.concatenate(texts).astype(np.int64)) if texts else ids.new_zeros(0)
+    return Tokens(ids, mask.long())
+
+
+def lay_out_cells(contexts: Sequence[Ids], targets: Sequence[Ids], pad: int) -> Cells:
+    """Cells of contexts[c] followed by targets[c]."""
+    width, length = max(len(c) for c in contexts), max(len(t) for t in targets)
+    ids = np.full((len(contexts), width + length), pad, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, (context, target) in enumerate(zip(contexts, targets, strict=True)):
+        ids[row, width - len(context) : width] = context
+        ids[row, width : width + len(target)] = target
+        mask[row, width - len(context) : width + len(target)] = 1
+    return Cells(torch.from_numpy(ids), torch.from_numpy(mask), length)

@@ -1,0 +1,357 @@
+"""What a run can be told: dataclasses whose fields are at once the flags and the keys of a recipe.
+
+Three layers, each winning over the one before: the defaults below, a recipe (`--config FILE.yaml`), the flags.
+A run that names no training data is the built-in one: its recipe is `ds_configs/recipes/quickstart.yaml`.
+Only the standard library is imported here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ds_rag.errors import UserError, nearest
+
+BUILTIN = "builtin"
+QUICKSTART = "ds_configs/recipes/quickstart.yaml"
+DEFAULT_TEMPLATE = "Passage: {passage}\nQuestion: {query}\nAnswer:"
+
+
+def option(default: Any, text: str, choices: tuple[str, ...] = (), aliases: tuple[str, ...] = ()) -> Any:
+    """A field that is also a flag: `text` is its help, `choices` its closed set of values."""
+    return field(default=default, metadata={"help": text, "choices": choices, "aliases": aliases})
+
+
+@dataclass
+class DataConfig:
+    """Where rows come from and how much of each text is read."""
+
+    train_data: str = option(
+        BUILTIN, "CSV, JSONL, Parquet, datasets folder or BEIR folder; 'builtin': the almanac"
+    )
+    eval_data: str | None = option(None, "held-out rows with labelled passages, in the same formats")
+    corpus: str | None = option(
+        None, "the passages to retrieve from; default: the distinct passages of the rows"
+    )
+    query_column: str | None = option(None, "name of the query column, where it is not a known one")
+    answer_column: str | None = option(None, "name of the answer column")
+    positive_column: str | None = option(None, "name of the column of labelled passages")
+    passages_column: str | None = option(None, "name of the column of unlabelled candidate passages")
+    negatives_column: str | None = option(None, "name of the column of labelled negatives")
+    id_column: str | None = option(None, "name of the row id column")
+    assume_first_positive: bool = option(
+        False, "take the first candidate of an unlabelled row for its positive"
+    )
+    max_train_samples: int | None = option(None, "use only the first N training rows")
+    max_eval_samples: int | None = option(None, "use only the first N evaluation rows")
+    max_query_length: int = option(64, "tokens of a query")
+    max_passage_length: int = option(200, "tokens of a passage")
+    max_answer_length: int = option(64, "tokens of an answer, its end-of-sequence token not counted")
+    world_seed: int = option(0, "seed of the built-in almanac")
+
+
+@dataclass
+class ModelConfig:
+    """The two models and how texts reach them."""
+
+    retriever: str = option(
+        "config:ds_configs/models/tiny_encoder.json",
+        "encoder folder (Hugging Face or sentence-transformers), or config:FILE for a new one",
+    )
+    generator: str = option(
+        "config:ds_configs/models/tiny_causal_lm.json", "causal LM folder, or config:FILE for a new one"
+    )
+    encoders: str = option("shared", "one encoder for queries and passages, or two", ("shared", "two"))
+    pooling: str = option("auto", "auto: as the retriever's folder says, else mean (last for a decoder)")
+    normalize: str = option(
+        "auto", "unit-length embeddings; auto: as the folder says, else true", ("auto", "true", "false")
+    )
+    query_prefix: str | None = option(None, "text before each query; default: the folder's query prompt")
+    passage_prefix: str | None = option(
+        None, "text before each passage; default: the folder's document prompt"
+    )
+    prompt_template: str = option(DEFAULT_TEMPLATE, "the generator's prompt, with {passage} and {query}")
+    chat_template: bool = option(False, "wrap the prompt in the tokenizer's chat template")
+    freeze: str = option("none", "the model that does not learn", ("none", "retriever", "generator"))
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, more time"
+    )
+    trust_remote_code: bool = option(False, "run Python code that a model folder brings")
+    temperature: float = option(0.05, "divides the retriever's scores")
+    learn_temperature: bool = option(False, "train the temperature with the retriever")
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is minimised; docs/objectives.md has the formulas."""
+
+    objective: str = option("rag_sequence", "the loss; see docs/objectives.md")
+    candidates: str = option(
+        "8", "passages the generator reads per query: its own and the best of the pool; or 'all'"
+    )
+    prior: str = option("candidates", "what the retriever's softmax runs over", ("candidates", "pool"))
+    answer_logprob: str = option(
+        "sum", "log-probability of an answer: sum (the paper) or mean over tokens", ("sum", "mean")
+    )
+    reader_loss: str = option(
+        "prior", "how the generator learns under emdr2, pdist, replug_lsr", ("prior", "posterior", "none")
+    )
+    target_temperature: float = option(0.1, "tau_g of pdist, beta of replug_lsr")
+    contrastive_weight: float = option(0.0, "weight of InfoNCE, added where positives are labelled")
+
+
+@dataclass
+class OptimConfig:
+    """Batches, the optimizer and its schedule; names as in transformers' TrainingArguments."""
+
+    per_device_train_batch_size: int = option(16, "queries per rank and micro-batch", aliases=("batch_size",))
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step")
+    learning_rate: float = option(2e-5, "peak learning rate (AdamW)")
+    retriever_learning_rate: float | None = option(None, "the retriever's, where it differs")
+    generator_learning_rate: float | None = option(None, "the generator's, where it differs")
+    weight_decay: float = option(0.01, "AdamW's")
+    adam_beta1: float = option(0.9, "AdamW's")
+    adam_beta2: float = option(0.999, "AdamW's")
+    adam_epsilon: float = option(1e-8, "AdamW's")
+    max_grad_norm: float = option(1.0, "clip the joint gradient norm of both models to this; 0: never")
+    num_train_epochs: float = option(1.0, "passes over the rows, unless max_steps is set")
+    max_steps: int = option(-1, "optimizer steps; -1: from num_train_epochs")
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    lr_scheduler_type: str = option("linear", "after warm-up", ("linear", "cosine", "constant"))
+    lm_warmup_steps: int = option(
+        0, "plain language modelling of the corpus by the generator, before the first step"
+    )
+    lm_warmup_learning_rate: float = option(1e-3, "learning rate of that warm-up")
+    bf16: bool | None = option(None, "bfloat16; default: where CUDA has it")
+    fp16: bool | None = option(None, "float16 with dynamic loss scaling (GPU)")
+    seed: int = option(0, "seed of weights, row order and dropout")
+
+
+@dataclass
+class StageConfig:
+    """The index stage: when the corpus is re-encoded and held-out queries are scored, and how."""
+
+    refresh_index: str = option(
+        "500", 'every N steps, or a schedule such as "0-100:10,100-:500"; 0: only at the end'
+    )
+    per_device_eval_batch_size: int = option(64, "texts (or answers) per rank and batch")
+    index_factory: str = option("Flat", "a faiss.index_factory string; inner product")
+    top_k: int = option(4, "passages the generator reads for an answer")
+    decode: str = option(
+        "rag_sequence", "rag_sequence: an answer per passage, rescored; top1", ("rag_sequence", "top1")
+    )
+    max_new_tokens: int = option(32, "longest answer generated")
+    eval_answers: bool = option(True, "score answers too, not retrieval alone")
+    metric_for_best_model: str = option("recall@1", "the metric that decides which checkpoint is best")
+    load_best_model_at_end: bool = option(False, "export the best evaluated checkpoint rather than the last")
+    early_stopping_patience: int = option(
+        0, "stop after so many evaluations without a better metric; 0: never"
+    )
+
+
+@dataclass
+class RunSection:
+    """Where the run lives and how it is launched."""
+
+    output_dir: str = option("runs/train", "the run's folder")
+    deepspeed: str = option("ds_configs/zero2.json", "DeepSpeed configuration of both engines")
+    deepspeed_retriever: str | None = option(None, "another one for the retriever's engine")
+    deepspeed_generator: str | None = option(None, "another one for the generator's engine")
+    resume: str = option("never", "auto | PATH | never", aliases=("resume_from_checkpoint",))
+    save_steps: int = option(500, "steps between checkpoints; 0: none")
+    save_total_limit: int = option(2, "checkpoints kept, the best one besides")
+    report_to: str = option("none", "trackers beside metrics.jsonl", ("none", "tensorboard"))
+    debug: bool = option(False, "show tracebacks of user errors")
+
+
+@dataclass
+class RunConfig:
+    """One run, in sections; every part of the program is handed its own section only."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    run: RunSection = field(default_factory=RunSection)
+    explicit: frozenset[str] = frozenset()  # keys that a recipe or a flag set
+
+    def flat(self) -> dict[str, Any]:
+        """All keys and values in one level, as a recipe would hold them."""
+        return {k: v for section in SECTIONS for k, v in asdict(getattr(self, section)).items()}
+
+    @property
+    def is_builtin(self) -> bool:
+        return self.data.train_data == BUILTIN
+
+
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "objective": ObjectiveConfig,
+    "optim": OptimConfig,
+    "stage": StageConfig,
+    "run": RunSection,
+}
+OWNER = {f.name: section for section, cls in SECTIONS.items() for f in fields(cls)}
+ALIASES = {a: f.name for cls in SECTIONS.values() for f in fields(cls) for a in f.metadata["aliases"]}
+
+
+def find_file(path: str, flag: str) -> Path:
+    """`path` from the working directory, else the file of that name that ships with ds_rag."""
+    here = Path(__file__).resolve().parent
+    for root in (Path.cwd(), here.parent, here / "shipped"):
+        if (root / path).exists():
+            return root / path
+    raise UserError(f"{flag}: no such file", found=path, expected=f"a file, from {Path.cwd()}")
+
+
+def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
+    """The run that these arguments ask for. Raises UserError; `--help` prints and exits."""
+    parser = build_parser(prog)
+    known, rest = parser.parse_known_args(list(argv))
+    for word in rest:
+        if word.startswith("-"):
+            raise unknown_key(word.lstrip("-").split("=")[0].replace("-", "_"), "flag", "--")
+        raise UserError("unexpected argument", found=word, expected="flags of the form --name value")
+    given = {ALIASES.get(k, k): v for k, v in vars(known).items() if k not in ("recipe", "local_rank")}
+    recipe = read_recipe(known.recipe) if "recipe" in known else {}
+    if (given | recipe).get("train_data", BUILTIN) == BUILTIN:
+        if recipe and "train_data" not in recipe:
+            raise UserError(
+                f"--config {known.recipe}: no training data",
+                expected="--train_data, as a flag or in the recipe",
+            )
+        recipe = read_recipe(QUICKSTART) | recipe
+    return build(recipe | given, explicit=frozenset(recipe) | frozenset(given))
+
+
+def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> RunConfig:
+    """A validated RunConfig from flat keys."""
+    config = RunConfig(explicit=explicit)
+    for key, value in values.items():
+        setattr(getattr(config, OWNER[key]), key, value)
+    validate(config)
+    return config
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The keys of a YAML recipe, each checked against its field's type."""
+    import yaml
+
+    file = find_file(path, "--config")
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not YAML", found=error) from None
+    if not isinstance(loaded, dict):
+        raise UserError(
+            f"--config {path}: not a mapping", found=type(loaded).__name__, expected="key: value lines"
+        )
+    values = {}
+    for key, value in loaded.items():
+        name = ALIASES.get(key, key)
+        if name not in OWNER:
+            raise unknown_key(str(key), f"key in {path}")
+        values[name] = convert(name, value, f"{path}: {key}")
+    return values
+
+
+def convert(name: str, value: Any, where: str) -> Any:
+    """`value` (text from a flag, or anything YAML gives) as the type of field `name`."""
+    section = SECTIONS[OWNER[name]]
+    wanted = get_type_hints(section)[name]
+    optional = type(None) in get_args(wanted)
+    kind = next(a for a in get_args(wanted) if a is not type(None)) if get_origin(wanted) else wanted
+    if value is None or (optional and value in ("none", "null")):
+        if optional:
+            return None
+        raise UserError(f"{where}: empty", expected=kind.__name__)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                str(value).lower()
+            ]
+        if kind is int and str(value) != str(int(value)):
+            raise ValueError
+        converted = kind(str(value).lower() if isinstance(value, bool) else value)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{where}: wrong type", found=repr(value), expected=kind.__name__) from None
+    choices = next(f for f in fields(section) if f.name == name).metadata["choices"]
+    if choices and converted not in choices:
+        close = nearest(str(converted), choices)
+        raise UserError(
+            f"{where}: unknown value",
+            found=repr(value),
+            expected=" | ".join(choices),
+            fix=f"did you mean '{close}'?" if close else None,
+        )
+    return converted
+
+
+def unknown_key(name: str, what: str, dashes: str = "") -> UserError:
+    close = nearest(name, [*OWNER, *ALIASES, "config"])
+    return UserError(
+        f"unknown {what}: {dashes}{name}",
+        fix=f"did you mean {dashes}{close}?" if close else "see --help for the list",
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(message, fix="see --help")
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """argparse over the fields; a flag that is not given leaves no trace, so that recipes show through."""
+    parser = _Parser(prog=prog, description="Train a retriever and a causal LM together.", allow_abbrev=False)
+    parser.add_argument(
+        "--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags win over it"
+    )
+    parser.add_argument("--local_rank", "--local-rank", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for section, cls in SECTIONS.items():
+        group = parser.add_argument_group(section, cls.__doc__)
+        for f in fields(cls):
+            names = [f"--{n}" for n in (f.name, *f.metadata["aliases"])]
+            is_bool = get_type_hints(cls)[f.name] in (bool, bool | None)
+            group.add_argument(
+                *names,
+                dest=f.name,
+                default=argparse.SUPPRESS,
+                type=lambda text, name=f.name: convert(name, text, f"--{name}"),
+                metavar="|".join(f.metadata["choices"]) or f.name.split("_")[-1].upper(),
+                help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
+                **({"nargs": "?", "const": True} if is_bool else {}),
+            )
+    return parser
+
+
+def validate(config: RunConfig) -> None:
+    """Contradictions that no single value shows. Raises UserError."""
+    optim, objective = config.optim, config.objective
+    if optim.bf16 and optim.fp16:
+        raise UserError("--bf16 and --fp16 are both set", expected="at most one of them")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(optim, name) < 1:
+            raise UserError(f"--{name}: too small", found=getattr(optim, name), expected="1 or more")
+    for name in ("temperature",):
+        if config.model.temperature <= 0:
+            raise UserError(f"--{name}: not positive", found=config.model.temperature, expected="more than 0")
+    if objective.candidates != "all" and (
+        not objective.candidates.isdigit() or int(objective.candidates) < 1
+    ):
+        raise UserError(
+            "--candidates: unknown value", found=objective.candidates, expected="a number >= 1, or 'all'"
+        )
+    if optim.max_steps == 0 or optim.num_train_epochs <= 0:
+        raise UserError(
+            "nothing to train", found=f"--max_steps {optim.max_steps}", expected="-1, or 1 and more"
+        )
+
+
+if __name__ == "__main__":
+    build_parser("ds-rag train").print_help(sys.stdout)

@@ -1,0 +1,1 @@
+"""Rows, corpora and batches."""

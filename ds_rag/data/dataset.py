@@ -1,0 +1,191 @@
+"""Rows and corpus as one table of distinct passages, tokenised once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ds_rag.batch import Ids
+from ds_rag.config import DataConfig
+from ds_rag.data.columns import Columns
+from ds_rag.data.formats import Passage, Row, passages_of, read_corpus, read_rows
+from ds_rag.data.world import make_world
+from ds_rag.errors import UserError
+from ds_rag.log import Console
+
+CHUNK = 512  # texts handed to a tokenizer at once
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row whose passages are numbers in the passage table."""
+
+    query: str
+    answers: tuple[str, ...]
+    positives: tuple[int, ...]
+    others: tuple[int, ...]  # unlabelled candidates and labelled negatives
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        return self.positives + self.others
+
+
+@dataclass
+class RagData:
+    """Everything that was read. The first `corpus_size` passages are the corpus that is searched."""
+
+    texts: list[str]
+    ids: list[str]
+    corpus_size: int
+    train: list[Example] = field(default_factory=list)
+    evaluation: list[Example] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def labelled(self) -> list[int]:
+        """Evaluation rows whose positives are known: those that retrieval metrics can be taken of."""
+        return [n for n, row in enumerate(self.evaluation) if row.positives]
+
+
+def read_data(
+    data: DataConfig, builtin: bool, need_positive: bool = False, need_answers: bool = True
+) -> RagData:
+    """Training rows, evaluation rows and corpus as the flags name them. Raises UserError.
+
+    need_positive: the objective cannot do without labelled positives. need_answers: it, or evaluation, reads answers.
+    """
+    if builtin:
+        world = make_world(data.world_seed)
+        train, evaluation, corpus = world.train, world.evaluation, world.corpus
+    else:
+        columns = columns_of(data)
+        train = read_rows(data.train_data, columns, "--train_data", need_answers=need_answers)
+        evaluation = (
+            read_rows(data.eval_data, columns, "--eval_data", need_answers=False) if data.eval_data else []
+        )
+        corpus = (
+            read_corpus(data.corpus, "--corpus")
+            if data.corpus
+            else eval_corpus(data) or passages_of(train + evaluation)
+        )
+    train, evaluation = train[: data.max_train_samples], evaluation[: data.max_eval_samples]
+    table = assemble(corpus, train, evaluation)
+    if data.assume_first_positive:
+        table.train = [assume_first(row) for row in table.train]
+    if need_positive:
+        bare = [row.where for row, example in zip(train, table.train, strict=True) if not example.positives]
+        if bare:
+            raise UserError(
+                "this objective needs labelled positives",
+                found=f"{len(bare)} rows without, the first at {bare[0]}",
+                expected="a column positive, passage or positives",
+                fix="label them, choose --objective rag_sequence, or pass --assume_first_positive",
+            )
+    return table
+
+
+def read_evaluation(data: DataConfig, builtin: bool) -> RagData:
+    """The evaluation side alone, for `ds-rag evaluate`: rows, and the corpus they are asked of."""
+    if builtin:
+        world = make_world(data.world_seed)
+        return assemble(world.corpus, [], world.evaluation)
+    assert data.eval_data
+    rows = read_rows(data.eval_data, columns_of(data), "--data", need_answers=False)[: data.max_eval_samples]
+    corpus = read_corpus(data.corpus, "--corpus") if data.corpus else eval_corpus(data) or passages_of(rows)
+    return assemble(corpus, [], rows)
+
+
+def columns_of(data: DataConfig) -> Columns:
+    """The `--*_column` flags."""
+    return Columns(
+        query=data.query_column,
+        answer=data.answer_column,
+        positives=data.positive_column,
+        passages=data.passages_column,
+        negatives=data.negatives_column,
+        id=data.id_column,
+    )
+
+
+def eval_corpus(data: DataConfig) -> list[Passage] | None:
+    """A BEIR evaluation folder brings its own corpus."""
+    from pathlib import Path
+
+    from ds_rag.data.formats import detect
+
+    if data.eval_data and detect(Path(data.eval_data), "--eval_data") == "beir":
+        return read_corpus(data.eval_data, "--eval_data")
+    return None
+
+
+def assemble(corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequence[Row]) -> RagData:
+    """One table: the corpus first, each text once, then texts that only rows have."""
+    number: dict[str, int] = {}
+    ids: list[str] = []
+    for passage in corpus:
+        if passage.text not in number:
+            number[passage.text] = len(number)
+            ids.append(passage.id)
+    notices = []
+    if repeated := len(corpus) - len(number):
+        notices.append(f"{repeated} corpus passages repeat another's text and are one passage with it")
+    missing = {t for row in evaluation for t in row.positives if t not in number}
+    if missing:
+        notices.append(
+            f"{len(missing)} labelled passages of evaluation rows were not in the corpus and were added to it"
+        )
+    for text in sorted(missing):
+        number[text] = len(number)
+    corpus_size = len(number)
+
+    def place(texts: Iterable[str]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(number.setdefault(t, len(number)) for t in texts))
+
+    def example(row: Row) -> Example:
+        return Example(row.query, row.answers, place(row.positives), place(row.passages + row.negatives))
+
+    rows = [example(r) for r in train], [example(r) for r in evaluation]
+    ids += [f"row-passage-{n}" for n in range(len(ids), len(number))]
+    return RagData(list(number), ids, corpus_size, *rows, notices)
+
+
+def assume_first(row: Example) -> Example:
+    """An unlabelled row with its first candidate taken for the positive."""
+    if row.positives or not row.others:
+        return row
+    return Example(row.query, row.answers, row.others[:1], row.others[1:])
+
+
+class TokenTable:
+    """Token ids of many texts, in one flat int32 array: `table[n]` is text n's ids."""
+
+    def __init__(self, flat: Ids, ends: np.ndarray):
+        self.flat, self.starts = flat, np.concatenate([[0], ends])
+
+    def __getitem__(self, n: int) -> Ids:
+        return self.flat[self.starts[n] : self.starts[n + 1]]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+
+def tokenize(
+    encode: Callable[[list[str]], list[list[int]]], texts: Sequence[str], console: Console, what: str
+) -> TokenTable:
+    """Tokenises all texts, once, with progress."""
+    parts, lengths = [], []
+    with console.progress(len(texts), f"tokenising {what}", unit="text") as meter:
+        for start in range(0, len(texts), CHUNK):
+            ids = encode(list(texts[start : start + CHUNK]))
+            parts.append(np.fromiter((t for x in ids for t in x), dtype=np.int32))
+            lengths += [len(x) for x in ids]
+            meter.advance(len(ids))
+    return TokenTable(
+        np.concatenate(parts) if parts else np.zeros(0, np.int32), np.cumsum(lengths, dtype=np.int64)
+    )

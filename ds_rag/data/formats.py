@@ -1,0 +1,161 @@
+"""Rows and corpora from files: CSV, JSONL, Parquet, `datasets` folders and BEIR folders.
+
+To add a format: a reader, its line in READERS, and its suffix (or its sign in `detect`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ds_rag.data.beir import read_beir
+from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
+from ds_rag.data.records import LOG, Faults, Passage, Record, Row, corpus_passages, field_names, to_rows
+from ds_rag.data.text_files import read_csv, read_jsonl
+from ds_rag.errors import UserError, nearest
+
+__all__ = ["READERS", "Columns", "Passage", "Row", "detect", "passages_of", "read_corpus", "read_rows"]
+
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+KINDS = "a .csv, .jsonl or .parquet file, a folder of datasets' save_to_disk, or a BEIR folder"
+
+
+def read_rows(
+    path: str | Path,
+    columns: Columns = BY_NAME,
+    flag: str = "--train_data",
+    need_passages: bool = True,
+    need_answers: bool = True,
+) -> list[Row]:
+    """The rows of `path`, in file order, checked.
+
+    `flag` is the flag the path came from: it opens the messages, and `--train_data` prefers train splits.
+    Relative paths are relative to the working directory. The layout of a BEIR folder is fixed, so `columns`
+    does not apply to it. Raises UserError with file:line, what was found and what was expected.
+    """
+    kind, records, faults = _records(path, "rows", flag)
+    rows = []
+    if records:
+        with faults.first():
+            names = match_row_columns(
+                field_names(records),
+                BY_NAME if kind == "beir" else columns,
+                faults.source,
+                need_passages=need_passages,
+                need_answers=need_answers,
+            )
+        unused = [name for name in field_names(records) if name not in names.values()]
+        LOG.info("%s: columns %s; not used: %s", faults.source, names, unused)
+        rows = to_rows(records, names, faults, need_passages=need_passages, need_answers=need_answers)
+    faults.raise_any()
+    if not rows:
+        raise UserError(f"{faults.source} holds no rows", expected="at least one row")
+    return rows
+
+
+def read_corpus(path: str | Path, flag: str = "--corpus") -> list[Passage]:
+    """The passages of `path`, in file order; ids are kept, or `passage-<n>`. Raises as `read_rows`."""
+    _, records, faults = _records(path, "corpus", flag)
+    passages = corpus_passages(records, faults)
+    faults.raise_any()
+    if not passages:
+        raise UserError(f"{faults.source} holds no passages", expected="at least one passage")
+    if repeated := len(passages) - len({passage.text for passage in passages}):
+        LOG.warning("%s: %d passages repeat the text of another id", faults.source, repeated)
+    return passages
+
+
+def passages_of(rows: Iterable[Row]) -> list[Passage]:
+    """The corpus where none is given: the distinct passages of the rows, as `passage-<n>`."""
+    texts = dict.fromkeys(text for row in rows for text in (*row.positives, *row.passages, *row.negatives))
+    return [Passage(f"passage-{n}", text) for n, text in enumerate(texts, start=1)]
+
+
+def detect(path: Path, flag: str) -> str:
+    """The key of READERS for this path. Raises UserError where nothing is there or nothing fits."""
+    if not path.exists():
+        around = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, around)
+        raise UserError(
+            f"{flag}: {path} does not exist",
+            found=f"nothing there (relative paths start at {Path.cwd()})",
+            expected=KINDS,
+            fix=f"did you mean {path.parent / close}?" if close else None,
+        )
+    if path.is_dir():
+        inside = sorted(entry.name for entry in path.iterdir())
+        if {"dataset_dict.json", "state.json"} & set(inside):
+            return "datasets"
+        if {"corpus.jsonl", "queries.jsonl"} & set(inside):
+            return "beir"
+        readable = next((name for name in inside if Path(name).suffix in SUFFIXES), None)
+        raise UserError(
+            f"{flag}: {path} is neither a datasets folder nor a BEIR folder",
+            found=", ".join(inside[:8]) or "an empty folder",
+            expected=KINDS,
+            fix=f"did you mean {path / readable}?" if readable else None,
+        )
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
+    raise UserError(f"{flag}: unknown kind of file {path}", found=f"suffix '{path.suffix}'", expected=KINDS)
+
+
+def _records(path: str | Path, what: str, flag: str) -> tuple[str, list[Record], Faults]:
+    path = Path(path).expanduser()
+    kind = detect(path, flag)
+    faults = Faults(flag, str(path))
+    try:
+        return kind, list(READERS[kind](path, what, faults)), faults
+    except OSError as error:
+        raise UserError(f"{faults.source} cannot be read", found=str(error), expected=KINDS) from error
+
+
+def read_parquet(path: Path, what: str, faults: Faults) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for fields in batch.to_pylist():
+                number += 1
+                yield Record(fields, number, f"{path}:row {number}")
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"{faults.source} is no readable Parquet file", found=f"{error}, after row {number}"
+        ) from error
+
+
+def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record]:
+    """A Dataset, or a DatasetDict with one split or (for `--train_data`) a split `train`."""
+    import datasets
+    import pyarrow
+
+    try:
+        data: Any = datasets.load_from_disk(str(path))
+    except (pyarrow.ArrowException, ValueError, KeyError) as error:
+        raise UserError(f"{faults.source} is no readable datasets folder", found=str(error)) from error
+    if isinstance(data, datasets.DatasetDict):
+        splits = list(data)
+        wanted = ["train"] if "train" in splits and faults.flag == "--train_data" else splits
+        if len(wanted) != 1:
+            raise UserError(
+                f"{faults.source} holds more than one split" if splits else f"{faults.source} holds no split",
+                found=", ".join(splits) or None,
+                expected="one split" + (" or 'train'" if faults.flag == "--train_data" else ""),
+                fix=f"give one split's folder: {faults.flag} {path / splits[0]}" if splits else None,
+            )
+        data = data[wanted[0]]
+    for number, fields in enumerate(data.with_format(None), start=1):
+        yield Record(fields, number, f"{path}:row {number}")
+
+
+# (path, "rows" or "corpus", faults) -> records; what cannot be read goes to the faults.
+READERS: dict[str, Callable[[Path, str, Faults], Iterator[Record]]] = {
+    "csv": read_csv,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "datasets": read_saved_dataset,
+    "beir": read_beir,
+}

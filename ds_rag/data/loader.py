@@ -1,0 +1,123 @@
+"""From tokenised rows to micro-batches: order, length groups, collation.
+
+The stream of rows is one permutation an epoch, joined end to end and cut into global batches, so every row is seen
+equally often and the last batch of an epoch is as large as any. Position in the stream is the step number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ds_rag.batch import Batch, Ids, pad_right
+from ds_rag.data.dataset import Example, TokenTable
+
+GROUP = 16  # global batches that are sorted by length together
+
+
+@dataclass
+class TrainTokens:
+    """What training reads, tokenised; the generator's tables are None where it plays no part."""
+
+    queries: TokenTable  # of rows, the retriever's
+    passages: TokenTable  # of the passage table, the retriever's
+    generator_queries: TokenTable | None = None
+    generator_passages: TokenTable | None = None
+    generator_answers: TokenTable | None = None
+
+
+class Loader:
+    """`micro_batches(step)` are this rank's micro-batches of one optimizer step.
+
+    Micro-batch m of rank r is slice m * world + r of the step's global batch, so that two ranks see together what
+    one rank sees in two micro-batches.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Example],
+        tokens: TrainTokens,
+        batch: int,
+        accumulation: int,
+        rank: int,
+        world: int,
+        seed: int,
+        pad: int,
+    ):
+        self.rows, self.tokens, self.pad = rows, tokens, pad
+        self.batch, self.accumulation, self.rank, self.world, self.seed = (
+            batch,
+            accumulation,
+            rank,
+            world,
+            seed,
+        )
+        self.global_batch = batch * accumulation * world
+        self.lengths = np.array([self._length(n) for n in range(len(rows))])
+        self._windows: dict[int, np.ndarray] = {}
+
+    def _length(self, row: int) -> int:
+        own = self.rows[row].own
+        return len(self.tokens.queries[row]) + sum(len(self.tokens.passages[p]) for p in own) // max(
+            1, len(own)
+        )
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return len(self.rows) / self.global_batch
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        rows = self.rows_of(step)
+        parts = [
+            rows[(m * self.world + self.rank) * self.batch :][: self.batch] for m in range(self.accumulation)
+        ]
+        return [self.collate(part) for part in parts]
+
+    def rows_of(self, step: int) -> list[int]:
+        """Row numbers of a step's whole global batch, the same on every rank."""
+        window, place = divmod(step, GROUP)
+        if window not in self._windows:
+            self._windows = {window: self._window(window)}
+        return self._windows[window][place].tolist()
+
+    def _window(self, window: int) -> np.ndarray:
+        """(GROUP, global batch) row numbers: neighbours in length share a batch, batches come in random order."""
+        size = GROUP * self.global_batch
+        stream = np.arange(window * size, (window + 1) * size)
+        epochs, places = np.divmod(stream, len(self.rows))
+        orders = {
+            e: np.random.default_rng([self.seed, int(e)]).permutation(len(self.rows))
+            for e in set(epochs.tolist())
+        }
+        rows = np.array([orders[int(e)][p] for e, p in zip(epochs, places, strict=True)])
+        batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(GROUP, self.global_batch)
+        return np.random.default_rng([self.seed, window, 1]).permutation(batches)
+
+    def collate(self, rows: Sequence[int]) -> Batch:
+        """One micro-batch: the rows' own passages are the pool, each once."""
+        examples = [self.rows[r] for r in rows]
+        pool = list(dict.fromkeys(p for e in examples for p in e.own))
+        column = {p: n for n, p in enumerate(pool)}
+        own = torch.zeros(len(rows), len(pool), dtype=torch.bool)
+        positive = torch.zeros_like(own)
+        for n, example in enumerate(examples):
+            own[n, [column[p] for p in example.own]] = True
+            positive[n, [column[p] for p in example.positives]] = True
+        t = self.tokens
+        return Batch(
+            queries=pad_right([t.queries[r] for r in rows], self.pad),
+            passages=pad_right([t.passages[p] for p in pool], self.pad),
+            own_BN=own,
+            positive_BN=positive,
+            query_ids=pick(t.generator_queries, rows),
+            passage_ids=pick(t.generator_passages, pool),
+            answer_ids=pick(t.generator_answers, rows),
+            rows=list(rows),
+        )
+
+
+def pick(table: TokenTable | None, numbers: Sequence[int]) -> list[Ids]:
+    return [] if table is None else [table[n] for n in numbers]

@@ -1,0 +1,127 @@
+"""Ranks: start-up, small reductions and the gather with gradient. Every helper also works in one process.
+
+The rule for means across ranks: DeepSpeed *averages* gradients over ranks, so a loss that is a mean over the
+optimizer step's rows must be, on each rank, `world * (sum over the local rows) / (rows of the whole step)`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+
+def set_launch_defaults() -> None:
+    """Fills in what a launcher would have set, so that plain `python launch/train.py` is a world of one."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    single = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    os.environ.update({k: str(v) for k, v in single.items()})
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def start(timeout_minutes: int = 30) -> torch.device:
+    """Joins the process group (NCCL with a GPU, else gloo) and returns this rank's device."""
+    set_launch_defaults()
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    share_cores()
+    if not torch_dist.is_initialized():
+        import deepspeed
+
+        # Only inference_all_reduce needs this operator, and building it wants a compiler and minutes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(
+            dist_backend=backend,
+            timeout=datetime.timedelta(minutes=timeout_minutes),
+            auto_mpi_discovery=False,
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
+    return torch.device("cpu")
+
+
+def share_cores() -> None:
+    """One process of several on a host takes its share of the cores; no launcher does this by itself."""
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
+    if "OMP_NUM_THREADS" not in os.environ and local_world > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+
+
+def rank() -> int:
+    return torch_dist.get_rank() if torch_dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if world() > 1:
+        torch_dist.barrier()
+
+
+def stop() -> None:
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def all_sum(values: dict[str, float], device: torch.device | str = "cpu") -> dict[str, float]:
+    """The sum over ranks of each value, in float64; every rank passes the same keys."""
+    if world() == 1:
+        return dict(values)
+    total = torch.tensor([float(v) for v in values.values()], dtype=torch.float64, device=device)
+    torch_dist.all_reduce(total)
+    return dict(zip(values, total.tolist(), strict=True))
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """Every rank's `item`, in rank order, on every rank. For small things: lists of ids, texts, numbers."""
+    if world() == 1:
+        return [item]
+    items: list[Any] = [None] * world()
+    torch_dist.all_gather_object(items, item)
+    return items
+
+
+def from_first(item: Any) -> Any:
+    """Rank 0's `item` on every rank."""
+    box = [item]
+    if world() > 1:
+        torch_dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenation over ranks whose backward is the sum over ranks, cut to this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+        ctx.rows = local.shape[0]
+        parts = [torch.empty_like(local) for _ in range(world())]
+        torch_dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        total = grads[0].contiguous()
+        torch_dist.all_reduce(total)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
+    """(n, ...) on each rank -> (world * n, ...) on all; equal shapes on every rank.
+
+    The backward *sums* the gradients that all ranks send to a row. With a loss that is a mean over the local
+    queries and DeepSpeed's average over ranks, the result is the gradient of the mean over all queries: factor 1.
+    """
+    return local if world() == 1 else _Gather.apply(local)

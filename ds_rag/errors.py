@@ -1,0 +1,41 @@
+"""The one exception for mistakes a user can mend: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a flag, a file or a row. The command line prints it without a traceback and exits with 2."""
+
+    def __init__(
+        self, message: str, *, found: object = None, expected: object = None, fix: str | None = None
+    ):
+        self.message, self.found, self.expected, self.fix = message, found, expected, fix
+        lines = [message]
+        if found is not None:
+            lines.append(f"  found:    {found}")
+        if expected is not None:
+            lines.append(f"  expected: {expected}")
+        if fix is not None:
+            lines.append(f"  to mend:  {fix}")
+        super().__init__("\n".join(lines))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def choose(table: dict, name: str, what: str):
+    """`table[name]`, or a UserError that lists the known names and the nearest one."""
+    if name in table:
+        return table[name]
+    close = nearest(str(name), table)
+    raise UserError(
+        f"unknown {what} '{name}'",
+        expected=" | ".join(table),
+        fix=f"did you mean '{close}'?" if close else None,
+    )

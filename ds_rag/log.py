@@ -1,0 +1,191 @@
+"""The console, the run's log file and its metrics. From `capture()` on, the console is ours alone.
+
+Libraries write warnings and INFO lines to standard output and error, some from C++. `capture()` points both file
+descriptors at `RUN/run.log` (one file a rank) and keeps the real terminal for `Console`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ds_rag.errors import UserError
+
+Item = TypeVar("Item")
+QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
+
+
+class Console:
+    """Rank 0's voice: lines, tables, progress with rate and time left. Other ranks are silent."""
+
+    def __init__(self, stream: IO[str] | None = None, speaks: bool = True):
+        width = None if (stream or sys.stdout).isatty() else 110
+        self.rich = RichConsole(file=stream or sys.stdout, width=width, quiet=not speaks, highlight=False)
+        self.speaks = speaks
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Prints text as it is: brackets and control codes in data are not markup."""
+        self.rich.print(escape(printable(text)), style=style)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        table = Table(title=title, title_justify="left")
+        for n, name in enumerate(columns):
+            table.add_column(name, justify="left" if n == 0 else "right")
+        for row in rows:
+            table.add_row(*(escape(printable(cell)) for cell in row))
+        self.rich.print(table)
+
+    def progress(self, total: int, what: str, done: int = 0, unit: str = "step") -> Meter:
+        return Meter(self, total, what, done, unit)
+
+    def track(self, items: Iterable[Item], total: int, what: str, unit: str = "text") -> Iterator[Item]:
+        """Yields the items, showing progress by one each."""
+        with self.progress(total, what, unit=unit) as meter:
+            for item in items:
+                yield item
+                meter.advance(1)
+
+
+class Meter:
+    """A progress bar on a terminal; a line every ten seconds elsewhere."""
+
+    def __init__(self, console: Console, total: int, what: str, done: int, unit: str):
+        self.console, self.total, self.what, self.done, self.unit = console, total, what, done, unit
+        self.begin = self.last_line = time.monotonic()
+        self.first, self.note = done, ""
+        self.bar: Progress | None = None
+        if console.rich.is_terminal and console.speaks:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console.rich,
+                transient=True,
+            )
+            self.task = self.bar.add_task(what, total=total, completed=done, note="")
+
+    def __enter__(self) -> Meter:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance(self, by: int, note: str | None = None) -> None:
+        """`note` is the live text beside the bar, such as the loss."""
+        self.done += by
+        self.note = self.note if note is None else note
+        now = time.monotonic()
+        rate = (self.done - self.first) / max(now - self.begin, 1e-9)
+        if self.bar:
+            self.bar.update(
+                self.task, completed=self.done, note=f"{rate:.1f} {self.unit}/s  {escape(self.note)}"
+            )
+        elif now - self.last_line > QUIET_LINE_SECONDS:
+            self.last_line = now
+            left = (self.total - self.done) / max(rate, 1e-9)
+            self.console.say(
+                f"{self.what} {self.done}/{self.total}  {rate:.1f} {self.unit}/s  {left:.0f} s left  {self.note}"
+            )
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a step or evaluation; optionally the same to TensorBoard. Rank 0 writes."""
+
+    def __init__(self, folder: Path | None, report_to: str = "none", resume: bool = False):
+        self.file = (
+            (folder / "metrics.jsonl").open("a" if resume else "w", encoding="utf-8") if folder else None
+        )
+        self.board = None
+        if folder and report_to == "tensorboard":
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError(
+                    "--report_to tensorboard: not installed", fix="pip install tensorboard"
+                ) from None
+            self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        if not self.file:
+            return
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.flush()
+        if self.board:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def printable(text: str) -> str:
+    """Without control characters, which a passage could use to write over the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def capture(folder: Path, rank: int) -> Console:
+    """Sends everything but our own console to `folder/run.log` (`run-rankN.log` for others)."""
+    terminal = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
+    path = folder / ("run.log" if rank == 0 else f"run-rank{rank}.log")
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.captureWarnings(True)
+    console = Console(terminal, speaks=rank == 0)
+    loud = Console(terminal)
+
+    def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        traceback.print_exception(kind, error, trace)  # into the log file
+        if not issubclass(kind, KeyboardInterrupt):
+            loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip())
+        loud.say(f"rank {rank} stopped: {kind.__name__}; the libraries' messages are in {path}")
+
+    sys.excepthook = report
+    return console
+
+
+def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
+    """Runs a command's body; a UserError becomes a readable message on the terminal and exit code 2."""
+    try:
+        return body() or 0
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2

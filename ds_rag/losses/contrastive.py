@@ -1,0 +1,142 @@
+"""Losses that learn from labelled positives: InfoNCE, and the DALM toolkit's `positive_only`.
+
+Shapes: B queries, N passages in the pool, T tokens of the generator's whole input (prompt and answer).
+Scores are already divided by the temperature; everything is in nats. Half types are computed in float32,
+float64 stays. Masked places may hold anything, NaN too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ds_rag.losses.marginal import fill_value, masked_log_softmax, wide
+
+
+def _pair_losses(
+    scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None, dim: int
+) -> Tensor:
+    """-log softmax over `dim` at each (query, positive) pair, the other positives left out of that pair's
+    denominator; 0 where there is no pair."""
+    assert scores_BN.shape == positive_mask_BN.shape, (scores_BN.shape, positive_mask_BN.shape)
+    pair_BN, scores_BN = positive_mask_BN.bool(), wide(scores_BN)
+    negative_BN = ~pair_BN
+    if candidate_mask_BN is not None:
+        candidate_BN = candidate_mask_BN.bool()
+        pair_BN, negative_BN = pair_BN & candidate_BN, negative_BN & candidate_BN
+    fill = fill_value(scores_BN)
+    negatives = torch.logsumexp(torch.where(negative_BN, scores_BN, fill), dim, keepdim=True)
+    # -log(e^s / (e^s + sum of negatives)) = log(1 + e^(negatives - s)), the exact softplus
+    margin_BN = torch.where(pair_BN, negatives - torch.where(pair_BN, scores_BN, 0.0), fill)
+    return torch.logaddexp(margin_BN, torch.zeros_like(margin_BN))
+
+
+def count_pairs(positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None = None) -> Tensor:
+    """Number of (query, positive) pairs, an integer scalar: what a step's `infonce` sum is divided by."""
+    pair_BN = positive_mask_BN.bool()
+    return (pair_BN if candidate_mask_BN is None else pair_BN & candidate_mask_BN.bool()).sum()
+
+
+def infonce(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None = None) -> Tensor:
+    """Contrastive cross-entropy over the pool: each positive against the passages that are not positives.
+
+    With one positive the gradient with respect to the scores is `p - 1[j = positive]`.
+
+    Args:
+        scores_BN: retriever scores, already divided by the temperature.
+        positive_mask_BN: True where the passage is a positive of the query; a row may have none or several.
+        candidate_mask_BN: True where the passage is in the pool; None for all. A positive outside is none.
+
+    Returns:
+        loss_B, nats, *summed* over the row's pairs: divide by `count_pairs` of the whole optimizer step.
+
+    Source: Karpukhin et al. 2020, arXiv:2004.04906, eq. 2, which has one positive.
+    """
+    return _pair_losses(scores_BN, positive_mask_BN, candidate_mask_BN, 1).sum(1)
+
+
+def infonce_columns(
+    scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None = None
+) -> Tensor:
+    """InfoNCE from the passages' side: each pair's query against those it is no positive of.
+
+    Arguments, result and denominator as in `infonce`; each pair's loss is booked on its query's row.
+    """
+    return _pair_losses(scores_BN, positive_mask_BN, candidate_mask_BN, 0).sum(1)
+
+
+@dataclass(frozen=True)
+class PositiveOnly:
+    """The terms of `positive_only`, not yet divided, so that a step can divide by its own whole counts.
+
+    lm_B: cross-entropy of all the tokens of the positive's sequence.
+    doc_prior_B: answer tokens * -l[i, pos].
+    rows_B, columns_B: InfoNCE over rows and over columns.
+    tokens_B: all tokens; divides `lm_B` and `doc_prior_B`.
+    pairs_B: (query, positive) pairs; divides `rows_B` and `columns_B`.
+    """
+
+    lm_B: Tensor
+    doc_prior_B: Tensor
+    rows_B: Tensor
+    columns_B: Tensor
+    tokens_B: Tensor
+    pairs_B: Tensor
+
+    def loss(self, tokens: Tensor | float | None = None, pairs: Tensor | float | None = None) -> Tensor:
+        """The scalar loss over the given step-wide counts; by default over this batch's own."""
+        tokens = self.tokens_B.sum().clamp(min=1) if tokens is None else tokens
+        pairs = self.pairs_B.sum().clamp(min=1) if pairs is None else pairs
+        by_token, by_pair = self.lm_B + self.doc_prior_B, self.rows_B + self.columns_B
+        return by_token.sum() / tokens + by_pair.sum() / (2 * pairs)
+
+
+def positive_only(
+    scores_BN: Tensor,
+    positive_index_B: Tensor,
+    logp_BT: Tensor,
+    token_mask_BT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    positive_mask_BN: Tensor | None = None,
+    candidate_mask_BN: Tensor | None = None,
+) -> PositiveOnly:
+    """The loss of the DALM toolkit: the positive passage alone, and no sum over passages.
+
+    loss = mean over all tokens of -log P(token) - (answer tokens / all tokens) * l[i, pos]
+           + (InfoNCE over rows + InfoNCE over columns) / 2
+    The generator's log-probabilities and the scores sit in different terms: the generator never moves the
+    retriever.
+
+    Args:
+        scores_BN: retriever scores, already divided by the temperature.
+        positive_index_B: the column of the passage that stands in each query's prompt (int64).
+        logp_BT: log-probability of every token of the sequence built on that passage.
+        token_mask_BT: True at every token, prompt and answer; answer_mask_BT: True at the answer's.
+        positive_mask_BN: all known positives, by default `positive_index_B` alone: none of them is a
+            negative, and InfoNCE counts them all as pairs.
+        candidate_mask_BN: True where the passage is in the pool; None for all.
+
+    Returns:
+        `PositiveOnly`, its terms not reduced; `.loss()` normalises inside the batch.
+
+    Source: the marginalised loss of DALM's `train_rage2e` (github.com/arcee-ai/DALM), which adds the
+    positive's log prior to each answer token and takes the mean over all tokens.
+    """
+    assert logp_BT.shape == token_mask_BT.shape == answer_mask_BT.shape, (logp_BT.shape, token_mask_BT.shape)
+    index_B1 = positive_index_B[:, None]
+    if positive_mask_BN is None:
+        positive_mask_BN = torch.zeros_like(scores_BN, dtype=torch.bool).scatter(1, index_B1, True)
+    l_B = masked_log_softmax(scores_BN, candidate_mask_BN).gather(1, index_B1)[:, 0]
+    token_mask_BT = token_mask_BT.bool()
+    pair_BN = positive_mask_BN.bool()
+    return PositiveOnly(
+        lm_B=-torch.where(token_mask_BT, wide(logp_BT), 0.0).sum(1),
+        doc_prior_B=-(answer_mask_BT.bool() & token_mask_BT).sum(1) * l_B,
+        rows_B=infonce(scores_BN, pair_BN, candidate_mask_BN),
+        columns_B=infonce_columns(scores_BN, pair_BN, candidate_mask_BN),
+        tokens_B=token_mask_BT.sum(1),
+        pairs_B=(pair_BN if candidate_mask_BN is None else pair_BN & candidate_mask_BN.bool()).sum(1),
+    )

@@ -1,0 +1,173 @@
+"""Losses in which the generator teaches the retriever, and the reader loss from which the generator learns.
+
+Shapes: B queries, K candidate passages per query, T answer tokens.
+`l`, `g`, `G`, `p`, `r`, the treatment of dtypes, of masked places and of padding rows: as in marginal.py.
+`emdr2`, `pdist` and `replug_lsr` detach the generator: only the scores get a gradient. For the generator add
+`reader_loss`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ds_rag.errors import UserError, choose
+from ds_rag.losses.marginal import (
+    answer_log_prob,
+    drop_padding,
+    log_prior,
+    masked_log_softmax,
+    posterior,
+    rag_token,
+)
+
+
+def emdr2(
+    scores_BK: Tensor,
+    logp_BKT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    candidate_mask_BK: Tensor | None = None,
+    log_prior_BK: Tensor | None = None,
+) -> Tensor:
+    """`-sum_t log sum_j p_j sg P(y_t | x, z_j, y_<t)`, the generator detached.
+
+    Gradient with respect to the scores: `sum_t (p - r_t)`, before the division below.
+    Arguments as in `marginal.rag_sequence`.
+
+    Returns:
+        loss_B, nats *summed* over the answer's tokens: divide by the answer tokens of the whole step.
+
+    Source: Singh et al. 2021, arXiv:2106.05346; token by token, as in Atlas, arXiv:2208.03299.
+    """
+    return rag_token(
+        scores_BK,
+        logp_BKT.detach(),
+        answer_mask_BT,
+        candidate_mask_BK=candidate_mask_BK,
+        log_prior_BK=log_prior_BK,
+    )
+
+
+def _teacher(
+    logp_BKT: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None, temperature: float
+) -> Tensor:
+    """`log q_BK = log softmax_j(mean token log-probability / temperature)`, without gradient."""
+    if not temperature > 0:
+        raise UserError("--target_temperature is a divisor", found=temperature, expected="> 0")
+    mean_BK = answer_log_prob(
+        logp_BKT.detach(), answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob="mean"
+    )
+    return masked_log_softmax(mean_BK / temperature, candidate_mask_BK)
+
+
+def pdist(
+    scores_BK: Tensor,
+    logp_BKT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    candidate_mask_BK: Tensor | None = None,
+    log_prior_BK: Tensor | None = None,
+    target_temperature: float = 0.1,
+) -> Tensor:
+    """Perplexity distillation, `KL(q || p)` with `q = softmax_j(mean_t g / target_temperature)`.
+
+    Gradient with respect to the scores: `p - q`. Arguments as in `marginal.rag_sequence`.
+
+    Returns:
+        loss_B, nats per query: take the mean over the queries of the step. (Atlas' code divides by B * K,
+        which makes the retriever's learning rate depend on K; we do not.)
+
+    Raises:
+        UserError: `target_temperature` not above 0.
+
+    Source: Izacard et al. 2022, arXiv:2208.03299, section 2.2 (PDist).
+    """
+    l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
+    log_q_BK = _teacher(logp_BKT, answer_mask_BT, candidate_mask_BK, target_temperature)
+    kl_B = (log_q_BK.exp() * (log_q_BK - l_BK)).sum(-1)
+    return drop_padding(kl_B, answer_mask_BT, candidate_mask_BK)
+
+
+def replug_lsr(
+    scores_BK: Tensor,
+    logp_BKT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    candidate_mask_BK: Tensor | None = None,
+    log_prior_BK: Tensor | None = None,
+    target_temperature: float = 0.1,
+) -> Tensor:
+    """LM-supervised retrieval, `KL(p || q)` with `q = softmax_j(mean_t g / target_temperature)`.
+
+    Gradient with respect to the scores: `p (log p - log q - KL)`. Arguments as in `marginal.rag_sequence`.
+    Deviations: the paper puts the *probability* of the answer over its beta (our `target_temperature`) into
+    q's softmax, where we put the mean token log-probability (a probability near 0 makes q uniform); code
+    released for it takes the other direction of the divergence, where we keep the paper's.
+
+    Returns:
+        loss_B, nats per query: take the mean over the queries of the step.
+
+    Raises:
+        UserError: `target_temperature` not above 0; a `log_prior_BK`, since q says nothing about passages the
+            generator has not scored and KL(p || q) needs it wherever p has mass.
+
+    Source: Shi et al. 2023, arXiv:2301.12652, section 4.
+    """
+    if log_prior_BK is not None:
+        raise UserError(
+            "replug_lsr compares prior and generator on the scored candidates only",
+            found="--prior pool",
+            expected="--prior candidates",
+            fix="drop --prior pool, or use --objective pdist",
+        )
+    l_BK = log_prior(scores_BK, candidate_mask_BK)
+    log_q_BK = _teacher(logp_BKT, answer_mask_BT, candidate_mask_BK, target_temperature)
+    kl_B = (l_BK.exp() * (l_BK - log_q_BK)).sum(-1)
+    return drop_padding(kl_B, answer_mask_BT, candidate_mask_BK)
+
+
+READER_LOSSES = {"prior": "weights p", "posterior": "weights r", "none": "no reader loss"}
+
+
+def reader_loss(
+    scores_BK: Tensor,
+    logp_BKT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    kind: str = "prior",
+    candidate_mask_BK: Tensor | None = None,
+    log_prior_BK: Tensor | None = None,
+    answer_logprob: str = "sum",
+) -> Tensor:
+    """`-sum_j sg(w_j) G_j`: the answer's weighted cross-entropy. Only the generator learns.
+
+    Args:
+        kind: "prior" (w = p), "posterior" (w = r; its gradient is that of `rag_sequence`), "none" (zeros).
+        The others as in `marginal.rag_sequence`.
+
+    Returns:
+        loss_B, nats per query.
+
+    Raises:
+        UserError: unknown `kind` or `answer_logprob`.
+    """
+    choose(READER_LOSSES, kind, "--reader_loss")
+    G_BK = answer_log_prob(
+        logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob
+    )
+    if kind == "none":
+        return torch.zeros_like(G_BK[:, 0])
+    if kind == "prior":
+        w_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK).exp()
+    else:
+        w_BK = posterior(
+            scores_BK,
+            logp_BKT,
+            answer_mask_BT,
+            candidate_mask_BK=candidate_mask_BK,
+            log_prior_BK=log_prior_BK,
+            answer_logprob=answer_logprob,
+        )
+    assert w_BK.shape == G_BK.shape, (w_BK.shape, G_BK.shape)
+    return drop_padding(-(w_BK.detach() * G_BK).sum(-1), answer_mask_BT, candidate_mask_BK)

@@ -1,0 +1,205 @@
+"""The marginal objectives: the answer's probability, summed over the retrieved passages.
+
+Shapes: B queries, K candidate passages per query, T answer tokens.
+Names: `l` is the retriever's log prior over the candidates, `g` the generator's token log-probabilities, `G`
+their sum over the answer, `r` the posterior over the candidates once the answer has been seen. Everything is
+in nats.
+
+Half types are computed in float32, float64 stays. Masked places of any input may hold anything, NaN too: they
+are replaced before arithmetic, so values and gradients stay finite. A query without a candidate or without an
+answer token is padding: its loss is 0 and it sends no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ds_rag.errors import UserError, choose
+
+ANSWER_LOGPROB = {"sum": False, "mean": True}  # divide by the number of answer tokens?
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in at least float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def fill_value(x: Tensor) -> float:
+    """What stands for log 0 at masked places: finite, so that 0 * fill is 0 and fill - fill is no NaN;
+    halved, so that adding a log-probability or taking away a maximum cannot overflow."""
+    return torch.finfo(x.dtype).min / 2
+
+
+def masked_log_softmax(x_BK: Tensor, mask_BK: Tensor | None = None) -> Tensor:
+    """Log-softmax over the last dimension among the True places; the others come out as `fill_value`."""
+    x_BK = wide(x_BK)
+    if mask_BK is None:
+        return torch.log_softmax(x_BK, -1)
+    mask_BK = mask_BK.bool()
+    out_BK = torch.log_softmax(torch.where(mask_BK, x_BK, fill_value(x_BK)), -1)
+    return torch.where(mask_BK, out_BK, fill_value(x_BK))
+
+
+def log_prior(
+    scores_BK: Tensor, candidate_mask_BK: Tensor | None = None, log_prior_BK: Tensor | None = None
+) -> Tensor:
+    """The retriever's log prior `l_BK`, at least float32.
+
+    Args:
+        scores_BK: retriever scores, already divided by the temperature.
+        candidate_mask_BK: True where the candidate counts; None for all.
+        log_prior_BK: a prior made elsewhere, used as it is instead of the softmax of `scores_BK`. With the
+            log-softmax over a whole pool, gathered at the candidates, a marginal loss exceeds that of the
+            whole pool by exactly -log(posterior mass of the candidates), and the passages left unscored are
+            still pushed down.
+    """
+    if log_prior_BK is None:
+        return masked_log_softmax(scores_BK, candidate_mask_BK)
+    assert log_prior_BK.shape == scores_BK.shape, (log_prior_BK.shape, scores_BK.shape)
+    log_prior_BK = wide(log_prior_BK)
+    if candidate_mask_BK is None:
+        return log_prior_BK
+    return torch.where(candidate_mask_BK.bool(), log_prior_BK, fill_value(log_prior_BK))
+
+
+def token_logprobs(
+    logp_BKT: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None = None
+) -> Tensor:
+    """`g_BKT` in at least float32 with 0 at every masked place."""
+    B, K, T = logp_BKT.shape
+    assert answer_mask_BT.shape == (B, T), (answer_mask_BT.shape, logp_BKT.shape)
+    keep_BKT = answer_mask_BT.bool()[:, None, :]
+    if candidate_mask_BK is not None:
+        assert candidate_mask_BK.shape == (B, K), (candidate_mask_BK.shape, logp_BKT.shape)
+        keep_BKT = keep_BKT & candidate_mask_BK.bool()[:, :, None]
+    return torch.where(keep_BKT, wide(logp_BKT), 0.0)
+
+
+def answer_log_prob(
+    logp_BKT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    candidate_mask_BK: Tensor | None = None,
+    answer_logprob: str = "sum",
+) -> Tensor:
+    """`G_BK`: log-probability of the whole answer given each candidate; 0 at masked candidates.
+
+    Args:
+        logp_BKT: the generator's log-probability of each answer token.
+        answer_mask_BT: True at the answer's tokens.
+        candidate_mask_BK: True where the candidate counts; None for all.
+        answer_logprob: "sum" over the tokens (a probability, as in the paper) or "mean" (keeps a long answer
+            from drowning the prior).
+
+    Raises:
+        UserError: unknown `answer_logprob`.
+    """
+    divide = choose(ANSWER_LOGPROB, answer_logprob, "--answer_logprob")
+    G_BK = token_logprobs(logp_BKT, answer_mask_BT, candidate_mask_BK).sum(-1)
+    return G_BK / answer_mask_BT.bool().sum(-1).clamp(min=1)[:, None] if divide else G_BK
+
+
+def drop_padding(loss_B: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None) -> Tensor:
+    """`loss_B` with 0 for the queries that have no answer token or no candidate."""
+    real_B = answer_mask_BT.bool().any(-1)
+    if candidate_mask_BK is not None:
+        real_B = real_B & candidate_mask_BK.bool().any(-1)
+    return torch.where(real_B, loss_B, 0.0)
+
+
+def posterior(
+    scores_BK: Tensor,
+    logp_BKT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    candidate_mask_BK: Tensor | None = None,
+    log_prior_BK: Tensor | None = None,
+    answer_logprob: str = "sum",
+) -> Tensor:
+    """`r_BK = softmax_j(l + G)`: which candidate explains the answer. Arguments as in `rag_sequence`; 0 at
+    masked candidates, each row sums to 1."""
+    l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
+    G_BK = answer_log_prob(
+        logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob
+    )
+    return masked_log_softmax(l_BK + G_BK, candidate_mask_BK).exp()
+
+
+def entropy(p_BK: Tensor) -> Tensor:
+    """Entropy in nats of each row of probabilities; 0 log 0 is 0."""
+    return torch.special.entr(p_BK).sum(-1)
+
+
+def rag_sequence(
+    scores_BK: Tensor,
+    logp_BKT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    candidate_mask_BK: Tensor | None = None,
+    log_prior_BK: Tensor | None = None,
+    answer_logprob: str = "sum",
+) -> Tensor:
+    """`-log sum_j P(z_j | x) P(y | x, z_j)`: one passage explains the whole answer.
+
+    Gradients: with respect to the scores `p - r`, with respect to every token log-probability of candidate j
+        `-r_j`.
+
+    Args:
+        scores_BK: retriever scores, already divided by the temperature; the log-softmax is taken here.
+        logp_BKT: the generator's log-probability of each answer token given each candidate.
+        answer_mask_BT: True at the answer's tokens.
+        candidate_mask_BK: True where the candidate counts; None for all.
+        log_prior_BK: see `log_prior`; `scores_BK` then only gives the shape.
+        answer_logprob: "sum" (the paper) or "mean", see `answer_log_prob`.
+
+    Returns:
+        loss_B, nats per query, not reduced; take the mean over the queries of the optimizer step.
+
+    Raises:
+        UserError: unknown `answer_logprob`.
+
+    Source: Lewis et al. 2020, arXiv:2005.11401, section 2.1 (RAG-Sequence).
+    """
+    l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
+    G_BK = answer_log_prob(
+        logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob
+    )
+    assert l_BK.shape == G_BK.shape, (l_BK.shape, G_BK.shape)
+    return drop_padding(-torch.logsumexp(l_BK + G_BK, -1), answer_mask_BT, candidate_mask_BK)
+
+
+def rag_token(
+    scores_BK: Tensor,
+    logp_BKT: Tensor,
+    answer_mask_BT: Tensor,
+    *,
+    candidate_mask_BK: Tensor | None = None,
+    log_prior_BK: Tensor | None = None,
+    answer_logprob: str = "sum",
+) -> Tensor:
+    """`-sum_t log sum_j P(z_j | x) P(y_t | x, z_j, y_<t)`: every token may lean on another passage.
+
+    Gradients: with respect to the scores `sum_t (p - r_t)`, with respect to a token log-probability `-r_jt`,
+        where
+    `r_t = softmax_j(l + g_t)` is the posterior of that token alone.
+    Arguments and result as in `rag_sequence`, save that there is no log-probability of a sequence to average.
+
+    Raises:
+        UserError: `answer_logprob` other than "sum".
+
+    Source: Lewis et al. 2020, arXiv:2005.11401, section 2.1 (RAG-Token).
+    """
+    if choose(ANSWER_LOGPROB, answer_logprob, "--answer_logprob"):
+        raise UserError(
+            "rag_token marginalises each token by itself, so there is no answer log-probability to average",
+            found=f"--answer_logprob {answer_logprob}",
+            expected="--answer_logprob sum",
+            fix="drop the flag, or use --objective rag_sequence",
+        )
+    l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
+    g_BKT = token_logprobs(logp_BKT, answer_mask_BT, candidate_mask_BK)
+    assert l_BK.shape == g_BKT.shape[:2], (l_BK.shape, g_BKT.shape)
+    log_mix_BT = torch.logsumexp(l_BK[:, :, None] + g_BKT, 1)
+    loss_B = -torch.where(answer_mask_BT.bool(), log_mix_BT, 0.0).sum(-1)
+    return drop_padding(loss_B, answer_mask_BT, candidate_mask_BK)

@@ -1,0 +1,144 @@
+"""Retrieval and answer metrics. The formulas are libraries' (ir_measures, torchmetrics), imported late.
+
+Ours is the treatment of ties, which libraries break by document id or by order: a scorer that gives every
+passage the same score would then be credited by accident. Here ties are ranked against the scorer, before the
+library sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ds_rag.errors import UserError
+
+TIE = 1e-6  # scores closer than this share of the row's largest |score| are equal; float32 has about 7 digits
+
+
+def pessimistic_ranking(
+    ids: Sequence[str], scores: Sequence[float] | np.ndarray, grades: Mapping[str, int], corpus_size: int
+) -> list[str]:
+    """The retrieved ids of one query, best first, ties broken against the scorer.
+
+    Among equal scores (a chain of neighbours closer than `TIE`) irrelevant passages come first, then lower
+    grades. A relevant passage that ties with the last retrieved score is left out when the list is not the
+    whole corpus: passages that were not retrieved may have the same score and stand before it. So retrieve at
+    least one passage more than the deepest cutoff. A score that is no finite number counts as the lowest.
+    """
+    assert len(ids) == len(scores) <= corpus_size, (len(ids), len(scores), corpus_size)
+    assert len(set(ids)) == len(ids), ids
+    if not len(ids):
+        return []
+    score = np.asarray(scores, dtype=np.float64)
+    finite = np.isfinite(score)
+    tolerance = TIE * np.abs(score[finite]).max(initial=0.0)
+    score = np.where(finite, score, -np.inf)
+    grade = np.array([max(0, grades.get(i, 0)) for i in ids])
+    order = np.argsort(-score, kind="stable")
+    with np.errstate(invalid="ignore"):  # -inf less -inf: a tie
+        group = np.concatenate([[0], np.cumsum(score[order][:-1] - score[order][1:] > tolerance)])
+    ranked = order[np.lexsort((grade[order], group))]
+    if len(ids) == corpus_size:
+        return [ids[i] for i in ranked]
+    last_group = set(order[group == group[-1]].tolist())
+    return [ids[i] for i in ranked if not (grade[i] and i in last_group)]
+
+
+def retrieval_metrics_per_query(
+    top_ids: Sequence[Sequence[str]],
+    top_scores: Sequence[Sequence[float]] | np.ndarray,
+    qrels: Sequence[Mapping[str, int]],
+    *,
+    corpus_size: int,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, np.ndarray]:
+    """recall@k and hit@k for k in `ks`, mrr@10 and ndcg@10, one float64 value in 0..1 per query, in the given
+    order.
+
+    Args:
+        top_ids: for each query the retrieved passage ids, without repeats, in any order.
+        top_scores: their scores, higher is better.
+        qrels: for each query {passage id: grade}; relevant is a grade above 0. nDCG uses the grade as its
+            gain.
+        corpus_size: number of passages that could have been retrieved.
+        ks: cutoffs.
+
+    recall@k: share of the relevant passages among the first k. hit@k: 1 if any is. mrr@10: reciprocal rank of
+    the first, 0 below rank 10. Ties as in `pessimistic_ranking`; the formulas are trec_eval's, by
+    ir_measures.
+
+    Raises:
+        UserError: a query without a relevant passage.
+    """
+    from ir_measures import RR, Qrel, R, ScoredDoc, Success, iter_calc, nDCG
+
+    assert len(top_ids) == len(top_scores) == len(qrels), (len(top_ids), len(top_scores), len(qrels))
+    names = {R @ k: f"recall@{k}" for k in ks} | {Success @ k: f"hit@{k}" for k in ks}
+    names |= {RR @ 10: "mrr@10", nDCG @ 10: "ndcg@10"}
+    judged, run = [], []
+    for q, (ids, scores, grades) in enumerate(zip(top_ids, top_scores, qrels, strict=True)):
+        if not any(grade > 0 for grade in grades.values()):
+            raise UserError(
+                f"query {q} has no relevant passage, so its recall is undefined",
+                found=f"grades {dict(grades)}",
+                expected="at least one passage with a grade above 0",
+                fix="leave the query out of the evaluation, or label its passage",
+            )
+        judged += [Qrel(str(q), doc, int(grade)) for doc, grade in grades.items()]
+        ranked = pessimistic_ranking(ids, scores, grades, corpus_size)
+        run += [ScoredDoc(str(q), doc, float(len(ranked) - rank)) for rank, doc in enumerate(ranked)]
+    values = {name: np.zeros(len(qrels)) for name in names.values()}
+    for metric in iter_calc(list(names), judged, run) if judged else ():
+        values[names[metric.measure]][int(metric.query_id)] = metric.value
+    return values
+
+
+def retrieval_metrics(
+    top_ids: Sequence[Sequence[str]],
+    top_scores: Sequence[Sequence[float]] | np.ndarray,
+    qrels: Sequence[Mapping[str, int]],
+    *,
+    corpus_size: int,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """The means over the queries of `retrieval_metrics_per_query`, whose arguments these are."""
+    return _means(retrieval_metrics_per_query(top_ids, top_scores, qrels, corpus_size=corpus_size, ks=ks))
+
+
+def answer_metrics_per_row(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """exact_match, f1 and rougeL, one value in 0..1 per row, the best over the row's references.
+
+    exact_match and f1 follow SQuAD: case, punctuation, articles and extra blanks do not count. rougeL is the
+    F-measure of the longest common subsequence over lower-cased runs of [a-z0-9], as in Google's rouge_score,
+    without stemming (so it is 0 for other scripts). Both are torchmetrics' own, well kept and needing no
+    download; only its ROUGE-Lsum would need nltk.
+
+    Raises:
+        UserError: a row without a reference.
+    """
+    from torchmetrics.functional.text import rouge_score, squad
+
+    assert len(predictions) == len(references), (len(predictions), len(references))
+    values = {name: np.zeros(len(predictions)) for name in ("exact_match", "f1", "rougeL")}
+    for i, (prediction, known) in enumerate(zip(predictions, references, strict=True)):
+        if isinstance(known, str) or not known:
+            raise UserError(f"row {i} needs a list of reference answers", found=repr(known))
+        truth = {"id": str(i), "answers": {"text": list(known), "answer_start": [0] * len(known)}}
+        scores = squad({"id": str(i), "prediction_text": prediction}, truth)  # type: ignore[arg-type]
+        rouge = rouge_score([prediction], [list(known)], rouge_keys="rougeL", accumulate="best")
+        values["exact_match"][i] = float(scores["exact_match"]) / 100
+        values["f1"][i] = float(scores["f1"]) / 100
+        values["rougeL"][i] = float(rouge["rougeL_fmeasure"])
+    return values
+
+
+def answer_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """The means over the rows of `answer_metrics_per_row`, whose arguments these are."""
+    return _means(answer_metrics_per_row(predictions, references))
+
+
+def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(value.mean()) if len(value) else 0.0 for name, value in values.items()}

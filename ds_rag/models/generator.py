@@ -1,0 +1,55 @@
+"""The generator: a causal language model that returns the log-probabilities of its targets.
+
+Shape legend: C cells, T tokens of a cell, A tokens of the longest target, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ds_rag.batch import Cells
+
+
+class Generator(nn.Module):
+    """`generator(cells)` -> token log-probabilities (C, A), float32; what stands at padded targets means nothing."""
+
+    def __init__(self, lm: Any, tokenizer: Any):
+        super().__init__()
+        self.lm, self.tokenizer = lm, tokenizer
+        accepts = inspect.signature(lm.forward).parameters
+        self.takes_positions = "position_ids" in accepts
+        self.keeps_logits = "logits_to_keep" in accepts
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.lm.config.get_text_config().hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that one sequence may have."""
+        return int(getattr(self.lm.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+
+    def forward(self, cells: Cells) -> torch.Tensor:
+        extra: dict[str, Any] = {}
+        if self.takes_positions:  # the left padding takes up no positions
+            extra["position_ids"] = (cells.mask_CT.cumsum(-1) - 1).clamp(min=0)
+        if self.keeps_logits:  # only positions that predict a target need logits
+            extra["logits_to_keep"] = cells.target_length + 1
+        output = self.lm(input_ids=cells.ids_CT, attention_mask=cells.mask_CT, use_cache=False, **extra)
+        logits_CAV = output.logits[:, -cells.target_length - 1 : -1]
+        targets_CA = cells.ids_CT[:, -cells.target_length :]
+        nll = F.cross_entropy(logits_CAV.flatten(0, 1).float(), targets_CA.flatten(), reduction="none")
+        return -nll.view(targets_CA.shape)
+
+    def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` open. `state` as in Retriever.save."""
+        state = state if state is not None else self.state_dict()
+        weights = {k.removeprefix("lm."): v.float() for k, v in state.items()}
+        self.lm.save_pretrained(folder, state_dict=weights)
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,145 @@
+"""The retriever: an encoder, a pooling, a normalisation, prompts and a temperature; queries and passages embed in
+one forward, which is what DeepSpeed's bookkeeping of gradients needs.
+
+Shape legend: B queries, N passages, T tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ds_rag.batch import Tokens
+from ds_rag.errors import choose
+from ds_rag.pooling import POOLERS
+
+PASSAGE_ENCODER = "passage_encoder"  # subfolder of the second encoder, where there are two
+
+
+@dataclass
+class RetrieverSettings:
+    """What turns hidden states into embeddings and texts into tokens; saved as `ds_rag.json` beside the weights."""
+
+    pooling: str = "mean"
+    normalize: bool = True
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    max_query_length: int = 64
+    max_passage_length: int = 200
+    temperature: float = 0.05
+    learn_temperature: bool = False
+
+
+class Retriever(nn.Module):
+    """`retriever(queries, passages)` -> (embeddings_BD, embeddings_ND, temperature), the last a 0-d tensor."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        settings: RetrieverSettings,
+        passage_encoder: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.encoder, self.passage_encoder = encoder, passage_encoder
+        self.tokenizer, self.settings = tokenizer, settings
+        self.pool = choose(POOLERS, settings.pooling, "pooling")
+        start = torch.tensor(math.log(settings.temperature))
+        # In the wrapper and returned with the embeddings, or a learned temperature would get no gradient.
+        if settings.learn_temperature:
+            self.log_temperature = nn.Parameter(start)
+        else:
+            self.register_buffer("log_temperature", start, persistent=False)
+        for part in filter(None, (encoder, passage_encoder)):
+            pooler = getattr(part, "pooler", None)
+            if isinstance(pooler, nn.Module):  # its output is not used: a trainable one would get no gradient
+                pooler.requires_grad_(False)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.encoder.config.hidden_size)
+
+    def forward(self, queries: Tokens, passages: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q_BD, p_ND = self.embed(queries, "query"), self.embed(passages, "passage")
+        return q_BD, p_ND, self.log_temperature.float().exp()
+
+    def embed(self, tokens: Tokens, side: str) -> torch.Tensor:
+        """(B, D) float32 embeddings of one side: 'query' or 'passage'."""
+        encoder = (
+            self.passage_encoder if side == "passage" and self.passage_encoder is not None else self.encoder
+        )
+        hidden_BTD = encoder(input_ids=tokens.ids_BT, attention_mask=tokens.mask_BT).last_hidden_state
+        pooled_BD = self.pool(hidden_BTD, tokens.mask_BT).float()
+        return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
+
+    def tokenize(self, texts: list[str], side: str) -> list[list[int]]:
+        """Token ids with the side's prefix and the tokenizer's special tokens, cut at the side's length."""
+        s = self.settings
+        prefix, length = (
+            (s.query_prefix, s.max_query_length)
+            if side == "query"
+            else (s.passage_prefix, s.max_passage_length)
+        )
+        return self.tokenizer([prefix + t for t in texts], truncation=True, max_length=length)["input_ids"]
+
+    def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes a folder that `SentenceTransformer(folder)` opens and that gives the same vectors.
+
+        `state` replaces the module's own weights (this wrapper's names), as a sharded engine gathers them.
+        """
+        state = state if state is not None else self.state_dict()
+        settings = RetrieverSettings(
+            **{**asdict(self.settings), "temperature": float(self.log_temperature.exp())}
+        )
+        save_sentence_transformer(self.encoder, self.tokenizer, settings, folder, part(state, "encoder."))
+        if self.passage_encoder is not None:
+            inner = folder / PASSAGE_ENCODER
+            save_sentence_transformer(
+                self.passage_encoder, self.tokenizer, settings, inner, part(state, f"{PASSAGE_ENCODER}.")
+            )
+
+
+def part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The entries below `prefix`, without it, in float32."""
+    return {k[len(prefix) :]: v.float() for k, v in state.items() if k.startswith(prefix)}
+
+
+def save_sentence_transformer(
+    encoder: Any, tokenizer: Any, settings: RetrieverSettings, folder: Path, state: dict[str, torch.Tensor]
+) -> None:
+    """Encoder, tokenizer and sentence-transformers' own description of pooling, normalisation and prompts."""
+    encoder.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [
+        ("2_Normalize", "Normalize")
+    ] * settings.normalize
+    names = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
+    write = {
+        "modules.json": [
+            {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for n, (path, kind) in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {"word_embedding_dimension": encoder.config.hidden_size}
+        | {f"pooling_mode_{long}": settings.pooling == short for short, long in names.items()},
+        "sentence_bert_config.json": {
+            "max_seq_length": max(settings.max_query_length, settings.max_passage_length),
+            "do_lower_case": False,
+        },
+        "config_sentence_transformers.json": {
+            "prompts": {"query": settings.query_prefix, "document": settings.passage_prefix},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine" if settings.normalize else "dot",
+        },
+        "ds_rag.json": asdict(settings),
+    }
+    for path, _ in modules:
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    for name, content in write.items():
+        (folder / name).write_text(json.dumps(content, indent=1))

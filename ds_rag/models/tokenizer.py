@@ -1,0 +1,82 @@
+"""Tokenizers: one trained with sentencepiece on a corpus, and the mending of those without a pad token."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ds_rag.errors import UserError
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Trains a sentencepiece BPE model on `texts` and writes a folder that AutoTokenizer opens.
+
+    At most `vocab_size` pieces (a small corpus may yield fewer), byte fallback for unseen characters, ids
+    <pad> 0, <s> 1, </s> 2, <unk> 3. No normalisation and no dummy prefix: only so are transformers' ids equal to
+    sentencepiece's own for every text, leading and double spaces included.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            character_coverage=1.0,
+            max_sentence_length=1 << 20,
+            input_sentence_size=1_000_000,
+            shuffle_input_sentence=True,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            "the tokenizer could not be trained on the corpus",
+            found=str(error).splitlines()[0],
+            expected="a vocab_size of at least 300 and the number of distinct characters",
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_prefix_space": False,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "pad_token": "<pad>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def open_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> Any:
+    """The folder's tokenizer; one without a pad token pads with its end-of-sequence token.
+
+    That is safe because masks here go by position, never by token id.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"{folder}: the tokenizer has neither a pad nor an end-of-sequence token",
+                fix="set pad_token or eos_token in its tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer

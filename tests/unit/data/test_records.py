@@ -1,0 +1,117 @@
+"""What is wrong in a row or a passage is said with its place; what is right is cleaned."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import pytest
+
+from ds_rag.data.formats import Passage, read_corpus, read_rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"query": ""}, "'query' is empty, expected text"),
+        ({"query": None}, "'query' is missing or null"),
+        ({"query": 17}, "'query' is int 17, expected text"),
+        ({"query": ["who"]}, "'query' is list ['who'], expected text"),
+        ({"answer": " "}, "'answer' is empty"),
+        ({"answer": []}, "'answer' holds no answer"),
+        ({"answer": None}, "'answer' holds no answer"),
+        ({"answer": ["me", ""]}, "'answer[1]' is empty"),
+        ({"answer": 4.5}, "'answer' is float 4.5, expected a text"),
+        ({"answer": True}, "'answer' is bool True"),
+        ({"passage": ""}, "'passage' is empty"),
+        ({"passage": ["x", None]}, "'passage[1]' is NoneType None"),
+        ({"passage": [{"title": "t"}]}, "'passage[0]' is an object with title, expected one with 'text'"),
+        ({"passage": {"title": 3, "text": "x"}}, "the title of 'passage' is int 3"),
+        ({"passage": {"title": ["t"], "text": ["x", "y"]}}, "other titles than texts"),
+        ({"passage": []}, "neither labelled nor unlabelled passages, expected some in 'passage'"),
+        ({"passage": None, "passages": []}, "expected some in 'passage' and 'passages'"),
+        ({"passage": None, "negatives": ["n"]}, "neither labelled nor unlabelled passages"),
+        ({"passage": "a\0b"}, "'passage' holds a NUL at character 1"),
+        ({"passage": "é\ud800"}, "'passage' holds a lone surrogate at character 1"),
+        ({"id": None}, "'id' is missing or null"),
+        ({"id": "same"}, "id 'same' is already that of another row at"),
+    ],
+)
+def test_row_faults(changes: dict, words: str, files: Any) -> None:
+    first = files.line(id="same", query="other") if "id" in changes else files.line()
+    path = files.put("r.jsonl", first + files.line(**changes))
+    assert f"{path}:2: " in files.error(path) and words in files.error(path)
+
+
+def test_faults_are_listed_in_file_order_up_to_ten_with_their_total(files: Any) -> None:
+    lines = [files.line(query="") if n % 2 else "{\n" for n in range(1, 31)]
+    message = files.error(files.put("r.jsonl", files.line() + "".join(lines)))
+    assert "30 bad places, the first 10:" in message
+    assert [int(n) for n in re.findall(r"r\.jsonl:(\d+): ", message)] == list(range(2, 12))
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ('["a b", "c"]', ("a b", "c")),
+        ('[{"title": "t", "text": "a"}]', ("t a",)),
+        ("[1] a footnote", ("[1] a footnote",)),
+        ("[2020]", ("[2020]",)),
+        ("[sic]", ("[sic]",)),
+    ],
+)
+def test_a_csv_cell_is_a_list_only_where_it_is_json(cell: str, texts: tuple[str, ...], files: Any) -> None:
+    path = files.csv("r.csv", [{"query": cell, "answer": "a", "positives": cell}])
+    assert read_rows(path)[0].positives == texts
+    assert read_rows(path)[0].query == cell
+
+
+@pytest.mark.parametrize("cell", ["['a', 'b']", "['a' 'b']", '["a" "b"]'])
+def test_a_printed_list_in_a_csv_cell_is_refused(cell: str, files: Any) -> None:
+    path = files.csv("r.csv", [{"query": "q", "answers": cell, "passage": "p"}])
+    assert f"{path}:2: 'answers' looks like a list but is no JSON" in files.error(path)
+
+
+def test_a_text_is_in_one_role_once(files: Any) -> None:
+    fields: dict = {"positives": ["p", "p "], "passages": ["c", "p", "n", "c"], "negatives": ["n", "p", "n"]}
+    fields |= {"query": "q", "answers": ["a", " a", "b"]}
+    row = read_rows(files.jsonl("r.jsonl", [fields]))[0]
+    assert (row.answers, row.positives, row.passages, row.negatives) == (("a", "b"), ("p",), ("c",), ("n",))
+
+
+def test_what_is_not_needed_may_be_absent(files: Any) -> None:
+    path = files.put(
+        "r.jsonl", files.line(answer=None) + files.line(answer="") + files.line(answer=["x", ""])
+    )
+    assert [row.answers for row in read_rows(path, need_answers=False)] == [(), (), ("x",)]
+    path = files.put("r.csv", "query,answer\nwho,me\n")
+    row = read_rows(path, need_passages=False)[0]
+    assert row.positives + row.passages + row.negatives == () and row.answers == ("me",)
+    path = files.put("r.csv", "query,passage\nwho,me\n")
+    assert read_rows(path, need_answers=False)[0].answers == ()
+
+
+def test_repeated_rows_are_merged_with_a_notice(caplog: pytest.LogCaptureFixture, files: Any) -> None:
+    path = files.put("r.jsonl", files.line(id=1) * 2 + files.line(id=2))
+    with caplog.at_level(logging.WARNING, "ds_rag.data"):
+        assert [row.id for row in read_rows(path)] == ["1", "2"]
+    assert "1 repeated rows" in caplog.text
+
+
+def test_corpus_ids(caplog: pytest.LogCaptureFixture, files: Any) -> None:
+    lines = [{"docid": 1, "text": "a"}, {"docid": "1", "text": "a"}, {"docid": 2, "text": "a"}]
+    with caplog.at_level(logging.WARNING, "ds_rag.data"):
+        assert read_corpus(files.jsonl("c.jsonl", lines)) == [Passage("1", "a"), Passage("2", "a")]
+    assert "1 repeated passages" in caplog.text and "1 passages repeat the text" in caplog.text
+    path = files.jsonl("c.jsonl", [*lines, {"docid": 2, "text": "b"}, {"docid": 3, "text": ""}])
+    message = files.error(path, corpus=True)
+    assert f"{path}:4: id '2' is already that of another text at {path}:3" in message
+    assert f"{path}:5: 'text' is empty" in message and message.startswith("--corpus: ")
+    assert read_corpus(files.put("c.csv", "Text\nb\nc\n")) == [
+        Passage("passage-1", "b"),
+        Passage("passage-2", "c"),
+    ]
+    assert "rename the column to 'text'" in files.error(files.put("c.csv", "body\nb\n"), corpus=True)
+    assert "rename or remove" in files.error(files.put("c.csv", "text,content\nb,c\n"), corpus=True)
+    assert "holds no passages" in files.error(files.put("c.csv", "text\n"), corpus=True)
