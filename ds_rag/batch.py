@@ -7,7 +7,7 @@ of the longest target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,18 +45,13 @@ class Batch:
         return lengths_to_mask([len(a) for a in self.answer_ids])
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(
-            **{k: v.to(device) if isinstance(v, (Tokens, torch.Tensor)) else v for k, v in moved.items()}
+        return replace(
+            self,
+            queries=self.queries.to(device),
+            passages=self.passages.to(device),
+            own_BN=self.own_BN.to(device),
+            positive_BN=self.positive_BN.to(device),
         )
-
-
-@dataclass
-class Candidates:
-    """The passages that the generator reads for each query."""
-
-    index_BK: torch.Tensor  # int64, columns of the pool
-    mask_BK: torch.Tensor  # bool, False where a query has fewer
 
 
 @dataclass
@@ -66,10 +61,15 @@ class Cells:
 
     ids_CT: torch.Tensor  # int64
     mask_CT: torch.Tensor  # 1: real
-    target_length: int  # A, the last A columns hold the targets
+    target_lengths: list[int]  # C, tokens of each target
+
+    @property
+    def target_length(self) -> int:
+        """A: the last A columns hold the targets."""
+        return max(self.target_lengths)
 
     def to(self, device: torch.device | str) -> Cells:
-        return Cells(self.ids_CT.to(device), self.mask_CT.to(device), self.target_length)
+        return Cells(self.ids_CT.to(device), self.mask_CT.to(device), self.target_lengths)
 
 
 def lengths_to_mask(lengths: Sequence[int]) -> torch.Tensor:
@@ -94,4 +94,4 @@ def lay_out_cells(contexts: Sequence[Ids], targets: Sequence[Ids], pad: int) -> 
         ids[row, width - len(context) : width] = context
         ids[row, width : width + len(target)] = target
         mask[row, width - len(context) : width + len(target)] = 1
-    return Cells(torch.from_numpy(ids), torch.from_numpy(mask), length)
+    return Cells(torch.from_numpy(ids), torch.from_numpy(mask), [len(t) for t in targets])

@@ -8,9 +8,11 @@ Only the standard library is imported here, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -81,7 +83,9 @@ class ModelConfig:
         False, "recompute activations in the backward pass: less memory, more time"
     )
     trust_remote_code: bool = option(False, "run Python code that a model folder brings")
-    temperature: float = option(0.05, "divides the retriever's scores")
+    temperature: float | None = option(
+        None, "divides the retriever's scores; default: as the folder says, else 0.05"
+    )
     learn_temperature: bool = option(False, "train the temperature with the retriever")
 
 
@@ -205,7 +209,7 @@ def find_file(path: str, flag: str) -> Path:
     """`path` from the working directory, else the file of that name that ships with ds_rag."""
     here = Path(__file__).resolve().parent
     for root in (Path.cwd(), here.parent, here / "shipped"):
-        if (root / path).exists():
+        if (root / path).is_file():
             return root / path
     raise UserError(f"{flag}: no such file", found=path, expected=f"a file, from {Path.cwd()}")
 
@@ -220,14 +224,15 @@ def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
         raise UserError("unexpected argument", found=word, expected="flags of the form --name value")
     given = {ALIASES.get(k, k): v for k, v in vars(known).items() if k not in ("recipe", "local_rank")}
     recipe = read_recipe(known.recipe) if "recipe" in known else {}
-    if (given | recipe).get("train_data", BUILTIN) == BUILTIN:
-        if recipe and "train_data" not in recipe:
+    explicit = frozenset(recipe | given)  # the built-in recipe's own keys are defaults
+    if (recipe | given).get("train_data", BUILTIN) == BUILTIN:
+        if recipe and "train_data" not in recipe | given:
             raise UserError(
                 f"--config {known.recipe}: no training data",
                 expected="--train_data, as a flag or in the recipe",
             )
         recipe = read_recipe(QUICKSTART) | recipe
-    return build(recipe | given, explicit=frozenset(recipe) | frozenset(given))
+    return build(recipe | given, explicit)
 
 
 def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> RunConfig:
@@ -272,6 +277,8 @@ def convert(name: str, value: Any, where: str) -> Any:
             return None
         raise UserError(f"{where}: empty", expected=kind.__name__)
     try:
+        if isinstance(value, (list, dict)):
+            raise TypeError
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
                 str(value).lower()
@@ -279,6 +286,8 @@ def convert(name: str, value: Any, where: str) -> Any:
         if kind is int and str(value) != str(int(value)):
             raise ValueError
         converted = kind(str(value).lower() if isinstance(value, bool) else value)
+        if kind is float and not math.isfinite(converted):
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where}: wrong type", found=repr(value), expected=kind.__name__) from None
     choices = next(f for f in fields(section) if f.name == name).metadata["choices"]
@@ -301,6 +310,10 @@ def unknown_key(name: str, what: str, dashes: str = "") -> UserError:
     )
 
 
+def _from_flag(name: str, text: str) -> Any:
+    return convert(name, text, f"--{name}")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UserError(message, fix="see --help")
@@ -316,16 +329,17 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
         for f in fields(cls):
-            names = [f"--{n}" for n in (f.name, *f.metadata["aliases"])]
             is_bool = get_type_hints(cls)[f.name] in (bool, bool | None)
             group.add_argument(
-                *names,
+                *(f"--{n}" for n in (f.name, *f.metadata["aliases"])),
                 dest=f.name,
                 default=argparse.SUPPRESS,
-                type=lambda text, name=f.name: convert(name, text, f"--{name}"),
-                metavar="|".join(f.metadata["choices"]) or f.name.split("_")[-1].upper(),
+                type=partial(_from_flag, f.name),
+                nargs="?" if is_bool else None,
+                const=True if is_bool else None,
+                metavar="|".join(f.metadata["choices"] or ("true", "false") * is_bool)
+                or f.name.split("_")[-1].upper(),
                 help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
-                **({"nargs": "?", "const": True} if is_bool else {}),
             )
     return parser
 
@@ -338,9 +352,10 @@ def validate(config: RunConfig) -> None:
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(optim, name) < 1:
             raise UserError(f"--{name}: too small", found=getattr(optim, name), expected="1 or more")
-    for name in ("temperature",):
-        if config.model.temperature <= 0:
-            raise UserError(f"--{name}: not positive", found=config.model.temperature, expected="more than 0")
+    if config.model.temperature is not None and config.model.temperature <= 0:
+        raise UserError(
+            "--temperature: not positive", found=config.model.temperature, expected="more than 0"
+        )
     if objective.candidates != "all" and (
         not objective.candidates.isdigit() or int(objective.candidates) < 1
     ):

@@ -4,11 +4,22 @@ Each model has its own engine and its own backward, started from its own outputs
 autograd graph spans the two. Clipping and skipping must then be decided for both at once, which DeepSpeed does not
 do; this file reads a few attributes of its optimizers for that, each held by a test. Both configurations carry
 `gradient_accumulation_steps: 1` and `gradient_clipping: 0.0`: accumulation and clipping are ours.
+
+What DeepSpeed 0.19.8 makes of a stage and a precision, and in which type micro-batches accumulate:
+
+    stage  precision   engine.optimizer         gradients live in                accumulates in
+    0      fp32        the plain torch one      p.grad                           fp32
+    0      bf16, fp16  FP16_UnfusedOptimizer    p.grad                           bf16, fp16
+    1      bf16        BF16_Optimizer           fp32_groups_gradients, unsharded fp32
+    1      fp32, fp16  DeepSpeedZeroOptimizer   averaged_gradients               fp32
+    2      all         DeepSpeedZeroOptimizer   averaged_gradients               fp32
+                                                (fp32 of stages 1 and 2 in the half types: `grad_accum_dtype`)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,24 +31,30 @@ from ds_rag.config import OptimConfig
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the joint step did: the norm before clipping (both models), and whether the step was skipped."""
+    """What the joint step did: the norm before clipping (all stepped models), and whether it was skipped."""
 
     grad_norm: float
     skipped: bool
 
 
-def adamw(module: nn.Module, optim: OptimConfig, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW over what is trainable; weight decay on matrices only (not on biases and norms)."""
+def param_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """What is trainable, in two groups: matrices, and the rest (biases, norms, scalars) without weight decay."""
     params = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in params if p.ndim >= 2]},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(module: nn.Module, optim: OptimConfig, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW over `param_groups`."""
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
+        param_groups(module),
         lr=learning_rate,
         betas=(optim.adam_beta1, optim.adam_beta2),
         eps=optim.adam_epsilon,
+        weight_decay=optim.weight_decay,
         fused=True,  # on CPU a tenth of the default's time
     )
 
@@ -45,21 +62,37 @@ def adamw(module: nn.Module, optim: OptimConfig, learning_rate: float) -> torch.
 def make_engine(
     module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig, learning_rate: float
 ) -> Any:
-    """A DeepSpeed engine around `module`; the optimizer is ours unless the configuration has one."""
+    """A DeepSpeed engine around `module`, which is cast in place to the configuration's precision.
+
+    The optimizer is ours unless the configuration has one; then its own learning rate holds.
+    """
     import deepspeed
 
     client = None if "optimizer" in ds_config else adamw(module, optim, learning_rate)
-    params = [p for p in module.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=params, optimizer=client, config=ds_config
+        model=module, model_parameters=param_groups(module), optimizer=client, config=ds_config
     )
+    if is_half_wrapper(engine.optimizer):
+        # It makes the optimizer's state by a step on zero gradients, which counts as Adam's first and decays the
+        # master weights: take it back.
+        engine.optimizer.refresh_fp32_params()
+        engine.optimizer.state.clear()
     return engine
 
 
 class Engines:
     """Retriever and generator, each a DeepSpeed engine, or a plain module where it does not learn.
 
-    `retriever` and `generator` are called as modules; `generator` is None where the objective needs none.
+    `retriever` and `generator` are called as modules; `generator` is None where the objective needs none. To be
+    built before a checkpoint is loaded into the engines: it notes their peak learning rates. One optimizer step:
+
+        for m, batch in enumerate(micro_batches):
+            engines.boundary(m == len(micro_batches) - 1)
+            outputs = engines.retriever(...)          # one forward of each engine per micro-batch
+            leaves = [x.detach().float().requires_grad_() for x in outputs]
+            objective(leaves).backward()              # divided by the micro-batches: `backward` only sums
+            engines.backward("retriever", outputs, leaves)
+        engines.step(lr_factor)
     """
 
     def __init__(self, retriever: Any, generator: Any, max_grad_norm: float):
@@ -67,7 +100,7 @@ class Engines:
         self.learning = {
             name: e
             for name, e in (("retriever", retriever), ("generator", generator))
-            if hasattr(e, "backward")
+            if hasattr(e, "set_gradient_accumulation_boundary")  # an engine, not a plain module
         }
         self.base_lrs = {
             name: [group["lr"] for group in e.optimizer.param_groups] for name, e in self.learning.items()
@@ -75,10 +108,14 @@ class Engines:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
+        """The models without their engines, by name."""
         pairs = (("retriever", self.retriever), ("generator", self.generator))
-        return {name: getattr(e, "module", e) for name, e in pairs if e is not None}
+        return {
+            name: e.module if name in self.learning else e for name, e in pairs if e is not None
+        }
 
     def train(self, mode: bool = True) -> None:
+        """Training mode for what learns; a model that does not learn stays in evaluation mode."""
         for name, module in self.modules.items():
             module.train(mode and name in self.learning)
 
@@ -90,32 +127,47 @@ class Engines:
     def backward(self, name: str, outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
         """Sends the leaves' cached gradients through one engine: d(sum output * sg(grad)) = the chain rule.
 
-        outputs are what the engine returned, leaves their detached copies after the objective's backward.
+        `outputs` are what the engine returned, `leaves` their detached copies after the objective's backward. A
+        leaf without a gradient counts as zero, so that every rank runs the same backward. Does nothing for a
+        model that does not learn.
         """
-        pairs = [(o, leaf.grad) for o, leaf in zip(outputs, leaves, strict=True)]
         if name not in self.learning:
             return
-        surrogate = sum((o.float() * (0.0 if g is None else g)).sum() for o, g in pairs if o.requires_grad)
-        self.learning[name].backward(surrogate, scale_wrt_gas=False)
+        engine = self.learning[name]
+        surrogate = sum(
+            (output.float() * (0.0 if leaf.grad is None else leaf.grad)).sum()
+            for output, leaf in zip(outputs, leaves, strict=True)
+            if output.requires_grad
+        )
+        if is_half_wrapper(engine.optimizer):
+            # At stage 0 the engine leaves the loss unscaled, but its optimizer divides by the scale.
+            surrogate = surrogate * engine.optimizer.loss_scale
+        engine.backward(surrogate, scale_wrt_gas=False)
 
-    def step(self, lr_factor: float) -> StepResult:
-        """One optimizer step of both, or of neither: a non-finite gradient anywhere skips all, on every rank.
+    def step(self, lr_factor: float, only: Collection[str] | None = None) -> StepResult:
+        """One optimizer step of all that learns (or of `only` these), or of none.
 
-        The norms are those of the averaged gradients, equal on all ranks, so every rank decides alike.
+        A gradient that is not finite, in either model, skips all of them on every rank; their loss scales then
+        shrink together, as under one scaler. The norms are those of the averaged gradients, equal on all ranks,
+        so every rank decides alike. `lr_factor` times the peak is the learning rate, except where the DeepSpeed
+        configuration has a scheduler of its own.
         """
-        norms = {name: own_norm(engine) for name, engine in self.learning.items()}
+        engines = {name: e for name, e in self.learning.items() if only is None or name in only}
+        assert engines, f"nothing to step: {only} of {sorted(self.learning)}"
+        norms = {name: own_norm(engine) for name, engine in engines.items()}
         skip = not all(math.isfinite(n) and n >= 0 for n in norms.values())
-        joint = math.nan if skip else math.sqrt(sum(n * n for n in norms.values()))
-        clip = 0 < self.max_grad_norm < joint
-        for name, engine in self.learning.items():
+        joint = math.nan if skip else math.hypot(*norms.values())
+        shrink = self.max_grad_norm / joint if 0 < self.max_grad_norm < joint else 1.0
+        for name, engine in engines.items():
+            if engine.lr_scheduler is None:
+                for group, lr in zip(engine.optimizer.param_groups, self.base_lrs[name], strict=True):
+                    group["lr"] = lr * lr_factor
             if skip:
-                poison(engine)
+                skip_step(engine)
             else:
-                set_clip(engine, self.max_grad_norm * norms[name] / joint if clip else 0.0, norms[name])
-            for group, lr in zip(engine.optimizer.param_groups, self.base_lrs[name], strict=True):
-                group["lr"] = lr * lr_factor
-            if not (skip and is_bare(engine)):
+                scale_gradients(engine, shrink, norms[name])
                 engine.step()
+                assert engine.was_step_applied(), f"DeepSpeed skips the {name} alone"
         return StepResult(joint, skip)
 
 
@@ -124,12 +176,17 @@ def is_bare(engine: Any) -> bool:
     return isinstance(engine.optimizer, torch.optim.Optimizer)
 
 
+def is_half_wrapper(optimizer: Any) -> bool:
+    """Stage 0 in bf16 or fp16: DeepSpeed's FP16_UnfusedOptimizer (or, around its FusedAdam, FP16_Optimizer)."""
+    return hasattr(optimizer, "loss_scale_config")
+
+
 def held_gradients(engine: Any) -> list[torch.Tensor]:
-    """The gradients that the next `engine.step()` reads on this rank: all of them at stage 0, a share above."""
+    """The gradients that the next `engine.step()` reads on this rank: ZeRO's share, else all of them."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "averaged_gradients"):  # ZeRO 1 and 2
         return [g for group in optimizer.averaged_gradients.values() if group for g in group if g is not None]
-    if hasattr(optimizer, "get_grads_for_norm"):  # BF16_Optimizer
+    if hasattr(optimizer, "get_grads_for_norm"):  # BF16_Optimizer: reduced, on every rank
         return list(optimizer.get_grads_for_norm(for_clipping=True))
     return [p.grad for p in engine.module.parameters() if p.grad is not None]
 
@@ -140,29 +197,28 @@ def own_norm(engine: Any) -> float:
     if hasattr(optimizer, "scaled_global_norm"):
         norm = float(optimizer.scaled_global_norm())
     else:
-        grads = held_gradients(engine)
-        norm = (
-            float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in grads]))) if grads else 0.0
-        )
-    return norm / getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0))
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in held_gradients(engine)]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    return norm / getattr(optimizer, "loss_scale", 1.0)
 
 
-def set_clip(engine: Any, clip_to: float, norm: float) -> None:
-    """The next step scales this model's gradient from `norm` down to `clip_to`; 0: leaves it as it is."""
+def scale_gradients(engine: Any, factor: float, norm: float) -> None:
+    """The next `engine.step()` uses `factor` times the gradient, whose norm is `norm`; a factor of 1: as it is."""
     if not is_bare(engine):
-        engine.optimizer.clip_grad = clip_to  # also 0.0: a checkpoint stores the last value
-    elif clip_to:
-        for grad in held_gradients(engine):
-            grad.mul_(clip_to / norm)
+        # DeepSpeed divides by (norm + 1e-6) / clip_grad if that is above 1. Set at every step, for a checkpoint
+        # stores the last value.
+        engine.optimizer.clip_grad = factor * (norm + 1e-6) if factor < 1 else 0.0
+    elif factor < 1:
+        torch._foreach_mul_(held_gradients(engine), factor)
 
 
-def poison(engine: Any) -> None:
-    """Makes the engine skip by its own means (loss scale, clean-up); at bare stage 0 drops the gradients."""
-    if is_bare(engine):
+def skip_step(engine: Any) -> None:
+    """The engine drops its gradients, shrinks its loss scale and counts a step, by its own handling of overflow."""
+    if is_bare(engine):  # has none
         engine.zero_grad()
-        engine.optimizer.zero_grad()
+        engine.global_steps += 1
+        engine.skipped_steps += 1
         return
-    for grad in held_gradients(engine):
-        if grad.numel():
-            grad.view(-1)[0] = math.inf
-            return
+    held_gradients(engine)[0].fill_(math.inf)
+    engine.step()
+    assert not engine.was_step_applied(), "DeepSpeed stepped on a gradient that is not finite"

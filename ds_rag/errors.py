@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class UserError(Exception):
@@ -29,7 +32,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def choose(table: dict, name: str, what: str):
+def choose(table: Mapping[str, Value], name: str, what: str) -> Value:
     """`table[name]`, or a UserError that lists the known names and the nearest one."""
     if name in table:
         return table[name]

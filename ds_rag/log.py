@@ -32,6 +32,7 @@ from ds_rag.errors import UserError
 
 Item = TypeVar("Item")
 QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
+_terminal_error: IO[str] | None = None  # the real standard error, once `capture()` has sent 2 to the log
 
 
 class Console:
@@ -84,6 +85,8 @@ class Meter:
                 TextColumn("{task.fields[note]}"),
                 console=console.rich,
                 transient=True,
+                redirect_stdout=False,  # else the libraries' lines reach the terminal while a bar is live
+                redirect_stderr=False,
             )
             self.task = self.bar.add_task(what, total=total, completed=done, note="")
 
@@ -153,22 +156,45 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
-def capture(folder: Path, rank: int) -> Console:
-    """Sends everything but our own console to `folder/run.log` (`run-rankN.log` for others)."""
-    terminal = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
+def redirect(folder: Path, rank: int) -> Path:
+    """Points file descriptors 1 and 2 at this rank's log file in `folder`; called again, at another folder's."""
     path = folder / ("run.log" if rank == 0 else f"run-rank{rank}.log")
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
+    return path
+
+
+def memory_gb() -> float:
+    """Peak memory of this process so far, in GB: of the GPU where there is one, else resident."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def capture(folder: Path, rank: int) -> Console:
+    """Sends everything but our own console to `folder/run.log` (`run-rankN.log` for others).
+
+    Our lines go to the real standard output, tracebacks and user errors to the real standard error.
+    """
+    global _terminal_error
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal, _terminal_error = (
+        os.fdopen(os.dup(stream), "w", encoding="utf-8", buffering=1) for stream in (1, 2)
+    )
+    path = redirect(folder, rank)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.captureWarnings(True)
     console = Console(terminal, speaks=rank == 0)
-    loud = Console(terminal)
+    loud = Console(_terminal_error)
 
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         traceback.print_exception(kind, error, trace)  # into the log file
@@ -181,11 +207,18 @@ def capture(folder: Path, rank: int) -> Console:
 
 
 def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
-    """Runs a command's body; a UserError becomes a readable message on the terminal and exit code 2."""
+    """Runs a command's body; a UserError becomes exit code 2 and, on rank 0, a readable message on the terminal.
+
+    Every rank meets the same mistake, so one speaks; the others' messages are in their logs.
+    """
     try:
         return body() or 0
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        message = printable(f"error: {error}")
+        if _terminal_error:
+            print(message, file=sys.stderr)  # the log
+        if os.environ.get("RANK", "0") == "0":
+            print(message, file=_terminal_error or sys.stderr)
         return 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from ds_rag.batch import Ids
 from ds_rag.config import DataConfig
 from ds_rag.data.columns import Columns
-from ds_rag.data.formats import Passage, Row, passages_of, read_corpus, read_rows
+from ds_rag.data.formats import Passage, Row, detect, passages_of, read_corpus, read_rows
 from ds_rag.data.world import make_world
 from ds_rag.errors import UserError
 from ds_rag.log import Console
@@ -68,7 +69,7 @@ def read_data(
         corpus = (
             read_corpus(data.corpus, "--corpus")
             if data.corpus
-            else eval_corpus(data) or passages_of(train + evaluation)
+            else eval_corpus(data, "--eval_data") or passages_of(train + evaluation)
         )
     train, evaluation = train[: data.max_train_samples], evaluation[: data.max_eval_samples]
     table = assemble(corpus, train, evaluation)
@@ -93,7 +94,11 @@ def read_evaluation(data: DataConfig, builtin: bool) -> RagData:
         return assemble(world.corpus, [], world.evaluation)
     assert data.eval_data
     rows = read_rows(data.eval_data, columns_of(data), "--data", need_answers=False)[: data.max_eval_samples]
-    corpus = read_corpus(data.corpus, "--corpus") if data.corpus else eval_corpus(data) or passages_of(rows)
+    corpus = (
+        read_corpus(data.corpus, "--corpus")
+        if data.corpus
+        else eval_corpus(data, "--data") or passages_of(rows)
+    )
     return assemble(corpus, [], rows)
 
 
@@ -109,14 +114,10 @@ def columns_of(data: DataConfig) -> Columns:
     )
 
 
-def eval_corpus(data: DataConfig) -> list[Passage] | None:
+def eval_corpus(data: DataConfig, flag: str) -> list[Passage] | None:
     """A BEIR evaluation folder brings its own corpus."""
-    from pathlib import Path
-
-    from ds_rag.data.formats import detect
-
-    if data.eval_data and detect(Path(data.eval_data), "--eval_data") == "beir":
-        return read_corpus(data.eval_data, "--eval_data")
+    if data.eval_data and detect(Path(data.eval_data).expanduser(), flag) == "beir":
+        return read_corpus(data.eval_data, flag)
     return None
 
 
@@ -169,6 +170,10 @@ class TokenTable:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def first(self, count: int) -> TokenTable:
+        """The first `count` texts, without a copy."""
+        return TokenTable(self.flat[: self.starts[count]], self.starts[1 : count + 1])
 
     @property
     def lengths(self) -> np.ndarray:

@@ -57,7 +57,7 @@ class Loader:
         )
         self.global_batch = batch * accumulation * world
         self.lengths = np.array([self._length(n) for n in range(len(rows))])
-        self._windows: dict[int, np.ndarray] = {}
+        self._orders: dict[int, np.ndarray] = {}  # by epoch
 
     def _length(self, row: int) -> int:
         own = self.rows[row].own
@@ -78,23 +78,26 @@ class Loader:
 
     def rows_of(self, step: int) -> list[int]:
         """Row numbers of a step's whole global batch, the same on every rank."""
-        window, place = divmod(step, GROUP)
-        if window not in self._windows:
-            self._windows = {window: self._window(window)}
-        return self._windows[window][place].tolist()
-
-    def _window(self, window: int) -> np.ndarray:
-        """(GROUP, global batch) row numbers: neighbours in length share a batch, batches come in random order."""
-        size = GROUP * self.global_batch
-        stream = np.arange(window * size, (window + 1) * size)
+        stream = np.arange(step * self.global_batch, (step + 1) * self.global_batch)
         epochs, places = np.divmod(stream, len(self.rows))
-        orders = {
-            e: np.random.default_rng([self.seed, int(e)]).permutation(len(self.rows))
-            for e in set(epochs.tolist())
-        }
-        rows = np.array([orders[int(e)][p] for e, p in zip(epochs, places, strict=True)])
-        batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(GROUP, self.global_batch)
-        return np.random.default_rng([self.seed, window, 1]).permutation(batches)
+        needed = np.unique(epochs).tolist()
+        self._orders = {e: self._orders[e] if e in self._orders else self._order(e) for e in needed}
+        return [int(self._orders[e][p]) for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """(rows,) a permutation in which neighbours in length share a global batch, in random order of batches.
+
+        Only whole batches of one epoch are grouped: across epochs, a row would meet itself in its batch.
+        """
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.rows))
+        begin = -epoch * len(order) % self.global_batch  # these rows complete the last epoch's last batch
+        for start in range(begin, len(order), GROUP * self.global_batch):
+            group = order[start : start + GROUP * self.global_batch]
+            whole = group[: len(group) // self.global_batch * self.global_batch]  # a view
+            batches = whole[np.argsort(self.lengths[whole], kind="stable")].reshape(-1, self.global_batch)
+            whole[:] = rng.permutation(batches).ravel()
+        return order
 
     def collate(self, rows: Sequence[int]) -> Batch:
         """One micro-batch: the rows' own passages are the pool, each once."""

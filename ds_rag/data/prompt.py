@@ -1,7 +1,7 @@
 """The generator's prompt, in token ids: one template for training, evaluation and `ask`.
 
-Pieces are tokenised apart, each once, and joined by id. White space before a placeholder goes with the text that
-fills it, because byte-level tokenizers put a word's leading space into its first token.
+Pieces are tokenised apart, each once, and joined by id. Spaces before a placeholder go with the text that fills
+it, because byte-level tokenizers put a word's leading space into its first token.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ds_rag.batch import Cells
+from ds_rag.models.saving import save_model
 
 
 class Generator(nn.Module):
@@ -50,6 +51,5 @@ class Generator(nn.Module):
     def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` open. `state` as in Retriever.save."""
         state = state if state is not None else self.state_dict()
-        weights = {k.removeprefix("lm."): v.float() for k, v in state.items()}
-        self.lm.save_pretrained(folder, state_dict=weights)
+        save_model(self.lm, state, "lm.", folder)
         self.tokenizer.save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ds_rag import dist
 from ds_rag.config import DataConfig, ModelConfig, find_file
 from ds_rag.errors import UserError, choose
 from ds_rag.models.generator import Generator
-from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever, RetrieverSettings
+from ds_rag.models.retriever import OWN_SETTINGS, PASSAGE_ENCODER, Retriever, RetrieverSettings
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.pooling import POOLERS
 
@@ -26,22 +27,20 @@ def load_retriever(model: ModelConfig, data: DataConfig, texts: Texts, scratch: 
     texts: the corpus, read only to train the tokenizer of a `config:FILE`. scratch: where that tokenizer is kept.
     """
     if model.retriever.startswith("config:"):
-        encoder, tokenizer = build("AutoModel", model.retriever, "--retriever", texts, scratch / "retriever")
-        second = build("AutoModel", model.retriever, "--retriever", texts, scratch / "retriever")[0]
-        settings = described(None, encoder.config)
-        two = second if model.encoders == "two" else None
+        place = ("AutoModel", model.retriever, "--retriever", texts, scratch / "retriever")
+        encoder, tokenizer = build(*place)
+        two = build(*place)[0] if model.encoders == "two" else None
+        folder = None
     else:
         folder = model_folder(model.retriever, "--retriever")
-        encoder, tokenizer = (
-            open_encoder(folder, model.trust_remote_code),
-            open_tokenizer(folder, model.trust_remote_code),
-        )
-        settings = described(folder, encoder.config)
+        encoder = open_encoder(folder, model.trust_remote_code)
+        tokenizer = open_tokenizer(folder, model.trust_remote_code)
         own_second = folder / PASSAGE_ENCODER
         two = None
         if own_second.is_dir() or model.encoders == "two":
             two = open_encoder(own_second if own_second.is_dir() else folder, model.trust_remote_code)
-    apply_flags(settings, model, data, encoder.config)
+    settings = described(folder, encoder.config, model.pooling)
+    apply_flags(settings, model, data, length_limit(folder, encoder.config, tokenizer))
     checkpoint_activations((encoder, two), model.gradient_checkpointing)
     return Retriever(encoder, tokenizer, settings, two)
 
@@ -66,8 +65,16 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path) -> Generator
 
 def load_pair(run: Path, model: ModelConfig, data: DataConfig) -> tuple[Retriever, Generator | None]:
     """The models that a run left in `run/retriever` and `run/generator` (the latter absent after `infonce`)."""
-    saved = ModelConfig(
-        **{**vars(model), "retriever": str(run / "retriever"), "generator": str(run / "generator")}
+    saved = replace(  # everything that turns texts into vectors is as the folder says
+        model,
+        retriever=str(run / "retriever"),
+        generator=str(run / "generator"),
+        encoders="shared",
+        pooling="auto",
+        normalize="auto",
+        query_prefix=None,
+        passage_prefix=None,
+        temperature=None,
     )
     retriever = load_retriever(saved, data, list, run)
     return retriever, load_generator(saved, list, run) if (run / "generator").is_dir() else None
@@ -79,14 +86,15 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
 
     file = find_file(source.removeprefix("config:"), flag)
     try:
-        settings = json.loads(file.read_text())
-        kind = settings.pop("model_type")
-        vocab_size = settings.pop("vocab_size")
-    except (json.JSONDecodeError, KeyError) as error:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        kind, vocab_size = settings.pop("model_type"), settings.pop("vocab_size")
+        if kind not in transformers.CONFIG_MAPPING:
+            raise ValueError(f"model_type {kind}, which transformers does not know")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{flag} {source}: not a model configuration",
-            found=error,
-            expected="JSON with model_type and vocab_size",
+            found=f"no {error}" if isinstance(error, KeyError) else error,
+            expected="a JSON object with model_type and vocab_size",
         ) from None
     if not (tokenizer_folder / "tokenizer_config.json").exists() and dist.rank() == 0:
         train_tokenizer(texts(), vocab_size, tokenizer_folder)
@@ -94,9 +102,14 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
     tokenizer = open_tokenizer(tokenizer_folder)
     tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **tokens, **settings)
-    if config.architectures is None and hasattr(config, "cls_token_id"):
+    if hasattr(config, "cls_token_id"):  # ModernBERT's default ids, which this vocabulary does not have
         config.cls_token_id = config.sep_token_id = None
-    return getattr(transformers, auto_class).from_config(config), tokenizer
+    try:
+        return getattr(transformers, auto_class).from_config(config), tokenizer
+    except ValueError:
+        raise UserError(
+            f"{flag} {source}: not a model that {auto_class} builds", found=f"model_type {kind}"
+        ) from None
 
 
 def model_folder(path: str, flag: str) -> Path:
@@ -119,13 +132,27 @@ def open_encoder(folder: Path, trust_remote_code: bool) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
-def described(folder: Path | None, config: Any) -> RetrieverSettings:
-    """Pooling, normalisation and prompts as the folder's own files describe them, else the usual defaults."""
-    decoder = any("CausalLM" in name for name in config.architectures or [])
-    settings = RetrieverSettings(pooling="last" if decoder else "mean")
+def is_decoder(config: Any) -> bool:
+    """Is there a causal LM of this type, and no masked one?"""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
+    )
+
+    return config.model_type in CAUSAL and config.model_type not in MASKED
+
+
+def described(folder: Path | None, config: Any, pooling: str = "auto") -> RetrieverSettings:
+    """Pooling, normalisation and prompts as the folder's own files describe them, else the usual defaults.
+
+    pooling: the flag; where it chooses one, a pooling that is not supported is no error.
+    """
+    settings = RetrieverSettings(pooling="last" if is_decoder(config) else "mean")
     if folder is None:
         return settings
-    if (own := read_json(folder / "ds_rag.json")) is not None:
+    if (own := read_json(folder / OWN_SETTINGS)) is not None:
         return RetrieverSettings(**own)
     modules = read_json(folder / "modules.json")
     if modules is None:
@@ -139,25 +166,27 @@ def described(folder: Path | None, config: Any) -> RetrieverSettings:
             expected="Transformer, Pooling, Normalize",
         )
     settings.normalize = "Normalize" in kinds
-    settings.pooling = read_pooling(
-        folder, read_json(folder / kinds.get("Pooling", "") / "config.json") or {}
-    )
+    if pooling == "auto" and "Pooling" in kinds:
+        settings.pooling = read_pooling(folder, read_json(folder / kinds["Pooling"] / "config.json") or {})
     prompts = (read_json(folder / "config_sentence_transformers.json") or {}).get("prompts") or {}
     settings.query_prefix = prompts.get("query") or ""
     settings.passage_prefix = prompts.get("document") or prompts.get("passage") or ""
-    limit = (read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
-    if limit:
-        settings.max_query_length = settings.max_passage_length = int(limit)
     return settings
+
+
+def length_limit(folder: Path | None, config: Any, tokenizer: Any) -> int:
+    """The longest text that the model's positions, its tokenizer and a sentence-transformers folder allow."""
+    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    if folder is not None and not (folder / OWN_SETTINGS).is_file():
+        limits.append((read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length"))
+    return min(int(n) for n in limits if n)
 
 
 def read_pooling(folder: Path, config: dict[str, Any]) -> str:
     """The one pooling of a sentence-transformers Pooling module, in its old or new form."""
     old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
-    modes = [config["pooling_mode"]] if "pooling_mode" in config else []
-    modes += [
-        k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v
-    ]
+    flagged = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
+    modes = [config["pooling_mode"]] if "pooling_mode" in config else flagged or ["mean"]
     names = [old.get(str(m), str(m)) for m in modes]
     if len(names) != 1 or names[0] not in POOLERS or not config.get("include_prompt", True):
         raise UserError(
@@ -169,8 +198,8 @@ def read_pooling(folder: Path, config: dict[str, Any]) -> str:
     return names[0]
 
 
-def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, config: Any) -> None:
-    """Flags win over what the folder says; no length exceeds the folder's or the model's own limit."""
+def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, limit: int) -> None:
+    """Flags win over what the folder says; no length exceeds the limit."""
     if model.pooling != "auto":
         choose(POOLERS, model.pooling, "--pooling")
         settings.pooling = model.pooling
@@ -180,10 +209,11 @@ def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfi
         settings.query_prefix = model.query_prefix
     if model.passage_prefix is not None:
         settings.passage_prefix = model.passage_prefix
-    room = getattr(config, "max_position_embeddings", None) or 1 << 30
-    settings.max_query_length = min(data.max_query_length, room)
-    settings.max_passage_length = min(data.max_passage_length, room)
-    settings.temperature, settings.learn_temperature = model.temperature, model.learn_temperature
+    if model.temperature is not None:
+        settings.temperature = model.temperature
+    settings.learn_temperature = model.learn_temperature
+    settings.max_query_length = min(data.max_query_length, limit)
+    settings.max_passage_length = min(data.max_passage_length, limit)
 
 
 def checkpoint_activations(models: Iterable[Any], on: bool) -> None:

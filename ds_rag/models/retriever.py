@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from torch.nn import functional as F
 
 from ds_rag.batch import Tokens
 from ds_rag.errors import choose
+from ds_rag.models.saving import save_model
 from ds_rag.pooling import POOLERS
 
 PASSAGE_ENCODER = "passage_encoder"  # subfolder of the second encoder, where there are two
+OWN_SETTINGS = "ds_rag.json"  # what sentence-transformers' own files have no place for
 
 
 @dataclass
 class RetrieverSettings:
-    """What turns hidden states into embeddings and texts into tokens; saved as `ds_rag.json` beside the weights."""
+    """What turns hidden states into embeddings and texts into tokens; saved beside the weights."""
 
     pooling: str = "mean"
     normalize: bool = True
@@ -42,10 +44,10 @@ class Retriever(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         tokenizer: Any,
         settings: RetrieverSettings,
-        passage_encoder: nn.Module | None = None,
+        passage_encoder: Any = None,
     ):
         super().__init__()
         self.encoder, self.passage_encoder = encoder, passage_encoder
@@ -54,7 +56,7 @@ class Retriever(nn.Module):
         start = torch.tensor(math.log(settings.temperature))
         # In the wrapper and returned with the embeddings, or a learned temperature would get no gradient.
         if settings.learn_temperature:
-            self.log_temperature = nn.Parameter(start)
+            self.log_temperature = nn.Parameter(start[None])  # DeepSpeed cannot broadcast a 0-d parameter
         else:
             self.register_buffer("log_temperature", start, persistent=False)
         for part in filter(None, (encoder, passage_encoder)):
@@ -68,7 +70,14 @@ class Retriever(nn.Module):
 
     def forward(self, queries: Tokens, passages: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q_BD, p_ND = self.embed(queries, "query"), self.embed(passages, "passage")
-        return q_BD, p_ND, self.log_temperature.float().exp()
+        return q_BD, p_ND, self.temperature
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """0-d float32; a fixed one is exact, which a buffer that the engine cast to bfloat16 would not be."""
+        if self.settings.learn_temperature:
+            return self.log_temperature[0].float().exp()
+        return torch.tensor(self.settings.temperature, device=self.log_temperature.device)
 
     def embed(self, tokens: Tokens, side: str) -> torch.Tensor:
         """(B, D) float32 embeddings of one side: 'query' or 'passage'."""
@@ -95,28 +104,23 @@ class Retriever(nn.Module):
         `state` replaces the module's own weights (this wrapper's names), as a sharded engine gathers them.
         """
         state = state if state is not None else self.state_dict()
-        settings = RetrieverSettings(
-            **{**asdict(self.settings), "temperature": float(self.log_temperature.exp())}
-        )
-        save_sentence_transformer(self.encoder, self.tokenizer, settings, folder, part(state, "encoder."))
+        learned = state.get("log_temperature")  # absent where it is fixed
+        settings = self.settings
+        if learned is not None:
+            settings = replace(settings, temperature=float(learned.float().exp()))
+        save_model(self.encoder, state, "encoder.", folder)
+        self._describe(self.encoder, settings, folder)
         if self.passage_encoder is not None:
-            inner = folder / PASSAGE_ENCODER
-            save_sentence_transformer(
-                self.passage_encoder, self.tokenizer, settings, inner, part(state, f"{PASSAGE_ENCODER}.")
-            )
+            save_model(self.passage_encoder, state, f"{PASSAGE_ENCODER}.", folder / PASSAGE_ENCODER)
+            self._describe(self.passage_encoder, settings, folder / PASSAGE_ENCODER)
+
+    def _describe(self, encoder: Any, settings: RetrieverSettings, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        describe_sentence_transformer(int(encoder.config.hidden_size), settings, folder)
 
 
-def part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The entries below `prefix`, without it, in float32."""
-    return {k[len(prefix) :]: v.float() for k, v in state.items() if k.startswith(prefix)}
-
-
-def save_sentence_transformer(
-    encoder: Any, tokenizer: Any, settings: RetrieverSettings, folder: Path, state: dict[str, torch.Tensor]
-) -> None:
-    """Encoder, tokenizer and sentence-transformers' own description of pooling, normalisation and prompts."""
-    encoder.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
+def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings, folder: Path) -> None:
+    """sentence-transformers' own description of pooling, normalisation and prompts, and ours beside it."""
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [
         ("2_Normalize", "Normalize")
     ] * settings.normalize
@@ -126,7 +130,7 @@ def save_sentence_transformer(
             {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for n, (path, kind) in enumerate(modules)
         ],
-        "1_Pooling/config.json": {"word_embedding_dimension": encoder.config.hidden_size}
+        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size}
         | {f"pooling_mode_{long}": settings.pooling == short for short, long in names.items()},
         "sentence_bert_config.json": {
             "max_seq_length": max(settings.max_query_length, settings.max_passage_length),
@@ -137,7 +141,7 @@ def save_sentence_transformer(
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if settings.normalize else "dot",
         },
-        "ds_rag.json": asdict(settings),
+        OWN_SETTINGS: asdict(settings),
     }
     for path, _ in modules:
         (folder / path).mkdir(parents=True, exist_ok=True)

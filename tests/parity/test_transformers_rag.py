@@ -62,8 +62,8 @@ def test_value_and_gradients(kind, seed):
 
 
 def test_a_one_token_answer_agrees_for_token_and_keeps_our_prior_for_sequence():
-    """transformers adds the prior at the second shifted position, where a one-token answer is masked: its value
-    and the retriever's gradient lose the prior. Ours adds it once per sequence."""
+    """transformers adds the prior at the second shifted position, where a one-token answer is masked: its
+    value and the retriever's gradient lose the prior. Ours adds it once per sequence."""
     logits, scores, targets = inputs([1, 1])
     torch.testing.assert_close(
         ours("token", logits, scores, targets), theirs("token", logits, scores, targets)

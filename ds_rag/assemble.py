@@ -1,0 +1,223 @@
+"""From a configuration to the parts of a training run: data, tokens, models, DeepSpeed configurations, engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_rag import deepspeed_config, dist
+from ds_rag.config import RunConfig, find_file
+from ds_rag.data.dataset import Example, RagData, TokenTable, read_data, tokenize
+from ds_rag.data.loader import Loader, TrainTokens
+from ds_rag.data.prompt import Prompt
+from ds_rag.deepspeed_config import Known
+from ds_rag.engine import Engines, make_engine
+from ds_rag.errors import UserError
+from ds_rag.evaluate import EvalTokens
+from ds_rag.log import Console
+from ds_rag.models.generator import Generator
+from ds_rag.models.loading import load_generator, load_retriever
+from ds_rag.models.retriever import Retriever
+from ds_rag.objective import Objective
+
+
+@dataclass
+class Parts:
+    """What the training loop works with."""
+
+    data: RagData
+    loader: Loader
+    eval_tokens: EvalTokens
+    objective: Objective
+    prompt: Prompt | None
+    retriever: Retriever
+    generator: Generator | None
+    engines: Engines
+    total_steps: int
+    pad: int
+    device: torch.device
+
+
+def assemble(config: RunConfig, console: Console, folder: Path, device: torch.device) -> Parts:
+    """Builds everything, the same on every rank. Raises UserError for what the user can mend."""
+    objective = Objective(config.objective, dist.world())
+    raws, knowns = deepspeed_files(config)
+    data = read_data(config.data, config.is_builtin, objective.spec.needs_positive, objective.needs_generator)
+    for notice in data.notices:
+        console.say(f"note: {notice}", style="yellow")
+    torch.manual_seed(config.optim.seed)
+    retriever, generator = load_models(config, objective, data, folder)
+    prompt = make_prompt(config, generator) if generator else None
+    train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
+    optim = config.optim
+    loader = Loader(
+        data.train,
+        train_tokens,
+        optim.per_device_train_batch_size,
+        optim.gradient_accumulation_steps,
+        dist.rank(),
+        dist.world(),
+        optim.seed,
+        retriever.tokenizer.pad_token_id,
+    )
+    total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
+    engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
+    pad = generator.tokenizer.pad_token_id if generator else 0
+    return Parts(
+        data, loader, eval_tokens, objective, prompt, retriever, generator, engines, total, pad, device
+    )
+
+
+def load_models(
+    config: RunConfig, objective: Objective, data: RagData, folder: Path
+) -> tuple[Retriever, Generator | None]:
+    """Both models; no generator where the objective needs none."""
+
+    def texts() -> Iterable[str]:
+        """What a tokenizer is trained on: the passages, and what is asked and answered of them in training."""
+        yield from data.texts
+        for row in data.train:
+            yield row.query
+            yield from (" " + a for a in row.answers)
+
+    scratch = folder / "tokenizers"
+    retriever = load_retriever(config.model, config.data, texts, scratch)
+    return retriever, load_generator(config.model, texts, scratch) if objective.needs_generator else None
+
+
+def make_prompt(config: RunConfig, generator: Generator) -> Prompt:
+    model = config.model
+    return Prompt(generator.tokenizer, model.prompt_template, model.chat_template, generator.max_length)
+
+
+def tokenize_run(
+    config: RunConfig, data: RagData, retriever: Retriever, prompt: Prompt | None, console: Console
+) -> tuple[TrainTokens, EvalTokens]:
+    """Every text once for each tokenizer; training and evaluation share the passages."""
+
+    def for_retriever(texts: list[str], side: str) -> TokenTable:
+        return tokenize(lambda t: retriever.tokenize(t, side), texts, console, f"{len(texts)} {side} texts")
+
+    passages = for_retriever(data.texts, "passage")
+    train = TrainTokens(for_retriever([r.query for r in data.train], "query"), passages)
+    evaluation = EvalTokens(
+        passages.first(data.corpus_size), for_retriever([r.query for r in data.evaluation], "query")
+    )
+    if prompt is None:
+        return train, evaluation
+    lengths = {
+        "passage": config.data.max_passage_length,
+        "query": config.data.max_query_length,
+        "answer": config.data.max_answer_length,
+    }
+
+    def for_generator(texts: list[str], name: str) -> TokenTable:
+        what = f"{len(texts)} {name} texts for the generator"
+        return tokenize(lambda t: prompt.encode(name, t, lengths[name]), texts, console, what)
+
+    train.generator_passages = for_generator(data.texts, "passage")
+    train.generator_queries = for_generator([r.query for r in data.train], "query")
+    train.generator_answers = for_generator([first_answer(r) for r in data.train], "answer")
+    evaluation.generator_passages = train.generator_passages.first(data.corpus_size)
+    evaluation.generator_queries = for_generator([r.query for r in data.evaluation], "query")
+    return train, evaluation
+
+
+def first_answer(row: Example) -> str:
+    """The answer that is trained on."""
+    return row.answers[0]
+
+
+def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known]]:
+    """The JSON of each engine, and what each knows. What the JSONs say literally of the batch, of accumulation and
+    of clipping becomes the run's own."""
+    run, optim = config.run, config.optim
+    flags = ("--deepspeed_retriever", "--deepspeed_generator")
+    paths = (run.deepspeed_retriever or run.deepspeed, run.deepspeed_generator or run.deepspeed)
+    raws = [
+        deepspeed_config.load(find_file(path, flag if path != run.deepspeed else "--deepspeed"), flag)
+        for path, flag in zip(paths, flags, strict=True)
+    ]
+    known = Known(
+        per_device_batch=optim.per_device_train_batch_size,
+        accumulation=optim.gradient_accumulation_steps,
+        world=dist.world(),
+        max_grad_norm=optim.max_grad_norm,
+        learning_rate=optim.learning_rate,
+        betas=(optim.adam_beta1, optim.adam_beta2),
+        eps=optim.adam_epsilon,
+        weight_decay=optim.weight_decay,
+        warmup_steps=optim.warmup_steps,
+        total_steps=max(1, optim.max_steps),
+        precision=choose_precision(config),
+        explicit=config.explicit,
+    )
+    rates = (optim.retriever_learning_rate, optim.generator_learning_rate)
+    knowns = list(deepspeed_config.adopt_pair(raws[0], raws[1], known))
+    knowns = [k if rate is None else replace(k, learning_rate=rate) for k, rate in zip(knowns, rates, strict=True)]
+    shared = knowns[0]
+    optim.per_device_train_batch_size = shared.per_device_batch
+    optim.gradient_accumulation_steps = shared.accumulation
+    optim.max_grad_norm = shared.max_grad_norm
+    if shared.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("fp16 needs a GPU", found="no CUDA device", expected="--bf16, or neither flag (fp32)")
+    return raws, knowns
+
+
+def choose_precision(config: RunConfig) -> str:
+    """bf16 or fp16 where asked for; by default bf16 where CUDA has it, else fp32."""
+    optim = config.optim
+    if optim.fp16:
+        return "fp16"
+    if optim.bf16 is None and optim.fp16 is None:
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if optim.bf16 else "fp32"
+
+
+def make_engines(
+    config: RunConfig,
+    objective: Objective,
+    retriever: Retriever,
+    generator: Generator | None,
+    raws: list[dict[str, Any]],
+    knowns: list[Known],
+    total: int,
+    folder: Path,
+    device: torch.device,
+) -> Engines:
+    """A DeepSpeed engine for each model that learns; the resolved configurations are kept in the run's folder."""
+    learns = {
+        "retriever": config.model.freeze != "retriever",
+        "generator": config.model.freeze != "generator" and objective.generator_learns,
+    }
+    if generator is None:
+        learns["generator"] = False
+    if not any(learns.values()):
+        raise UserError(
+            "nothing learns", found=f"--objective {objective.name} --freeze {config.model.freeze}"
+        )
+    parts: dict[str, Any] = {}
+    for (name, module), raw, known in zip(
+        (("retriever", retriever), ("generator", generator)), raws, knowns, strict=True
+    ):
+        if module is None or not learns[name]:
+            parts[name] = module and frozen(module, device, known.precision)
+            continue
+        known = replace(known, total_steps=total, hidden_size=module.hidden_size)
+        resolved = deepspeed_config.resolve(raw, known)
+        if dist.rank() == 0:
+            (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1))
+        parts[name] = make_engine(module, resolved, config.optim, known.learning_rate)
+    return Engines(parts["retriever"], parts["generator"], config.optim.max_grad_norm)
+
+
+def frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """A module that does not learn, where and in what precision its engine would have held it."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return module.requires_grad_(False).eval().to(device, dtype)

@@ -1,0 +1,99 @@
+"""`ds-rag COMMAND ...`; each command's code is imported when it is called, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ds_rag
+from ds_rag.config import RunConfig, parse
+from ds_rag.errors import UserError, choose
+from ds_rag.log import capture, run_command
+
+
+def train(argv: Sequence[str]) -> int:
+    config = parse(argv)
+    rank = int(os.environ.get("RANK", 0))
+    if rank == 0:
+        folder = claim_folder(config)
+        console = capture(folder, rank)
+    else:  # rank 0 may still be replacing the folder
+        folder = Path(config.run.output_dir)
+        console = capture(Path(tempfile.mkdtemp(prefix="ds_rag-")), rank)
+    console.say(f"ds_rag {ds_rag.__version__}: loading libraries, rows and models")
+    from ds_rag.train import main as run
+
+    return run(config, folder, console)
+
+
+def claim_folder(config: RunConfig) -> Path:
+    """The run's folder, empty or to be resumed. Only the built-in run replaces an earlier one, and only in its own
+    default folder."""
+    folder = Path(config.run.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError("--output_dir: not a folder", found=folder)
+    if folder.is_dir() and any(folder.iterdir()) and config.run.resume == "never":
+        ours = config.is_builtin and "output_dir" not in config.explicit and (folder / "config.json").is_file()
+        if not ours:
+            raise UserError(
+                "--output_dir is not empty", found=folder, expected="a new or empty folder", fix="--resume auto, or another folder"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.run.resume == "never":
+        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))  # from now on it is a run's
+    return folder
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    from ds_rag.measure import main as run
+
+    return run(argv)
+
+
+def index(argv: Sequence[str]) -> int:
+    from ds_rag.reindex import main as run
+
+    return run(argv)
+
+
+def ask(argv: Sequence[str]) -> int:
+    from ds_rag.ask import main as run
+
+    return run(argv)
+
+
+def report(argv: Sequence[str]) -> int:
+    from ds_rag.report import write_report
+
+    if len(argv) != 1 or not Path(argv[0]).is_dir():
+        raise UserError("usage: ds-rag report RUN", found=" ".join(argv) or "nothing", expected="a run's folder")
+    print(write_report(Path(argv[0])))
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train, "train retriever and generator together"),
+    "evaluate": (evaluate, "score a run, or a pair of model folders, on held-out rows"),
+    "index": (index, "re-encode a corpus with a run's retriever"),
+    "ask": (ask, "answer a question with a run"),
+    "report": (report, "write report.html of a run again"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, or 2 after a message about what to mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: ds-rag COMMAND ...   (ds-rag COMMAND --help)\n")
+        print("\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()))
+        return 0
+    if argv[0] == "--version":
+        print(ds_rag.__version__)
+        return 0
+    return run_command(lambda: choose(COMMANDS, argv[0], "command")[0](argv[1:]), debug="--debug" in argv)

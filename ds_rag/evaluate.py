@@ -1,0 +1,196 @@
+"""Measuring a pair of models: encode the corpus, build the index, score held-out queries and their answers.
+
+Called by the index stage while training, and by `ds-rag evaluate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ds_rag import dist
+from ds_rag.config import DataConfig, StageConfig
+from ds_rag.data.dataset import RagData, TokenTable, tokenize
+from ds_rag.data.prompt import Prompt
+from ds_rag.encode import encode
+from ds_rag.errors import UserError
+from ds_rag.generate import Answerer
+from ds_rag.index.faiss_index import build_index, search
+from ds_rag.log import Console
+from ds_rag.metrics import answer_metrics, retrieval_metrics
+from ds_rag.models.generator import Generator
+from ds_rag.models.retriever import Retriever
+
+KS = (1, 5, 10)
+DEPTH = 101  # passages retrieved for the metrics: beyond every cutoff, so that ties at the end can be seen
+
+
+@dataclass
+class Sample:
+    """One evaluated query, for people to read."""
+
+    query: str
+    gold: list[str]
+    answer: str
+    passage: str
+    retrieved_gold: bool
+
+
+@dataclass
+class Evaluation:
+    """retrieval and answers: metric -> value in 0..1, empty where they could not be taken; index and vectors are
+    those the evaluation searched."""
+
+    retrieval: dict[str, float] = field(default_factory=dict)
+    answers: dict[str, float] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    index: Any = None
+    vectors: np.ndarray | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {**self.retrieval, **self.answers}
+
+
+@dataclass
+class EvalTokens:
+    """Token ids of the corpus and of the evaluation queries; the generator's are None where none is measured."""
+
+    passages: TokenTable
+    queries: TokenTable
+    generator_passages: TokenTable | None = None
+    generator_queries: TokenTable | None = None
+
+
+def tokenize_evaluation(
+    retriever: Retriever, prompt: Prompt | None, data: RagData, lengths: DataConfig, console: Console
+) -> EvalTokens:
+    """For an evaluation by itself; while training the tables are those of training, made once."""
+    corpus, queries = data.texts[: data.corpus_size], [row.query for row in data.evaluation]
+    tokens = EvalTokens(
+        tokenize(lambda t: retriever.tokenize(t, "passage"), corpus, console, "passages"),
+        tokenize(lambda t: retriever.tokenize(t, "query"), queries, console, "queries"),
+    )
+    if prompt is not None:
+        encode_passage = lambda t: prompt.encode("passage", t, lengths.max_passage_length)  # noqa: E731
+        encode_query = lambda t: prompt.encode("query", t, lengths.max_query_length)  # noqa: E731
+        tokens.generator_passages = tokenize(encode_passage, corpus, console, "passages for the generator")
+        tokens.generator_queries = tokenize(encode_query, queries, console, "queries for the generator")
+    return tokens
+
+
+class Evaluator:
+    """Holds what does not change between evaluations."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        generator: Generator | None,
+        prompt: Prompt | None,
+        data: RagData,
+        tokens: EvalTokens,
+        stage: StageConfig,
+        console: Console,
+    ):
+        self.retriever, self.generator, self.prompt = retriever, generator, prompt
+        self.data, self.tokens, self.stage, self.console = data, tokens, stage, console
+        self.corpus = data.texts[: data.corpus_size]
+        wanted = stage.eval_answers and generator is not None
+        self.with_answers = wanted and any(row.answers for row in data.evaluation)
+
+    def run(self, progress: bool = False) -> Evaluation:
+        """Everything, on all ranks together; every rank gets the metrics, rank 0's index is the one to keep."""
+        console = self.console if progress else None
+        batch = self.stage.per_device_eval_batch_size
+        vectors = encode(self.retriever, self.tokens.passages, "passage", batch, console)
+        index = build_index(vectors, self.stage.index_factory)
+        result = Evaluation(index=index, vectors=vectors)
+        if not self.data.evaluation:
+            return result
+        query_vectors = encode(self.retriever, self.tokens.queries, "query", batch)
+        scores, numbers = search(index, query_vectors, max(DEPTH, self.stage.top_k))
+        result.retrieval = self._retrieval(scores, numbers)
+        if self.with_answers:
+            result.answers, result.samples = self._answers(scores, numbers)
+        return result
+
+    def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
+        """Over the rows whose positives are known; no such row: no metric."""
+        rows = self.data.labelled
+        if not rows:
+            return {}
+        kept = [numbers[r] >= 0 for r in rows]  # -1: an approximate index found fewer
+        return retrieval_metrics(
+            [[self.data.ids[n] for n in numbers[r][k]] for r, k in zip(rows, kept, strict=True)],
+            [scores[r][k] for r, k in zip(rows, kept, strict=True)],
+            [{self.data.ids[p]: 1 for p in self.data.evaluation[r].positives} for r in rows],
+            corpus_size=len(self.corpus),
+            ks=KS,
+        )
+
+    def _answers(self, scores: np.ndarray, numbers: np.ndarray) -> tuple[dict[str, float], list[Sample]]:
+        """Answer metrics over rows with answers, every rank its share of them; the first rows as samples."""
+        rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
+        top = numbers[:, : self.stage.top_k]
+        priors = log_softmax(scores[:, : self.stage.top_k] / float(self.retriever.log_temperature.exp()))
+        texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.stage.decode)
+        references = [list(self.data.evaluation[r].answers) for r in rows]
+        samples = [
+            Sample(
+                self.data.evaluation[r].query,
+                list(self.data.evaluation[r].answers),
+                text,
+                self.corpus[top[r][0]],
+                bool(top[r][0] in self.data.evaluation[r].positives),
+            )
+            for r, text in list(zip(rows, texts, strict=True))[:3]
+        ]
+        return answer_metrics(texts, references), samples
+
+    def controls(self) -> dict[str, dict[str, float]]:
+        """What the passages are worth: answers without any (closed book), and from the labelled ones (gold)."""
+        if not self.with_answers:
+            raise UserError("controls need a generator and rows with answers", fix="leave --controls out")
+        rows = [n for n in self.data.labelled if self.data.evaluation[n].answers]
+        references = [list(self.data.evaluation[r].answers) for r in rows]
+        gold: list[list[int]] = [[] for _ in self.data.evaluation]
+        for r in rows:
+            gold[r] = list(self.data.evaluation[r].positives[:1])
+        nothing: list[list[int]] = [[] for _ in self.data.evaluation]
+        flat = np.zeros((len(self.data.evaluation), 1))
+        return {
+            "closed_book": answer_metrics(self._answer_rows(rows, nothing, flat, "top1"), references),
+            "gold_passage": answer_metrics(self._answer_rows(rows, gold, flat, "top1"), references),
+        }
+
+    def _answer_rows(
+        self, rows: list[int], passages: list[list[int]], priors: np.ndarray, decode: str
+    ) -> list[str]:
+        """The answers of these rows in their order; rank r answers every world-th."""
+        assert self.generator is not None and self.prompt is not None
+        table, queries = self.tokens.generator_passages, self.tokens.generator_queries
+        assert table is not None and queries is not None
+        stage = self.stage
+        batch = stage.per_device_eval_batch_size
+        answerer = Answerer(self.generator, self.prompt, decode, stage.max_new_tokens, batch)
+        mine = rows[dist.rank() :: dist.world()]
+        answers: list[str] = []
+        for start in range(0, len(mine), batch):
+            chunk = mine[start : start + batch]
+            read = [[table[n] for n in passages[r]] or [np.zeros(0, np.int32)] for r in chunk]
+            found = answerer.answer(
+                [queries[r] for r in chunk],
+                read,
+                [priors[r][: len(p)] for r, p in zip(chunk, read, strict=True)],
+            )
+            answers += [a.text for a in found]
+        shares = dist.gather_objects(answers)
+        return [shares[n % dist.world()][n // dist.world()] for n in range(len(rows))]
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis; float64."""
+    x = x.astype(np.float64)
+    return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)

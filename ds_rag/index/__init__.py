@@ -1,0 +1,1 @@
+"""The index over the corpus: FAISS, and what is stored beside it."""

@@ -1,0 +1,48 @@
+"""`ds-rag evaluate --run RUN --data DATA --json F`: retrieval and answers of saved models on held-out rows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from ds_rag.config import BUILTIN
+from ds_rag.data.dataset import read_evaluation
+from ds_rag.errors import UserError
+from ds_rag.evaluate import Evaluator, tokenize_evaluation
+from ds_rag.log import Console
+from ds_rag.saved import open_saved, reading_parser, write_json
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; see `ds-rag evaluate --help`."""
+    parser = reading_parser("ds-rag evaluate", "Score a run, or a pair of model folders, on held-out rows.")
+    parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
+    parser.add_argument("--controls", action="store_true", help="also answer closed-book and from the gold passage")
+    parser.add_argument("--json", help="write the figures to this file too")
+    args = parser.parse_args(argv)
+    console = Console()
+    saved = open_saved(args, {"controls", "json"})
+    config = saved.config
+    builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and saved.run is not None
+    if not builtin and config.data.eval_data is None:
+        raise UserError("no rows to evaluate on", expected="--data FILE or folder")
+    data = read_evaluation(config.data, builtin)
+    for notice in data.notices:
+        console.say(f"note: {notice}", style="yellow")
+    tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
+    evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage, console)
+    result = evaluator.run(progress=True)
+    figures = {"retrieval": result.retrieval, "answers": result.answers}
+    if args.controls:
+        figures |= {f"answers_{name}": values for name, values in evaluator.controls().items()}
+    rows = [[part, name, f"{value:.3f}"] for part, values in figures.items() for name, value in values.items()]
+    title = f"{len(data.evaluation)} queries against {data.corpus_size} passages"
+    console.table(title, ["part", "metric", "value"], rows)
+    if not result.retrieval:
+        console.say("note: no row has a labelled passage, so retrieval cannot be scored", style="yellow")
+    what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.stage)}
+    write_json(args.json, {**figures, "setting": what})
+    return 0
+
+

@@ -1,0 +1,195 @@
+"""From the configuration's words to a loss: candidates, cells, the terms of the objective and their gradients.
+
+All of it works on the small tensors (scores, token log-probabilities), detached from both models; what comes out
+is the gradient each engine's backward starts from.
+Shape legend: B queries, N passages of the pool, K candidates, C = B * K cells, A target tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ds_rag.batch import Batch, Cells, Ids, lay_out_cells, lengths_to_mask
+from ds_rag.config import ObjectiveConfig
+from ds_rag.data.prompt import Prompt
+from ds_rag.errors import choose
+from ds_rag.losses import LOSSES, LossSpec, entropy, infonce, log_prior, positive_only, posterior, reader_loss
+
+Counts = dict[str, float]
+
+
+@dataclass
+class StepOutput:
+    """One micro-batch's share: `loss` and `sums` add up over micro-batches and ranks to the step's values."""
+
+    loss: float
+    sums: Counts
+
+
+class Objective:
+    """The chosen loss. `needs_generator` and `generator_learns` tell which models it moves."""
+
+    def __init__(self, config: ObjectiveConfig, world: int = 1):
+        self.config, self.world = config, world
+        self.name = config.objective
+        self.spec: LossSpec = choose(LOSSES, self.name, "--objective")
+        self.needs_generator = self.name != "infonce"
+        by_reader = self.spec.needs_reader_loss and config.reader_loss != "none"
+        self.generator_learns = self.spec.trains_generator or by_reader
+
+    def counts(self, batches: Sequence[Batch], prompt: Prompt | None) -> Counts:
+        """What means are taken over, in these micro-batches; summed over ranks they cover the optimizer step."""
+        counts = {"queries": 0.0, "answer_tokens": 0.0, "all_tokens": 0.0, "pairs": 0.0}
+        for batch in batches:
+            counts["queries"] += len(batch.rows)
+            counts["answer_tokens"] += sum(len(a) for a in batch.answer_ids)
+            counts["pairs"] += float(batch.positive_BN.sum())
+            if self.name == "positive_only" and prompt is not None:
+                counts["all_tokens"] += sum(len(s) - 1 for s in positive_sequences(batch, prompt))
+        return counts
+
+    def select(self, scores_BN: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """(B, K) int64: labelled positives first, then the row's other passages, then the best of the pool."""
+        N = scores_BN.shape[1]
+        K = N if self.config.candidates == "all" else min(N, int(self.config.candidates))
+        scores = scores_BN.detach()
+        span = scores.max() - scores.min() + 1
+        return (scores + span * (batch.own_BN.float() + batch.positive_BN.float())).topk(K, dim=1).indices
+
+    def cells(self, batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt, pad: int) -> Cells:
+        """What the generator reads: each query with each candidate; under positive_only the whole positive
+        sequence is the target, prompt and all."""
+        if self.name == "positive_only":
+            sequences = positive_sequences(batch, prompt)
+            return lay_out_cells([s[:1] for s in sequences], [s[1:] for s in sequences], pad)
+        contexts, targets = [], []
+        for query, answer, row in zip(batch.query_ids, batch.answer_ids, candidates_BK.tolist(), strict=True):
+            contexts += [prompt.context(batch.passage_ids[j], query, len(answer)) for j in row]
+            targets += [answer] * len(row)
+        return lay_out_cells(contexts, targets, pad)
+
+    def terms(
+        self,
+        scores_BN: torch.Tensor,
+        candidates_BK: torch.Tensor,
+        cells: Cells | None,
+        logp_CA: torch.Tensor | None,
+        batch: Batch,
+        totals: Counts,
+    ) -> dict[str, torch.Tensor]:
+        """The loss as named scalars. Each is `world * local sum / the step's total`, because the engines average
+        gradients over ranks: summed over micro-batches and averaged over ranks they are means over the step."""
+        per = {k: self.world / max(1.0, v) for k, v in totals.items()}
+        if self.name == "infonce":
+            return {"infonce": infonce(scores_BN, batch.positive_BN).sum() * per["pairs"]}
+        assert logp_CA is not None and cells is not None
+        if self.name == "positive_only":
+            return self._positive_only(scores_BN, cells, logp_CA, batch, per)
+        unit = {"query": "queries", "token": "answer_tokens"}[self.spec.unit]
+        args, common = self._arguments(scores_BN, candidates_BK, logp_CA, batch)
+        options = {name: getattr(self.config, name) for name in self.spec.options}
+        terms = {self.name: self.spec.fn(*args, **common, **options).sum() * per[unit]}
+        if self.spec.needs_reader_loss and self.config.reader_loss != "none":
+            reader = reader_loss(
+                *args, **common, kind=self.config.reader_loss, answer_logprob=self.config.answer_logprob
+            )
+            terms["reader"] = reader.sum() * per["queries"]
+        if self.config.contrastive_weight:
+            pairs = infonce(scores_BN, batch.positive_BN).sum() * per["pairs"]
+            terms["contrastive"] = self.config.contrastive_weight * pairs
+        return terms
+
+    def _arguments(
+        self, scores_BN: torch.Tensor, candidates_BK: torch.Tensor, logp_CA: torch.Tensor, batch: Batch
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        """What every marginal and distillation loss takes."""
+        B, K = candidates_BK.shape
+        scores_BK = scores_BN.gather(1, candidates_BK)
+        args = (scores_BK, logp_CA.view(B, K, -1), batch.answer_mask_BT.to(scores_BN.device))
+        if self.config.prior == "pool":
+            return args, {"log_prior_BK": log_prior(scores_BN).gather(1, candidates_BK)}
+        return args, {}
+
+    def _positive_only(
+        self, scores_BN: torch.Tensor, cells: Cells, logp_BA: torch.Tensor, batch: Batch, per: Counts
+    ) -> dict[str, torch.Tensor]:
+        device = scores_BN.device
+        answers_begin = torch.tensor(cells.target_lengths) - torch.tensor([len(a) for a in batch.answer_ids])
+        token_mask_BA = lengths_to_mask(cells.target_lengths).to(device)
+        answer_mask_BA = token_mask_BA & (torch.arange(token_mask_BA.shape[1]) >= answers_begin[:, None]).to(
+            device
+        )
+        parts = positive_only(
+            scores_BN,
+            batch.positive_BN.float().argmax(1),
+            logp_BA,
+            token_mask_BA,
+            answer_mask_BA,
+            positive_mask_BN=batch.positive_BN,
+        )
+        return {
+            "lm": parts.lm_B.sum() * per["all_tokens"],
+            "doc_prior": parts.doc_prior_B.sum() * per["all_tokens"],
+            "infonce": (parts.rows_B + parts.columns_B).sum() / 2 * per["pairs"],
+        }
+
+    def backward(
+        self,
+        scores_BN: torch.Tensor,
+        candidates_BK: torch.Tensor,
+        cells: Cells | None,
+        logp_CA: torch.Tensor | None,
+        batch: Batch,
+        totals: Counts,
+    ) -> StepOutput:
+        """Fills the gradients of what `scores_BN` was made from and of the leaf `logp_CA`.
+
+        Each term's gradient on the scores is taken by itself, so that its share can be logged.
+        """
+        scores_leaf = scores_BN.detach().requires_grad_()
+        leaves = [scores_leaf] + ([logp_CA] if logp_CA is not None else [])
+        terms = self.terms(scores_leaf, candidates_BK, cells, logp_CA, batch, totals)
+        score_norms, gradients = {}, [torch.zeros_like(leaf) for leaf in leaves]
+        for name, term in terms.items():
+            parts = torch.autograd.grad(term, leaves, retain_graph=True, allow_unused=True)
+            score_norms[name] = 0.0 if parts[0] is None else float(parts[0].norm())
+            for total, own in zip(gradients, parts, strict=True):
+                if own is not None:
+                    total += own
+        if scores_BN.requires_grad:
+            scores_BN.backward(gradients[0])
+        if logp_CA is not None:
+            logp_CA.grad = gradients[1]
+        sums = self._statistics(scores_leaf.detach(), candidates_BK, logp_CA, batch)
+        whole = sum(score_norms.values()) or 1.0
+        sums |= {f"grad_share/{name}": norm / whole for name, norm in score_norms.items()}
+        return StepOutput(sum(float(t.detach()) for t in terms.values()) / self.world, sums)
+
+    @torch.no_grad()
+    def _statistics(
+        self, scores_BN: torch.Tensor, candidates_BK: torch.Tensor, logp_CA: torch.Tensor | None, batch: Batch
+    ) -> Counts:
+        """Entropies in nats, summed over queries."""
+        if logp_CA is None or self.name == "positive_only":
+            return {"prior_entropy": float(entropy(log_prior(scores_BN).exp()).sum())}
+        args, common = self._arguments(scores_BN, candidates_BK, logp_CA, batch)
+        after = posterior(*args, **common, answer_logprob=self.config.answer_logprob)
+        return {
+            "prior_entropy": float(entropy(log_prior(args[0]).exp()).sum()),
+            "posterior_entropy": float(entropy(after).sum()),
+        }
+
+
+def positive_sequences(batch: Batch, prompt: Prompt) -> list[Ids]:
+    """Prompt and answer of each row with its (first) positive passage."""
+    sequences = []
+    for query, answer, column in zip(
+        batch.query_ids, batch.answer_ids, batch.positive_BN.float().argmax(1), strict=True
+    ):
+        context = prompt.context(batch.passage_ids[int(column)], query, len(answer))
+        sequences.append(np.concatenate([context, answer]))
+    return sequences

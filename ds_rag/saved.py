@@ -1,0 +1,81 @@
+"""Opening what was saved: a run's folder, or plain model folders, for evaluation, indexing and questions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_rag.config import ALIASES, RunConfig, build, build_parser
+from ds_rag.data.prompt import Prompt
+from ds_rag.errors import UserError
+from ds_rag.models.generator import Generator
+from ds_rag.models.loading import load_generator, load_pair, load_retriever
+from ds_rag.models.retriever import Retriever
+
+READING = ("data", "model", "stage")  # the sections of the configuration that reading a saved run can use
+
+
+@dataclass
+class Saved:
+    """Models with the configuration they are used under; `run` is None for plain folders."""
+
+    run: Path | None
+    config: RunConfig
+    retriever: Retriever
+    generator: Generator | None
+    prompt: Prompt | None
+
+
+def reading_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A command's parser with `--run`, `--device` and every flag of data, models and evaluation."""
+    parser = build_parser(prog, description, READING)
+    parser.add_argument("--run", help="a run's folder")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    return parser
+
+
+def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
+    """The models that the arguments name. A run's own configuration holds where no flag says otherwise.
+
+    own: the command's own arguments, which are no configuration. Raises UserError.
+    """
+    given = {ALIASES.get(k, k): v for k, v in vars(args).items() if k not in own | {"run", "device"}}
+    if args.run:
+        run = Path(args.run)
+        if not (run / "config.json").is_file() or not (run / "retriever").is_dir():
+            raise UserError("--run: not a finished run", found=run, expected="config.json and retriever/ in it")
+        if clash := {"retriever", "generator"} & set(given):
+            raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
+        config = build(json.loads((run / "config.json").read_text()) | given)
+        retriever, generator = load_pair(run, config.model, config.data)
+    else:
+        if "retriever" not in given:
+            raise UserError("no models", expected="--run RUN, or --retriever FOLDER (and --generator FOLDER)")
+        run, config = None, build(given)
+        nothing: list[str] = []
+        retriever = load_retriever(config.model, config.data, lambda: nothing, Path("."))
+        has_generator = "generator" in given
+        generator = load_generator(config.model, lambda: nothing, Path(".")) if has_generator else None
+    device = torch.device(args.device)
+    for module in (retriever, generator):
+        if module is not None:
+            module.eval().requires_grad_(False).to(device)
+    model = config.model
+    prompt = (
+        Prompt(generator.tokenizer, model.prompt_template, model.chat_template, generator.max_length)
+        if generator
+        else None
+    )
+    return Saved(run, config, retriever, generator, prompt)
+
+
+def write_json(path: str | None, content: dict[str, Any]) -> None:
+    """Where `--json FILE` asks for it."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,49 @@
+"""Plain language modelling of the corpus by the generator, for one that starts from a configuration."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ds_rag import dist
+from ds_rag.assemble import Parts
+from ds_rag.batch import lay_out_cells, lengths_to_mask
+from ds_rag.config import RunConfig
+from ds_rag.log import Console, Metrics
+from ds_rag.schedule import lr_factor
+
+
+def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metrics) -> None:
+    """`--lm_warmup_steps` steps of next-token prediction on random passages; the retriever stays as it is.
+
+    The loss is the mean over the step's tokens, on all ranks. It is reported as kind 'lm_warmup', so that no one
+    takes it for the joint objective.
+    """
+    steps, optim, engines = config.optim.lm_warmup_steps, config.optim, parts.engines
+    table = parts.loader.tokens.generator_passages
+    if not steps or "generator" not in engines.learning or table is None or parts.prompt is None:
+        return
+    rng = np.random.default_rng([optim.seed, 2])
+    size = optim.per_device_train_batch_size
+    tokenizer = parts.prompt.tokenizer
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    first = np.array([end if begin is None else begin], dtype=np.int32)
+    last = np.array([] if end is None else [end], dtype=np.int32)
+    ratio = optim.lm_warmup_learning_rate / (optim.generator_learning_rate or optim.learning_rate)
+    engines.train()
+    with console.progress(steps, "language modelling of the corpus") as meter:
+        for step in range(steps):
+            rows = rng.integers(len(table), size=(dist.world(), size))[dist.rank()]
+            targets = [np.concatenate([table[n], last]) for n in rows]
+            tokens = dist.all_sum({"n": float(sum(len(t) for t in targets))}, parts.device)["n"]
+            cells = lay_out_cells([first] * size, targets, parts.pad).to(parts.device)
+            engines.boundary(last=True)
+            logp_CA = engines.generator(cells)
+            leaf = logp_CA.detach().requires_grad_()
+            mask = lengths_to_mask(cells.target_lengths).to(parts.device)
+            loss = -leaf[mask].sum() * dist.world() / tokens
+            loss.backward()
+            engines.backward("generator", [logp_CA], [leaf])
+            engines.step(ratio * lr_factor(step, steps, min(20, steps // 5), "linear"), only={"generator"})
+            value = dist.all_sum({"loss": float(loss.detach()) / dist.world()}, parts.device)["loss"]
+            metrics.write("lm_warmup", step + 1, {"loss": value})
+            meter.advance(1, f"loss {value:.3f} a token")

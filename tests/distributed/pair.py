@@ -1,0 +1,314 @@
+"""A tiny retriever and generator, the step of the real training loop on two engines, and the same in plain PyTorch.
+
+Micro-batch m of rank r holds the rows of block m * world + r. With `gather` the pool is the passages of all ranks'
+blocks of one m, else those of the block itself.
+Shape legend: B queries, N passages of the pool, K candidates, C = B * K cells, T tokens, A target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_rag import dist
+from ds_rag.batch import Cells, Tokens, lay_out_cells
+from ds_rag.config import OptimConfig
+from ds_rag.engine import Engines, make_engine
+from ds_rag.losses import rag_sequence
+from ds_rag.models.generator import Generator
+from ds_rag.models.retriever import Retriever, RetrieverSettings
+
+B, N, K, VOCABULARY = 3, 4, 3, 50
+LEARNING_RATES = {"retriever": 1e-2, "generator": 5e-3}
+# An epsilon well above rounding noise: else Adam makes a full step of a gradient that is zero but for noise.
+OPTIM = OptimConfig(weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-4)
+NEVER_CLIP, ALWAYS_CLIP = 1e9, 0.05
+
+
+@dataclass
+class Case:
+    """One training run of `steps` optimizer steps over `accumulation` micro-batches per rank."""
+
+    stages: tuple[int, int] = (2, 2)  # retriever, generator
+    precision: str = "fp32"
+    accumulation: int = 1
+    gather: bool = True
+    max_grad_norm: float = ALWAYS_CLIP
+    steps: int = 3
+    spoil: tuple[int, str, float] | None = None  # step, model, value put into one gradient on the last rank
+    frozen: str = ""
+    only: tuple[str, ...] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # laid over the DeepSpeed configuration
+    seed: int = 0
+
+
+@dataclass
+class Block:
+    """The rows of one micro-batch of one rank."""
+
+    queries: Tokens
+    passages: Tokens
+    candidates_BK: torch.Tensor  # int64, columns of the pool
+    cells: Cells
+    answer_mask_BA: torch.Tensor
+
+
+@dataclass
+class Record:
+    """What a run did, by step; parameters by '<model>.<name>' after the last step."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
+    scales: list[tuple[float, ...]] = field(default_factory=list)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)  # of the first step, before clipping
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+    after: list[dict[str, torch.Tensor]] = field(default_factory=list)  # parameters after each step
+
+
+def make_models(seed: int = 0) -> dict[str, nn.Module]:
+    """Retriever (BERT, learned temperature) and generator (Llama, tied embeddings) with fixed random weights."""
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "max_position_embeddings": 32}
+    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    encoder = BertModel(BertConfig(**shape, **drop), add_pooling_layer=False)
+    lm = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    for module in (encoder, lm):  # away from the tiny initial weights, at which nothing matters
+        for p in module.parameters():
+            p.data += 0.2 * torch.randn_like(p)
+    settings = RetrieverSettings(temperature=0.3, learn_temperature=True)
+    return {"retriever": Retriever(encoder, None, settings), "generator": Generator(lm, None)}
+
+
+def make_blocks(count: int, pool: int, seed: int) -> list[Block]:
+    """`count` blocks whose candidates are drawn from a pool of `pool` passages."""
+    random = torch.Generator().manual_seed(seed)
+
+    def tokens(rows: int, length: int) -> Tokens:
+        ids = torch.randint(1, VOCABULARY, (rows, length), generator=random)
+        lengths = torch.randint(2, length + 1, (rows, 1), generator=random)
+        return Tokens(ids, (torch.arange(length) < lengths).long())
+
+    def block() -> Block:
+        candidates = torch.stack([torch.randperm(pool, generator=random)[:K] for _ in range(B)])
+        words = torch.randint(1, VOCABULARY, (B * K, 9), generator=random).numpy()
+        targets = [words[c // K * K, :3] for c in range(B * K)]  # one answer per query
+        lengths = torch.randint(3, 7, (B * K,), generator=random).tolist()
+        cells = lay_out_cells([w[3 : 3 + n] for w, n in zip(words, lengths, strict=True)], targets, 0)
+        mask = torch.ones(B, 3, dtype=torch.bool)
+        mask[0, 2] = False
+        return Block(tokens(B, 6), tokens(N, 8), candidates, cells, mask)
+
+    return [block() for _ in range(count)]
+
+
+def blocks_of(case: Case, world: int, step: int) -> list[Block]:
+    pool = N * world if case.gather else N
+    return make_blocks(case.accumulation * world, pool, 1000 * case.seed + step)
+
+
+def block_loss(
+    q_BD: torch.Tensor, pool_ND: torch.Tensor, temperature: torch.Tensor, logp_CA: torch.Tensor, block: Block
+) -> torch.Tensor:
+    """Mean over the block's queries."""
+    scores_BK = (q_BD @ pool_ND.T / temperature).gather(1, block.candidates_BK)
+    return rag_sequence(scores_BK, logp_CA.view(B, K, -1), block.answer_mask_BA).mean()
+
+
+def ds_config(case: Case, which: int) -> dict[str, Any]:
+    stage = case.stages[which]
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": B,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": 5000},  # several buckets
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31 - 1,
+        "bf16": {"enabled": case.precision == "bf16"},
+        "fp16": {"enabled": case.precision == "fp16", "initial_scale_power": 10, "hysteresis": 1},
+    }
+    if stage > 0 and case.precision != "fp32":
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    for section, values in case.extra.items():
+        config[section] = config.get(section, {}) | values if isinstance(values, dict) else values
+    return config
+
+
+@contextmanager
+def half_precision_anywhere() -> Iterator[None]:
+    """DeepSpeed refuses fp16 on a CPU; its logic runs there all the same."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    before = accelerator.is_fp16_supported
+    accelerator.is_fp16_supported = lambda: True
+    try:
+        yield
+    finally:
+        accelerator.is_fp16_supported = before
+
+
+def make_engines(case: Case) -> Engines:
+    models: dict[str, Any] = make_models(case.seed)
+    with half_precision_anywhere():
+        for which, name in enumerate(models):
+            if name == case.frozen:
+                models[name].requires_grad_(False)
+            else:
+                models[name] = make_engine(
+                    models[name], ds_config(case, which), OPTIM, LEARNING_RATES[name]
+                )
+    engines = Engines(**models, max_grad_norm=case.max_grad_norm)
+    engines.train()
+    return engines
+
+
+def accumulate(engines: Engines, case: Case, step: int) -> float:
+    """The micro-batches of one optimizer step, up to the gradients; this rank's mean loss."""
+    mine = blocks_of(case, dist.world(), step)[dist.rank() :: dist.world()]
+    total = 0.0
+    for m, block in enumerate(mine):
+        engines.boundary(m == len(mine) - 1)
+        embedded = engines.retriever(block.queries, block.passages)
+        logp_CA = engines.generator(block.cells)
+        leaves = [x.detach().float().requires_grad_() for x in (*embedded, logp_CA)]
+        q_BD, p_ND, temperature, logp = leaves
+        pool_ND = dist.gather_with_grad(p_ND) if case.gather else p_ND
+        loss = block_loss(q_BD, pool_ND, temperature, logp, block) / len(mine)
+        loss.backward()
+        if case.spoil and case.spoil[0] == step and dist.rank() == dist.world() - 1:
+            leaf = q_BD if case.spoil[1] == "retriever" else logp
+            leaf.grad[0, 0] = case.spoil[2]
+        engines.backward("retriever", list(embedded), leaves[:3])
+        engines.backward("generator", [logp_CA], leaves[3:])
+        total += float(loss.detach())
+    return total
+
+
+def parameters(engines: Engines) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": p.detach().float().clone()
+        for name, module in engines.modules.items()
+        for key, p in module.named_parameters()
+    }
+
+
+def run_steps(engines: Engines, case: Case, first: int = 0, gradients: bool = False) -> Record:
+    """Steps first .. case.steps - 1."""
+    record = Record()
+    for step in range(first, case.steps):
+        record.losses.append(accumulate(engines, case, step))
+        if gradients and step == first:
+            record.gradients = full_gradients(engines)
+        result = engines.step(lr_factor(step), only=case.only)
+        record.norms.append(result.grad_norm)
+        record.skipped.append(result.skipped)
+        scales = [getattr(e.optimizer, "loss_scale", 1.0) for e in engines.learning.values()]
+        record.scales.append(tuple(scales))
+        record.after.append(parameters(engines))
+    record.parameters = record.after[-1]
+    return record
+
+
+def train(case: Case, gradients: bool = False) -> Record:
+    return run_steps(make_engines(case), case, gradients=gradients)
+
+
+def train_all(cases: list[Case], gradients: bool = False) -> list[Record]:
+    """On one set of ranks: starting them costs more than a case."""
+    return [train(case, gradients) for case in cases]
+
+
+def lr_factor(step: int) -> float:
+    return (1.0, 0.5, 0.8, 0.4)[step % 4]
+
+
+def full_gradients(engines: Engines) -> dict[str, torch.Tensor]:
+    """The averaged gradients as the next step reads them, whole, on every rank."""
+    from deepspeed.utils import safe_get_full_grad
+
+    found = {}
+    for name, engine in engines.learning.items():
+        for key, p in engine.module.named_parameters():
+            if p.requires_grad:
+                grad = p.grad if p.grad is not None else safe_get_full_grad(p)
+                found[f"{name}.{key}"] = grad.detach().float().clone()
+    return found
+
+
+def reference(case: Case, world: int, gather: str = "sum", clip: str = "joint", decay: str = "matrices") -> Record:
+    """The same run in plain PyTorch, in one process and fp32.
+
+    gather="local": each rank's passages get only the gradient of its own queries. clip="each": per model.
+    decay="all": weight decay on every parameter. These must differ from the run.
+    """
+    models = make_models(case.seed)
+    if case.frozen:
+        models[case.frozen].requires_grad_(False)
+    trained = [name for name in models if name != case.frozen and (case.only is None or name in case.only)]
+    named = {f"{n}.{k}": p for n, model in models.items() for k, p in model.named_parameters()}
+    optimizers = {name: plain_adamw(models[name], LEARNING_RATES[name], decay) for name in trained}
+    record = Record()
+    for step in range(case.steps):
+        for p in named.values():
+            p.grad = None
+        loss = step_loss(models, case, world, step, gather)
+        loss.backward()
+        if step == 0:
+            record.gradients = {k: p.grad.clone() for k, p in named.items() if p.grad is not None}
+        groups = {name: [p for p in models[name].parameters() if p.requires_grad] for name in trained}
+        sets = [sum(groups.values(), [])] if clip == "joint" else list(groups.values())
+        norms = [torch.cat([p.grad.flatten() for p in s]).norm() for s in sets]
+        for s, norm in zip(sets, norms, strict=True):
+            for p in s if norm > case.max_grad_norm else ():
+                p.grad.mul_(case.max_grad_norm / norm)
+        skip = case.spoil is not None and case.spoil[0] == step
+        for name, optimizer in optimizers.items() if not skip else ():
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATES[name] * lr_factor(step)
+            optimizer.step()
+        record.losses.append(float(loss.detach()))
+        record.norms.append(float(torch.stack(norms).norm()))
+        record.skipped.append(skip)
+        record.after.append({k: p.detach().clone() for k, p in named.items()})
+    record.parameters = record.after[-1]
+    return record
+
+
+def plain_adamw(model: nn.Module, learning_rate: float, decay: str) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p], "weight_decay": OPTIM.weight_decay if p.ndim > 1 or decay == "all" else 0.0}
+        for p in model.parameters()
+    ]
+    betas = (OPTIM.adam_beta1, OPTIM.adam_beta2)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=OPTIM.adam_epsilon, foreach=False)
+
+
+def step_loss(models: dict[str, Any], case: Case, world: int, step: int, gather: str) -> torch.Tensor:
+    """Mean over all ranks' queries of one optimizer step."""
+    blocks = blocks_of(case, world, step)
+    losses = []
+    for m in range(case.accumulation):
+        row = blocks[m * world : (m + 1) * world]
+        embedded = [models["retriever"](b.queries, b.passages) for b in row]
+        for r, block in enumerate(row):
+            q_BD, p_ND, temperature = embedded[r]
+            pool = [p if gather == "sum" or s == r else p.detach() for s, (_, p, _) in enumerate(embedded)]
+            pool_ND = torch.cat(pool) if case.gather else p_ND
+            logp_CA = models["generator"](block.cells)
+            losses.append(block_loss(q_BD, pool_ND, temperature, logp_CA, block))
+    return torch.stack(losses).mean()
+
+
+def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two sets of tensors of the same names."""
+    assert one.keys() == two.keys()
+    return max(float((one[k] - two[k]).abs().max()) for k in one)

@@ -1,0 +1,109 @@
+"""One helper: run a function on n gloo ranks of this machine, and get what each returned.
+
+The ranks are forked from a server process that has imported torch and DeepSpeed once and has run nothing else, so a
+rank costs a fraction of a second and inherits no threads of the test process.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+PRELOAD = ["deepspeed", "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama"]
+SERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: float = 180) -> list[Any]:
+    """`function(*args)` on `world` ranks that have joined one process group; each rank's result, in rank order.
+
+    function: importable (a module's), its arguments and result picklable. Raises: RuntimeError with the traceback
+    of the first rank that failed, TimeoutError after `timeout` seconds; no rank outlives the call.
+    """
+    context = server()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    readers, processes = [], []
+    for rank in range(world):
+        reader, writer = context.Pipe(duplex=False)
+        # Pickled here: torch's own pickling for processes would hand over shared memory that dies with the rank.
+        job = pickle.dumps((function, args))
+        process = context.Process(target=be_rank, args=(rank, world, port, job, writer), daemon=True)
+        process.start()
+        writer.close()
+        readers.append(reader)
+        processes.append(process)
+    try:
+        return collect(readers, time.monotonic() + timeout)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def server() -> Any:
+    """The fork server's context; the server starts at the first call, on the CPU whatever the machine has."""
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    before = {name: os.environ.get(name) for name in SERVER_ENVIRONMENT}
+    os.environ.update(SERVER_ENVIRONMENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return context
+
+
+def collect(readers: list[Connection], deadline: float) -> list[Any]:
+    """Every rank's result, or the first failure."""
+    results: dict[int, Any] = {}
+    while len(results) < len(readers):
+        missing = [reader for rank, reader in enumerate(readers) if rank not in results]
+        ready = wait(missing, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError(f"ranks {[readers.index(r) for r in missing]} did not finish")  # type: ignore[arg-type]
+        for reader in ready:
+            rank = readers.index(reader)  # type: ignore[arg-type]
+            try:
+                done, value = pickle.loads(reader.recv_bytes())  # type: ignore[union-attr]
+            except EOFError:
+                raise RuntimeError(f"rank {rank} died without a word") from None
+            if not done:
+                raise RuntimeError(f"rank {rank} failed:\n{value}")
+            results[rank] = value
+    return [results[rank] for rank in range(len(readers))]
+
+
+def be_rank(rank: int, world: int, port: int, job: bytes, writer: Connection) -> None:
+    """The body of one rank."""
+    import torch
+
+    from ds_rag import dist
+
+    os.environ.update(SERVER_ENVIRONMENT)
+    os.environ.update({k: str(rank) for k in ("RANK", "LOCAL_RANK")})
+    os.environ.update({k: str(world) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    try:
+        function, args = pickle.loads(job)
+        dist.start(timeout_minutes=2)
+        answer = (True, function(*args))
+        dist.barrier()  # a rank that is done early would close connections that others still use
+    except BaseException:
+        answer = (False, traceback.format_exc())
+    writer.send_bytes(pickle.dumps(answer))
+    writer.close()
+    dist.stop()
