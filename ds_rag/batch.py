@@ -1,7 +1,7 @@
 """What flows through a step: plain dataclasses of tensors.
 
-Shape legend: B queries, N unique passages of the pool, K candidates per query, C = B * K cells, T tokens, A tokens
-of the longest target.
+Shape legend: B queries, N unique passages of the pool, K candidates per query, C = B * K cells, T tokens,
+A tokens of the longest target.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Tokens:
 
 @dataclass
 class Batch:
-    """One micro-batch: the retriever's tokens, and the pieces from which the generator's cells are laid out."""
+    """One micro-batch: the retriever's tokens, and the pieces of the generator's cells."""
 
     queries: Tokens  # (B, T), the retriever's tokenizer
     passages: Tokens  # (N, T), every passage once
@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def answer_mask_BT(self) -> torch.Tensor:
-        """bool: real answer tokens; by position, so that an end-of-sequence token that is also the pad counts."""
+        """bool: real answer tokens; by position, an end-of-sequence token that is also the pad counts."""
         return lengths_to_mask([len(a) for a in self.answer_ids])
 
     def to(self, device: torch.device | str) -> Batch:
@@ -56,8 +56,8 @@ class Batch:
 
 @dataclass
 class Cells:
-    """(query, passage) sequences for the generator: context padded on the left, target on the right, so that all
-    targets begin in one column."""
+    """(query, passage) sequences for the generator: context padded on the left, target on the right, so
+    that all targets begin in one column."""
 
     ids_CT: torch.Tensor  # int64
     mask_CT: torch.Tensor  # 1: real

@@ -97,3 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(ds_rag.__version__)
         return 0
     return run_command(lambda: choose(COMMANDS, argv[0], "command")[0](argv[1:]), debug="--debug" in argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,9 @@
 """What a run can be told: dataclasses whose fields are at once the flags and the keys of a recipe.
 
-Three layers, each winning over the one before: the defaults below, a recipe (`--config FILE.yaml`), the flags.
-A run that names no training data is the built-in one: its recipe is `ds_configs/recipes/quickstart.yaml`.
-Only the standard library is imported here, so that `--help` answers at once.
+Three layers, each winning over the one before: the defaults below, a recipe (`--config FILE.yaml`), the
+flags. A run that names no training data is the built-in one: its recipe is
+`ds_configs/recipes/quickstart.yaml`. Only the standard library is imported here, so that `--help` answers
+at once.
 """
 
 from __future__ import annotations
@@ -319,14 +320,17 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message, fix="see --help")
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(
+    prog: str, description: str = "Train a retriever and a causal LM together.", sections: Sequence[str] = tuple(SECTIONS)
+) -> argparse.ArgumentParser:
     """argparse over the fields; a flag that is not given leaves no trace, so that recipes show through."""
-    parser = _Parser(prog=prog, description="Train a retriever and a causal LM together.", allow_abbrev=False)
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument(
         "--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags win over it"
     )
     parser.add_argument("--local_rank", "--local-rank", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    for section, cls in SECTIONS.items():
+    for section in sections:
+        cls = SECTIONS[section]
         group = parser.add_argument_group(section, cls.__doc__)
         for f in fields(cls):
             is_bool = get_type_hints(cls)[f.name] in (bool, bool | None)
@@ -353,9 +357,7 @@ def validate(config: RunConfig) -> None:
         if getattr(optim, name) < 1:
             raise UserError(f"--{name}: too small", found=getattr(optim, name), expected="1 or more")
     if config.model.temperature is not None and config.model.temperature <= 0:
-        raise UserError(
-            "--temperature: not positive", found=config.model.temperature, expected="more than 0"
-        )
+        raise UserError("--temperature: not positive", found=config.model.temperature, expected="more than 0")
     if objective.candidates != "all" and (
         not objective.candidates.isdigit() or int(objective.candidates) < 1
     ):

@@ -1,9 +1,9 @@
 """The pair of DeepSpeed engines: initialise, and the joint step (skip, clip, step).
 
-Each model has its own engine and its own backward, started from its own outputs and a cached gradient, so no
-autograd graph spans the two. Clipping and skipping must then be decided for both at once, which DeepSpeed does not
-do; this file reads a few attributes of its optimizers for that, each held by a test. Both configurations carry
-`gradient_accumulation_steps: 1` and `gradient_clipping: 0.0`: accumulation and clipping are ours.
+Each model has its own engine and its own backward, started from its own outputs and a cached gradient, so
+no autograd graph spans the two. Clipping and skipping must then be decided for both at once, which DeepSpeed
+does not do; this file reads a few attributes of its optimizers for that, each held by a test. Both
+configurations carry `gradient_accumulation_steps: 1` and `gradient_clipping: 0.0`: both are ours.
 
 What DeepSpeed 0.19.8 makes of a stage and a precision, and in which type micro-batches accumulate:
 
@@ -38,9 +38,9 @@ class StepResult:
 
 
 def param_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """What is trainable, in two groups: matrices, and the rest (biases, norms, scalars) without weight decay."""
+    """What is trainable: matrices, and (without weight decay) the rest: biases, norms, scalars."""
     params = [p for p in module.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in params if p.ndim >= 2]},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -73,8 +73,8 @@ def make_engine(
         model=module, model_parameters=param_groups(module), optimizer=client, config=ds_config
     )
     if is_half_wrapper(engine.optimizer):
-        # It makes the optimizer's state by a step on zero gradients, which counts as Adam's first and decays the
-        # master weights: take it back.
+        # It made the optimizer's state by a step on zero gradients, which counts as Adam's first and decays
+        # the master weights: take it back.
         engine.optimizer.refresh_fp32_params()
         engine.optimizer.state.clear()
     return engine
@@ -83,8 +83,8 @@ def make_engine(
 class Engines:
     """Retriever and generator, each a DeepSpeed engine, or a plain module where it does not learn.
 
-    `retriever` and `generator` are called as modules; `generator` is None where the objective needs none. To be
-    built before a checkpoint is loaded into the engines: it notes their peak learning rates. One optimizer step:
+    `retriever` and `generator` are called as modules; `generator` is None where the objective needs none. To
+    be built before a checkpoint is loaded into the engines: it notes their peak learning rates. One step:
 
         for m, batch in enumerate(micro_batches):
             engines.boundary(m == len(micro_batches) - 1)
@@ -110,9 +110,7 @@ class Engines:
     def modules(self) -> dict[str, nn.Module]:
         """The models without their engines, by name."""
         pairs = (("retriever", self.retriever), ("generator", self.generator))
-        return {
-            name: e.module if name in self.learning else e for name, e in pairs if e is not None
-        }
+        return {name: e.module if name in self.learning else e for name, e in pairs if e is not None}
 
     def train(self, mode: bool = True) -> None:
         """Training mode for what learns; a model that does not learn stays in evaluation mode."""
@@ -127,9 +125,9 @@ class Engines:
     def backward(self, name: str, outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
         """Sends the leaves' cached gradients through one engine: d(sum output * sg(grad)) = the chain rule.
 
-        `outputs` are what the engine returned, `leaves` their detached copies after the objective's backward. A
-        leaf without a gradient counts as zero, so that every rank runs the same backward. Does nothing for a
-        model that does not learn.
+        `outputs` are what the engine returned, `leaves` their detached copies after the objective's backward.
+        A leaf without a gradient counts as zero, so that every rank runs the same backward. Does nothing for
+        a model that does not learn.
         """
         if name not in self.learning:
             return
@@ -147,9 +145,9 @@ class Engines:
     def step(self, lr_factor: float, only: Collection[str] | None = None) -> StepResult:
         """One optimizer step of all that learns (or of `only` these), or of none.
 
-        A gradient that is not finite, in either model, skips all of them on every rank; their loss scales then
-        shrink together, as under one scaler. The norms are those of the averaged gradients, equal on all ranks,
-        so every rank decides alike. `lr_factor` times the peak is the learning rate, except where the DeepSpeed
+        A gradient that is not finite, in any of them, skips all on every rank; their loss scales then shrink
+        together, as under one scaler. The norms are those of the averaged gradients, equal on all ranks, so
+        every rank decides alike. `lr_factor` times the peak is the learning rate, except where the DeepSpeed
         configuration has a scheduler of its own.
         """
         engines = {name: e for name, e in self.learning.items() if only is None or name in only}
@@ -177,7 +175,7 @@ def is_bare(engine: Any) -> bool:
 
 
 def is_half_wrapper(optimizer: Any) -> bool:
-    """Stage 0 in bf16 or fp16: DeepSpeed's FP16_UnfusedOptimizer (or, around its FusedAdam, FP16_Optimizer)."""
+    """Stage 0 in bf16 or fp16: FP16_UnfusedOptimizer (or, around DeepSpeed's FusedAdam, FP16_Optimizer)."""
     return hasattr(optimizer, "loss_scale_config")
 
 
@@ -192,7 +190,7 @@ def held_gradients(engine: Any) -> list[torch.Tensor]:
 
 
 def own_norm(engine: Any) -> float:
-    """One model's gradient norm over all ranks, unscaled; negative or not finite if a gradient is not finite."""
+    """One model's unscaled gradient norm over all ranks; not finite, or negative, if a gradient is not."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "scaled_global_norm"):
         norm = float(optimizer.scaled_global_norm())
@@ -203,22 +201,30 @@ def own_norm(engine: Any) -> float:
 
 
 def scale_gradients(engine: Any, factor: float, norm: float) -> None:
-    """The next `engine.step()` uses `factor` times the gradient, whose norm is `norm`; a factor of 1: as it is."""
+    """The next `engine.step()` uses `factor` (at most 1) times the gradient, whose norm is `norm`."""
     if not is_bare(engine):
-        # DeepSpeed divides by (norm + 1e-6) / clip_grad if that is above 1. Set at every step, for a checkpoint
-        # stores the last value.
+        # DeepSpeed divides by (norm + 1e-6) / clip_grad if that is above 1. Set at every step, for a
+        # checkpoint stores the last value.
         engine.optimizer.clip_grad = factor * (norm + 1e-6) if factor < 1 else 0.0
     elif factor < 1:
         torch._foreach_mul_(held_gradients(engine), factor)
 
 
 def skip_step(engine: Any) -> None:
-    """The engine drops its gradients, shrinks its loss scale and counts a step, by its own handling of overflow."""
+    """The engine drops its gradients, shrinks its loss scale and counts the step, as at its own overflow."""
     if is_bare(engine):  # has none
         engine.zero_grad()
         engine.global_steps += 1
         engine.skipped_steps += 1
         return
-    held_gradients(engine)[0].fill_(math.inf)
+    optimizer = engine.optimizer
+    offload = getattr(optimizer, "cpu_offload", False)
+    if offload:  # the norms were kept from the backward
+        norms = optimizer.norm_for_param_grads
+        optimizer.norm_for_param_grads = dict.fromkeys(norms, torch.tensor(math.inf))
+    else:
+        held_gradients(engine)[0].fill_(math.inf)
     engine.step()
     assert not engine.was_step_applied(), "DeepSpeed stepped on a gradient that is not finite"
+    if offload:  # DeepSpeed would add the next step's gradients to these
+        optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)

@@ -1,7 +1,7 @@
 """The console, the run's log file and its metrics. From `capture()` on, the console is ours alone.
 
-Libraries write warnings and INFO lines to standard output and error, some from C++. `capture()` points both file
-descriptors at `RUN/run.log` (one file a rank) and keeps the real terminal for `Console`.
+Libraries write warnings and INFO lines to standard output and error, some from C++. `capture()` points both
+file descriptors at `RUN/run.log` (one file a rank) and keeps the real terminal for `Console`.
 """
 
 from __future__ import annotations
@@ -113,12 +113,13 @@ class Meter:
             self.last_line = now
             left = (self.total - self.done) / max(rate, 1e-9)
             self.console.say(
-                f"{self.what} {self.done}/{self.total}  {rate:.1f} {self.unit}/s  {left:.0f} s left  {self.note}"
+                f"{self.what} {self.done}/{self.total}  {rate:.1f} {self.unit}/s  "
+                f"{left:.0f} s left  {self.note}"
             )
 
 
 class Metrics:
-    """`metrics.jsonl`: one JSON object a step or evaluation; optionally the same to TensorBoard. Rank 0 writes."""
+    """`metrics.jsonl`: one JSON object a step or evaluation; on request to TensorBoard too. Rank 0 writes."""
 
     def __init__(self, folder: Path | None, report_to: str = "none", resume: bool = False):
         self.file = (
@@ -157,7 +158,7 @@ def printable(text: str) -> str:
 
 
 def redirect(folder: Path, rank: int) -> Path:
-    """Points file descriptors 1 and 2 at this rank's log file in `folder`; called again, at another folder's."""
+    """Points file descriptors 1 and 2 at this rank's log file in `folder`; again, at another folder's."""
     path = folder / ("run.log" if rank == 0 else f"run-rank{rank}.log")
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
@@ -207,7 +208,7 @@ def capture(folder: Path, rank: int) -> Console:
 
 
 def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
-    """Runs a command's body; a UserError becomes exit code 2 and, on rank 0, a readable message on the terminal.
+    """Runs a command's body; a UserError becomes exit code 2 and, on rank 0, a message on the terminal.
 
     Every rank meets the same mistake, so one speaks; the others' messages are in their logs.
     """

@@ -55,7 +55,8 @@ def read_data(
 ) -> RagData:
     """Training rows, evaluation rows and corpus as the flags name them. Raises UserError.
 
-    need_positive: the objective cannot do without labelled positives. need_answers: it, or evaluation, reads answers.
+    need_positive: the objective cannot do without labelled positives. need_answers: it, or evaluation,
+    reads answers.
     """
     if builtin:
         world = make_world(data.world_seed)

@@ -1,7 +1,8 @@
 """From tokenised rows to micro-batches: order, length groups, collation.
 
-The stream of rows is one permutation an epoch, joined end to end and cut into global batches, so every row is seen
-equally often and the last batch of an epoch is as large as any. Position in the stream is the step number alone.
+The stream of rows is one permutation an epoch, joined end to end and cut into global batches, so every row
+is seen equally often and the last batch of an epoch is as large as any. Position in the stream is the step
+number alone.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class TrainTokens:
 class Loader:
     """`micro_batches(step)` are this rank's micro-batches of one optimizer step.
 
-    Micro-batch m of rank r is slice m * world + r of the step's global batch, so that two ranks see together what
-    one rank sees in two micro-batches.
+    Micro-batch m of rank r is slice m * world + r of the step's global batch, so that two ranks see
+    together what one rank sees in two micro-batches.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class Loader:
         return [int(self._orders[e][p]) for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """(rows,) a permutation in which neighbours in length share a global batch, in random order of batches.
+        """(rows,) a permutation in which neighbours in length share a global batch, in random order of
+        batches.
 
         Only whole batches of one epoch are grouped: across epochs, a row would meet itself in its batch.
         """

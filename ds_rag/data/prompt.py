@@ -1,7 +1,7 @@
 """The generator's prompt, in token ids: one template for training, evaluation and `ask`.
 
-Pieces are tokenised apart, each once, and joined by id. Spaces before a placeholder go with the text that fills
-it, because byte-level tokenizers put a word's leading space into its first token.
+Pieces are tokenised apart, each once, and joined by id. Spaces before a placeholder go with the text that
+fills it, because byte-level tokenizers put a word's leading space into its first token.
 """
 
 from __future__ import annotations
@@ -19,41 +19,50 @@ FIELDS = ("passage", "query")
 
 
 class Prompt:
-    """`context(passage_ids, query_ids, answer_room)` joins literals and fields; `encode` tokenises a field."""
+    """`context(passage_ids, query_ids, answer_room)` joins literals and fields; `encode` makes field ids."""
 
     def __init__(self, tokenizer: Any, template: str, chat: bool = False, max_length: int = 1 << 30):
         self.tokenizer, self.max_length = tokenizer, max_length
         check_template(template)
         if chat:
             template = render_chat(tokenizer, template)
-        pieces = [(lit, name) for lit, name, _, _ in string.Formatter().parse(template)]
-        tail = pieces[-1][0] if pieces[-1][1] is None else ""
-        self.lead = {"answer": "" if tail[-1:].isspace() else " "}
-        self.literals: list[Ids] = []
-        self.order: list[str] = []
-        for literal, name in pieces:
-            if name is not None:
-                stripped = literal.rstrip(" ")
-                self.lead[name] = literal[len(stripped) :]
-                self.order.append(name)
-                literal = stripped
-            self.literals.append(self._ids(literal))
+        self.anchor = anchor_of(tokenizer)
+        self.anchor_length = len(self._raw([self.anchor])[0])
+        literals, self.order = split_template(template)
+        self.lead = {"answer": "" if literals[-1][-1:].isspace() else " "}
+        for n, name in enumerate(self.order):
+            stripped = literals[n].rstrip(" ")
+            self.lead[name], literals[n] = literals[n][len(stripped) :], stripped
+        if self.anchor and not literals[0]:  # at the start of all, the tokenizer's own space
+            self.lead[self.order[0]] = " "
+        ids = self._raw(literals[:1]) + self._middle(literals[1:])
+        self.literals: list[Ids] = [np.array(x, dtype=np.int32) for x in ids]
         begin = tokenizer.bos_token_id
         if not chat and begin is not None:  # a chat template brings its own
             self.literals[0] = np.concatenate([np.array([begin], dtype=np.int32), self.literals[0]])
         self.fixed = sum(len(x) for x in self.literals)
 
-    def _ids(self, text: str) -> Ids:
-        return np.array(
-            self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else [], dtype=np.int32
-        )
+    def _raw(self, texts: list[str], **options: Any) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
+
+    def _middle(self, texts: list[str], **options: Any) -> list[list[int]]:
+        """Token ids as in the middle of a text, where no tokenizer adds a space."""
+        ids = self._raw([self.anchor + t for t in texts], **options)
+        return [x[self.anchor_length :] for x in ids]
 
     def encode(self, name: str, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Token ids of the texts of one field ('passage', 'query', 'answer'), cut at `length` tokens."""
-        texts = [self.lead[name] + t for t in texts]
-        ids = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
+        """Token ids of the texts of one field ('passage', 'query', 'answer'), cut at `length` tokens.
+
+        What looks like a special token in them is text: a passage cannot end the prompt with "</s>".
+        """
+        ids = self._middle(
+            [self.lead[name] + t for t in texts],
+            split_special_tokens=True,
+            truncation=True,
+            max_length=self.anchor_length + length,
+        )
         end = self.tokenizer.eos_token_id
-        return [x + [end] for x in ids] if name == "answer" and end is not None else ids
+        return [[*x, end] for x in ids] if name == "answer" and end is not None else ids
 
     def context(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> Ids:
         """What the answer follows. If model length requires it, the passage is cut, never query or answer."""
@@ -74,9 +83,30 @@ class Prompt:
         return np.concatenate(parts)
 
 
+def anchor_of(tokenizer: Any) -> str:
+    """A line break where the tokenizer begins every text with a space (Llama 2, Mistral), else nothing.
+
+    A piece of a prompt is tokenised behind it, whose ids are then dropped: only there does no space appear.
+    """
+    start, line, middle = tokenizer(["a", "\n", "\n a"], add_special_tokens=False)["input_ids"]
+    return "\n" if line + start == middle else ""
+
+
+def split_template(template: str) -> tuple[list[str], list[str]]:
+    """The literals around the placeholders, one more than these, and the placeholders' names."""
+    literals, names = [""], []
+    for literal, name, spec, conversion in string.Formatter().parse(template):
+        literals[-1] += literal  # an escaped brace ends a literal too
+        if name is not None:
+            names.append(name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
+            literals.append("")
+    return literals, names
+
+
 def check_template(template: str) -> None:
+    """Raises UserError unless each of FIELDS stands in it once, plainly."""
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        _, names = split_template(template)
     except ValueError as error:
         raise UserError(
             "--prompt_template: not a template", found=error, fix="write {{ and }} for braces"
@@ -84,7 +114,7 @@ def check_template(template: str) -> None:
     if sorted(names) != sorted(FIELDS):
         raise UserError(
             "--prompt_template: wrong placeholders",
-            found=", ".join(names) or "none",
+            found=", ".join(f"{{{name}}}" for name in names) or "none",
             expected="{passage} and {query}, each once",
         )
 

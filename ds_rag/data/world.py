@@ -1,9 +1,10 @@
 """The built-in world: an invented almanac that only a true marginal can learn from.
 
-Every entity has one passage for each of four relations. A question names the entity and, in words that no passage
-uses, the relation; so word overlap leads to the right entity but says nothing about which of its four passages
-holds the answer. A training row carries those four passages shuffled and unlabelled: the only hint at the right
-one is that it makes the answer likely. Values come from one shared set, so an answer does not betray its relation.
+Every entity has one passage for each of four relations. A question names the entity and, in words that no
+passage uses, the relation; so word overlap leads to the right entity but says nothing about which of its
+four passages holds the answer. A training row carries those four passages shuffled and unlabelled: the only
+hint at the right one is that it makes the answer likely. Values come from one shared set, so an answer does
+not betray its relation.
 """
 
 from __future__ import annotations
@@ -13,11 +14,18 @@ from dataclasses import dataclass
 
 from ds_rag.data.formats import Passage, Row
 
-FIRST = "zor mel tav rin qua bol fen gar hul jix kel lom nad osk pry rud syl tum vek wen".split()
-SECOND = "via dor mun tesh lar bry cald esk fim gwen hest ilo jarn kov lisk morn nyx orb pell quin".split()
-VALUES = "amber basalt cobalt damask ebony flint garnet hazel indigo jasper kelp linen maple nickel opal pearl".split()
 
-# (question, passage): the two wordings of a relation share no word, and no question shares one with any passage.
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FIRST = _words("zor mel tav rin qua bol fen gar hul jix kel lom nad osk pry rud syl tum vek wen")
+SECOND = _words("via dor mun tesh lar bry cald esk fim gwen hest ilo jarn kov lisk morn nyx orb pell quin")
+VALUES = _words(
+    "amber basalt cobalt damask ebony flint garnet hazel indigo jasper kelp linen maple nickel opal pearl"
+)
+
+# (question, passage): no question shares a word with any passage, the name apart.
 RELATIONS = (
     ("who leads {name} ?", "the chancellor of {name} is {value}"),
     ("where can travellers sleep near {name} ?", "the tavern of {name} is {value}"),

@@ -18,7 +18,7 @@ from ds_rag.models.saving import save_model
 
 
 class Generator(nn.Module):
-    """`generator(cells)` -> token log-probabilities (C, A), float32; what stands at padded targets means nothing."""
+    """`generator(cells)` -> log-probabilities (C, A), float32 or wider; those of padding mean nothing."""
 
     def __init__(self, lm: Any, tokenizer: Any):
         super().__init__()
@@ -45,11 +45,12 @@ class Generator(nn.Module):
         output = self.lm(input_ids=cells.ids_CT, attention_mask=cells.mask_CT, use_cache=False, **extra)
         logits_CAV = output.logits[:, -cells.target_length - 1 : -1]
         targets_CA = cells.ids_CT[:, -cells.target_length :]
-        nll = F.cross_entropy(logits_CAV.flatten(0, 1).float(), targets_CA.flatten(), reduction="none")
+        wide = torch.promote_types(logits_CAV.dtype, torch.float32)
+        nll = F.cross_entropy(logits_CAV.flatten(0, 1).to(wide), targets_CA.flatten(), reduction="none")
         return -nll.view(targets_CA.shape)
 
     def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-        """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` open. `state` as in Retriever.save."""
+        """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` open; `state`: see Retriever."""
         state = state if state is not None else self.state_dict()
         save_model(self.lm, state, "lm.", folder)
         self.tokenizer.save_pretrained(folder)

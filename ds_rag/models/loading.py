@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,18 @@ from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.pooling import POOLERS
 
 Texts = Callable[[], Iterable[str]]
+# With these flags a retriever's folder decides.
+AS_SAVED: dict[str, Any] = {"pooling": "auto", "normalize": "auto"} | dict.fromkeys(
+    ("query_prefix", "passage_prefix", "temperature")
+)
+# As `Retriever.embed` is fed; as transformers' generate needs it.
+PADDING_SIDE = {"--retriever": "right", "--generator": "left"}
 
 
 def load_retriever(model: ModelConfig, data: DataConfig, texts: Texts, scratch: Path) -> Retriever:
     """The retriever that the flags describe, in float32 on the CPU.
 
-    texts: the corpus, read only to train the tokenizer of a `config:FILE`. scratch: where that tokenizer is kept.
+    texts: the corpus, read only to train the tokenizer of a `config:FILE`. scratch: where that is kept.
     """
     if model.retriever.startswith("config:"):
         place = ("AutoModel", model.retriever, "--retriever", texts, scratch / "retriever")
@@ -34,7 +40,7 @@ def load_retriever(model: ModelConfig, data: DataConfig, texts: Texts, scratch: 
     else:
         folder = model_folder(model.retriever, "--retriever")
         encoder = open_encoder(folder, model.trust_remote_code)
-        tokenizer = open_tokenizer(folder, model.trust_remote_code)
+        tokenizer = open_tokenizer(folder, PADDING_SIDE["--retriever"], model.trust_remote_code)
         own_second = folder / PASSAGE_ENCODER
         two = None
         if own_second.is_dir() or model.encoders == "two":
@@ -55,7 +61,7 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path) -> Generator
         )
     else:
         folder = model_folder(model.generator, "--generator")
-        tokenizer = open_tokenizer(folder, model.trust_remote_code)
+        tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
         lm = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=model.trust_remote_code
         )
@@ -63,18 +69,20 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path) -> Generator
     return Generator(lm, tokenizer)
 
 
-def load_pair(run: Path, model: ModelConfig, data: DataConfig) -> tuple[Retriever, Generator | None]:
-    """The models that a run left in `run/retriever` and `run/generator` (the latter absent after `infonce`)."""
-    saved = replace(  # everything that turns texts into vectors is as the folder says
+def load_pair(
+    run: Path, model: ModelConfig, data: DataConfig, flags: Collection[str] = ()
+) -> tuple[Retriever, Generator | None]:
+    """The models that a run left in `run/retriever` and `run/generator` (None after `infonce`).
+
+    What turns texts into scores is as the run saved it (a temperature may have been learned), not as its
+    configuration began; only `flags`, keys that the user gives now, win over that.
+    """
+    saved = replace(
         model,
         retriever=str(run / "retriever"),
         generator=str(run / "generator"),
-        encoders="shared",
-        pooling="auto",
-        normalize="auto",
-        query_prefix=None,
-        passage_prefix=None,
-        temperature=None,
+        encoders="shared",  # the folder itself knows of a second one
+        **{key: default for key, default in AS_SAVED.items() if key not in flags},
     )
     retriever = load_retriever(saved, data, list, run)
     return retriever, load_generator(saved, list, run) if (run / "generator").is_dir() else None
@@ -99,7 +107,7 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
     if not (tokenizer_folder / "tokenizer_config.json").exists() and dist.rank() == 0:
         train_tokenizer(texts(), vocab_size, tokenizer_folder)
     dist.barrier()
-    tokenizer = open_tokenizer(tokenizer_folder)
+    tokenizer = open_tokenizer(tokenizer_folder, PADDING_SIDE[flag])
     tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **tokens, **settings)
     if hasattr(config, "cls_token_id"):  # ModernBERT's default ids, which this vocabulary does not have
@@ -185,7 +193,9 @@ def length_limit(folder: Path | None, config: Any, tokenizer: Any) -> int:
 def read_pooling(folder: Path, config: dict[str, Any]) -> str:
     """The one pooling of a sentence-transformers Pooling module, in its old or new form."""
     old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
-    flagged = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
+    flagged = [
+        k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v
+    ]
     modes = [config["pooling_mode"]] if "pooling_mode" in config else flagged or ["mean"]
     names = [old.get(str(m), str(m)) for m in modes]
     if len(names) != 1 or names[0] not in POOLERS or not config.get("include_prompt", True):

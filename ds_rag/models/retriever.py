@@ -1,5 +1,6 @@
-"""The retriever: an encoder, a pooling, a normalisation, prompts and a temperature; queries and passages embed in
-one forward, which is what DeepSpeed's bookkeeping of gradients needs.
+"""The retriever: an encoder, a pooling, a normalisation, prompts and a temperature.
+
+Queries and passages embed in one forward, which is what DeepSpeed's bookkeeping of gradients needs.
 
 Shape legend: B queries, N passages, T tokens, D embedding.
 """
@@ -40,7 +41,7 @@ class RetrieverSettings:
 
 
 class Retriever(nn.Module):
-    """`retriever(queries, passages)` -> (embeddings_BD, embeddings_ND, temperature), the last a 0-d tensor."""
+    """`retriever(queries, passages)` -> (embeddings_BD, embeddings_ND, temperature); the last is 0-d."""
 
     def __init__(
         self,

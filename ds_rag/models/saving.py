@@ -14,14 +14,11 @@ def save_model(model: Any, state: dict[str, torch.Tensor], prefix: str, folder: 
 
     The written configuration says float32 as well: from_pretrained opens in the precision that it names.
     """
-    float32: dict[Any, torch.Tensor] = {}  # tied weights must stay one tensor to be saved as one
-
-    def widen(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return float32.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), tensor.float())
-
-    weights = {k.removeprefix(prefix): widen(v) for k, v in state.items() if k.startswith(prefix)}
+    weights = {
+        name.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
     model.save_pretrained(folder, state_dict=weights)
     config = copy.deepcopy(model.config)
     config.dtype = torch.float32

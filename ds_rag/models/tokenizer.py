@@ -15,8 +15,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     """Trains a sentencepiece BPE model on `texts` and writes a folder that AutoTokenizer opens.
 
     At most `vocab_size` pieces (a small corpus may yield fewer), byte fallback for unseen characters, ids
-    <pad> 0, <s> 1, </s> 2, <unk> 3. No normalisation and no dummy prefix: only so are transformers' ids equal to
-    sentencepiece's own for every text, leading and double spaces included.
+    <pad> 0, <s> 1, </s> 2, <unk> 3. No normalisation and no dummy prefix: only so are transformers' ids equal
+    to sentencepiece's own for every text, leading and double spaces included.
     """
     import sentencepiece
 
@@ -63,14 +63,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
-def open_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> Any:
+def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer; one without a pad token pads with its end-of-sequence token.
 
-    That is safe because masks here go by position, never by token id.
+    That is safe because masks here go by position, never by token id. Padding here is not the tokenizer's
+    work: `padding_side` is for those who open what we save.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(folder), padding_side=padding_side, trust_remote_code=trust_remote_code
+    )  # set here, or it would not be saved
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -78,5 +81,4 @@ def open_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> Any:
                 fix="set pad_token or eos_token in its tokenizer_config.json",
             )
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
     return tokenizer

@@ -1,14 +1,12 @@
-"""A tiny retriever and generator, the step of the real training loop on two engines, and the same in plain PyTorch.
+"""A tiny retriever and generator, and their training on two engines as the real loop does it.
 
-Micro-batch m of rank r holds the rows of block m * world + r. With `gather` the pool is the passages of all ranks'
-blocks of one m, else those of the block itself.
+Micro-batch m of rank r holds the rows of block m * world + r. With `gather` the pool is the passages of all
+ranks' blocks of one m, else those of the block itself.
 Shape legend: B queries, N passages of the pool, K candidates, C = B * K cells, T tokens, A target tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +22,11 @@ from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 
 B, N, K, VOCABULARY = 3, 4, 3, 50
+NAMES = ("retriever", "generator")
 LEARNING_RATES = {"retriever": 1e-2, "generator": 5e-3}
 # An epsilon well above rounding noise: else Adam makes a full step of a gradient that is zero but for noise.
 OPTIM = OptimConfig(weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-4)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NEVER_CLIP, ALWAYS_CLIP = 1e9, 0.05
 
 
@@ -42,7 +42,8 @@ class Case:
     steps: int = 3
     spoil: tuple[int, str, float] | None = None  # step, model, value put into one gradient on the last rank
     frozen: str = ""
-    only: tuple[str, ...] | None = None
+    generator_alone: int = 0  # this many steps at first, as a language-model warm-up
+    json_optimizer: bool = False  # AdamW from the DeepSpeed configuration instead of ours
     extra: dict[str, Any] = field(default_factory=dict)  # laid over the DeepSpeed configuration
     seed: int = 0
 
@@ -65,20 +66,27 @@ class Record:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     skipped: list[bool] = field(default_factory=list)
+    start: dict[str, torch.Tensor] = field(default_factory=dict)  # parameters before the first step
     scales: list[tuple[float, ...]] = field(default_factory=list)
+    rates: list[tuple[float, ...]] = field(default_factory=list)  # learning rates found before the step
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)  # of the first step, before clipping
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
     after: list[dict[str, torch.Tensor]] = field(default_factory=list)  # parameters after each step
 
 
 def make_models(seed: int = 0) -> dict[str, nn.Module]:
-    """Retriever (BERT, learned temperature) and generator (Llama, tied embeddings) with fixed random weights."""
+    """Retriever (BERT, learned temperature) and generator (Llama, tied embeddings), fixed random weights."""
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+    }
     shape |= {"num_attention_heads": 2, "max_position_embeddings": 32}
-    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    drop: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     encoder = BertModel(BertConfig(**shape, **drop), add_pooling_layer=False)
     lm = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
     for module in (encoder, lm):  # away from the tiny initial weights, at which nothing matters
@@ -137,35 +145,35 @@ def ds_config(case: Case, which: int) -> dict[str, Any]:
     }
     if stage > 0 and case.precision != "fp32":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if case.json_optimizer:
+        params: dict[str, Any] = {
+            "torch_adam": True,
+            "lr": LEARNING_RATES[NAMES[which]],
+            "eps": OPTIM.adam_epsilon,
+        }
+        params |= {"betas": [OPTIM.adam_beta1, OPTIM.adam_beta2], "weight_decay": OPTIM.weight_decay}
+        config["optimizer"] = {"type": "AdamW", "params": params}
     for section, values in case.extra.items():
         config[section] = config.get(section, {}) | values if isinstance(values, dict) else values
     return config
 
 
-@contextmanager
-def half_precision_anywhere() -> Iterator[None]:
-    """DeepSpeed refuses fp16 on a CPU; its logic runs there all the same."""
+def allow_fp16() -> None:
+    """For the rest of this rank's life: DeepSpeed refuses fp16 on a CPU, where its logic does run."""
     from deepspeed.accelerator import get_accelerator
 
-    accelerator = get_accelerator()
-    before = accelerator.is_fp16_supported
-    accelerator.is_fp16_supported = lambda: True
-    try:
-        yield
-    finally:
-        accelerator.is_fp16_supported = before
+    get_accelerator().is_fp16_supported = lambda: True
 
 
 def make_engines(case: Case) -> Engines:
     models: dict[str, Any] = make_models(case.seed)
-    with half_precision_anywhere():
-        for which, name in enumerate(models):
-            if name == case.frozen:
-                models[name].requires_grad_(False)
-            else:
-                models[name] = make_engine(
-                    models[name], ds_config(case, which), OPTIM, LEARNING_RATES[name]
-                )
+    if case.precision == "fp16":
+        allow_fp16()
+    for which, name in enumerate(NAMES):
+        if name == case.frozen:
+            models[name].requires_grad_(False)
+        else:
+            models[name] = make_engine(models[name], ds_config(case, which), OPTIM, LEARNING_RATES[name])
     engines = Engines(**models, max_grad_norm=case.max_grad_norm)
     engines.train()
     return engines
@@ -187,32 +195,51 @@ def accumulate(engines: Engines, case: Case, step: int) -> float:
         if case.spoil and case.spoil[0] == step and dist.rank() == dist.world() - 1:
             leaf = q_BD if case.spoil[1] == "retriever" else logp
             leaf.grad[0, 0] = case.spoil[2]
-        engines.backward("retriever", list(embedded), leaves[:3])
+        if step >= case.generator_alone:
+            engines.backward("retriever", list(embedded), leaves[:3])
         engines.backward("generator", [logp_CA], leaves[3:])
         total += float(loss.detach())
     return total
 
 
 def parameters(engines: Engines) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{key}": p.detach().float().clone()
-        for name, module in engines.modules.items()
-        for key, p in module.named_parameters()
-    }
+    """The whole fp32 master weights, by '<model>.<name>'; asserts that the models follow them."""
+    found = {}
+    for name, module in engines.modules.items():
+        for key, p in module.named_parameters():
+            master = master_weight(engines.learning.get(name), p)
+            assert torch.equal(p, master.to(p.dtype)), f"{name}.{key} is not its master weight"
+            found[f"{name}.{key}"] = master.detach().clone()
+    return found
+
+
+def master_weight(engine: Any, p: torch.Tensor) -> torch.Tensor:
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if hasattr(p, "_hp_mapping"):  # ZeRO
+        return safe_get_full_fp32_param(p)
+    if engine is not None and hasattr(engine.optimizer, "fp32_groups"):  # stage 0 in half precision
+        groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+        pairs = [pair for halves, masters in groups for pair in zip(halves, masters, strict=True)]
+        return next(master for half, master in pairs if half is p)
+    return p
 
 
 def run_steps(engines: Engines, case: Case, first: int = 0, gradients: bool = False) -> Record:
     """Steps first .. case.steps - 1."""
-    record = Record()
+    record = Record(start=parameters(engines))
     for step in range(first, case.steps):
         record.losses.append(accumulate(engines, case, step))
         if gradients and step == first:
             record.gradients = full_gradients(engines)
-        result = engines.step(lr_factor(step), only=case.only)
+        scheduled = [e.optimizer.param_groups[0]["lr"] for e in engines.learning.values()]
+        only = {"generator"} if step < case.generator_alone else None
+        result = engines.step(lr_factor(step), only)
         record.norms.append(result.grad_norm)
         record.skipped.append(result.skipped)
         scales = [getattr(e.optimizer, "loss_scale", 1.0) for e in engines.learning.values()]
         record.scales.append(tuple(scales))
+        record.rates.append(tuple(scheduled))
         record.after.append(parameters(engines))
     record.parameters = record.after[-1]
     return record
@@ -244,71 +271,16 @@ def full_gradients(engines: Engines) -> dict[str, torch.Tensor]:
     return found
 
 
-def reference(case: Case, world: int, gather: str = "sum", clip: str = "joint", decay: str = "matrices") -> Record:
-    """The same run in plain PyTorch, in one process and fp32.
-
-    gather="local": each rank's passages get only the gradient of its own queries. clip="each": per model.
-    decay="all": weight decay on every parameter. These must differ from the run.
-    """
-    models = make_models(case.seed)
-    if case.frozen:
-        models[case.frozen].requires_grad_(False)
-    trained = [name for name in models if name != case.frozen and (case.only is None or name in case.only)]
-    named = {f"{n}.{k}": p for n, model in models.items() for k, p in model.named_parameters()}
-    optimizers = {name: plain_adamw(models[name], LEARNING_RATES[name], decay) for name in trained}
-    record = Record()
-    for step in range(case.steps):
-        for p in named.values():
-            p.grad = None
-        loss = step_loss(models, case, world, step, gather)
-        loss.backward()
-        if step == 0:
-            record.gradients = {k: p.grad.clone() for k, p in named.items() if p.grad is not None}
-        groups = {name: [p for p in models[name].parameters() if p.requires_grad] for name in trained}
-        sets = [sum(groups.values(), [])] if clip == "joint" else list(groups.values())
-        norms = [torch.cat([p.grad.flatten() for p in s]).norm() for s in sets]
-        for s, norm in zip(sets, norms, strict=True):
-            for p in s if norm > case.max_grad_norm else ():
-                p.grad.mul_(case.max_grad_norm / norm)
-        skip = case.spoil is not None and case.spoil[0] == step
-        for name, optimizer in optimizers.items() if not skip else ():
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATES[name] * lr_factor(step)
-            optimizer.step()
-        record.losses.append(float(loss.detach()))
-        record.norms.append(float(torch.stack(norms).norm()))
-        record.skipped.append(skip)
-        record.after.append({k: p.detach().clone() for k, p in named.items()})
-    record.parameters = record.after[-1]
-    return record
-
-
-def plain_adamw(model: nn.Module, learning_rate: float, decay: str) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p], "weight_decay": OPTIM.weight_decay if p.ndim > 1 or decay == "all" else 0.0}
-        for p in model.parameters()
-    ]
-    betas = (OPTIM.adam_beta1, OPTIM.adam_beta2)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=OPTIM.adam_epsilon, foreach=False)
-
-
-def step_loss(models: dict[str, Any], case: Case, world: int, step: int, gather: str) -> torch.Tensor:
-    """Mean over all ranks' queries of one optimizer step."""
-    blocks = blocks_of(case, world, step)
-    losses = []
-    for m in range(case.accumulation):
-        row = blocks[m * world : (m + 1) * world]
-        embedded = [models["retriever"](b.queries, b.passages) for b in row]
-        for r, block in enumerate(row):
-            q_BD, p_ND, temperature = embedded[r]
-            pool = [p if gather == "sum" or s == r else p.detach() for s, (_, p, _) in enumerate(embedded)]
-            pool_ND = torch.cat(pool) if case.gather else p_ND
-            logp_CA = models["generator"](block.cells)
-            losses.append(block_loss(q_BD, pool_ND, temperature, logp_CA, block))
-    return torch.stack(losses).mean()
-
-
 def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     """The largest difference between two sets of tensors of the same names."""
     assert one.keys() == two.keys()
     return max(float((one[k] - two[k]).abs().max()) for k in one)
+
+
+def off_course(run: Record, other: Record) -> float:
+    """How far two runs' updates (last parameters minus first) are apart, as a share of the other's length."""
+
+    def update(record: Record) -> torch.Tensor:
+        return torch.cat([(record.parameters[k] - record.start[k]).flatten() for k in sorted(record.start)])
+
+    return float((update(run) - update(other)).norm() / update(other).norm())

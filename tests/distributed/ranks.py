@@ -1,11 +1,12 @@
 """One helper: run a function on n gloo ranks of this machine, and get what each returned.
 
-The ranks are forked from a server process that has imported torch and DeepSpeed once and has run nothing else, so a
-rank costs a fraction of a second and inherits no threads of the test process.
+The ranks are forked from a server process that has imported torch and DeepSpeed once and has run nothing
+else, so a rank costs a fraction of a second and inherits no threads of the test process.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -22,10 +23,10 @@ SERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_
 
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: float = 180) -> list[Any]:
-    """`function(*args)` on `world` ranks that have joined one process group; each rank's result, in rank order.
+    """`function(*args)` on `world` ranks of one process group; each rank's result, in rank order.
 
-    function: importable (a module's), its arguments and result picklable. Raises: RuntimeError with the traceback
-    of the first rank that failed, TimeoutError after `timeout` seconds; no rank outlives the call.
+    function: importable (a module's), its arguments and result picklable. Raises: RuntimeError with the
+    traceback of the first rank that failed, TimeoutError after `timeout` seconds; no rank outlives the call.
     """
     context = server()
     with socket.socket() as probe:
@@ -34,7 +35,7 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: flo
     readers, processes = [], []
     for rank in range(world):
         reader, writer = context.Pipe(duplex=False)
-        # Pickled here: torch's own pickling for processes would hand over shared memory that dies with the rank.
+        # Pickled here: torch's own pickling for processes hands over shared memory, which dies with a rank.
         job = pickle.dumps((function, args))
         process = context.Process(target=be_rank, args=(rank, world, port, job, writer), daemon=True)
         process.start()
@@ -67,16 +68,14 @@ def server() -> Any:
 
 def collect(readers: list[Connection], deadline: float) -> list[Any]:
     """Every rank's result, or the first failure."""
-    results: dict[int, Any] = {}
-    while len(results) < len(readers):
-        missing = [reader for rank, reader in enumerate(readers) if rank not in results]
-        ready = wait(missing, timeout=max(0.0, deadline - time.monotonic()))
+    waiting, results = dict(enumerate(readers)), {}
+    while waiting:
+        ready = wait(list(waiting.values()), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise TimeoutError(f"ranks {[readers.index(r) for r in missing]} did not finish")  # type: ignore[arg-type]
-        for reader in ready:
-            rank = readers.index(reader)  # type: ignore[arg-type]
+            raise TimeoutError(f"ranks {sorted(waiting)} did not finish")
+        for rank in [rank for rank, reader in waiting.items() if reader in ready]:
             try:
-                done, value = pickle.loads(reader.recv_bytes())  # type: ignore[union-attr]
+                done, value = pickle.loads(waiting.pop(rank).recv_bytes())
             except EOFError:
                 raise RuntimeError(f"rank {rank} died without a word") from None
             if not done:
@@ -96,6 +95,7 @@ def be_rank(rank: int, world: int, port: int, job: bytes, writer: Connection) ->
     os.environ.update({k: str(world) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage many times for every engine: look only at what the rank makes
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
         function, args = pickle.loads(job)

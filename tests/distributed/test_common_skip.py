@@ -1,0 +1,66 @@
+"""A gradient that is not finite, in one model on one rank: no rank steps either, and the run goes on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pair import ALWAYS_CLIP, Case, Record, apart, off_course, train_all
+from plain import reference
+from ranks import run_ranks
+
+TOLERANCE = {"fp32": 1e-5, "bf16": 0.03, "fp16": 0.005}
+BAD_STEP = 1
+CASES = [
+    Case(stages=stages, precision=precision, accumulation=accumulation, spoil=(BAD_STEP, model, value))
+    for precision in TOLERANCE
+    for stages, accumulation in (((0, 0), 1), ((1, 1), 2), ((2, 2), 2), ((0, 2), 1), ((2, 1), 1))
+    for model, value in (("retriever", math.nan), ("generator", math.inf))
+]
+OVERFLOW = [
+    Case(stages=stages, precision="fp16", steps=16, extra={"fp16": {"initial_scale_power": 24}})
+    for stages in ((0, 0), (1, 2))
+]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def world(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def runs(world: int) -> list[list[Record]]:
+    return run_ranks(train_all, world, CASES + OVERFLOW)
+
+
+def name(case: Case) -> str:
+    assert case.spoil is not None
+    return f"{case.precision} zero{case.stages[0]}{case.stages[1]} {case.spoil[2]} in {case.spoil[1]}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_both_skip_on_all_ranks(runs: list[list[Record]], world: int, case: Case) -> None:
+    assert case.max_grad_norm == ALWAYS_CLIP
+    plain = reference(case, world)
+    for run in (ranks[CASES.index(case)] for ranks in runs):
+        assert run.skipped == [False, True, False]
+        assert apart(run.after[0], run.start) > 1e-3  # it does move
+        assert apart(run.after[1], run.after[0]) == 0
+        assert math.isnan(run.norms[1]) and run.norms[2] == pytest.approx(plain.norms[2], rel=0.01)
+        assert off_course(run, plain) < TOLERANCE[case.precision]
+        before = 2.0**10 if case.precision == "fp16" else 1.0
+        shrunk = before / 2 if case.precision == "fp16" else 1.0
+        assert run.scales == [(before, before), (shrunk, shrunk), (shrunk, shrunk)]
+    assert apart(runs[0][CASES.index(case)].parameters, runs[-1][CASES.index(case)].parameters) == 0
+
+
+@pytest.mark.parametrize("which", range(len(OVERFLOW)), ids=["zero00", "zero12"])
+def test_an_overflown_loss_scale_shrinks_until_it_fits(runs: list[list[Record]], which: int) -> None:
+    run = runs[0][len(CASES) + which]
+    assert run.skipped[:3] == [True] * 3 and not run.skipped[-1]
+    before, scale = run.start, 2.0**24
+    for skipped, scales, after in zip(run.skipped, run.scales, run.after, strict=True):
+        scale = scale / 2 if skipped else scale
+        assert scales == (scale, scale)
+        assert (apart(after, before) == 0) == skipped
+        before = after

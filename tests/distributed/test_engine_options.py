@@ -1,0 +1,162 @@
+"""One model alone, and what a DeepSpeed configuration may bring: its optimizer, its scheduler, offload."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pair import (
+    ALWAYS_CLIP,
+    LEARNING_RATES,
+    Case,
+    Record,
+    accumulate,
+    apart,
+    lr_factor,
+    make_engines,
+    off_course,
+    run_steps,
+    train_all,
+)
+from plain import reference
+from ranks import run_ranks
+
+from ds_rag.engine import held_gradients
+
+STAGES = [(0, 0), (1, 1), (2, 2)]
+OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": False}}}
+WARMUP = {"warmup_min_lr": 0.0, "warmup_max_lr": 0.01, "warmup_num_steps": 4, "warmup_type": "linear"}
+KINDS: dict[str, dict[str, Any]] = {
+    "frozen retriever": {"frozen": "retriever"},
+    "frozen generator": {"frozen": "generator"},
+    "generator alone": {"generator_alone": 3},
+    "generator alone at first": {"generator_alone": 1},
+    "json optimizer": {"json_optimizer": True, "accumulation": 2},
+}
+PLAIN = {
+    f"{kind} zero{stages[0]}": Case(stages=stages, **options)
+    for stages in STAGES
+    for kind, options in KINDS.items()
+}
+PLAIN |= {
+    f"offload zero{stage} x{accumulation}": Case((stage, stage), accumulation=accumulation, extra=OFFLOAD)
+    for stage in (1, 2)
+    for accumulation in (1, 3)
+}
+PLAIN["offload zero2, skip"] = replace(PLAIN["offload zero2 x1"], spoil=(1, "generator", float("nan")))
+HALF = {
+    f"json optimizer {precision} zero{stages[0]}": Case(stages, precision, json_optimizer=True)
+    for precision in ("bf16", "fp16")
+    for stages in STAGES
+}
+HALF["offload bf16 zero2, skip"] = Case(precision="bf16", extra=OFFLOAD, spoil=(1, "retriever", float("nan")))
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, list[Record]]:
+    cases = PLAIN | HALF
+    by_rank = run_ranks(train_all, 2, list(cases.values()))
+    return {name: [ranks[i] for ranks in by_rank] for i, name in enumerate(cases)}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_fp32_is_plain_pytorch(runs: dict[str, list[Record]], name: str) -> None:
+    plain = reference(PLAIN[name], 2)
+    for run in runs[name]:
+        assert apart(run.parameters, plain.parameters) < 2e-6
+        assert run.skipped == plain.skipped
+        for norm, expected, skipped in zip(run.norms, plain.norms, run.skipped, strict=True):
+            assert skipped or norm == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_follows_fp32(runs: dict[str, list[Record]], name: str) -> None:
+    plain = reference(HALF[name], 2)
+    assert off_course(runs[name][0], plain) < (0.03 if HALF[name].precision == "bf16" else 0.005)
+    assert runs[name][0].skipped == plain.skipped
+
+
+@pytest.mark.parametrize("kind", ["frozen retriever", "generator alone"])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_what_does_not_step_stays(runs: dict[str, list[Record]], kind: str, stage: int) -> None:
+    run = runs[f"{kind} zero{stage}"][0]
+    moved = {k.split(".")[0] for k, p in run.parameters.items() if not torch.equal(p, run.start[k])}
+    assert moved == {"generator"}
+
+
+def scheduled_by_deepspeed(spoil: tuple[int, str, float] | None) -> Record:
+    extra = {"scheduler": {"type": "WarmupLR", "params": WARMUP}}
+    case = Case((0, 2), steps=4, spoil=spoil, extra=extra)
+    return run_steps(make_engines(case), case)
+
+
+@pytest.mark.parametrize("bad_step", [None, 1])
+def test_the_configured_scheduler_owns_the_learning_rate(bad_step: int | None) -> None:
+    """The factor leaves it alone, and a skipped step does not advance it."""
+    (run,) = run_ranks(scheduled_by_deepspeed, 1, bad_step and (bad_step, "generator", float("nan")))
+    warm = [0.0, 0.0, 0.0025, 0.005] if bad_step is None else [0.0, 0.0, 0.0, 0.0025]
+    assert [rates[0] for rates in run.rates] == pytest.approx(warm, abs=1e-9)
+    assert [rates[1] for rates in run.rates] == pytest.approx(warm, abs=1e-9)
+
+
+def look_at_engines(case: Case) -> dict[str, Any]:
+    """Facts about fresh engines, and after the gradients of one step."""
+    engines = make_engines(case)
+    before = {n: len(e.optimizer.state) for n, e in engines.learning.items()}
+    engines.train()
+    training = {name: module.training for name, module in engines.modules.items()}
+    engines.train(False)
+    quiet = not any(module.training for module in engines.modules.values())
+    accumulate(engines, case, 0)
+    held = {g.dtype for e in engines.learning.values() for g in held_gradients(e)}
+    engines.step(lr_factor(1))
+    rates = {n: {g["lr"] for g in e.optimizer.param_groups} for n, e in engines.learning.items()}
+    inner = {n: getattr(e.optimizer, "optimizer", e.optimizer) for n, e in engines.learning.items()}
+    return {
+        "learning": set(engines.learning),
+        "training": training,
+        "quiet": quiet,
+        "states": before,
+        "held": held,
+        "rates": rates,
+        "fused": {n: o.defaults["fused"] for n, o in inner.items()},
+        "wrapper": {n: type(e.optimizer).__name__ for n, e in engines.learning.items()},
+        "clip_grad": {n: getattr(e.optimizer, "clip_grad", None) for n, e in engines.learning.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "wrapper", "accumulated_in"),
+    [
+        (0, "fp32", "AdamW", torch.float32),
+        (0, "bf16", "FP16_UnfusedOptimizer", torch.bfloat16),
+        (0, "fp16", "FP16_UnfusedOptimizer", torch.float16),
+        (1, "fp32", "DeepSpeedZeroOptimizer", torch.float32),
+        (1, "bf16", "BF16_Optimizer", torch.float32),
+        (1, "fp16", "DeepSpeedZeroOptimizer", torch.float32),
+        (2, "fp32", "DeepSpeedZeroOptimizer", torch.float32),
+        (2, "bf16", "DeepSpeedZeroOptimizer", torch.float32),
+        (2, "fp16", "DeepSpeedZeroOptimizer", torch.float32),
+    ],
+)
+def test_the_table_in_engine_py(
+    stage: int, precision: str, wrapper: str, accumulated_in: torch.dtype
+) -> None:
+    case = Case((stage, stage), precision, accumulation=2, max_grad_norm=ALWAYS_CLIP)
+    (facts,) = run_ranks(look_at_engines, 1, case)
+    assert set(facts["wrapper"].values()) == {wrapper}
+    assert facts["held"] == {accumulated_in}
+    assert set(facts["states"].values()) == {0}  # no step was made in secret
+    assert facts["fused"] == {"retriever": True, "generator": True}
+    assert facts["training"] == {"retriever": True, "generator": True} and facts["quiet"]
+    assert facts["rates"] == {n: {lr * lr_factor(1)} for n, lr in LEARNING_RATES.items()}
+    if wrapper != "AdamW":
+        assert all(0 < clip < ALWAYS_CLIP for clip in facts["clip_grad"].values())
+
+
+def test_a_frozen_model_is_no_engine_and_stays_in_evaluation_mode() -> None:
+    (facts,) = run_ranks(look_at_engines, 1, Case(frozen="retriever"))
+    assert facts["learning"] == {"generator"}
+    assert facts["training"] == {"retriever": False, "generator": True}

@@ -1,0 +1,73 @@
+"""ds_rag.dist on one and two ranks.
+
+Shape legend: N passages of a rank, D embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from ds_rag import dist
+
+
+def local_passages(rank: int) -> torch.Tensor:
+    return torch.randn(3, 4, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+
+
+def local_loss(rank: int, pool_ND: torch.Tensor) -> torch.Tensor:
+    """Another function of the whole pool on every rank."""
+    random = torch.Generator().manual_seed(50 + rank)
+    weights = torch.randn(pool_ND.shape, generator=random, dtype=torch.float64)
+    return (weights * pool_ND.sin()).sum() + pool_ND[rank].prod()
+
+
+def gather() -> tuple[torch.Tensor, torch.Tensor]:
+    """What every rank gathers, and the gradient of its own passages."""
+    local_ND = local_passages(dist.rank()).requires_grad_()
+    pool_ND = dist.gather_with_grad(local_ND)
+    local_loss(dist.rank(), pool_ND).backward()
+    assert local_ND.grad is not None
+    return pool_ND.detach(), local_ND.grad
+
+
+def small_things() -> dict[str, Any]:
+    rank = dist.rank()
+    return {
+        "rank": rank,
+        "world": dist.world(),
+        "sum": dist.all_sum({"a": 1.5 + rank, "b": 1e-9, "c": 2.0**53 - 1 if rank == 0 else 1.0}),
+        "objects": dist.gather_objects({"rank": rank, "texts": ["x"] * rank}),
+        "first": dist.from_first(f"from {rank}"),
+    }
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_gather_has_the_rows_of_all_ranks_and_sums_their_gradients(world: int) -> None:
+    locals_ND = [local_passages(rank).requires_grad_() for rank in range(world)]
+    pool_ND = torch.cat(locals_ND)
+    torch.stack([local_loss(rank, pool_ND) for rank in range(world)]).sum().backward()
+    for rank, (found_ND, grad_ND) in enumerate(run_ranks(gather, world)):
+        assert torch.equal(found_ND, pool_ND.detach())
+        torch.testing.assert_close(grad_ND, locals_ND[rank].grad, rtol=1e-12, atol=1e-12)
+
+
+def test_gather_of_one_rank_alone_would_differ() -> None:
+    """The gradient that a rank's own loss sends: what a backward without the sum over ranks would give."""
+    locals_ND = [local_passages(rank).requires_grad_() for rank in range(2)]
+    local_loss(0, torch.cat(locals_ND)).backward()
+    (_, grad_ND), _ = run_ranks(gather, 2)
+    assert (grad_ND - locals_ND[0].grad).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_small_things(world: int) -> None:
+    for rank, found in enumerate(run_ranks(small_things, world)):
+        assert (found["rank"], found["world"]) == (rank, world)
+        exact = 2**53 - 1 if world == 1 else 2**53  # in float32 it would be another number
+        assert found["sum"] == {"a": 1.5 * world + sum(range(world)), "b": 1e-9 * world, "c": exact}
+        assert found["objects"] == [{"rank": r, "texts": ["x"] * r} for r in range(world)]
+        assert found["first"] == "from 0"

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from ds_rag.config import BUILTIN, DataConfig
+from ds_rag.data.dataset import Example, assemble, assume_first, read_data, read_evaluation, tokenize
+from ds_rag.data.formats import Passage, Row
+from ds_rag.errors import UserError
+from ds_rag.log import Console
+
+
+def row(query: str = "q", answers=("a",), positives=(), passages=(), negatives=()) -> Row:
+    return Row("id", query, tuple(answers), tuple(positives), tuple(passages), tuple(negatives), "file:1")
+
+
+def corpus(*texts: str) -> list[Passage]:
+    return [Passage(f"c{n}", text) for n, text in enumerate(texts)]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(name: str, rows: list[dict]) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return str(path)
+
+    return put
+
+
+def test_the_corpus_comes_first_and_each_text_once():
+    train = [row(positives=("new", "two"), passages=("one",)), row(passages=("new", "three"))]
+    data = assemble(corpus("one", "two", "one"), train, [])
+    assert data.texts == ["one", "two", "new", "three"]
+    assert data.ids == ["c0", "c1", "row-passage-2", "row-passage-3"]
+    assert data.corpus_size == 2
+    assert [e.own for e in data.train] == [(2, 1, 0), (2, 3)]
+    assert any("1 corpus passages repeat" in n for n in data.notices)
+
+
+def test_positives_and_others_are_apart():
+    data = assemble([], [row(positives=("p",), passages=("u",), negatives=("n", "u"))], [])
+    example = data.train[0]
+    assert [data.texts[n] for n in example.positives] == ["p"]
+    assert [data.texts[n] for n in example.others] == ["u", "n"]
+    assert example.own == example.positives + example.others
+
+
+def test_labelled_passages_of_evaluation_join_the_corpus_with_a_notice():
+    evaluation = [row(positives=("gold", "one")), row(passages=("other",))]
+    data = assemble(corpus("one"), [row(passages=("train",))], evaluation)
+    assert data.texts[: data.corpus_size] == ["one", "gold"]
+    assert set(data.texts[data.corpus_size :]) == {"train", "other"}
+    assert any("1 labelled passages" in n and "added" in n for n in data.notices)
+    assert data.labelled == [0]
+    assert all(p < data.corpus_size for p in data.evaluation[0].positives)
+
+
+def test_nothing_to_say_of_clean_data():
+    assert assemble(corpus("one", "two"), [row(passages=("one",))], [row(positives=("two",))]).notices == []
+
+
+def test_first_candidate_as_positive():
+    assert assume_first(Example("q", ("a",), (), (4, 5, 6))) == Example("q", ("a",), (4,), (5, 6))
+    for kept in (Example("q", ("a",), (3,), (4,)), Example("q", ("a",), (), ())):
+        assert assume_first(kept) is kept
+
+
+ROWS = [
+    {"query": "one ?", "answer": "1", "passages": ["p1", "p2"]},
+    {"query": "two ?", "answer": "2", "passages": ["p2", "p3"]},
+]
+
+
+def test_rows_make_the_corpus_where_none_is_given(write):
+    data = read_data(DataConfig(train_data=write("train.jsonl", ROWS)), builtin=False)
+    assert data.texts == ["p1", "p2", "p3"]
+    assert data.corpus_size == 3
+    assert [(e.query, e.answers, e.positives, e.others) for e in data.train] == [
+        ("one ?", ("1",), (), (0, 1)),
+        ("two ?", ("2",), (), (1, 2)),
+    ]
+
+
+def test_an_objective_that_needs_positives_says_so(write):
+    labelled = {"query": "three ?", "answer": "3", "positives": ["p1"]}
+    path = write("train.jsonl", [labelled | {"passages": []}, *({**r, "positives": []} for r in ROWS)])
+    with pytest.raises(UserError, match="needs labelled positives") as error:
+        read_data(DataConfig(train_data=path), builtin=False, need_positive=True)
+    assert "2 rows" in error.value.found
+    assert f"{path}:2" in error.value.found
+    assert "--assume_first_positive" in error.value.fix
+    taken = DataConfig(train_data=path, assume_first_positive=True)
+    data = read_data(taken, builtin=False, need_positive=True)
+    assert [len(e.positives) for e in data.train] == [1, 1, 1]
+
+
+def test_a_corpus_of_its_own_and_limits(write):
+    config = DataConfig(
+        train_data=write("train.jsonl", ROWS),
+        eval_data=write(
+            "eval.jsonl", [{"query": f"{n} ?", "answer": "x", "positive": "p9"} for n in range(3)]
+        ),
+        corpus=write("corpus.jsonl", [{"_id": "x", "text": "p9"}, {"_id": "y", "text": "p2"}]),
+        max_train_samples=1,
+        max_eval_samples=2,
+    )
+    data = read_data(config, builtin=False)
+    assert data.texts[:2] == ["p9", "p2"]
+    assert data.ids[:2] == ["x", "y"]
+    assert (data.corpus_size, len(data.train), len(data.evaluation)) == (2, 1, 2)
+    alone = read_evaluation(config, builtin=False)
+    assert (alone.texts, len(alone.train), len(alone.evaluation)) == (["p9", "p2"], 0, 2)
+
+
+def test_a_beir_folder_brings_its_corpus(write, tmp_path):
+    write("dev/corpus.jsonl", [{"_id": f"d{n}", "title": "", "text": f"text {n}"} for n in range(5)])
+    write("dev/queries.jsonl", [{"_id": "q0", "text": "which ?"}])
+    (tmp_path / "dev" / "qrels").mkdir()
+    (tmp_path / "dev" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td3\t1\n")
+    for read in (read_data, read_evaluation):
+        config = DataConfig(train_data=write("train.jsonl", ROWS), eval_data=str(tmp_path / "dev"))
+        data = read(config, builtin=False)
+        assert data.ids[: data.corpus_size] == [f"d{n}" for n in range(5)]
+        assert data.evaluation[0].positives == (3,)
+
+
+def test_a_missing_evaluation_file_is_named_by_its_flag(tmp_path):
+    config = DataConfig(eval_data=str(tmp_path / "absent.jsonl"))
+    with pytest.raises(UserError, match="--data"):
+        read_evaluation(config, builtin=False)
+
+
+def test_the_builtin_world():
+    data = read_data(DataConfig(train_data=BUILTIN, max_train_samples=10), builtin=True)
+    assert (data.corpus_size, len(data.texts), len(data.train)) == (1600, 1600, 10)
+    assert len(data.labelled) == len(data.evaluation) > 0
+    assert all(len(e.others) == 4 and not e.positives for e in data.train)
+    assert read_evaluation(DataConfig(), builtin=True).evaluation == data.evaluation
+
+
+@pytest.mark.parametrize("count", [0, 1, 511, 512, 1300])
+def test_texts_are_tokenised_once_in_order(count):
+    rng = np.random.default_rng(0)
+    texts = ["x" * int(n) for n in rng.integers(0, 9, count)]
+    calls: list[int] = []
+
+    def encode(chunk: list[str]) -> list[list[int]]:
+        calls.append(len(chunk))
+        return [[len(t)] * len(t) for t in chunk]
+
+    table = tokenize(encode, texts, Console(io.StringIO()), "texts")
+    assert len(table) == count == sum(calls)
+    assert [table[n].tolist() for n in range(count)] == [[len(t)] * len(t) for t in texts]
+    assert table.lengths.tolist() == [len(t) for t in texts]
+    assert table.flat.dtype == np.int32

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rag.data.dataset import Example, TokenTable
+from ds_rag.data.loader import GROUP, Loader, TrainTokens
+
+PAD = 999
+
+
+def table(texts: list[list[int]]) -> TokenTable:
+    return TokenTable(np.array([t for x in texts for t in x], np.int32), np.cumsum([len(x) for x in texts]))
+
+
+def made(rows: int, seed: int = 0):
+    """Rows with 1 to 3 of `rows` passages each, texts of 1 to 40 tokens, whose first token names the text."""
+    rng = np.random.default_rng(seed)
+    texts = [[n] + [7] * int(rng.integers(0, 40)) for n in range(rows)]
+    examples = []
+    for n in range(rows):
+        own = tuple(dict.fromkeys(rng.integers(0, rows, rng.integers(1, 4)).tolist()))
+        split = int(rng.integers(0, len(own) + 1))
+        examples.append(Example(f"q{n}", ("a",), own[:split], own[split:]))
+    tokens = TrainTokens(*(table([[k * 1000 + t[0], *t[1:]] for t in texts]) for k in range(5)))
+    return examples, tokens
+
+
+def loader(
+    rows: int = 50, batch: int = 4, accumulation: int = 1, rank: int = 0, world: int = 1, seed: int = 0
+):
+    return Loader(*made(rows), batch, accumulation, rank, world, seed, PAD)
+
+
+def rows_seen(of: Loader, steps: int) -> list[int]:
+    return [r for step in range(steps) for r in of.rows_of(step)]
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(50, 4), (64, 4), (7, 4), (3, 8), (1000, 8), (129, 64)])
+def test_every_row_is_seen_equally_often(rows, batch):
+    of = loader(rows, batch)
+    for epochs in (1, 2, 5):
+        steps = -(-rows * epochs // batch)
+        seen = Counter(rows_seen(of, steps)[: rows * epochs])
+        assert seen == Counter({r: epochs for r in range(rows)})
+    assert of.steps_per_epoch == rows / batch
+
+
+@pytest.mark.parametrize("rows", [20, 50, 64, 130])
+def test_a_row_does_not_meet_itself_in_a_batch_of_one_epoch(rows):
+    """In-batch negatives would be the row's own passages."""
+    of, batch = loader(rows, 4), 4
+    for step in range(3 * rows // batch):
+        within = divmod(step * batch, rows)[0] == divmod(step * batch + batch - 1, rows)[0]
+        if within:
+            assert len(set(of.rows_of(step))) == batch
+
+
+def test_epochs_differ_and_the_seed_decides():
+    of = loader(64, 4)
+    first, second = rows_seen(of, 16), [r for step in range(16, 32) for r in of.rows_of(step)]
+    assert first != second
+    assert first == rows_seen(loader(64, 4), 16)
+    assert first != rows_seen(loader(64, 4, seed=1), 16)
+
+
+def test_a_step_does_not_depend_on_the_steps_before():
+    """A resumed run starts in the middle."""
+    walked = loader(50, 4)
+    in_order = [walked.rows_of(step) for step in range(40)]
+    for step in (39, 0, 13, 12, 25):
+        assert loader(50, 4).rows_of(step) == in_order[step]
+        assert walked.rows_of(step) == in_order[step]
+
+
+def test_two_ranks_see_what_one_sees_in_two_micro_batches():
+    for step in range(30):
+        one = [b.rows for b in loader(accumulation=4).micro_batches(step)]
+        two = [loader(accumulation=2, rank=r, world=2).micro_batches(step) for r in (0, 1)]
+        assert one == [part.rows for pair in zip(*two, strict=True) for part in pair]
+        assert [r for rows in one for r in rows] == loader(batch=16).rows_of(step)
+
+
+def padding(of: Loader, batches: list[list[int]]) -> int:
+    """Padded positions of the query tokens."""
+    lengths = of.tokens.queries.lengths
+    return sum(int(len(b) * lengths[b].max() - lengths[b].sum()) for b in batches)
+
+
+def test_length_groups_pad_less_than_chance():
+    of = loader(2000, 8)
+    of.lengths = of.tokens.queries.lengths
+    ours = [of.rows_of(step) for step in range(250)]
+    random = np.random.default_rng(5).permutation(2000).reshape(250, 8)
+    assert padding(of, ours) < 0.3 * padding(of, random.tolist())
+    means = [of.lengths[b].mean() for b in ours[:GROUP]]
+    assert sorted(means) not in (means, means[::-1]), "lengths must not come in order"
+
+
+def test_length_groups_hold_where_epochs_end_within_a_batch():
+    of = loader(1003, 8)
+    of.lengths = of.tokens.queries.lengths
+    later = [of.rows_of(step) for step in range(376, 626)]  # epochs 4 and 5
+    random = np.random.default_rng(5).integers(0, 1003, (250, 8))
+    assert padding(of, later) < 0.35 * padding(of, random.tolist())
+
+
+def test_a_batch_holds_its_rows_texts():
+    of = loader()
+    for step in range(10):
+        (batch,) = of.micro_batches(step)
+        assert batch.rows == of.rows_of(step)
+        pool = batch.passages.ids_BT[:, 0] - 1000
+        assert len(set(pool.tolist())) == len(pool), "every passage once"
+        for b, r in enumerate(batch.rows):
+            example, length = of.rows[r], len(of.tokens.queries[r])
+            assert batch.queries.ids_BT[b, :length].tolist() == of.tokens.queries[r].tolist()
+            assert (batch.queries.ids_BT[b, length:] == PAD).all()
+            assert batch.queries.mask_BT[b].tolist() == [1] * length + [0] * (
+                len(batch.queries.mask_BT[b]) - length
+            )
+            assert set(pool[batch.own_BN[b]].tolist()) == set(example.own)
+            assert set(pool[batch.positive_BN[b]].tolist()) == set(example.positives)
+            assert (batch.query_ids[b][0], batch.answer_ids[b][0]) == (2000 + r, 4000 + r)
+        assert [x[0] - 3000 for x in batch.passage_ids] == pool.tolist()
+        assert batch.queries.ids_BT.dtype == torch.int64
+        assert batch.passages.mask_BT.sum(1).max() == batch.passages.mask_BT.shape[1], (
+            "no wider than the longest"
+        )
+
+
+def test_a_passage_of_two_rows_is_one_column_and_nobodys_negative():
+    rows = [Example("q0", ("a",), (5,), (3,)), Example("q1", ("b",), (3,), (5, 6))]
+    _, tokens = made(10)
+    batch = Loader(rows, tokens, 2, 1, 0, 1, 0, PAD).collate([0, 1])
+    assert batch.passages.ids_BT[:, 0].tolist() == [1005, 1003, 1006]
+    assert batch.own_BN.tolist() == [[True, True, False], [True, True, True]]
+    assert batch.positive_BN.tolist() == [[True, False, False], [False, True, False]]
+
+
+def test_without_a_generator():
+    rows, tokens = made(10)
+    batch = Loader(rows, TrainTokens(tokens.queries, tokens.passages), 2, 1, 0, 1, 0, PAD).collate([1, 2])
+    assert (batch.query_ids, batch.passage_ids, batch.answer_ids) == ([], [], [])
+
+
+def test_answers_are_masked_by_position():
+    rows, tokens = made(10)
+    batch = Loader(rows, tokens, 3, 1, 0, 1, 0, PAD).collate([0, 1, 2])
+    lengths = [len(a) for a in batch.answer_ids]
+    assert batch.answer_mask_BT.sum(1).tolist() == lengths
+    assert batch.answer_mask_BT.shape == (3, max(lengths))
+    assert batch.to("cpu").answer_mask_BT.equal(batch.answer_mask_BT)

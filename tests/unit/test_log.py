@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ds_rag import log
+from ds_rag.errors import UserError
+from ds_rag.log import Console, Metrics, printable, run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def console():
+    return Console(io.StringIO())
+
+
+def printed(console: Console) -> str:
+    return console.rich.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\ntwo lines", "plain\ntwo lines"),
+        ("\x1b[2J\x1b]0;title\x07gone", "\ufffd[2J\ufffd]0;title\ufffdgone"),
+        ("back\x08\rover\ttab\x00", "back\ufffd\ufffdover\ufffdtab\ufffd"),
+        ("Ünï 漢字 😀", "Ünï 漢字 😀"),
+        ("bidi \u202e trick", "bidi \ufffd trick"),
+    ],
+)
+def test_printable(text, shown, console):
+    assert printable(text) == shown
+    console.say(text)
+    assert printed(console) == shown + "\n"
+
+
+def test_data_is_not_markup(console):
+    console.say("[bold]not bold[/bold] [/] \\[x] [red]")
+    console.table("title", ["[name]", "value"], [["[b]x", "1\x1b[0m"]])
+    assert "[bold]not bold[/bold] [/] \\[x] [red]" in printed(console)
+    assert "[b]x" in printed(console)
+    assert "\x1b" not in printed(console)
+
+
+def test_other_ranks_are_silent():
+    quiet = Console(io.StringIO(), speaks=False)
+    quiet.say("x")
+    quiet.table("t", ["a"], [["b"]])
+    for _ in quiet.track(range(3), 3, "work"):
+        pass
+    assert printed(quiet) == ""
+
+
+def test_progress_without_a_terminal_is_lines(console, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    with console.progress(100, "train", done=10) as meter:
+        for seconds, note in ((4, "loss 3"), (11, "loss 2"), (12, None), (23, None)):
+            clock[0] = seconds
+            meter.advance(10, note)
+    lines = printed(console).splitlines()
+    assert lines == [
+        "train 30/100  1.8 step/s  38 s left  loss 2",
+        "train 50/100  1.7 step/s  29 s left  loss 2",
+    ]
+
+
+def test_track_yields_what_it_is_given(console):
+    assert list(console.track(iter("abc"), 3, "letters")) == ["a", "b", "c"]
+
+
+def test_metrics_are_a_line_each(tmp_path):
+    for resume in (False, True):
+        metrics = Metrics(tmp_path, resume=resume)
+        metrics.write("step", 1, {"loss": 0.5})
+        assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n"), "written at once"
+        metrics.write("evaluation", 2, {"recall@1": 1, "name": "x"})
+        metrics.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == 2 * [
+        {"kind": "step", "step": 1, "loss": 0.5},
+        {"kind": "evaluation", "step": 2, "recall@1": 1, "name": "x"},
+    ]
+    Metrics(tmp_path).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == "", "a new run starts anew"
+
+
+def test_metrics_without_a_folder_write_nothing():
+    metrics = Metrics(None, "tensorboard")
+    metrics.write("step", 1, {"loss": 0.5})
+    metrics.close()
+
+
+def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="--report_to tensorboard"):
+        Metrics(tmp_path, "tensorboard")
+
+
+def fail() -> int:
+    raise UserError("--flag: wrong\x1b[2J", found="x", expected="y")
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(None, True), ("0", True), ("1", False)])
+def test_user_errors_are_told_once(rank, speaks, monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    assert run_command(fail) == 2
+    shown = "error: --flag: wrong\ufffd[2J\n  found:    x\n  expected: y\n"
+    assert capsys.readouterr().err == (shown if speaks else "")
+
+
+def test_other_outcomes_of_a_command():
+    assert run_command(lambda: None) == 0
+    assert run_command(lambda: 3) == 3
+    with pytest.raises(UserError):
+        run_command(fail, debug=True)
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+
+
+NOISE = """
+import ctypes, logging, os, sys, warnings
+from pathlib import Path
+from ds_rag.errors import UserError
+from ds_rag.log import capture, run_command
+
+def noise():
+    print("a library prints")
+    print("a library complains", file=sys.stderr)
+    logging.getLogger("library").info("a library logs")
+    warnings.warn("a library warns")
+    os.write(1, b"C++ writes\\n")
+    os.write(2, b"C++ complains\\n")
+    ctypes.CDLL(None).puts(b"C prints")
+
+console = capture(Path(sys.argv[1]), int(os.environ.get("RANK", 0)))
+console.say("our line")
+"""
+PHRASES = ["a library prints", "a library complains", "INFO library: a library logs", "a library warns"]
+PHRASES += ["C++ writes", "C++ complains", "C prints"]
+
+
+def script(body: str, folder: Path, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", NOISE + body, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+    )
+
+
+def test_after_capture_the_console_is_ours(tmp_path):
+    done = script("noise()\nconsole.say('and [another]')", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "our line\nand [another]\n", "")
+    text = (tmp_path / "run.log").read_text()
+    assert all(phrase in text for phrase in PHRASES)
+    assert "our line" not in text
+
+
+def test_a_crash_shows_its_traceback_and_names_the_log(tmp_path):
+    done = script("noise()\nraise ValueError('[b]roken')", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "our line\n")
+    assert "Traceback" in done.stderr
+    assert "ValueError: [b]roken" in done.stderr
+    assert "rank 0 stopped: ValueError" in done.stderr
+    assert str(tmp_path / "run.log") in done.stderr.replace("\n", "")
+    assert "a library" not in done.stderr
+    assert "ValueError: [b]roken" in (tmp_path / "run.log").read_text()
+
+
+COMMAND = "sys.exit(run_command(lambda: (_ for _ in ()).throw(UserError('--flag: wrong'))))"
+
+
+def test_a_user_error_after_capture_reaches_the_terminal(tmp_path):
+    done = script(COMMAND, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "our line\n", "error: --flag: wrong\n")
+    assert "error: --flag: wrong" in (tmp_path / "run.log").read_text()
+
+
+def test_other_ranks_have_a_log_of_their_own(tmp_path):
+    done = script("noise()\n" + COMMAND, tmp_path, RANK="1")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    text = (tmp_path / "run-rank1.log").read_text()
+    assert all(phrase in text for phrase in [*PHRASES, "error: --flag: wrong"])
+    crash = script("raise ValueError('broken')", tmp_path, RANK="1")
+    assert "rank 1 stopped: ValueError" in crash.stderr
+
+
+def test_libraries_stay_in_the_log_while_a_bar_is_live(tmp_path):
+    """On a terminal, where the bar redraws itself and would otherwise take their lines in."""
+    ours, theirs = pty.openpty()
+    body = """
+with console.progress(3, "train") as meter:
+    for step in range(3):
+        meter.advance(1, f"loss {step}")
+        noise()
+        meter.bar.refresh()
+"""
+    command = [sys.executable, "-c", NOISE + body, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as child:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # how Linux says that the other end is closed
+            pass
+        os.close(ours)
+    assert child.returncode == 0
+    assert b"train" in shown
+    assert b"loss 2" in shown
+    assert b"library" not in shown
+    assert b"C++" not in shown
+    assert (tmp_path / "run.log").read_text().count("a library prints") == 3
