@@ -35,7 +35,17 @@ MUST = [
 def run(flags: list[str], seed: int, folder: Path) -> dict[str, Any]:
     """One training run; its results.json."""
     command = [sys.executable, str(ROOT / "launch" / "train.py"), "--output_dir", str(folder)]
-    command += ["--seed", str(seed), "--world_seed", str(seed), "--save_steps", "0", "--refresh_index", "0", *flags]
+    command += [
+        "--seed",
+        str(seed),
+        "--world_seed",
+        str(seed),
+        "--save_steps",
+        "0",
+        "--refresh_index",
+        "0",
+        *flags,
+    ]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return json.loads((folder / "results.json").read_text())
 

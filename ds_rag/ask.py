@@ -10,11 +10,12 @@ import numpy as np
 from ds_rag.data.dataset import tokenize
 from ds_rag.encode import encode
 from ds_rag.evaluate import log_softmax
+from ds_rag.flags import parse_strictly
 from ds_rag.generate import Answerer
 from ds_rag.index.faiss_index import search
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
-from ds_rag.saved import open_saved, reading_parser, write_json
+from ds_rag.saved import Saved, open_saved, reading_parser, write_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("question", help="the question, in quotes")
     parser.add_argument("--index", help="folder of another index (default: RUN/index)")
     parser.add_argument("--json", help="write answer and passages to this file too")
-    args = parser.parse_args(argv)
+    args = parse_strictly(parser, argv)
     args.run = args.run or args.folder
     console = Console()
     saved = open_saved(args, {"folder", "question", "index", "json"})
@@ -35,10 +36,10 @@ def main(argv: Sequence[str]) -> int:
     query = encode(saved.retriever, tokens, "query", 1)
     scores, numbers = search(stored.index, query, stage.top_k)
     found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]
-    prior = log_softmax(np.array([s for s, _ in found]) / float(saved.retriever.log_temperature.exp()))
+    prior = log_softmax(np.array([s for s, _ in found]) / float(saved.retriever.temperature))
     answer = None
-    if saved.generator is not None and saved.prompt is not None:
-        answer = answer_from(saved.prompt, saved, [stored.texts[n] for _, n in found], args.question, prior)
+    if saved.generator is not None:
+        answer = answer_from(saved, [stored.texts[n] for _, n in found], args.question, prior)
         console.say(f"answer    {answer}")
     rows = [
         [f"{score:.3f}", f"{np.exp(p):.3f}", stored.ids[n], stored.texts[n][:160]]
@@ -53,10 +54,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def answer_from(prompt, saved, texts: list[str], question: str, prior: np.ndarray) -> str:
+def answer_from(saved: Saved, texts: list[str], question: str, prior: np.ndarray) -> str:
     """The answer by the configured decoding."""
+    prompt = saved.prompt
+    assert prompt is not None and saved.generator is not None
     data, stage = saved.config.data, saved.config.stage
     passages = [np.array(x, dtype=np.int32) for x in prompt.encode("passage", texts, data.max_passage_length)]
     query = np.array(prompt.encode("query", [question], data.max_query_length)[0], dtype=np.int32)
     answerer = Answerer(saved.generator, prompt, stage.decode, stage.max_new_tokens, stage.per_device_eval_batch_size)
-    return answerer.answer([query], [passages], [prior])[0].text
+    return answerer.answer([query], [passages], [prior.tolist()])[0].text

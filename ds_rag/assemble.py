@@ -69,9 +69,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
     pad = generator.tokenizer.pad_token_id if generator else 0
-    return Parts(
-        data, loader, eval_tokens, objective, prompt, retriever, generator, engines, total, pad, device
-    )
+    return Parts(data, loader, eval_tokens, objective, prompt, retriever, generator, engines, total, pad, device)
 
 
 def load_models(
@@ -199,9 +197,7 @@ def make_engines(
     if generator is None:
         learns["generator"] = False
     if not any(learns.values()):
-        raise UserError(
-            "nothing learns", found=f"--objective {objective.name} --freeze {config.model.freeze}"
-        )
+        raise UserError("nothing learns", found=f"--objective {objective.name} --freeze {config.model.freeze}")
     parts: dict[str, Any] = {}
     for (name, module), raw, known in zip(
         (("retriever", retriever), ("generator", generator)), raws, knowns, strict=True

@@ -30,14 +30,10 @@ def card(name: str, config: RunConfig, steps: int, metrics: dict[str, float], fa
 # A {name} {"kept frozen" if frozen else "trained"} by ds_rag {ds_rag.__version__}
 
 Started from `{source}`; {steps} optimizer steps of `{config.objective.objective}`
-({config.objective.candidates} candidates a query, {
-        config.optim.per_device_train_batch_size
-    } queries a rank and
+({config.objective.candidates} candidates a query, {config.optim.per_device_train_batch_size} queries a rank and
 micro-batch) on `{config.data.train_data}`.
 {
-        "Before that, "
-        + str(config.optim.lm_warmup_steps)
-        + " steps of plain language modelling on the corpus."
+        "Before that, " + str(config.optim.lm_warmup_steps) + " steps of plain language modelling on the corpus."
         if name == "generator" and config.optim.lm_warmup_steps
         else ""
     }

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ds_rag
-from ds_rag.config import RunConfig, parse
+from ds_rag.config import RunConfig
 from ds_rag.errors import UserError, choose
+from ds_rag.flags import parse
 from ds_rag.log import capture, run_command
 
 
@@ -41,7 +42,10 @@ def claim_folder(config: RunConfig) -> Path:
         ours = config.is_builtin and "output_dir" not in config.explicit and (folder / "config.json").is_file()
         if not ours:
             raise UserError(
-                "--output_dir is not empty", found=folder, expected="a new or empty folder", fix="--resume auto, or another folder"
+                "--output_dir is not empty",
+                found=folder,
+                expected="a new or empty folder",
+                fix="--resume auto, or another folder",
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,16 +8,11 @@ at once.
 
 from __future__ import annotations
 
-import argparse
-import math
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from ds_rag.errors import UserError, nearest
+from ds_rag.errors import UserError
 
 BUILTIN = "builtin"
 QUICKSTART = "ds_configs/recipes/quickstart.yaml"
@@ -33,22 +28,16 @@ def option(default: Any, text: str, choices: tuple[str, ...] = (), aliases: tupl
 class DataConfig:
     """Where rows come from and how much of each text is read."""
 
-    train_data: str = option(
-        BUILTIN, "CSV, JSONL, Parquet, datasets folder or BEIR folder; 'builtin': the almanac"
-    )
+    train_data: str = option(BUILTIN, "CSV, JSONL, Parquet, datasets folder or BEIR folder; 'builtin': the almanac")
     eval_data: str | None = option(None, "held-out rows with labelled passages, in the same formats")
-    corpus: str | None = option(
-        None, "the passages to retrieve from; default: the distinct passages of the rows"
-    )
+    corpus: str | None = option(None, "the passages to retrieve from; default: the distinct passages of the rows")
     query_column: str | None = option(None, "name of the query column, where it is not a known one")
     answer_column: str | None = option(None, "name of the answer column")
     positive_column: str | None = option(None, "name of the column of labelled passages")
     passages_column: str | None = option(None, "name of the column of unlabelled candidate passages")
     negatives_column: str | None = option(None, "name of the column of labelled negatives")
     id_column: str | None = option(None, "name of the row id column")
-    assume_first_positive: bool = option(
-        False, "take the first candidate of an unlabelled row for its positive"
-    )
+    assume_first_positive: bool = option(False, "take the first candidate of an unlabelled row for its positive")
     max_train_samples: int | None = option(None, "use only the first N training rows")
     max_eval_samples: int | None = option(None, "use only the first N evaluation rows")
     max_query_length: int = option(64, "tokens of a query")
@@ -74,19 +63,13 @@ class ModelConfig:
         "auto", "unit-length embeddings; auto: as the folder says, else true", ("auto", "true", "false")
     )
     query_prefix: str | None = option(None, "text before each query; default: the folder's query prompt")
-    passage_prefix: str | None = option(
-        None, "text before each passage; default: the folder's document prompt"
-    )
+    passage_prefix: str | None = option(None, "text before each passage; default: the folder's document prompt")
     prompt_template: str = option(DEFAULT_TEMPLATE, "the generator's prompt, with {passage} and {query}")
     chat_template: bool = option(False, "wrap the prompt in the tokenizer's chat template")
     freeze: str = option("none", "the model that does not learn", ("none", "retriever", "generator"))
-    gradient_checkpointing: bool = option(
-        False, "recompute activations in the backward pass: less memory, more time"
-    )
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     trust_remote_code: bool = option(False, "run Python code that a model folder brings")
-    temperature: float | None = option(
-        None, "divides the retriever's scores; default: as the folder says, else 0.05"
-    )
+    temperature: float | None = option(None, "divides the retriever's scores; default: as the folder says, else 0.05")
     learn_temperature: bool = option(False, "train the temperature with the retriever")
 
 
@@ -95,9 +78,7 @@ class ObjectiveConfig:
     """What is minimised; docs/objectives.md has the formulas."""
 
     objective: str = option("rag_sequence", "the loss; see docs/objectives.md")
-    candidates: str = option(
-        "8", "passages the generator reads per query: its own and the best of the pool; or 'all'"
-    )
+    candidates: str = option("8", "passages the generator reads per query: its own and the best of the pool; or 'all'")
     prior: str = option("candidates", "what the retriever's softmax runs over", ("candidates", "pool"))
     answer_logprob: str = option(
         "sum", "log-probability of an answer: sum (the paper) or mean over tokens", ("sum", "mean")
@@ -127,9 +108,7 @@ class OptimConfig:
     max_steps: int = option(-1, "optimizer steps; -1: from num_train_epochs")
     warmup_steps: int = option(0, "steps of linear warm-up")
     lr_scheduler_type: str = option("linear", "after warm-up", ("linear", "cosine", "constant"))
-    lm_warmup_steps: int = option(
-        0, "plain language modelling of the corpus by the generator, before the first step"
-    )
+    lm_warmup_steps: int = option(0, "plain language modelling of the corpus by the generator, before the first step")
     lm_warmup_learning_rate: float = option(1e-3, "learning rate of that warm-up")
     bf16: bool | None = option(None, "bfloat16; default: where CUDA has it")
     fp16: bool | None = option(None, "float16 with dynamic loss scaling (GPU)")
@@ -140,9 +119,7 @@ class OptimConfig:
 class StageConfig:
     """The index stage: when the corpus is re-encoded and held-out queries are scored, and how."""
 
-    refresh_index: str = option(
-        "500", 'every N steps, or a schedule such as "0-100:10,100-:500"; 0: only at the end'
-    )
+    refresh_index: str = option("500", 'every N steps, or a schedule such as "0-100:10,100-:500"; 0: only at the end')
     per_device_eval_batch_size: int = option(64, "texts (or answers) per rank and batch")
     index_factory: str = option("Flat", "a faiss.index_factory string; inner product")
     top_k: int = option(4, "passages the generator reads for an answer")
@@ -153,9 +130,7 @@ class StageConfig:
     eval_answers: bool = option(True, "score answers too, not retrieval alone")
     metric_for_best_model: str = option("recall@1", "the metric that decides which checkpoint is best")
     load_best_model_at_end: bool = option(False, "export the best evaluated checkpoint rather than the last")
-    early_stopping_patience: int = option(
-        0, "stop after so many evaluations without a better metric; 0: never"
-    )
+    early_stopping_patience: int = option(0, "stop after so many evaluations without a better metric; 0: never")
 
 
 @dataclass
@@ -215,27 +190,6 @@ def find_file(path: str, flag: str) -> Path:
     raise UserError(f"{flag}: no such file", found=path, expected=f"a file, from {Path.cwd()}")
 
 
-def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
-    """The run that these arguments ask for. Raises UserError; `--help` prints and exits."""
-    parser = build_parser(prog)
-    known, rest = parser.parse_known_args(list(argv))
-    for word in rest:
-        if word.startswith("-"):
-            raise unknown_key(word.lstrip("-").split("=")[0].replace("-", "_"), "flag", "--")
-        raise UserError("unexpected argument", found=word, expected="flags of the form --name value")
-    given = {ALIASES.get(k, k): v for k, v in vars(known).items() if k not in ("recipe", "local_rank")}
-    recipe = read_recipe(known.recipe) if "recipe" in known else {}
-    explicit = frozenset(recipe | given)  # the built-in recipe's own keys are defaults
-    if (recipe | given).get("train_data", BUILTIN) == BUILTIN:
-        if recipe and "train_data" not in recipe | given:
-            raise UserError(
-                f"--config {known.recipe}: no training data",
-                expected="--train_data, as a flag or in the recipe",
-            )
-        recipe = read_recipe(QUICKSTART) | recipe
-    return build(recipe | given, explicit)
-
-
 def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> RunConfig:
     """A validated RunConfig from flat keys."""
     config = RunConfig(explicit=explicit)
@@ -243,109 +197,6 @@ def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> Run
         setattr(getattr(config, OWNER[key]), key, value)
     validate(config)
     return config
-
-
-def read_recipe(path: str) -> dict[str, Any]:
-    """The keys of a YAML recipe, each checked against its field's type."""
-    import yaml
-
-    file = find_file(path, "--config")
-    try:
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML", found=error) from None
-    if not isinstance(loaded, dict):
-        raise UserError(
-            f"--config {path}: not a mapping", found=type(loaded).__name__, expected="key: value lines"
-        )
-    values = {}
-    for key, value in loaded.items():
-        name = ALIASES.get(key, key)
-        if name not in OWNER:
-            raise unknown_key(str(key), f"key in {path}")
-        values[name] = convert(name, value, f"{path}: {key}")
-    return values
-
-
-def convert(name: str, value: Any, where: str) -> Any:
-    """`value` (text from a flag, or anything YAML gives) as the type of field `name`."""
-    section = SECTIONS[OWNER[name]]
-    wanted = get_type_hints(section)[name]
-    optional = type(None) in get_args(wanted)
-    kind = next(a for a in get_args(wanted) if a is not type(None)) if get_origin(wanted) else wanted
-    if value is None or (optional and value in ("none", "null")):
-        if optional:
-            return None
-        raise UserError(f"{where}: empty", expected=kind.__name__)
-    try:
-        if isinstance(value, (list, dict)):
-            raise TypeError
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                str(value).lower()
-            ]
-        if kind is int and str(value) != str(int(value)):
-            raise ValueError
-        converted = kind(str(value).lower() if isinstance(value, bool) else value)
-        if kind is float and not math.isfinite(converted):
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{where}: wrong type", found=repr(value), expected=kind.__name__) from None
-    choices = next(f for f in fields(section) if f.name == name).metadata["choices"]
-    if choices and converted not in choices:
-        close = nearest(str(converted), choices)
-        raise UserError(
-            f"{where}: unknown value",
-            found=repr(value),
-            expected=" | ".join(choices),
-            fix=f"did you mean '{close}'?" if close else None,
-        )
-    return converted
-
-
-def unknown_key(name: str, what: str, dashes: str = "") -> UserError:
-    close = nearest(name, [*OWNER, *ALIASES, "config"])
-    return UserError(
-        f"unknown {what}: {dashes}{name}",
-        fix=f"did you mean {dashes}{close}?" if close else "see --help for the list",
-    )
-
-
-def _from_flag(name: str, text: str) -> Any:
-    return convert(name, text, f"--{name}")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(message, fix="see --help")
-
-
-def build_parser(
-    prog: str, description: str = "Train a retriever and a causal LM together.", sections: Sequence[str] = tuple(SECTIONS)
-) -> argparse.ArgumentParser:
-    """argparse over the fields; a flag that is not given leaves no trace, so that recipes show through."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument(
-        "--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags win over it"
-    )
-    parser.add_argument("--local_rank", "--local-rank", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    for section in sections:
-        cls = SECTIONS[section]
-        group = parser.add_argument_group(section, cls.__doc__)
-        for f in fields(cls):
-            is_bool = get_type_hints(cls)[f.name] in (bool, bool | None)
-            group.add_argument(
-                *(f"--{n}" for n in (f.name, *f.metadata["aliases"])),
-                dest=f.name,
-                default=argparse.SUPPRESS,
-                type=partial(_from_flag, f.name),
-                nargs="?" if is_bool else None,
-                const=True if is_bool else None,
-                metavar="|".join(f.metadata["choices"] or ("true", "false") * is_bool)
-                or f.name.split("_")[-1].upper(),
-                help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
-            )
-    return parser
 
 
 def validate(config: RunConfig) -> None:
@@ -358,17 +209,7 @@ def validate(config: RunConfig) -> None:
             raise UserError(f"--{name}: too small", found=getattr(optim, name), expected="1 or more")
     if config.model.temperature is not None and config.model.temperature <= 0:
         raise UserError("--temperature: not positive", found=config.model.temperature, expected="more than 0")
-    if objective.candidates != "all" and (
-        not objective.candidates.isdigit() or int(objective.candidates) < 1
-    ):
-        raise UserError(
-            "--candidates: unknown value", found=objective.candidates, expected="a number >= 1, or 'all'"
-        )
+    if objective.candidates != "all" and (not objective.candidates.isdigit() or int(objective.candidates) < 1):
+        raise UserError("--candidates: unknown value", found=objective.candidates, expected="a number >= 1, or 'all'")
     if optim.max_steps == 0 or optim.num_train_epochs <= 0:
-        raise UserError(
-            "nothing to train", found=f"--max_steps {optim.max_steps}", expected="-1, or 1 and more"
-        )
-
-
-if __name__ == "__main__":
-    build_parser("ds-rag train").print_help(sys.stdout)
+        raise UserError("nothing to train", found=f"--max_steps {optim.max_steps}", expected="-1, or 1 and more")

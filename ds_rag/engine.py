@@ -59,9 +59,7 @@ def adamw(module: nn.Module, optim: OptimConfig, learning_rate: float) -> torch.
     )
 
 
-def make_engine(
-    module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig, learning_rate: float
-) -> Any:
+def make_engine(module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig, learning_rate: float) -> Any:
     """A DeepSpeed engine around `module`, which is cast in place to the configuration's precision.
 
     The optimizer is ours unless the configuration has one; then its own learning rate holds.
@@ -102,9 +100,7 @@ class Engines:
             for name, e in (("retriever", retriever), ("generator", generator))
             if hasattr(e, "set_gradient_accumulation_boundary")  # an engine, not a plain module
         }
-        self.base_lrs = {
-            name: [group["lr"] for group in e.optimizer.param_groups] for name, e in self.learning.items()
-        }
+        self.base_lrs = {name: [group["lr"] for group in e.optimizer.param_groups] for name, e in self.learning.items()}
 
     @property
     def modules(self) -> dict[str, nn.Module]:

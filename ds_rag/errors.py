@@ -12,9 +12,7 @@ Value = TypeVar("Value")
 class UserError(Exception):
     """A mistake in a flag, a file or a row. The command line prints it without a traceback and exits with 2."""
 
-    def __init__(
-        self, message: str, *, found: object = None, expected: object = None, fix: str | None = None
-    ):
+    def __init__(self, message: str, *, found: object = None, expected: object = None, fix: str | None = None):
         self.message, self.found, self.expected, self.fix = message, found, expected, fix
         lines = [message]
         if found is not None:

@@ -134,7 +134,7 @@ class Evaluator:
         """Answer metrics over rows with answers, every rank its share of them; the first rows as samples."""
         rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
         top = numbers[:, : self.stage.top_k]
-        priors = log_softmax(scores[:, : self.stage.top_k] / float(self.retriever.log_temperature.exp()))
+        priors = log_softmax(scores[:, : self.stage.top_k] / float(self.retriever.temperature))
         texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.stage.decode)
         references = [list(self.data.evaluation[r].answers) for r in rows]
         samples = [
@@ -165,9 +165,7 @@ class Evaluator:
             "gold_passage": answer_metrics(self._answer_rows(rows, gold, flat, "top1"), references),
         }
 
-    def _answer_rows(
-        self, rows: list[int], passages: list[list[int]], priors: np.ndarray, decode: str
-    ) -> list[str]:
+    def _answer_rows(self, rows: list[int], passages: list[list[int]], priors: np.ndarray, decode: str) -> list[str]:
         """The answers of these rows in their order; rank r answers every world-th."""
         assert self.generator is not None and self.prompt is not None
         table, queries = self.tokens.generator_passages, self.tokens.generator_queries

@@ -67,9 +67,7 @@ class Answerer:
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        return [
-            until_end(row[width:], tokenizer.eos_token_id) for row in generated.cpu().numpy().astype(np.int32)
-        ]
+        return [until_end(row[width:], tokenizer.eos_token_id) for row in generated.cpu().numpy().astype(np.int32)]
 
     def log_probs(self, contexts: list[Ids], targets: list[Ids]) -> np.ndarray:
         """(C,) summed log-probability of each target after its context."""
@@ -77,9 +75,7 @@ class Answerer:
         sums = []
         for start in range(0, len(contexts), self.batch):
             chunk = targets[start : start + self.batch]
-            cells = lay_out_cells(
-                contexts[start : start + self.batch], chunk, self.generator.tokenizer.pad_token_id
-            )
+            cells = lay_out_cells(contexts[start : start + self.batch], chunk, self.generator.tokenizer.pad_token_id)
             logp_CA = self.generator(cells.to(device)).cpu()
             sums += [float(row[: len(target)].sum()) for row, target in zip(logp_CA, chunk, strict=True)]
         return np.array(sums)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -106,15 +107,12 @@ class Meter:
         now = time.monotonic()
         rate = (self.done - self.first) / max(now - self.begin, 1e-9)
         if self.bar:
-            self.bar.update(
-                self.task, completed=self.done, note=f"{rate:.1f} {self.unit}/s  {escape(self.note)}"
-            )
+            self.bar.update(self.task, completed=self.done, note=f"{rate:.1f} {self.unit}/s  {escape(self.note)}")
         elif now - self.last_line > QUIET_LINE_SECONDS:
             self.last_line = now
             left = (self.total - self.done) / max(rate, 1e-9)
             self.console.say(
-                f"{self.what} {self.done}/{self.total}  {rate:.1f} {self.unit}/s  "
-                f"{left:.0f} s left  {self.note}"
+                f"{self.what} {self.done}/{self.total}  {rate:.1f} {self.unit}/s  {left:.0f} s left  {self.note}"
             )
 
 
@@ -122,23 +120,20 @@ class Metrics:
     """`metrics.jsonl`: one JSON object a step or evaluation; on request to TensorBoard too. Rank 0 writes."""
 
     def __init__(self, folder: Path | None, report_to: str = "none", resume: bool = False):
-        self.file = (
-            (folder / "metrics.jsonl").open("a" if resume else "w", encoding="utf-8") if folder else None
-        )
+        self.file = (folder / "metrics.jsonl").open("a" if resume else "w", encoding="utf-8") if folder else None
         self.board = None
         if folder and report_to == "tensorboard":
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise UserError(
-                    "--report_to tensorboard: not installed", fix="pip install tensorboard"
-                ) from None
+                raise UserError("--report_to tensorboard: not installed", fix="pip install tensorboard") from None
             self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if not self.file:
             return
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         self.file.flush()
         if self.board:
             for name, value in values.items():
@@ -186,13 +181,9 @@ def capture(folder: Path, rank: int) -> Console:
     global _terminal_error
     sys.stdout.flush()
     sys.stderr.flush()
-    terminal, _terminal_error = (
-        os.fdopen(os.dup(stream), "w", encoding="utf-8", buffering=1) for stream in (1, 2)
-    )
+    terminal, _terminal_error = (os.fdopen(os.dup(stream), "w", encoding="utf-8", buffering=1) for stream in (1, 2))
     path = redirect(folder, rank)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.captureWarnings(True)
     console = Console(terminal, speaks=rank == 0)
     loud = Console(_terminal_error)

@@ -10,6 +10,7 @@ from ds_rag.config import BUILTIN
 from ds_rag.data.dataset import read_evaluation
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluator, tokenize_evaluation
+from ds_rag.flags import parse_strictly
 from ds_rag.log import Console
 from ds_rag.saved import open_saved, reading_parser, write_json
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
     parser.add_argument("--controls", action="store_true", help="also answer closed-book and from the gold passage")
     parser.add_argument("--json", help="write the figures to this file too")
-    args = parser.parse_args(argv)
+    args = parse_strictly(parser, argv)
     console = Console()
     saved = open_saved(args, {"controls", "json"})
     config = saved.config
@@ -44,5 +45,3 @@ def main(argv: Sequence[str]) -> int:
     what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.stage)}
     write_json(args.json, {**figures, "setting": what})
     return 0
-
-

@@ -106,9 +106,7 @@ def retrieval_metrics(
     return _means(retrieval_metrics_per_query(top_ids, top_scores, qrels, corpus_size=corpus_size, ks=ks))
 
 
-def answer_metrics_per_row(
-    predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
+def answer_metrics_per_row(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """exact_match, f1 and rougeL, one value in 0..1 per row, the best over the row's references.
 
     exact_match and f1 follow SQuAD: case, punctuation, articles and extra blanks do not count. rougeL is the

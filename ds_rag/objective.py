@@ -120,9 +120,7 @@ class Objective:
         device = scores_BN.device
         answers_begin = torch.tensor(cells.target_lengths) - torch.tensor([len(a) for a in batch.answer_ids])
         token_mask_BA = lengths_to_mask(cells.target_lengths).to(device)
-        answer_mask_BA = token_mask_BA & (torch.arange(token_mask_BA.shape[1]) >= answers_begin[:, None]).to(
-            device
-        )
+        answer_mask_BA = token_mask_BA & (torch.arange(token_mask_BA.shape[1]) >= answers_begin[:, None]).to(device)
         parts = positive_only(
             scores_BN,
             batch.positive_BN.float().argmax(1),

@@ -9,6 +9,7 @@ from ds_rag.data.dataset import tokenize
 from ds_rag.data.formats import read_corpus
 from ds_rag.encode import encode
 from ds_rag.errors import UserError
+from ds_rag.flags import parse_strictly
 from ds_rag.index.faiss_index import build_index
 from ds_rag.index.store import describe, hash_model, write_index
 from ds_rag.log import Console
@@ -19,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; see `ds-rag index --help`. Without `--out` the run's own index is replaced."""
     parser = reading_parser("ds-rag index", "Encode a corpus with a run's retriever and build its FAISS index.")
     parser.add_argument("--out", help="folder of the index (default: RUN/index)")
-    args = parser.parse_args(argv)
+    args = parse_strictly(parser, argv)
     console = Console()
     saved = open_saved(args, {"out"})
     if saved.run is None or saved.config.data.corpus is None:

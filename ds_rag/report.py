@@ -131,9 +131,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def curves(
-    metrics: list[dict[str, Any]], kind: str, keys: tuple[str, ...], *, exact: bool = False
-) -> dict[str, Curve]:
+def curves(metrics: list[dict[str, Any]], kind: str, keys: tuple[str, ...], *, exact: bool = False) -> dict[str, Curve]:
     """The finite values over steps of each metric whose name begins with (`exact`: is) one of `keys`.
 
     A step written twice, as after resuming, counts once: the later line is right.
@@ -145,9 +143,7 @@ def curves(
             if number is not None and (name in keys if exact else name.startswith(keys)):
                 found.setdefault(name, {})[line["step"]] = number
     order = sorted(found, key=lambda name: next(i for i, key in enumerate(keys) if name.startswith(key)))
-    return {
-        name: (sorted(found[name]), [found[name][step] for step in sorted(found[name])]) for name in order
-    }
+    return {name: (sorted(found[name]), [found[name][step] for step in sorted(found[name])]) for name in order}
 
 
 def _number(value: object) -> float | None:
@@ -188,9 +184,7 @@ def _facts(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
         facts["peak memory"] = f"{found[-1]:.2f} GB"
     if skipped := sum(values("skipped")):
         facts["skipped steps"] = f"{skipped:,.0f}"
-    cells = "".join(
-        f'<div><b>{value}</b><span class="dim">{key}</span></div>' for key, value in facts.items()
-    )
+    cells = "".join(f'<div><b>{value}</b><span class="dim">{key}</span></div>' for key, value in facts.items())
     return f'<div class="card facts">{cells}</div>'
 
 
@@ -245,9 +239,7 @@ def _sample(sample: dict[str, Any]) -> str:
 
 def _configuration(config: dict[str, Any]) -> str:
     cells = [(key, json.dumps(value, ensure_ascii=False)) for key, value in _flat(config)]
-    rows = "".join(
-        "<tr>" + "".join(f'<td class="code">{escape(c)}</td>' for c in row) + "</tr>" for row in cells
-    )
+    rows = "".join("<tr>" + "".join(f'<td class="code">{escape(c)}</td>' for c in row) + "</tr>" for row in cells)
     table = f'<div class="scroll"><table>{rows}</table></div>'
     return f'<details class="card"><summary>every resolved value</summary>{table}</details>' if rows else ""
 

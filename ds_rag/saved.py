@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ds_rag.config import ALIASES, RunConfig, build, build_parser
+from ds_rag.config import ALIASES, RunConfig, build
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import UserError
+from ds_rag.flags import build_parser
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_pair, load_retriever
 from ds_rag.models.retriever import Retriever
@@ -52,7 +53,7 @@ def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
         if clash := {"retriever", "generator"} & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
         config = build(json.loads((run / "config.json").read_text()) | given)
-        retriever, generator = load_pair(run, config.model, config.data)
+        retriever, generator = load_pair(run, config.model, config.data, set(given))
     else:
         if "retriever" not in given:
             raise UserError("no models", expected="--run RUN, or --retriever FOLDER (and --generator FOLDER)")

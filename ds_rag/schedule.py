@@ -36,7 +36,4 @@ class Schedule:
             self.ranges.append((int(match[1] or 0), float(match[2] or math.inf), int(match[3])))
 
     def due(self, step: int) -> bool:
-        return any(
-            every and first < step <= last and (step - first) % every == 0
-            for first, last, every in self.ranges
-        )
+        return any(every and first < step <= last and (step - first) % every == 0 for first, last, every in self.ranges)

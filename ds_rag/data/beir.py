@@ -60,14 +60,10 @@ def _choose_qrels(path: Path, faults: Faults) -> Path:
             return files[name]
     wanted = "train.tsv" if faults.flag == "--train_data" else "test.tsv or dev.tsv"
     found = ", ".join(file.name for file in files.values()) or "none"
-    raise UserError(
-        f"{faults.source}/qrels: which file?", found=found, expected=f"{wanted}, or only one .tsv"
-    )
+    raise UserError(f"{faults.source}/qrels: which file?", found=found, expected=f"{wanted}, or only one .tsv")
 
 
-def _read_qrels(
-    path: Path, texts: dict[str, str], faults: Faults
-) -> dict[str, list[tuple[int, str, str, float]]]:
+def _read_qrels(path: Path, texts: dict[str, str], faults: Faults) -> dict[str, list[tuple[int, str, str, float]]]:
     """Query id -> [(line, where, corpus id, score)]. A faulty corpus is not searched for missing ids."""
     judged: dict[str, list[tuple[int, str, str, float]]] = {}
     whole = not faults.found

@@ -50,9 +50,7 @@ class RagData:
         return [n for n, row in enumerate(self.evaluation) if row.positives]
 
 
-def read_data(
-    data: DataConfig, builtin: bool, need_positive: bool = False, need_answers: bool = True
-) -> RagData:
+def read_data(data: DataConfig, builtin: bool, need_positive: bool = False, need_answers: bool = True) -> RagData:
     """Training rows, evaluation rows and corpus as the flags name them. Raises UserError.
 
     need_positive: the objective cannot do without labelled positives. need_answers: it, or evaluation,
@@ -64,9 +62,7 @@ def read_data(
     else:
         columns = columns_of(data)
         train = read_rows(data.train_data, columns, "--train_data", need_answers=need_answers)
-        evaluation = (
-            read_rows(data.eval_data, columns, "--eval_data", need_answers=False) if data.eval_data else []
-        )
+        evaluation = read_rows(data.eval_data, columns, "--eval_data", need_answers=False) if data.eval_data else []
         corpus = (
             read_corpus(data.corpus, "--corpus")
             if data.corpus
@@ -95,11 +91,7 @@ def read_evaluation(data: DataConfig, builtin: bool) -> RagData:
         return assemble(world.corpus, [], world.evaluation)
     assert data.eval_data
     rows = read_rows(data.eval_data, columns_of(data), "--data", need_answers=False)[: data.max_eval_samples]
-    corpus = (
-        read_corpus(data.corpus, "--corpus")
-        if data.corpus
-        else eval_corpus(data, "--data") or passages_of(rows)
-    )
+    corpus = read_corpus(data.corpus, "--corpus") if data.corpus else eval_corpus(data, "--data") or passages_of(rows)
     return assemble(corpus, [], rows)
 
 
@@ -192,6 +184,4 @@ def tokenize(
             parts.append(np.fromiter((t for x in ids for t in x), dtype=np.int32))
             lengths += [len(x) for x in ids]
             meter.advance(len(ids))
-    return TokenTable(
-        np.concatenate(parts) if parts else np.zeros(0, np.int32), np.cumsum(lengths, dtype=np.int64)
-    )
+    return TokenTable(np.concatenate(parts) if parts else np.zeros(0, np.int32), np.cumsum(lengths, dtype=np.int64))

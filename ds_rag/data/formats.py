@@ -122,9 +122,7 @@ def read_parquet(path: Path, what: str, faults: Faults) -> Iterator[Record]:
                 number += 1
                 yield Record(fields, number, f"{path}:row {number}")
     except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{faults.source} is no readable Parquet file", found=f"{error}, after row {number}"
-        ) from error
+        raise UserError(f"{faults.source} is no readable Parquet file", found=f"{error}, after row {number}") from error
 
 
 def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record]:

@@ -62,9 +62,7 @@ class Loader:
 
     def _length(self, row: int) -> int:
         own = self.rows[row].own
-        return len(self.tokens.queries[row]) + sum(len(self.tokens.passages[p]) for p in own) // max(
-            1, len(own)
-        )
+        return len(self.tokens.queries[row]) + sum(len(self.tokens.passages[p]) for p in own) // max(1, len(own))
 
     @property
     def steps_per_epoch(self) -> float:
@@ -72,9 +70,7 @@ class Loader:
 
     def micro_batches(self, step: int) -> list[Batch]:
         rows = self.rows_of(step)
-        parts = [
-            rows[(m * self.world + self.rank) * self.batch :][: self.batch] for m in range(self.accumulation)
-        ]
+        parts = [rows[(m * self.world + self.rank) * self.batch :][: self.batch] for m in range(self.accumulation)]
         return [self.collate(part) for part in parts]
 
     def rows_of(self, step: int) -> list[int]:

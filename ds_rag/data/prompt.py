@@ -108,9 +108,7 @@ def check_template(template: str) -> None:
     try:
         _, names = split_template(template)
     except ValueError as error:
-        raise UserError(
-            "--prompt_template: not a template", found=error, fix="write {{ and }} for braces"
-        ) from None
+        raise UserError("--prompt_template: not a template", found=error, fix="write {{ and }} for braces") from None
     if sorted(names) != sorted(FIELDS):
         raise UserError(
             "--prompt_template: wrong placeholders",

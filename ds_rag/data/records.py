@@ -102,9 +102,7 @@ def to_rows(
             row = _to_row(record, names, count, need_passages, need_answers)
             first = rows.setdefault(row.id, row)
             if replace(first, where=row.where) != row:
-                raise _Bad(
-                    f"id '{row.id}' is already that of another row at {first.where}, expected distinct ids"
-                )
+                raise _Bad(f"id '{row.id}' is already that of another row at {first.where}, expected distinct ids")
             merged += first is not row
         except _Bad as bad:
             faults.add(record.number, record.where, str(bad))
@@ -113,9 +111,7 @@ def to_rows(
     return list(rows.values())
 
 
-def _to_row(
-    record: Record, names: Mapping[str, str], count: int, need_passages: bool, need_answers: bool
-) -> Row:
+def _to_row(record: Record, names: Mapping[str, str], count: int, need_passages: bool, need_answers: bool) -> Row:
     def texts(role: str, *, drop_empty: bool = False) -> tuple[str, ...]:
         if role not in names:
             return ()
@@ -169,9 +165,7 @@ def corpus_passages(records: list[Record], faults: Faults) -> list[Passage]:
             id_ = _id(fields.get(names["id"]), names["id"]) if "id" in names else f"passage-{count}"
             first_text, first_where = seen.setdefault(id_, (text, record.where))
             if first_text != text:
-                raise _Bad(
-                    f"id '{id_}' is already that of another text at {first_where}, expected distinct ids"
-                )
+                raise _Bad(f"id '{id_}' is already that of another text at {first_where}, expected distinct ids")
             merged += first_where != record.where
         except _Bad as bad:
             faults.add(record.number, record.where, str(bad))
@@ -205,9 +199,7 @@ def clean(value: object, column: str) -> str:
             text.encode()
         except UnicodeEncodeError:
             at = next(i for i, char in enumerate(value) if "\ud800" <= char <= "\udfff")
-            raise _Bad(
-                f"'{column}' holds a lone surrogate at character {at}, expected Unicode text"
-            ) from None
+            raise _Bad(f"'{column}' holds a lone surrogate at character {at}, expected Unicode text") from None
     return text
 
 
@@ -234,16 +226,12 @@ def _texts(value: object, column: str, drop_empty: bool) -> tuple[str, ...]:
             continue
         if isinstance(item, Mapping):
             if "text" not in item:
-                raise _Bad(
-                    f"'{label}' is an object with {', '.join(map(str, item))}, expected one with 'text'"
-                )
+                raise _Bad(f"'{label}' is an object with {', '.join(map(str, item))}, expected one with 'text'")
             texts[passage_text(item["text"], item.get("title"), label)] = None
         elif isinstance(item, str):
             texts[clean(item, label)] = None
         else:
-            raise _Bad(
-                f"'{label}' is {_short(item)}, expected a text, an object with 'text', or a list of these"
-            )
+            raise _Bad(f"'{label}' is {_short(item)}, expected a text, an object with 'text', or a list of these")
     return tuple(texts)
 
 

@@ -32,9 +32,7 @@ def read_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
                 line = raw[start:].decode("utf-8", "replace")
                 at, wrong = start + error.start, f"byte 0x{raw[start + error.start]:02x}, which is not UTF-8,"
             if at >= 0:
-                faults.add(
-                    number, f"{path}:{number}", f"{wrong} at byte offset {offset + at}, expected UTF-8 text"
-                )
+                faults.add(number, f"{path}:{number}", f"{wrong} at byte offset {offset + at}, expected UTF-8 text")
                 line = line.replace("\0", "\ufffd")
             offset += len(raw)
             yield number, line
@@ -54,16 +52,12 @@ def read_csv(path: Path, what: str, faults: Faults) -> Iterator[Record]:
             elif cells and len(cells) != len(header):
                 faults.add(number, where, f"{len(cells)} cells, expected {len(header)} as in the header")
             elif cells:
-                fields = {
-                    name: cell if cell.strip() else None for name, cell in zip(header, cells, strict=True)
-                }
+                fields = {name: cell if cell.strip() else None for name, cell in zip(header, cells, strict=True)}
                 yield Record(fields, number, where, flat=True)
             number = reader.line_num + 1
     except csv.Error as error:
         # Where a quote is astray, so is every line after it.
-        message = (
-            f'stray or unclosed quote in the row that starts here ({error}), expected " doubled inside quotes'
-        )
+        message = f'stray or unclosed quote in the row that starts here ({error}), expected " doubled inside quotes'
         faults.add(number, f"{path}:{number}", message)
 
 
@@ -73,9 +67,7 @@ def _header(cells: list[str], where: str, flag: str) -> list[str]:
         raise UserError(f"{flag}: {where}: not separated by commas", found=header[0], expected="a,b,c")
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise UserError(
-            f"{flag}: {where}: repeated column names", found=", ".join(repeated), expected="each once"
-        )
+        raise UserError(f"{flag}: {where}: repeated column names", found=", ".join(repeated), expected="each once")
     return header
 
 

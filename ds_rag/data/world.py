@@ -21,9 +21,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 FIRST = _words("zor mel tav rin qua bol fen gar hul jix kel lom nad osk pry rud syl tum vek wen")
 SECOND = _words("via dor mun tesh lar bry cald esk fim gwen hest ilo jarn kov lisk morn nyx orb pell quin")
-VALUES = _words(
-    "amber basalt cobalt damask ebony flint garnet hazel indigo jasper kelp linen maple nickel opal pearl"
-)
+VALUES = _words("amber basalt cobalt damask ebony flint garnet hazel indigo jasper kelp linen maple nickel opal pearl")
 
 # (question, passage): no question shares a word with any passage, the name apart.
 RELATIONS = (
@@ -50,16 +48,12 @@ def make_world(seed: int = 0, held_out: int = 192) -> World:
     """
     rng = random.Random(f"ds_rag almanac {seed}")
     corpus: list[Passage] = []
-    rows: list[
-        tuple[str, str, list[str], str]
-    ] = []  # (question, answer, the entity's passages, the right one)
+    rows: list[tuple[str, str, list[str], str]] = []  # (question, answer, the entity's passages, the right one)
     for first in FIRST:
         for second in SECOND:
             name = f"{first} {second}"
             values = [rng.choice(VALUES) for _ in RELATIONS]
-            texts = [
-                passage.format(name=name, value=v) for (_, passage), v in zip(RELATIONS, values, strict=True)
-            ]
+            texts = [passage.format(name=name, value=v) for (_, passage), v in zip(RELATIONS, values, strict=True)]
             corpus += [Passage(id=f"{first}-{second}-{r}", text=text) for r, text in enumerate(texts)]
             for (question, _), value, text in zip(RELATIONS, values, texts, strict=True):
                 rows.append((question.format(name=name), value, rng.sample(texts, len(texts)), text))

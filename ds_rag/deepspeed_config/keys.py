@@ -65,9 +65,7 @@ KEYS: dict[str, frozenset[str]] = {
 OBJECTS = frozenset(KEYS) - {""} | {"optimizer.params", "scheduler.params"}
 REMOVED = """amp compression_training curriculum_learning eigenvalue elasticity graph_harvesting nebula
     progressive_layer_drop quantize_training sparse_attention sparse_gradients"""
-RETIRED = {key: "DeepSpeed has removed it" for key in REMOVED.split()} | {
-    "bfloat16": 'its name is now "bf16"'
-}
+RETIRED = {key: "DeepSpeed has removed it" for key in REMOVED.split()} | {"bfloat16": 'its name is now "bf16"'}
 # Another value would change what one of our steps is.
 FIXED: dict[str, object] = {"managed_gradient_accumulation": True, "gradient_allreduce_op": "mean"}
 # Here "auto" is a value of DeepSpeed's own.
@@ -89,23 +87,17 @@ def load(path: str | Path, flag: str = "--deepspeed") -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
-            raise UserError(
-                f"{flag} {path}: repeated keys", found=", ".join(repeated), expected="each key once"
-            )
+            raise UserError(f"{flag} {path}: repeated keys", found=", ".join(repeated), expected="each key once")
         return dict(pairs)
 
     try:
         raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
     except OSError as error:
-        raise UserError(
-            f"{flag} {path}: cannot be read", found=error.strerror, expected="a JSON file"
-        ) from error
+        raise UserError(f"{flag} {path}: cannot be read", found=error.strerror, expected="a JSON file") from error
     except ValueError as error:
         raise UserError(f"{flag} {path}: not valid JSON", found=error, expected="a JSON object") from error
     if not isinstance(raw, dict):
-        raise UserError(
-            f"{flag} {path}: not an object", found=type(raw).__name__, expected='{"key": value, ...}'
-        )
+        raise UserError(f"{flag} {path}: not an object", found=type(raw).__name__, expected='{"key": value, ...}')
     check(raw, flag)
     return raw
 

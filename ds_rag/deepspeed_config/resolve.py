@@ -64,9 +64,7 @@ class Owned(NamedTuple):
 
 
 OWNED = (
-    Owned(
-        "train_micro_batch_size_per_gpu", "per_device_batch", ("per_device_train_batch_size",), _count, True
-    ),
+    Owned("train_micro_batch_size_per_gpu", "per_device_batch", ("per_device_train_batch_size",), _count, True),
     Owned("gradient_accumulation_steps", "accumulation", ("gradient_accumulation_steps",), _count, True),
     Owned("gradient_clipping", "max_grad_norm", ("max_grad_norm",), _amount, True),
     Owned("optimizer.params.lr", "learning_rate", ("learning_rate",), _amount),
@@ -119,9 +117,7 @@ def resolve(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> dic
     """
     check(raw, flag)
     said: Fixed = {row.field: (getattr(known, row.field), "the run") for row in OWNED + LATE}
-    _settle(
-        raw, known, flag, said | {"precision": (known.precision, "the run")} | _flags(known), OWNED + LATE
-    )
+    _settle(raw, known, flag, said | {"precision": (known.precision, "the run")} | _flags(known), OWNED + LATE)
     config = copy.deepcopy(raw)
     for path, value in _answers(known).items():
         if get(config, path) == AUTO:

@@ -15,9 +15,7 @@ from torch import Tensor
 from ds_rag.losses.marginal import fill_value, masked_log_softmax, wide
 
 
-def _pair_losses(
-    scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None, dim: int
-) -> Tensor:
+def _pair_losses(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None, dim: int) -> Tensor:
     """-log softmax over `dim` at each (query, positive) pair, the other positives left out of that pair's
     denominator; 0 where there is no pair."""
     assert scores_BN.shape == positive_mask_BN.shape, (scores_BN.shape, positive_mask_BN.shape)
@@ -57,9 +55,7 @@ def infonce(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tens
     return _pair_losses(scores_BN, positive_mask_BN, candidate_mask_BN, 1).sum(1)
 
 
-def infonce_columns(
-    scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None = None
-) -> Tensor:
+def infonce_columns(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None = None) -> Tensor:
     """InfoNCE from the passages' side: each pair's query against those it is no positive of.
 
     Arguments, result and denominator as in `infonce`; each pair's loss is booked on its query's row.

@@ -49,9 +49,7 @@ def emdr2(
     )
 
 
-def _teacher(
-    logp_BKT: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None, temperature: float
-) -> Tensor:
+def _teacher(logp_BKT: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None, temperature: float) -> Tensor:
     """`log q_BK = log softmax_j(mean token log-probability / temperature)`, without gradient."""
     if not temperature > 0:
         raise UserError("--target_temperature is a divisor", found=temperature, expected="> 0")
@@ -153,9 +151,7 @@ def reader_loss(
         UserError: unknown `kind` or `answer_logprob`.
     """
     choose(READER_LOSSES, kind, "--reader_loss")
-    G_BK = answer_log_prob(
-        logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob
-    )
+    G_BK = answer_log_prob(logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob)
     if kind == "none":
         return torch.zeros_like(G_BK[:, 0])
     if kind == "prior":

@@ -41,9 +41,7 @@ def masked_log_softmax(x_BK: Tensor, mask_BK: Tensor | None = None) -> Tensor:
     return torch.where(mask_BK, out_BK, fill_value(x_BK))
 
 
-def log_prior(
-    scores_BK: Tensor, candidate_mask_BK: Tensor | None = None, log_prior_BK: Tensor | None = None
-) -> Tensor:
+def log_prior(scores_BK: Tensor, candidate_mask_BK: Tensor | None = None, log_prior_BK: Tensor | None = None) -> Tensor:
     """The retriever's log prior `l_BK`, at least float32.
 
     Args:
@@ -63,9 +61,7 @@ def log_prior(
     return torch.where(candidate_mask_BK.bool(), log_prior_BK, fill_value(log_prior_BK))
 
 
-def token_logprobs(
-    logp_BKT: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None = None
-) -> Tensor:
+def token_logprobs(logp_BKT: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None = None) -> Tensor:
     """`g_BKT` in at least float32 with 0 at every masked place."""
     B, K, T = logp_BKT.shape
     assert answer_mask_BT.shape == (B, T), (answer_mask_BT.shape, logp_BKT.shape)
@@ -120,9 +116,7 @@ def posterior(
     """`r_BK = softmax_j(l + G)`: which candidate explains the answer. Arguments as in `rag_sequence`; 0 at
     masked candidates, each row sums to 1."""
     l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
-    G_BK = answer_log_prob(
-        logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob
-    )
+    G_BK = answer_log_prob(logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob)
     return masked_log_softmax(l_BK + G_BK, candidate_mask_BK).exp()
 
 
@@ -162,9 +156,7 @@ def rag_sequence(
     Source: Lewis et al. 2020, arXiv:2005.11401, section 2.1 (RAG-Sequence).
     """
     l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
-    G_BK = answer_log_prob(
-        logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob
-    )
+    G_BK = answer_log_prob(logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob)
     assert l_BK.shape == G_BK.shape, (l_BK.shape, G_BK.shape)
     return drop_padding(-torch.logsumexp(l_BK + G_BK, -1), answer_mask_BT, candidate_mask_BK)
 

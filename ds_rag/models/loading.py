@@ -56,9 +56,7 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path) -> Generator
     from transformers import AutoModelForCausalLM
 
     if model.generator.startswith("config:"):
-        lm, tokenizer = build(
-            "AutoModelForCausalLM", model.generator, "--generator", texts, scratch / "generator"
-        )
+        lm, tokenizer = build("AutoModelForCausalLM", model.generator, "--generator", texts, scratch / "generator")
     else:
         folder = model_folder(model.generator, "--generator")
         tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
@@ -115,9 +113,7 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
     try:
         return getattr(transformers, auto_class).from_config(config), tokenizer
     except ValueError:
-        raise UserError(
-            f"{flag} {source}: not a model that {auto_class} builds", found=f"model_type {kind}"
-        ) from None
+        raise UserError(f"{flag} {source}: not a model that {auto_class} builds", found=f"model_type {kind}") from None
 
 
 def model_folder(path: str, flag: str) -> Path:
@@ -193,9 +189,7 @@ def length_limit(folder: Path | None, config: Any, tokenizer: Any) -> int:
 def read_pooling(folder: Path, config: dict[str, Any]) -> str:
     """The one pooling of a sentence-transformers Pooling module, in its old or new form."""
     old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
-    flagged = [
-        k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v
-    ]
+    flagged = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
     modes = [config["pooling_mode"]] if "pooling_mode" in config else flagged or ["mean"]
     names = [old.get(str(m), str(m)) for m in modes]
     if len(names) != 1 or names[0] not in POOLERS or not config.get("include_prompt", True):

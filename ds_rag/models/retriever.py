@@ -82,9 +82,7 @@ class Retriever(nn.Module):
 
     def embed(self, tokens: Tokens, side: str) -> torch.Tensor:
         """(B, D) float32 embeddings of one side: 'query' or 'passage'."""
-        encoder = (
-            self.passage_encoder if side == "passage" and self.passage_encoder is not None else self.encoder
-        )
+        encoder = self.passage_encoder if side == "passage" and self.passage_encoder is not None else self.encoder
         hidden_BTD = encoder(input_ids=tokens.ids_BT, attention_mask=tokens.mask_BT).last_hidden_state
         pooled_BD = self.pool(hidden_BTD, tokens.mask_BT).float()
         return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
@@ -93,9 +91,7 @@ class Retriever(nn.Module):
         """Token ids with the side's prefix and the tokenizer's special tokens, cut at the side's length."""
         s = self.settings
         prefix, length = (
-            (s.query_prefix, s.max_query_length)
-            if side == "query"
-            else (s.passage_prefix, s.max_passage_length)
+            (s.query_prefix, s.max_query_length) if side == "query" else (s.passage_prefix, s.max_passage_length)
         )
         return self.tokenizer([prefix + t for t in texts], truncation=True, max_length=length)["input_ids"]
 
@@ -122,9 +118,7 @@ class Retriever(nn.Module):
 
 def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings, folder: Path) -> None:
     """sentence-transformers' own description of pooling, normalisation and prompts, and ours beside it."""
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [
-        ("2_Normalize", "Normalize")
-    ] * settings.normalize
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * settings.normalize
     names = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
     write = {
         "modules.json": [

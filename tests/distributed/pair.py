@@ -68,7 +68,6 @@ class Record:
     skipped: list[bool] = field(default_factory=list)
     start: dict[str, torch.Tensor] = field(default_factory=dict)  # parameters before the first step
     scales: list[tuple[float, ...]] = field(default_factory=list)
-    rates: list[tuple[float, ...]] = field(default_factory=list)  # learning rates found before the step
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)  # of the first step, before clipping
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
     after: list[dict[str, torch.Tensor]] = field(default_factory=list)  # parameters after each step
@@ -232,14 +231,12 @@ def run_steps(engines: Engines, case: Case, first: int = 0, gradients: bool = Fa
         record.losses.append(accumulate(engines, case, step))
         if gradients and step == first:
             record.gradients = full_gradients(engines)
-        scheduled = [e.optimizer.param_groups[0]["lr"] for e in engines.learning.values()]
         only = {"generator"} if step < case.generator_alone else None
         result = engines.step(lr_factor(step), only)
         record.norms.append(result.grad_norm)
         record.skipped.append(result.skipped)
         scales = [getattr(e.optimizer, "loss_scale", 1.0) for e in engines.learning.values()]
         record.scales.append(tuple(scales))
-        record.rates.append(tuple(scheduled))
         record.after.append(parameters(engines))
     record.parameters = record.after[-1]
     return record

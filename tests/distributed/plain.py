@@ -23,9 +23,7 @@ from pair import (
 from torch import nn
 
 
-def reference(
-    case: Case, world: int, gather: str = "sum", clip: str = "joint", decay: str = "matrices"
-) -> Record:
+def reference(case: Case, world: int, gather: str = "sum", clip: str = "joint", decay: str = "matrices") -> Record:
     """The same run in plain PyTorch, in one process and fp32.
 
     gather="local": each rank's passages get only the gradient of its own queries. clip="each": per model.
@@ -36,9 +34,7 @@ def reference(
         p.data = p.to(DTYPES[case.precision]).float()
     if case.frozen:
         models[case.frozen].requires_grad_(False)
-    named: dict[str, Any] = {
-        f"{n}.{k}": p for n, model in models.items() for k, p in model.named_parameters()
-    }
+    named: dict[str, Any] = {f"{n}.{k}": p for n, model in models.items() for k, p in model.named_parameters()}
     optimizers = {name: plain_adamw(models[name], LEARNING_RATES[name], decay) for name in NAMES}
     record = Record(start={k: p.detach().clone() for k, p in named.items()})
     for step in range(case.steps):

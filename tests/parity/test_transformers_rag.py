@@ -21,9 +21,7 @@ def theirs(kind: str, logits: torch.Tensor, scores: torch.Tensor, targets: torch
     generator = SimpleNamespace(pad_token_id=PAD, bos_token_id=None)
     config = SimpleNamespace(n_docs=scores.shape[1], bos_token_id=None, generator=generator)
     if kind == "sequence":
-        return transformers.RagSequenceForGeneration.get_nll(
-            SimpleNamespace(config=config), logits, scores, targets
-        )
+        return transformers.RagSequenceForGeneration.get_nll(SimpleNamespace(config=config), logits, scores, targets)
     cls = transformers.RagTokenForGeneration
     model = SimpleNamespace(config=config)
     model.marginalize = lambda *args: cls.marginalize(model, *args)
@@ -65,9 +63,7 @@ def test_a_one_token_answer_agrees_for_token_and_keeps_our_prior_for_sequence():
     """transformers adds the prior at the second shifted position, where a one-token answer is masked: its
     value and the retriever's gradient lose the prior. Ours adds it once per sequence."""
     logits, scores, targets = inputs([1, 1])
-    torch.testing.assert_close(
-        ours("token", logits, scores, targets), theirs("token", logits, scores, targets)
-    )
+    torch.testing.assert_close(ours("token", logits, scores, targets), theirs("token", logits, scores, targets))
     a, b = ours("sequence", logits, scores, targets), theirs("sequence", logits, scores, targets)
     torch.testing.assert_close(a, ours("token", logits, scores, targets))
     assert (a - b).abs().min() > 1e-3

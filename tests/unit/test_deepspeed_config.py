@@ -167,9 +167,7 @@ def test_every_contradiction_is_listed_at_once():
         "fp16": {"enabled": True},
         "optimizer": {"type": "AdamW", "params": {"lr": 0.5, "betas": [0.1, 0.2]}},
     }
-    flags = (
-        "gradient_accumulation_steps max_grad_norm per_device_train_batch_size bf16 learning_rate adam_beta2"
-    )
+    flags = "gradient_accumulation_steps max_grad_norm per_device_train_batch_size bf16 learning_rate adam_beta2"
     text = refused(
         lambda: adopt(raw, known(*flags.split(), precision="bf16"), "--deepspeed_generator"),
         "--deepspeed_generator",

@@ -25,9 +25,7 @@ def naive(ranked: list[str], grades: dict[str, int], k: int) -> dict[str, float]
     hits = [d in relevant for d in ranked[:k]]
     first = next((i for i, d in enumerate(ranked[:10]) if d in relevant), None)
     dcg = sum(grades.get(d, 0) / math.log2(i + 2) for i, d in enumerate(ranked[:10]))
-    ideal = sum(
-        grade / math.log2(i + 2) for i, grade in enumerate(sorted(grades.values(), reverse=True)[:10])
-    )
+    ideal = sum(grade / math.log2(i + 2) for i, grade in enumerate(sorted(grades.values(), reverse=True)[:10]))
     return {
         f"recall@{k}": sum(hits) / len(relevant),
         f"hit@{k}": float(any(hits)),
@@ -79,8 +77,7 @@ def test_the_order_in_which_results_come_does_not_matter():
     turn = [rng.permutation(20) for _ in ids]
     shuffled = [[row[i] for i in t] for row, t in zip(ids, turn, strict=True)]
     assert (
-        retrieval_metrics(shuffled, [v[t] for v, t in zip(values, turn, strict=True)], qrels, corpus_size=N)
-        == expected
+        retrieval_metrics(shuffled, [v[t] for v, t in zip(values, turn, strict=True)], qrels, corpus_size=N) == expected
     )
 
 
@@ -140,9 +137,7 @@ def test_answers_by_hand():
     rows = answer_metrics_per_row(predictions, references)
     assert rows["exact_match"].tolist() == [1, 0, 0, 0]
     assert rows["f1"].tolist() == pytest.approx([1, 4 / 5, 0, 0])  # without the article: 2 of 2 and 2 of 3
-    assert rows["rougeL"].tolist() == pytest.approx(
-        [2 / 3, 2 / 3, 0, 0]
-    )  # with it: 1 of 2, 2 of 3 and 2 of 3
+    assert rows["rougeL"].tolist() == pytest.approx([2 / 3, 2 / 3, 0, 0])  # with it: 1 of 2, 2 of 3 and 2 of 3
     assert answer_metrics(predictions, references) == {k: pytest.approx(v.mean()) for k, v in rows.items()}
 
 
@@ -173,7 +168,4 @@ def test_answers_need_lists_of_references():
 def test_importing_the_module_is_cheap():
     heavy = ("torch", "torchmetrics", "ir_measures")
     code = f"import sys, ds_rag.metrics; print([m for m in {heavy} if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -51,9 +51,7 @@ def test_beir_faults(files: Any) -> None:
     assert f"1 bad place:\n  {path}/corpus.jsonl:1: 'text' is empty" in files.error(path, need_passages=False)
 
 
-@pytest.mark.parametrize(
-    "place", [{"answer": "a"}, {"metadata": {"answers": ["a"]}}, {"metadata": {"answer": "a"}}]
-)
+@pytest.mark.parametrize("place", [{"answer": "a"}, {"metadata": {"answers": ["a"]}}, {"metadata": {"answer": "a"}}])
 def test_beir_answers(place: dict, files: Any) -> None:
     path = files.beir("b", files.rows(7, n=1))
     files.jsonl("b/queries.jsonl", [{"_id": "q0", "text": "q"} | place])

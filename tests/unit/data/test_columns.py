@@ -52,9 +52,7 @@ def test_names_of_other_toolkits(toolkit: str, files: Any) -> None:
 def test_a_flag_overrides_the_names(files: Any) -> None:
     fields = {"query": "old", "q2": "q", "Reply": "a", "good": "p", "mixed": ["c"], "bad": ["n"], "key": "k"}
     path = files.jsonl("r.jsonl", [fields])
-    columns = Columns(
-        query="Q2", answer="reply", positives="good", passages="mixed", negatives="bad", id="key"
-    )
+    columns = Columns(query="Q2", answer="reply", positives="good", passages="mixed", negatives="bad", id="key")
     assert read_rows(path, columns) == [Row("k", "q", ("a",), ("p",), ("c",), ("n",), f"{path}:1")]
     # What a flag takes for one role is not guessed for another.
     path = files.put("pairs.csv", "query,answer\nwho,the text that answers\n")

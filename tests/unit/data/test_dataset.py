@@ -102,9 +102,7 @@ def test_an_objective_that_needs_positives_says_so(write):
 def test_a_corpus_of_its_own_and_limits(write):
     config = DataConfig(
         train_data=write("train.jsonl", ROWS),
-        eval_data=write(
-            "eval.jsonl", [{"query": f"{n} ?", "answer": "x", "positive": "p9"} for n in range(3)]
-        ),
+        eval_data=write("eval.jsonl", [{"query": f"{n} ?", "answer": "x", "positive": "p9"} for n in range(3)]),
         corpus=write("corpus.jsonl", [{"_id": "x", "text": "p9"}, {"_id": "y", "text": "p2"}]),
         max_train_samples=1,
         max_eval_samples=2,

@@ -29,9 +29,7 @@ def made(rows: int, seed: int = 0):
     return examples, tokens
 
 
-def loader(
-    rows: int = 50, batch: int = 4, accumulation: int = 1, rank: int = 0, world: int = 1, seed: int = 0
-):
+def loader(rows: int = 50, batch: int = 4, accumulation: int = 1, rank: int = 0, world: int = 1, seed: int = 0):
     return Loader(*made(rows), batch, accumulation, rank, world, seed, PAD)
 
 
@@ -119,17 +117,13 @@ def test_a_batch_holds_its_rows_texts():
             example, length = of.rows[r], len(of.tokens.queries[r])
             assert batch.queries.ids_BT[b, :length].tolist() == of.tokens.queries[r].tolist()
             assert (batch.queries.ids_BT[b, length:] == PAD).all()
-            assert batch.queries.mask_BT[b].tolist() == [1] * length + [0] * (
-                len(batch.queries.mask_BT[b]) - length
-            )
+            assert batch.queries.mask_BT[b].tolist() == [1] * length + [0] * (len(batch.queries.mask_BT[b]) - length)
             assert set(pool[batch.own_BN[b]].tolist()) == set(example.own)
             assert set(pool[batch.positive_BN[b]].tolist()) == set(example.positives)
             assert (batch.query_ids[b][0], batch.answer_ids[b][0]) == (2000 + r, 4000 + r)
         assert [x[0] - 3000 for x in batch.passage_ids] == pool.tolist()
         assert batch.queries.ids_BT.dtype == torch.int64
-        assert batch.passages.mask_BT.sum(1).max() == batch.passages.mask_BT.shape[1], (
-            "no wider than the longest"
-        )
+        assert batch.passages.mask_BT.sum(1).max() == batch.passages.mask_BT.shape[1], "no wider than the longest"
 
 
 def test_a_passage_of_two_rows_is_one_column_and_nobodys_negative():

@@ -114,9 +114,7 @@ def test_contexts_of_one_passage_share_their_beginning(tokenizer):
 
 def test_a_long_passage_is_cut_and_nothing_else(tokenizer):
     whole = Prompt(tokenizer, DEFAULT_TEMPLATE)
-    passage, query = (
-        np.array(whole.encode(n, [t], 64)[0]) for n, t in (("passage", PASSAGE), ("query", QUERY))
-    )
+    passage, query = (np.array(whole.encode(n, [t], 64)[0]) for n, t in (("passage", PASSAGE), ("query", QUERY)))
     full = whole.context(passage, query, 8)
     for kept in range(len(passage)):
         limit = len(full) - len(passage) + kept + 8
@@ -137,9 +135,7 @@ def test_fields_are_cut_at_their_own_length_and_answers_end(tokenizer):
         assert (whole[-1] == tokenizer.eos_token_id) == bool(end)
 
 
-@pytest.mark.parametrize(
-    "text", ["the </s> end", "<s>", "<pad> {query}", "{passage} {0} }{ {{", "[assistant]\n"]
-)
+@pytest.mark.parametrize("text", ["the </s> end", "<s>", "<pad> {query}", "{passage} {0} }{ {{", "[assistant]\n"])
 def test_data_is_text_whatever_it_looks_like(text, tokenizer):
     ids = context(Prompt(tokenizer, DEFAULT_TEMPLATE), passage=text, query=text, answer=text)
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}

@@ -81,9 +81,7 @@ def test_a_text_is_in_one_role_once(files: Any) -> None:
 
 
 def test_what_is_not_needed_may_be_absent(files: Any) -> None:
-    path = files.put(
-        "r.jsonl", files.line(answer=None) + files.line(answer="") + files.line(answer=["x", ""])
-    )
+    path = files.put("r.jsonl", files.line(answer=None) + files.line(answer="") + files.line(answer=["x", ""]))
     assert [row.answers for row in read_rows(path, need_answers=False)] == [(), (), ("x",)]
     path = files.put("r.csv", "query,answer\nwho,me\n")
     row = read_rows(path, need_passages=False)[0]

@@ -97,10 +97,7 @@ def test_rows_without_positives_add_nothing_and_pairs_are_counted(loss):
     candidate[1, 2] = False
     assert count_pairs(positive, candidate) == 4
     none = torch.zeros_like(positive)
-    assert (
-        loss(scores, none).sum() == 0
-        and torch.autograd.grad(loss(scores, none).sum(), scores)[0].abs().max() == 0
-    )
+    assert loss(scores, none).sum() == 0 and torch.autograd.grad(loss(scores, none).sum(), scores)[0].abs().max() == 0
 
 
 @DIRECTIONS
@@ -143,10 +140,7 @@ def test_positive_only_equals_a_loop_that_adds_the_prior_to_each_answer_token():
     scores, index, logp, tokens, answers = dalm()
     prior = scores.log_softmax(1)
     per_token = [
-        -(logp[i, t] + (prior[i, index[i]] if answers[i, t] else 0))
-        for i in range(4)
-        for t in range(7)
-        if tokens[i, t]
+        -(logp[i, t] + (prior[i, index[i]] if answers[i, t] else 0)) for i in range(4) for t in range(7) if tokens[i, t]
     ]
     square = scores[:, index]  # the other pool columns are negatives over rows only
     rows = F.cross_entropy(scores, index)
@@ -165,9 +159,7 @@ def test_positive_only_terms_add_up_over_a_step():
     whole = positive_only(scores, index, logp, tokens, answers)
     assert whole.tokens_B.tolist() == [7, 4, 5, 6] and whole.pairs_B.tolist() == [1, 1, 1, 1]
     n, pairs = whole.tokens_B.sum(), whole.pairs_B.sum()
-    split = [
-        positive_only(scores[i], index[i], logp[i], tokens[i], answers[i]) for i in (slice(0, 1), slice(1, 4))
-    ]
+    split = [positive_only(scores[i], index[i], logp[i], tokens[i], answers[i]) for i in (slice(0, 1), slice(1, 4))]
     for term in ("lm_B", "doc_prior_B", "rows_B"):  # columns compare the queries of a micro-batch
         torch.testing.assert_close(torch.cat([getattr(s, term) for s in split]), getattr(whole, term))
     lm = sum(s.lm_B.sum() for s in split) / n

@@ -147,9 +147,7 @@ def test_a_prior_over_the_pool_adds_the_missing_posterior_mass(cells):
 
     d = cells(K=7, seed=1)  # the same prior handed in is no prior at all
     for loss in (rag_sequence, rag_token):
-        given = loss(
-            torch.full_like(d.scores, math.nan), d.logp, d.answer_mask, log_prior_BK=d.scores.log_softmax(-1)
-        )
+        given = loss(torch.full_like(d.scores, math.nan), d.logp, d.answer_mask, log_prior_BK=d.scores.log_softmax(-1))
         torch.testing.assert_close(given, loss(*d.args()))
 
 

@@ -25,9 +25,7 @@ EXACT, CLOSE = (torch.float64, 1e-10), (torch.float32, 1e-4)
 # transformers' Gemma normalises in float32. Eager attention (gemma2, bloom) has a float32 softmax, in which
 # the mask of float64 overflows.
 INSIDE_FLOAT32 = {"gemma2": CLOSE, "gemma3_text": (torch.float64, 1e-7), "bloom": CLOSE}
-CASES = [(kind, *CLOSE) for kind in FAMILIES] + [
-    (kind, *INSIDE_FLOAT32.get(kind, EXACT)) for kind in FAMILIES
-]
+CASES = [(kind, *CLOSE) for kind in FAMILIES] + [(kind, *INSIDE_FLOAT32.get(kind, EXACT)) for kind in FAMILIES]
 
 
 def random_cells(pad: int = 0, end: int = 2):
@@ -50,9 +48,7 @@ def plain(lm, context, target) -> torch.Tensor:
 def gradients(lm, loss: torch.Tensor) -> torch.Tensor:
     params = [p for p in lm.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss, params, allow_unused=True)
-    return torch.cat(
-        [(p.new_zeros(p.shape) if g is None else g).flatten() for p, g in zip(params, found, strict=True)]
-    )
+    return torch.cat([(p.new_zeros(p.shape) if g is None else g).flatten() for p, g in zip(params, found, strict=True)])
 
 
 def weighted(logps: list[torch.Tensor]) -> torch.Tensor:
@@ -140,9 +136,7 @@ def test_saved_folder_opens_in_transformers(kind, tied, tiny, tokenizer, tmp_pat
     assert (head.data_ptr() == embedding.data_ptr()) == tied
     ids = torch.arange(4, 24)[None]
     torch.testing.assert_close(again(ids).logits, lm(ids).logits, rtol=0, atol=0)
-    assert (
-        AutoTokenizer.from_pretrained(tmp_path)("zor via")["input_ids"] == tokenizer("zor via")["input_ids"]
-    )
+    assert AutoTokenizer.from_pretrained(tmp_path)("zor via")["input_ids"] == tokenizer("zor via")["input_ids"]
 
 
 @pytest.mark.parametrize("tied", [True, False])

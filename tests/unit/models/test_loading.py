@@ -32,8 +32,7 @@ def describe(folder, pooling: dict, modules=("Transformer", "Pooling", "Normaliz
     ]
     paths = ["" if m == "Transformer" else f"{n}_{m}" for n, m in enumerate(modules)]
     listed = [
-        {"idx": n, "name": str(n), "path": p, "type": t}
-        for n, (p, t) in enumerate(zip(paths, types, strict=True))
+        {"idx": n, "name": str(n), "path": p, "type": t} for n, (p, t) in enumerate(zip(paths, types, strict=True))
     ]
     (folder / "modules.json").write_text(json.dumps(listed))
     (folder / "1_Pooling").mkdir()

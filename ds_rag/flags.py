@@ -1,0 +1,138 @@
+"""From flags and recipes to a RunConfig: argparse and YAML over the fields of config.py.
+
+A flag that is not given leaves no trace, so recipes show through; an unknown key names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ds_rag.config import ALIASES, BUILTIN, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
+from ds_rag.errors import UserError, nearest
+
+
+def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
+    """The run that these arguments ask for. Raises UserError; `--help` prints and exits."""
+    parser = build_parser(prog, "Train a retriever and a causal LM together.")
+    parser.add_argument("--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags win over it")
+    parser.add_argument("--local_rank", "--local-rank", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    known = parse_strictly(parser, argv)
+    given = {ALIASES.get(k, k): v for k, v in vars(known).items() if k not in ("recipe", "local_rank")}
+    recipe = read_recipe(known.recipe) if "recipe" in known else {}
+    explicit = frozenset(recipe | given)  # the built-in recipe's own keys are defaults
+    if (recipe | given).get("train_data", BUILTIN) == BUILTIN:
+        if recipe and "train_data" not in recipe | given:
+            raise UserError(
+                f"--config {known.recipe}: no training data",
+                expected="--train_data, as a flag or in the recipe",
+            )
+        recipe = read_recipe(QUICKSTART) | recipe
+    return build(recipe | given, explicit)
+
+
+def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """`parser.parse_args`, but an unknown flag is a UserError that names the nearest known one."""
+    known, rest = parser.parse_known_args(list(argv))
+    options = [o.removeprefix("--") for a in parser._actions for o in a.option_strings if o.startswith("--")]
+    for word in rest:
+        if word.startswith("-"):
+            raise unknown_key(word.lstrip("-").split("=")[0].replace("-", "_"), "flag", options, "--")
+        raise UserError("unexpected argument", found=word, expected="flags of the form --name value")
+    return known
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The keys of a YAML recipe, each checked against its field's type."""
+    import yaml
+
+    file = find_file(path, "--config")
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not YAML", found=error) from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"--config {path}: not a mapping", found=type(loaded).__name__, expected="key: value lines")
+    values = {}
+    for key, value in loaded.items():
+        name = ALIASES.get(key, key)
+        if name not in OWNER:
+            raise unknown_key(str(key), f"key in {path}", [*OWNER, *ALIASES])
+        values[name] = convert(name, value, f"{path}: {key}")
+    return values
+
+
+def convert(name: str, value: Any, where: str) -> Any:
+    """`value` (text from a flag, or anything YAML gives) as the type of field `name`."""
+    section = SECTIONS[OWNER[name]]
+    wanted = get_type_hints(section)[name]
+    optional = type(None) in get_args(wanted)
+    kind = next(a for a in get_args(wanted) if a is not type(None)) if get_origin(wanted) else wanted
+    if value is None or (optional and value in ("none", "null")):
+        if optional:
+            return None
+        raise UserError(f"{where}: empty", expected=kind.__name__)
+    try:
+        if isinstance(value, (list, dict)):
+            raise TypeError
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+        if kind is int and str(value) != str(int(value)):
+            raise ValueError
+        converted = kind(str(value).lower() if isinstance(value, bool) else value)
+        if kind is float and not math.isfinite(converted):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{where}: wrong type", found=repr(value), expected=kind.__name__) from None
+    choices = next(f for f in fields(section) if f.name == name).metadata["choices"]
+    if choices and converted not in choices:
+        close = nearest(str(converted), choices)
+        raise UserError(
+            f"{where}: unknown value",
+            found=repr(value),
+            expected=" | ".join(choices),
+            fix=f"did you mean '{close}'?" if close else None,
+        )
+    return converted
+
+
+def unknown_key(name: str, what: str, known: Iterable[str], dashes: str = "") -> UserError:
+    close = nearest(name, known)
+    return UserError(
+        f"unknown {what}: {dashes}{name}",
+        fix=f"did you mean {dashes}{close}?" if close else "see --help for the list",
+    )
+
+
+def _from_flag(name: str, text: str) -> Any:
+    return convert(name, text, f"--{name}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(message, fix="see --help")
+
+
+def build_parser(prog: str, description: str, sections: Sequence[str] = tuple(SECTIONS)) -> argparse.ArgumentParser:
+    """argparse over the fields of these sections."""
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    for section in sections:
+        cls = SECTIONS[section]
+        group = parser.add_argument_group(section, cls.__doc__)
+        for f in fields(cls):
+            is_bool = get_type_hints(cls)[f.name] in (bool, bool | None)
+            group.add_argument(
+                *(f"--{n}" for n in (f.name, *f.metadata["aliases"])),
+                dest=f.name,
+                default=argparse.SUPPRESS,
+                type=partial(_from_flag, f.name),
+                nargs="?" if is_bool else None,
+                const=True if is_bool else None,
+                metavar="|".join(f.metadata["choices"] or ("true", "false") * is_bool) or f.name.split("_")[-1].upper(),
+                help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
+            )
+    return parser

@@ -1,0 +1,114 @@
+"""What a run says at its beginning and leaves at its end: models, index, figures, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ds_rag import __version__, checkpoint, dist
+from ds_rag.assemble import Parts
+from ds_rag.cards import card
+from ds_rag.checkpoint import TrainState
+from ds_rag.config import RunConfig
+from ds_rag.evaluate import Evaluation
+from ds_rag.index.store import describe, hash_model, write_index
+from ds_rag.log import Console
+from ds_rag.report import write_report
+
+
+def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
+    """What is about to happen, in four lines; the resolved configuration goes to the run's folder."""
+    optim, data = config.optim, parts.data
+    sizes = {n: sum(p.numel() for p in m.parameters()) / 1e6 for n, m in parts.engines.modules.items()}
+    learning = parts.engines.learning
+    models = ", ".join(f"{n} {s:.1f}M ({'learns' if n in learning else 'frozen'})" for n, s in sizes.items())
+    batch = f"{optim.per_device_train_batch_size} x {optim.gradient_accumulation_steps} x {dist.world()}"
+    console.say(
+        f"data       {len(data.train)} rows, {data.corpus_size} passages, {len(data.evaluation)} held-out queries"
+    )
+    console.say(f"models     {models}")
+    console.say(
+        f"objective  {config.objective.objective}, {config.objective.candidates} candidates a query; "
+        f"{parts.total_steps} steps of {batch} queries (batch x accumulation x ranks) on {parts.device}"
+    )
+    console.say(f"run        {folder} (libraries' messages: run.log)")
+    if not config.is_builtin:
+        for name in ("retriever", "generator"):
+            if getattr(config.model, name).startswith("config:") and name in sizes:
+                console.say(f"note: the {name} starts untrained, from {getattr(config.model, name)}", style="yellow")
+    if dist.rank() == 0:
+        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))
+
+
+def leave(
+    parts: Parts,
+    config: RunConfig,
+    state: TrainState,
+    result: Evaluation,
+    folder: Path,
+    console: Console,
+    began: float,
+) -> None:
+    """Writes models with their cards, index, results.json and report.html, and shows the outcome."""
+    cards = {
+        name: card(name, config, state.step, result.metrics, facts(name, parts, config))
+        for name in parts.engines.modules
+    }
+    checkpoint.export(folder, parts.engines, cards)
+    if dist.rank() != 0:
+        return
+    save_index(parts, config, result, folder)
+    results = {
+        "before": state.before or {},
+        "after": result.metrics,
+        "samples": [asdict(s) for s in result.samples],
+        "steps": state.step,
+        "skipped_steps": state.skipped,
+        "seconds": round(time.monotonic() - began, 1),
+        "lm_warmup_steps": config.optim.lm_warmup_steps,
+        "ds_rag": __version__,
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    show(results, write_report(folder), console)
+
+
+def facts(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
+    if name == "retriever":
+        s = parts.retriever.settings
+        return {
+            "pooling": s.pooling,
+            "normalize": s.normalize,
+            "query prefix": s.query_prefix,
+            "passage prefix": s.passage_prefix,
+        }
+    return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template}
+
+
+def save_index(parts: Parts, config: RunConfig, result: Evaluation, folder: Path) -> None:
+    """The last index, with what made it."""
+    assert result.vectors is not None
+    data = parts.data
+    texts = data.texts[: data.corpus_size]
+    model = hash_model(folder / "retriever")
+    manifest = describe(model, result.vectors, texts, config.stage.index_factory, parts.retriever.settings)
+    write_index(folder / "index", result.index, result.vectors, data.ids[: data.corpus_size], texts, manifest)
+
+
+def show(results: dict[str, Any], report: Path, console: Console) -> None:
+    """The table before and after, three questions, and where the report lies."""
+    before, after = results["before"], results["after"]
+    if after:
+        rows = [
+            [name, f"{before[name]:.3f}" if name in before else "-", f"{value:.3f}"] for name, value in after.items()
+        ]
+        console.table("held-out queries", ["metric", "before", "after"], rows)
+    for sample in results["samples"]:
+        console.say(f"\nquestion   {sample['query']}")
+        console.say(
+            f"retrieved  {sample['passage'][:300]}{'' if sample['retrieved_gold'] else '   (not the labelled one)'}"
+        )
+        console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
+    console.say(f"\nreport     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")
