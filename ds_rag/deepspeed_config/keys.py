@@ -67,7 +67,12 @@ REMOVED = """amp compression_training curriculum_learning eigenvalue elasticity 
     progressive_layer_drop quantize_training sparse_attention sparse_gradients"""
 RETIRED = {key: "DeepSpeed has removed it" for key in REMOVED.split()} | {"bfloat16": 'its name is now "bf16"'}
 # Another value would change what one of our steps is.
-FIXED: dict[str, object] = {"managed_gradient_accumulation": True, "gradient_allreduce_op": "mean"}
+FIXED: dict[str, object] = {
+    "managed_gradient_accumulation": True,
+    "gradient_allreduce_op": "mean",
+    "zero_optimization.compute_grad_norm": True,  # the joint clip and skip read it
+    "torch_autocast.enabled": False,  # brings a loss scaler of its own
+}
 # Here "auto" is a value of DeepSpeed's own.
 ZENFLOW = "zero_optimization.zenflow."
 OWN_AUTO = frozenset(

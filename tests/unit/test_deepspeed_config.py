@@ -245,6 +245,8 @@ def test_two_files_share_what_both_engines_share():
         ('{"zero_optimization": {"stage": "auto"}}', ["silently mean no ZeRO"]),
         ('{"zero_optimization": {"stage": 4}}', ["found 4"]),
         ('{"managed_gradient_accumulation": false}', ["only true works here"]),
+        ('{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}', ["only true works here"]),
+        ('{"torch_autocast": {"enabled": true}}', ["only false works here"]),
     ],
 )
 def test_files_that_are_refused(tmp_path, text, words):

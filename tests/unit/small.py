@@ -1,0 +1,135 @@
+"""A run's parts in small, without DeepSpeed: random models, a few rows of the almanac, plain engines.
+
+Everything is the real thing but the engines, whose backward and step are plain autograd and SGD.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_rag.assemble import Parts, make_prompt, tokenize_run
+from ds_rag.config import RunConfig, build
+from ds_rag.data.dataset import RagData, assemble
+from ds_rag.data.formats import Row
+from ds_rag.data.loader import Loader
+from ds_rag.data.world import make_world
+from ds_rag.engine import Engines
+from ds_rag.log import Console
+from ds_rag.models.generator import Generator
+from ds_rag.models.retriever import Retriever, RetrieverSettings
+from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
+from ds_rag.objective import Objective
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.3,  # away from tiny weights, at which nothing matters
+}
+NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+class PlainEngine:
+    """What `Engines` uses of a DeepSpeed engine, as plain autograd and SGD."""
+
+    lr_scheduler = None
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0)
+        self.boundaries: list[bool] = []
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    def set_gradient_accumulation_boundary(self, last: bool) -> None:
+        self.boundaries.append(last)
+
+    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    def was_step_applied(self) -> bool:
+        return True
+
+
+@cache
+def tokenizer_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ds_rag-tests-"))
+    train_tokenizer([passage.text for passage in make_world(0).corpus], 512, folder)
+    return folder
+
+
+def small_retriever(seed: int = 0, **settings: Any) -> Retriever:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    tokenizer = open_tokenizer(tokenizer_folder(), "right")
+    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE, **NO_DROPOUT), add_pooling_layer=False)
+    return Retriever(encoder, tokenizer, RetrieverSettings(**{"temperature": 0.3} | settings))
+
+
+def small_generator(seed: int = 0) -> Generator:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    tokenizer = open_tokenizer(tokenizer_folder(), "left")
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return Generator(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SHAPE, **ids)), tokenizer)
+
+
+def small_data(rows: int = 12) -> RagData:
+    """Rows of the almanac with made-up labels: a positive and three other passages; the first row has two positives,
+    the last two share passages, answers differ in length."""
+    table: list[Row] = []
+    for n, row in enumerate(make_world(0).train[:rows]):
+        positives, others = row.passages[: 2 if n == 0 else 1], row.passages[2 if n == 0 else 1 :]
+        if n == rows - 1:
+            positives, others = table[-1].passages[:1], table[-1].positives
+        answer = " and ".join([row.answers[0]] * (1 + n % 3))
+        table.append(Row(f"r{n}", row.query, (answer,), positives, others, (), f"small:{n}"))
+    return assemble(make_world(0).corpus[:20], table, [])
+
+
+def small_parts(accumulation: int = 1, batch: int = 3, seed: int = 0, **flags: Any) -> tuple[Parts, RunConfig]:
+    """Parts and configuration; `flags` are keys of the configuration."""
+    config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | flags)
+    objective = Objective(config.objective)
+    data = small_data()
+    retriever = small_retriever(seed, learn_temperature=config.model.learn_temperature)
+    generator = small_generator(seed + 1) if objective.needs_generator else None
+    prompt = make_prompt(config, generator) if generator else None
+    train, evaluation = tokenize_run(config, data, retriever, prompt, Console(speaks=False))
+    pad = retriever.tokenizer.pad_token_id
+    loader = Loader(data.train, train, batch, accumulation, 0, 1, 0, pad)
+    learns = {
+        "retriever": config.model.freeze != "retriever",
+        "generator": config.model.freeze != "generator" and objective.generator_learns,
+    }
+    modules: dict[str, Any] = {"retriever": retriever, "generator": generator}
+    for name, module in modules.items():
+        if module is not None:
+            modules[name] = PlainEngine(module) if learns[name] else module.requires_grad_(False)
+    engines = Engines(modules["retriever"], modules["generator"], config.optim.max_grad_norm)
+    device = torch.device("cpu")
+    parts = Parts(data, loader, evaluation, objective, prompt, retriever, generator, engines, 2, pad, device)
+    return parts, config
+
+
+def gradients(parts: Parts) -> dict[str, torch.Tensor]:
+    """The accumulated gradients by '<model>.<parameter>', zeros where there is none."""
+    return {
+        f"{name}.{key}": torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, module in parts.engines.modules.items()
+        for key, p in module.named_parameters()
+    }
