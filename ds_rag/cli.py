@@ -32,15 +32,22 @@ def train(argv: Sequence[str]) -> int:
     return run(config, folder, console)
 
 
+STARTED_ONLY = {"config.json", "run.log", "tokenizers", "deepspeed_retriever.json", "deepspeed_generator.json"}
+
+
 def claim_folder(config: RunConfig) -> Path:
-    """The run's folder, empty or to be resumed. Only the built-in run replaces an earlier one, and only in its own
-    default folder."""
+    """The run's folder: new, empty, or to be resumed.
+
+    Replaced are the built-in run's own default folder, and what a run left that failed before its first figure.
+    """
     folder = Path(config.run.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError("--output_dir: not a folder", found=folder)
-    if folder.is_dir() and any(folder.iterdir()) and config.run.resume == "never":
-        ours = config.is_builtin and "output_dir" not in config.explicit and (folder / "config.json").is_file()
-        if not ours:
+    names = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
+    if names and config.run.resume == "never":
+        own = config.is_builtin and "output_dir" not in config.explicit and "config.json" in names
+        failed = {"config.json", "run.log"} <= names and all(n in STARTED_ONLY or n.startswith("run-") for n in names)
+        if not own and not failed:
             raise UserError(
                 "--output_dir is not empty",
                 found=folder,

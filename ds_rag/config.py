@@ -88,6 +88,7 @@ class ObjectiveConfig:
     )
     target_temperature: float = option(0.1, "tau_g of pdist, beta of replug_lsr")
     contrastive_weight: float = option(0.0, "weight of InfoNCE, added where positives are labelled")
+    contrastive_symmetric: bool = option(False, "InfoNCE half over passages, half over queries (rows and columns)")
 
 
 @dataclass

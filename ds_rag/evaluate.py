@@ -40,8 +40,8 @@ class Sample:
 
 @dataclass
 class Evaluation:
-    """retrieval and answers: metric -> value in 0..1, empty where they could not be taken; index and vectors are
-    those the evaluation searched."""
+    """retrieval and answers: metric -> value in 0..1, empty where they could not be taken; index (on rank
+    0) and vectors are those the evaluation searched."""
 
     retrieval: dict[str, float] = field(default_factory=dict)
     answers: dict[str, float] = field(default_factory=dict)
@@ -101,16 +101,17 @@ class Evaluator:
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
     def run(self, progress: bool = False) -> Evaluation:
-        """Everything, on all ranks together; every rank gets the metrics, rank 0's index is the one to keep."""
+        """Everything, on all ranks together: all encode, rank 0 builds the index and searches it, all answer."""
         console = self.console if progress else None
         batch = self.stage.per_device_eval_batch_size
         vectors = encode(self.retriever, self.tokens.passages, "passage", batch, console)
-        index = build_index(vectors, self.stage.index_factory)
+        index = build_index(vectors, self.stage.index_factory) if dist.rank() == 0 else None
         result = Evaluation(index=index, vectors=vectors)
         if not self.data.evaluation:
             return result
         query_vectors = encode(self.retriever, self.tokens.queries, "query", batch)
-        scores, numbers = search(index, query_vectors, max(DEPTH, self.stage.top_k))
+        depth = max(DEPTH, self.stage.top_k)
+        scores, numbers = dist.from_first(search(index, query_vectors, depth) if index is not None else None)
         result.retrieval = self._retrieval(scores, numbers)
         if self.with_answers:
             result.answers, result.samples = self._answers(scores, numbers)
@@ -134,7 +135,8 @@ class Evaluator:
         """Answer metrics over rows with answers, every rank its share of them; the first rows as samples."""
         rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
         top = numbers[:, : self.stage.top_k]
-        priors = log_softmax(scores[:, : self.stage.top_k] / float(self.retriever.temperature))
+        wide = scores[:, : self.stage.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
+        priors = log_softmax(wide / float(self.retriever.temperature))
         texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.stage.decode)
         references = [list(self.data.evaluation[r].answers) for r in rows]
         samples = [

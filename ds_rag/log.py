@@ -21,11 +21,8 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -71,25 +68,21 @@ class Meter:
     """A progress bar on a terminal; a line every ten seconds elsewhere."""
 
     def __init__(self, console: Console, total: int, what: str, done: int, unit: str):
-        self.console, self.total, self.what, self.done, self.unit = console, total, what, done, unit
+        self.console, self.total, self.what, self.done = console, total, what, done
+        self.unit = f" {unit}" if unit else ""
         self.begin = self.last_line = time.monotonic()
         self.first, self.note = done, ""
         self.bar: Progress | None = None
         if console.rich.is_terminal and console.speaks:
             self.bar = Progress(
+                BarColumn(bar_width=8 if console.rich.width < 100 else 24),  # 80 columns hold the whole line
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
                 console=console.rich,
                 transient=True,
                 redirect_stdout=False,  # else the libraries' lines reach the terminal while a bar is live
                 redirect_stderr=False,
             )
-            self.task = self.bar.add_task(what, total=total, completed=done, note="")
+            self.task = self.bar.add_task(what, total=total, completed=done)
 
     def __enter__(self) -> Meter:
         if self.bar:
@@ -105,15 +98,24 @@ class Meter:
         self.done += by
         self.note = self.note if note is None else note
         now = time.monotonic()
-        rate = (self.done - self.first) / max(now - self.begin, 1e-9)
         if self.bar:
-            self.bar.update(self.task, completed=self.done, note=f"{rate:.1f} {self.unit}/s  {escape(self.note)}")
+            self.bar.update(self.task, completed=self.done, description=escape(self.line(now)))
         elif now - self.last_line > QUIET_LINE_SECONDS:
             self.last_line = now
-            left = (self.total - self.done) / max(rate, 1e-9)
-            self.console.say(
-                f"{self.what} {self.done}/{self.total}  {rate:.1f} {self.unit}/s  {left:.0f} s left  {self.note}"
-            )
+            self.console.say(self.line(now))
+
+    def line(self, now: float) -> str:
+        """What, how far, how fast, how long still, and the live text."""
+        rate = (self.done - self.first) / max(now - self.begin, 1e-9)
+        left = duration((self.total - self.done) / max(rate, 1e-9))
+        return f"{self.what} {self.done}/{self.total}  {rate:.1f}{self.unit}/s  {left} left  {self.note}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that still tells something."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Metrics:

@@ -17,7 +17,17 @@ from ds_rag.batch import Batch, Cells, Ids, lay_out_cells, lengths_to_mask
 from ds_rag.config import ObjectiveConfig
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import choose
-from ds_rag.losses import LOSSES, LossSpec, entropy, infonce, log_prior, positive_only, posterior, reader_loss
+from ds_rag.losses import (
+    LOSSES,
+    LossSpec,
+    entropy,
+    infonce,
+    infonce_columns,
+    log_prior,
+    positive_only,
+    posterior,
+    reader_loss,
+)
 
 Counts = dict[str, float]
 
@@ -84,8 +94,24 @@ class Objective:
         """The loss as named scalars. Each is `world * local sum / the step's total`, because the engines average
         gradients over ranks: summed over micro-batches and averaged over ranks they are means over the step."""
         per = {k: self.world / max(1.0, v) for k, v in totals.items()}
+        terms = self._main_terms(scores_BN, candidates_BK, cells, logp_CA, batch, per)
+        if self.config.contrastive_weight:
+            pairs = self._infonce(scores_BN, batch) * per["pairs"]
+            terms["contrastive"] = self.config.contrastive_weight * pairs
+        return terms
+
+    def _main_terms(
+        self,
+        scores_BN: torch.Tensor,
+        candidates_BK: torch.Tensor,
+        cells: Cells | None,
+        logp_CA: torch.Tensor | None,
+        batch: Batch,
+        per: Counts,
+    ) -> dict[str, torch.Tensor]:
+        """The objective's own terms, with its reader loss. `per`: what a sum is multiplied by, for each unit."""
         if self.name == "infonce":
-            return {"infonce": infonce(scores_BN, batch.positive_BN).sum() * per["pairs"]}
+            return {"infonce": self._infonce(scores_BN, batch) * per["pairs"]}
         assert logp_CA is not None and cells is not None
         if self.name == "positive_only":
             return self._positive_only(scores_BN, cells, logp_CA, batch, per)
@@ -98,10 +124,14 @@ class Objective:
                 *args, **common, kind=self.config.reader_loss, answer_logprob=self.config.answer_logprob
             )
             terms["reader"] = reader.sum() * per["queries"]
-        if self.config.contrastive_weight:
-            pairs = infonce(scores_BN, batch.positive_BN).sum() * per["pairs"]
-            terms["contrastive"] = self.config.contrastive_weight * pairs
         return terms
+
+    def _infonce(self, scores_BN: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Summed over labelled pairs; symmetric: half over rows (passages of a query), half over columns."""
+        rows = infonce(scores_BN, batch.positive_BN).sum()
+        if not self.config.contrastive_symmetric:
+            return rows
+        return (rows + infonce_columns(scores_BN, batch.positive_BN).sum()) / 2
 
     def _arguments(
         self, scores_BN: torch.Tensor, candidates_BK: torch.Tensor, logp_CA: torch.Tensor, batch: Batch

@@ -53,9 +53,9 @@ def leave(
     began: float,
 ) -> None:
     """Writes models with their cards, index, results.json and report.html, and shows the outcome."""
+    steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
     cards = {
-        name: card(name, config, state.step, result.metrics, facts(name, parts, config))
-        for name in parts.engines.modules
+        name: card(name, config, steps, result.metrics, facts(name, parts, config)) for name in parts.engines.modules
     }
     checkpoint.export(folder, parts.engines, cards)
     if dist.rank() != 0:
@@ -66,6 +66,7 @@ def leave(
         "after": result.metrics,
         "samples": [asdict(s) for s in result.samples],
         "steps": state.step,
+        "best_step": state.best_step,
         "skipped_steps": state.skipped,
         "seconds": round(time.monotonic() - began, 1),
         "lm_warmup_steps": config.optim.lm_warmup_steps,

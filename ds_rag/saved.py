@@ -45,6 +45,7 @@ def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
 
     own: the command's own arguments, which are no configuration. Raises UserError.
     """
+    quiet_libraries()
     given = {ALIASES.get(k, k): v for k, v in vars(args).items() if k not in own | {"run", "device"}}
     if args.run:
         run = Path(args.run)
@@ -73,6 +74,14 @@ def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
         else None
     )
     return Saved(run, config, retriever, generator, prompt)
+
+
+def quiet_libraries() -> None:
+    """A command's answer is not mixed with transformers' progress bars and remarks; errors still show."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def write_json(path: str | None, content: dict[str, Any]) -> None:

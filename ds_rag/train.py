@@ -13,8 +13,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
-
 from ds_rag import checkpoint, dist, log
 from ds_rag.assemble import Parts, assemble
 from ds_rag.checkpoint import TrainState
@@ -72,17 +70,17 @@ def train(
     optim, stage, run = config.optim, config.stage, config.run
     schedule, last = Schedule(stage.refresh_index), None
     live = Live(state.before or {})
-    with console.progress(parts.total_steps, "training", done=state.step) as meter:
+    with console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         for step in range(state.step, parts.total_steps):
             began = time.monotonic()
             parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
-            values = summarise(*train_step(parts, step, factor), began=began, device=parts.device)
+            values = summarise(*train_step(parts, step, factor), began, parts)
             state.step, last = step + 1, None
             state.skipped += int(values["skipped"])
-            metrics.write("train", state.step, values | {"lr": optim.learning_rate * factor})
+            metrics.write("train", state.step, values)
             stop = False
-            if schedule.due(state.step) and state.step < parts.total_steps:
+            if parts.data.evaluation and schedule.due(state.step) and state.step < parts.total_steps:
                 last = evaluator.run()
                 metrics.write("eval", state.step, last.metrics)
                 live.metrics = last.metrics
@@ -99,25 +97,21 @@ def train(
 
 
 def summarise(
-    outputs: list[StepOutput],
-    totals: dict[str, float],
-    result: StepResult,
-    began: float,
-    device: torch.device,
+    outputs: list[StepOutput], totals: dict[str, float], result: StepResult, began: float, parts: Parts
 ) -> dict[str, float]:
     """A step's line in metrics.jsonl: sums over micro-batches and ranks, turned into the step's values."""
     local = {"loss": sum(o.loss for o in outputs), "tokens": totals["tokens"]}
     for output in outputs:
         for name, value in output.sums.items():
             local[name] = local.get(name, 0.0) + value
-    values = dist.all_sum(local, device)
+    values = dist.all_sum(local, parts.device)
     seconds = time.monotonic() - began
-    parts = len(outputs) * dist.world()
+    shares = len(outputs) * dist.world()
     for name in values:
         if name.endswith("entropy"):
             values[name] /= max(1.0, totals["queries"])
         elif name.startswith("grad_share/") or name == "embedding_spread":
-            values[name] /= parts
+            values[name] /= shares
     tokens = values.pop("tokens")
     return values | {
         "grad_norm": result.grad_norm,
@@ -125,6 +119,7 @@ def summarise(
         "tokens_per_s": tokens / seconds,
         "queries_per_s": totals["queries"] / seconds,
         "memory_gb": log.memory_gb(),
+        **{f"lr/{name}": engine.optimizer.param_groups[0]["lr"] for name, engine in parts.engines.learning.items()},
     }
 
 
@@ -137,7 +132,7 @@ class Live:
 
     def line(self, loss: float) -> str:
         self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
-        shown = {"recall@1": "recall@1", "exact_match": "answers right"}
+        shown = {"recall@1": "recall@1", "exact_match": "answers"}
         parts = [f"{text} {self.metrics[name]:.2f}" for name, text in shown.items() if name in self.metrics]
         return "  ".join([f"loss {self.loss:.3f}", *parts])
 
@@ -178,16 +173,25 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
         console.say(f"resumed from {resumed} at step {state.step}")
     else:
         lm_warmup(parts, config, console, metrics)
-        before = evaluator.run(progress=True)
-        state.before = before.metrics
-        metrics.write("eval", 0, before.metrics)
-        judge(state, before.metrics, config)
+        measure_before(parts, config, evaluator, state, folder, metrics)
     last = train(parts, config, evaluator, state, folder, console, metrics)
     result = finish(parts, config, evaluator, state, last, folder, console, metrics)
     metrics.close()
     leave(parts, config, state, result, folder, console, began)
     dist.stop()
     return 0
+
+
+def measure_before(
+    parts: Parts, config: RunConfig, evaluator: Evaluator, state: TrainState, folder: Path, metrics: Metrics
+) -> None:
+    """The figures before the first step; they too may turn out to be the best, so their weights are kept."""
+    if parts.data.evaluation:
+        state.before = evaluator.run(progress=True).metrics
+        metrics.write("eval", 0, state.before)
+    judge(state, state.before or {}, config)
+    if config.stage.load_best_model_at_end:
+        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit)
 
 
 def finish(

@@ -20,20 +20,21 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
     """
     steps, optim, engines = config.optim.lm_warmup_steps, config.optim, parts.engines
     table = parts.loader.tokens.generator_passages
-    if not steps or "generator" not in engines.learning or table is None or parts.prompt is None:
+    if not steps or "generator" not in engines.learning or table is None or parts.generator is None:
         return
     rng = np.random.default_rng([optim.seed, 2])
     size = optim.per_device_train_batch_size
-    tokenizer = parts.prompt.tokenizer
+    tokenizer = parts.generator.tokenizer
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     first = np.array([end if begin is None else begin], dtype=np.int32)
     last = np.array([] if end is None else [end], dtype=np.int32)
+    room = parts.generator.max_length - 2
     ratio = optim.lm_warmup_learning_rate / (optim.generator_learning_rate or optim.learning_rate)
     engines.train()
     with console.progress(steps, "language modelling of the corpus") as meter:
         for step in range(steps):
             rows = rng.integers(len(table), size=(dist.world(), size))[dist.rank()]
-            targets = [np.concatenate([table[n], last]) for n in rows]
+            targets = [np.concatenate([table[n][:room], last]) for n in rows]
             tokens = dist.all_sum({"n": float(sum(len(t) for t in targets))}, parts.device)["n"]
             cells = lay_out_cells([first] * size, targets, parts.pad).to(parts.device)
             engines.boundary(last=True)

@@ -88,7 +88,7 @@ def read_evaluation(data: DataConfig, builtin: bool) -> RagData:
     """The evaluation side alone, for `ds-rag evaluate`: rows, and the corpus they are asked of."""
     if builtin:
         world = make_world(data.world_seed)
-        return assemble(world.corpus, [], world.evaluation)
+        return assemble(world.corpus, [], world.evaluation[: data.max_eval_samples])
     assert data.eval_data
     rows = read_rows(data.eval_data, columns_of(data), "--data", need_answers=False)[: data.max_eval_samples]
     corpus = read_corpus(data.corpus, "--corpus") if data.corpus else eval_corpus(data, "--data") or passages_of(rows)
