@@ -61,7 +61,7 @@ def known(*explicit: str, **values: object) -> Known:
     return replace(KNOWN, explicit=frozenset(explicit), **values)  # type: ignore[arg-type]
 
 
-def refused(call, *words: str) -> str:
+def check_refused(call, *words: str) -> str:
     with pytest.raises(UserError) as caught:
         call()
     text = str(caught.value)
@@ -124,7 +124,7 @@ def test_gradients_accumulate_in_fp32_where_deepspeed_takes_it(stage, precision)
         assert found == ("fp32" if stage > 0 and precision != "fp32" else None)
     raw = {"zero_optimization": {"stage": stage}, "data_types": {"grad_accum_dtype": "fp16"}}
     if stage == 0 and precision != "fp16":
-        refused(lambda: resolve(raw, known(precision=precision)), "grad_accum_dtype", "fp16", precision)
+        check_refused(lambda: resolve(raw, known(precision=precision)), "grad_accum_dtype", "fp16", precision)
     else:
         assert resolve(raw, known(precision=precision))["data_types"]["grad_accum_dtype"] == "fp16"
 
@@ -168,7 +168,7 @@ def test_every_contradiction_is_listed_at_once():
         "optimizer": {"type": "AdamW", "params": {"lr": 0.5, "betas": [0.1, 0.2]}},
     }
     flags = "gradient_accumulation_steps max_grad_norm per_device_train_batch_size bf16 learning_rate adam_beta2"
-    text = refused(
+    text = check_refused(
         lambda: adopt(raw, known(*flags.split(), precision="bf16"), "--deepspeed_generator"),
         "--deepspeed_generator",
         "gradient_accumulation_steps: the JSON has 8, --gradient_accumulation_steps has 3",
@@ -196,20 +196,20 @@ def test_every_contradiction_is_listed_at_once():
     ],
 )
 def test_values_that_nobody_can_use(raw, words):
-    refused(lambda: adopt(raw, KNOWN), *words)
+    check_refused(lambda: adopt(raw, KNOWN), *words)
 
 
 def test_a_literal_false_turns_off_the_precision_that_auto_chose_and_contradicts_a_flag():
     assert adopt({"bf16": {"enabled": False}}, known(precision="bf16")).precision == "fp32"
     assert adopt({"fp16": {"enabled": False}}, known(precision="bf16")).precision == "bf16"
-    refused(lambda: adopt({"bf16": {"enabled": False}}, known("bf16", precision="bf16")), "--bf16 has bf16")
+    check_refused(lambda: adopt({"bf16": {"enabled": False}}, known("bf16", precision="bf16")), "--bf16 has bf16")
 
 
-def test_resolving_what_was_never_adopted_is_refused():
-    refused(lambda: resolve({"gradient_accumulation_steps": 4}, KNOWN), "the JSON has 4, the run has 3")
+def test_resolving_what_was_never_adopted_is_check_refused():
+    check_refused(lambda: resolve({"gradient_accumulation_steps": 4}, KNOWN), "the JSON has 4, the run has 3")
     raw = {"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 99}}}
     assert adopt(raw, KNOWN) == KNOWN  # the run's length is not known that early
-    refused(lambda: resolve(raw, KNOWN), "total_num_steps", "99", "123")
+    check_refused(lambda: resolve(raw, KNOWN), "total_num_steps", "99", "123")
 
 
 def test_two_files_share_what_both_engines_share():
@@ -219,7 +219,7 @@ def test_two_files_share_what_both_engines_share():
     common = {"accumulation": 5, "max_grad_norm": 3.0, "precision": "bf16"}
     assert retriever == known(**common, learning_rate=1e-5) and generator == known(**common)
     two["gradient_accumulation_steps"] = 6
-    refused(
+    check_refused(
         lambda: adopt_pair(one, two, KNOWN),
         "--deepspeed_generator",
         "the JSON has 6, --deepspeed_retriever gradient_accumulation_steps has 5",
@@ -249,14 +249,14 @@ def test_two_files_share_what_both_engines_share():
         ('{"torch_autocast": {"enabled": true}}', ["only false works here"]),
     ],
 )
-def test_files_that_are_refused(tmp_path, text, words):
+def test_files_that_are_check_refused(tmp_path, text, words):
     path = tmp_path / "ds.json"
     path.write_text(text, encoding="utf-8")
-    refused(lambda: load(path, "--deepspeed_retriever"), "--deepspeed_retriever", *words)
+    check_refused(lambda: load(path, "--deepspeed_retriever"), "--deepspeed_retriever", *words)
 
 
 def test_a_missing_file_names_the_flag_and_the_path(tmp_path):
-    refused(lambda: load(tmp_path / "none.json", "--deepspeed"), "--deepspeed", "none.json", "No such file")
+    check_refused(lambda: load(tmp_path / "none.json", "--deepspeed"), "--deepspeed", "none.json", "No such file")
 
 
 def test_leftovers_are_all_listed():
@@ -266,7 +266,7 @@ def test_leftovers_are_all_listed():
         "steps_per_print": "auto",
         "data_types": {"keep_in_fp32_modules": "auto"},
     }
-    text = refused(
+    text = check_refused(
         lambda: resolve(raw, known(hidden_size=None)),
         "zero_optimization.overlap_comm",
         "zero_optimization.reduce_bucket_size",

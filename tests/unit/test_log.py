@@ -93,10 +93,12 @@ def test_metrics_are_a_line_each(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == "", "a new run starts anew"
 
 
-def test_metrics_without_a_folder_write_nothing():
+def test_metrics_without_a_folder_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     metrics = Metrics(None, "tensorboard")
     metrics.write("step", 1, {"loss": 0.5})
     metrics.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
