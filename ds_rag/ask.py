@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +10,17 @@ import numpy as np
 from ds_rag.data.dataset import tokenize
 from ds_rag.encode import encode
 from ds_rag.evaluate import log_softmax
-from ds_rag.flags import parse_strictly
 from ds_rag.generate import Answerer
 from ds_rag.index.faiss_index import search
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
-from ds_rag.saved import Saved, open_saved, reading_parser, write_json
+from ds_rag.saved import Saved, open_saved, write_json
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; see `ds-rag ask --help`."""
-    parser = reading_parser("ds-rag ask", "Answer a question with a run's models and index.")
-    parser.add_argument("folder", metavar="RUN", help="a run's folder")
-    parser.add_argument("question", help="the question, in quotes")
-    parser.add_argument("--index", help="folder of another index (default: RUN/index)")
-    parser.add_argument("--json", help="write answer and passages to this file too")
-    args = parse_strictly(parser, argv)
-    args.run = args.run or args.folder
+def main(args: argparse.Namespace) -> int:
+    """The command; its flags are in cli.py."""
     console = Console()
-    saved = open_saved(args, {"folder", "question", "index", "json"})
+    saved = open_saved(args, {"question", "index", "json"})
     run, stage = Path(args.run), saved.config.stage
     stored = read_index(Path(args.index) if args.index else run / "index", hash_model(run / "retriever"))
     silent = Console(speaks=False)

@@ -20,11 +20,13 @@ from ds_rag.deepspeed_config import Known
 from ds_rag.engine import Engines, make_engine
 from ds_rag.errors import UserError
 from ds_rag.evaluate import EvalTokens
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.log import Console
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_retriever
 from ds_rag.models.retriever import Retriever
 from ds_rag.objective import Objective
+from ds_rag.schedule import Schedule
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Parts:
     generator: Generator | None
     engines: Engines
     total_steps: int
+    schedule: Schedule
     pad: int
     device: torch.device
 
@@ -48,13 +51,16 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     """Builds everything, the same on every rank. Raises UserError for what the user can mend."""
     objective = Objective(config.objective, dist.world())
     raws, knowns = deepspeed_files(config)
+    schedule = Schedule(config.stage.refresh_index)
     data = read_data(config.data, config.is_builtin, objective.spec.needs_positive, objective.needs_generator)
     for notice in data.notices:
         console.say(f"note: {notice}", style="yellow")
     torch.manual_seed(config.optim.seed)
     retriever, generator = load_models(config, objective, data, folder)
     prompt = make_prompt(config, generator) if generator else None
+    check_factory(config.stage.index_factory, retriever.hidden_size)
     train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
+    check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens)
     optim = config.optim
     loader = Loader(
         data.train,
@@ -69,7 +75,9 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
     pad = generator.tokenizer.pad_token_id if generator else 0
-    return Parts(data, loader, eval_tokens, objective, prompt, retriever, generator, engines, total, pad, device)
+    return Parts(
+        data, loader, eval_tokens, objective, prompt, retriever, generator, engines, total, schedule, pad, device
+    )
 
 
 def load_models(
@@ -127,6 +135,18 @@ def tokenize_run(
     return train, evaluation
 
 
+def check_room(prompt: Prompt | None, train: TrainTokens, evaluation: EvalTokens, max_new_tokens: int) -> None:
+    """The longest query and answer fit the generator; said here, on every rank, rather than in mid-training."""
+    if prompt is None:
+        return
+    pairs = [(train.generator_queries, train.generator_answers), (evaluation.generator_queries, None)]
+    for queries, answers in pairs:
+        if queries is not None and len(queries):
+            longest = queries[int(queries.lengths.argmax())]
+            room = int(answers.lengths.max()) if answers is not None else max_new_tokens + 1
+            prompt.context(longest[:0], longest, room)
+
+
 def first_answer(row: Example) -> str:
     """The answer that is trained on."""
     return row.answers[0]
@@ -142,6 +162,9 @@ def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known
         deepspeed_config.load(find_file(path, flag if path != run.deepspeed else "--deepspeed"), flag)
         for path, flag in zip(paths, flags, strict=True)
     ]
+    for raw, path in zip(raws, paths, strict=True):
+        if raw.get("zero_optimization", {}).get("stage") == 3:
+            raise UserError(f"--deepspeed {path}: ZeRO stage 3 is not supported yet", expected="stage 0, 1 or 2")
     known = Known(
         per_device_batch=optim.per_device_train_batch_size,
         accumulation=optim.gradient_accumulation_steps,
@@ -174,8 +197,12 @@ def choose_precision(config: RunConfig) -> str:
     if optim.fp16:
         return "fp16"
     if optim.bf16 is None and optim.fp16 is None:
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if bf16_in_hardware() else "fp32"
     return "bf16" if optim.bf16 else "fp32"
+
+
+def bf16_in_hardware() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def make_engines(
@@ -216,4 +243,6 @@ def make_engines(
 def frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
     """A module that does not learn, where and in what precision its engine would have held it."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return module.requires_grad_(False).eval().to(device, dtype)
+    for parameter in module.requires_grad_(False).eval().parameters():
+        parameter.data = parameter.data.to(dtype)  # not the buffers: rounded rotary frequencies lose positions
+    return module.to(device)

@@ -19,6 +19,12 @@ KIND = {
 }
 
 
+def warmed(config: RunConfig) -> bool:
+    """Did the generator get its language-model warm-up? (Only a new one that learns does.)"""
+    new = config.model.generator.startswith("config:")
+    return bool(config.optim.lm_warmup_steps) and new and config.model.freeze != "generator"
+
+
 def card(name: str, config: RunConfig, steps: int, metrics: dict[str, float], facts: dict[str, Any]) -> str:
     """A Markdown card for 'retriever' or 'generator'. facts: further lines, such as the pooling or the prompt."""
     source = getattr(config.model, name)
@@ -34,7 +40,7 @@ Started from `{source}`; {steps} optimizer steps of `{config.objective.objective
 micro-batch) on `{config.data.train_data}`.
 {
         "Before that, " + str(config.optim.lm_warmup_steps) + " steps of plain language modelling on the corpus."
-        if name == "generator" and config.optim.lm_warmup_steps
+        if name == "generator" and warmed(config)
         else ""
     }
 

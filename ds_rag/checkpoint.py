@@ -98,16 +98,22 @@ def load(folder: Path, engines: Engines) -> TrainState:
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
     """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
+    held = {f.name for f in folder.iterdir() if f.is_dir()}
+    if held != set(engines.learning):  # one held but frozen now would start from its first weights
+        raise UserError(
+            f"{folder}: holds other models than those that learn now",
+            found=", ".join(sorted(held)) or "none",
+            expected=", ".join(sorted(engines.learning)),
+            fix="resume with the same --freeze and --objective",
+        )
     for name, engine in engines.learning.items():
-        path, _ = engine.load_checkpoint(
+        engine.load_checkpoint(
             str(folder),
             tag=name,
             load_module_only=weights_only,
             load_optimizer_states=not weights_only,
             load_lr_scheduler_states=not weights_only,
         )
-        if path is None:
-            raise UserError(f"{folder}: holds no {name}", fix="resume with the same --freeze and --objective")
 
 
 def random_states() -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import ds_rag
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError, choose
-from ds_rag.flags import parse
+from ds_rag.flags import parse, parse_strictly, reading_parser
 from ds_rag.log import capture, run_command
 
 
@@ -62,21 +63,34 @@ def claim_folder(config: RunConfig) -> Path:
 
 
 def evaluate(argv: Sequence[str]) -> int:
+    parser = reading_parser("ds-rag evaluate", "Score a run, or a pair of model folders, on held-out rows.")
+    parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
+    parser.add_argument("--controls", action="store_true", help="also answer closed-book and from the gold passage")
+    parser.add_argument("--json", help="write the figures to this file too")
+    args = parse_strictly(parser, argv)
     from ds_rag.measure import main as run
 
-    return run(argv)
+    return run(args)
 
 
 def index(argv: Sequence[str]) -> int:
+    parser = reading_parser("ds-rag index", "Encode a corpus with a run's retriever and build its FAISS index.")
+    parser.add_argument("--out", help="folder of the index (default: RUN/index, which is replaced)")
+    args = parse_strictly(parser, argv)
     from ds_rag.reindex import main as run
 
-    return run(argv)
+    return run(args)
 
 
 def ask(argv: Sequence[str]) -> int:
+    parser = reading_parser("ds-rag ask", "Answer a question with a run's models and index.", "run")
+    parser.add_argument("question", help="the question, in quotes")
+    parser.add_argument("--index", help="folder of another index (default: RUN/index)")
+    parser.add_argument("--json", help="write answer and passages to this file too")
+    args = parse_strictly(parser, argv)
     from ds_rag.ask import main as run
 
-    return run(argv)
+    return run(args)
 
 
 def report(argv: Sequence[str]) -> int:

@@ -200,14 +200,26 @@ def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> Run
     return config
 
 
+AT_LEAST_ONE = {
+    "data": ("max_query_length", "max_passage_length", "max_answer_length", "max_train_samples", "max_eval_samples"),
+    "optim": ("per_device_train_batch_size", "gradient_accumulation_steps"),
+    "stage": ("per_device_eval_batch_size", "top_k", "max_new_tokens"),
+}
+
+
 def validate(config: RunConfig) -> None:
     """Contradictions that no single value shows. Raises UserError."""
     optim, objective = config.optim, config.objective
     if optim.bf16 and optim.fp16:
         raise UserError("--bf16 and --fp16 are both set", expected="at most one of them")
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if getattr(optim, name) < 1:
-            raise UserError(f"--{name}: too small", found=getattr(optim, name), expected="1 or more")
+    for section, names in AT_LEAST_ONE.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name}: too small", found=value, expected="1 or more")
+    for name in ("learning_rate", "retriever_learning_rate", "generator_learning_rate", "weight_decay", "warmup_steps"):
+        if (getattr(optim, name) or 0) < 0:
+            raise UserError(f"--{name}: negative", found=getattr(optim, name), expected="0 or more")
     if config.model.temperature is not None and config.model.temperature <= 0:
         raise UserError("--temperature: not positive", found=config.model.temperature, expected="more than 0")
     if objective.candidates != "all" and (not objective.candidates.isdigit() or int(objective.candidates) < 1):

@@ -26,12 +26,11 @@ def encode(
     device = retriever.log_temperature.device
     order = np.argsort(-tokens.lengths, kind="stable")[dist.rank() :: dist.world()]
     parts = []
-    meter = console.progress(len(order), f"encoding {side}s", unit=side) if console else None
-    for start in range(0, len(order), batch):
-        numbers = order[start : start + batch]
-        padded = pad_right([tokens[n] for n in numbers], retriever.tokenizer.pad_token_id).to(device)
-        parts.append(retriever.embed(padded, side).float().cpu().numpy())
-        if meter:
+    with (console or Console(speaks=False)).progress(len(order), f"encoding {side}s", unit=side) as meter:
+        for start in range(0, len(order), batch):
+            numbers = order[start : start + batch]
+            padded = pad_right([tokens[n] for n in numbers], retriever.tokenizer.pad_token_id).to(device)
+            parts.append(retriever.embed(padded, side).float().cpu().numpy())
             meter.advance(len(numbers))
     mine = np.concatenate(parts) if parts else np.zeros((0, retriever.hidden_size), np.float32)
     return join(dist.gather_objects((order, mine)), len(tokens))

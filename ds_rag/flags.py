@@ -46,6 +46,18 @@ def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argp
     return known
 
 
+READING = ("data", "model", "stage")  # the sections of the configuration that reading a saved run can use
+
+
+def reading_parser(prog: str, description: str, run: str = "--run") -> argparse.ArgumentParser:
+    """A command's parser with `--run` (or `run`, as an argument), `--device` and every flag of data, models and
+    evaluation."""
+    parser = build_parser(prog, description, READING)
+    parser.add_argument(run, help="a run's folder")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    return parser
+
+
 def read_recipe(path: str) -> dict[str, Any]:
     """The keys of a YAML recipe, each checked against its field's type."""
     import yaml

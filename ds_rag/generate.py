@@ -61,11 +61,7 @@ class Answerer:
         generated = lm.generate(
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            generation_config=plain_greedy(tokenizer, self.max_new_tokens),
         )
         return [until_end(row[width:], tokenizer.eos_token_id) for row in generated.cpu().numpy().astype(np.int32)]
 
@@ -85,6 +81,14 @@ class Answerer:
 
     def text(self, ids: Ids) -> str:
         return self.generator.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def plain_greedy(tokenizer: Any, max_new_tokens: int) -> Any:
+    """Greedy search and nothing else: a folder's own settings, such as a repetition penalty, would punish copying."""
+    from transformers import GenerationConfig
+
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **ends)
 
 
 def until_end(ids: Ids, end: Any) -> Ids:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from ds_rag.config import BUILTIN
 from ds_rag.data.dataset import read_evaluation
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluator, tokenize_evaluation
-from ds_rag.flags import parse_strictly
 from ds_rag.log import Console
-from ds_rag.saved import open_saved, reading_parser, write_json
+from ds_rag.saved import open_saved, write_json
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; see `ds-rag evaluate --help`."""
-    parser = reading_parser("ds-rag evaluate", "Score a run, or a pair of model folders, on held-out rows.")
-    parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
-    parser.add_argument("--controls", action="store_true", help="also answer closed-book and from the gold passage")
-    parser.add_argument("--json", help="write the figures to this file too")
-    args = parse_strictly(parser, argv)
+def main(args: argparse.Namespace) -> int:
+    """The command; its flags are in cli.py."""
     console = Console()
     saved = open_saved(args, {"controls", "json"})
     config = saved.config

@@ -16,7 +16,7 @@ import torch
 from ds_rag.batch import Batch, Cells, Ids, lay_out_cells, lengths_to_mask
 from ds_rag.config import ObjectiveConfig
 from ds_rag.data.prompt import Prompt
-from ds_rag.errors import choose
+from ds_rag.errors import UserError, choose
 from ds_rag.losses import (
     LOSSES,
     LossSpec,
@@ -47,9 +47,24 @@ class Objective:
         self.config, self.world = config, world
         self.name = config.objective
         self.spec: LossSpec = choose(LOSSES, self.name, "--objective")
+        self._check()
         self.needs_generator = self.name != "infonce"
         by_reader = self.spec.needs_reader_loss and config.reader_loss != "none"
         self.generator_learns = self.spec.trains_generator or by_reader
+
+    def _check(self) -> None:
+        """Choices that contradict each other. Raises UserError before any work is done."""
+        c = self.config
+        if self.name == "rag_token" and c.answer_logprob == "mean":
+            raise UserError(
+                "--answer_logprob mean: rag_token has no sum over an answer to average", fix="--answer_logprob sum"
+            )
+        if self.name == "replug_lsr" and c.prior == "pool":
+            raise UserError(
+                "--prior pool: replug_lsr is not defined on passages left unscored", fix="--prior candidates"
+            )
+        if not c.target_temperature > 0:
+            raise UserError("--target_temperature is a divisor", found=c.target_temperature, expected="> 0")
 
     def counts(self, batches: Sequence[Batch], prompt: Prompt | None) -> Counts:
         """What means are taken over, in these micro-batches; summed over ranks they cover the optimizer step."""

@@ -1,37 +1,37 @@
-"""`ds-rag index --run RUN --corpus FILE`: re-encode a corpus with a run's retriever."""
+"""`ds-rag index --run RUN`: encode a corpus with a run's retriever, its own again or another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
-from ds_rag.data.dataset import tokenize
-from ds_rag.data.formats import read_corpus
+from ds_rag.data.dataset import assemble, tokenize
+from ds_rag.data.formats import Passage, read_corpus
 from ds_rag.encode import encode
 from ds_rag.errors import UserError
-from ds_rag.flags import parse_strictly
 from ds_rag.index.faiss_index import build_index
-from ds_rag.index.store import describe, hash_model, write_index
+from ds_rag.index.store import describe, hash_model, read_passages, write_index
 from ds_rag.log import Console
-from ds_rag.saved import open_saved, reading_parser
+from ds_rag.saved import open_saved
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; see `ds-rag index --help`. Without `--out` the run's own index is replaced."""
-    parser = reading_parser("ds-rag index", "Encode a corpus with a run's retriever and build its FAISS index.")
-    parser.add_argument("--out", help="folder of the index (default: RUN/index)")
-    args = parse_strictly(parser, argv)
+def main(args: argparse.Namespace) -> int:
+    """The command; its flags are in cli.py. Without `--corpus` it encodes the passages of the run's index again."""
+    if not args.run:
+        raise UserError("no models to index with", expected="--run RUN")
     console = Console()
     saved = open_saved(args, {"out"})
-    if saved.run is None or saved.config.data.corpus is None:
-        raise UserError("nothing to index", expected="--run RUN and --corpus FILE (or a run that had one)")
-    passages = {p.text: p.id for p in reversed(read_corpus(saved.config.data.corpus))}  # duplicates: the first id
-    texts = list(reversed(passages))
-    tokens = tokenize(lambda t: saved.retriever.tokenize(t, "passage"), texts, console, "passages")
+    assert saved.run is not None
+    own = saved.run / "index"
+    corpus = read_corpus(args.corpus) if "corpus" in args else [Passage(*p) for p in read_passages(own)]
+    table = assemble(corpus, [], [])  # a text that repeats is one passage
+    for notice in table.notices:
+        console.say(f"note: {notice}", style="yellow")
+    tokens = tokenize(lambda t: saved.retriever.tokenize(t, "passage"), table.texts, console, "passages")
     batch, factory = saved.config.stage.per_device_eval_batch_size, saved.config.stage.index_factory
     vectors = encode(saved.retriever, tokens, "passage", batch, console)
-    manifest = describe(hash_model(saved.run / "retriever"), vectors, texts, factory, saved.retriever.settings)
-    folder = Path(args.out) if args.out else saved.run / "index"
-    write_index(folder, build_index(vectors, factory), vectors, [passages[t] for t in texts], texts, manifest)
-    console.say(f"{len(texts)} passages of {vectors.shape[1]} dimensions in {folder} ({factory})")
+    manifest = describe(hash_model(saved.run / "retriever"), vectors, table.texts, factory, saved.retriever.settings)
+    folder = Path(args.out) if args.out else own
+    write_index(folder, build_index(vectors, factory), vectors, table.ids, table.texts, manifest)
+    console.say(f"{len(table.texts)} passages of {vectors.shape[1]} dimensions in {folder} ({factory})")
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from ds_rag import __version__, checkpoint, dist
 from ds_rag.assemble import Parts
-from ds_rag.cards import card
+from ds_rag.cards import card, warmed
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.evaluate import Evaluation
@@ -69,7 +69,7 @@ def leave(
         "best_step": state.best_step,
         "skipped_steps": state.skipped,
         "seconds": round(time.monotonic() - began, 1),
-        "lm_warmup_steps": config.optim.lm_warmup_steps,
+        "lm_warmup_steps": config.optim.lm_warmup_steps if warmed(config) else 0,
         "ds_rag": __version__,
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1))

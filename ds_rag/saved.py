@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ds_rag.config import ALIASES, RunConfig, build
+from ds_rag.config import ALIASES, DataConfig, RunConfig, build
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import UserError
-from ds_rag.flags import build_parser
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_pair, load_retriever
 from ds_rag.models.retriever import Retriever
 
-READING = ("data", "model", "stage")  # the sections of the configuration that reading a saved run can use
+OF_ITS_ROWS = {"corpus", "max_eval_samples"} | {f.name for f in fields(DataConfig) if f.name.endswith("_column")}
 
 
 @dataclass
@@ -30,14 +29,6 @@ class Saved:
     retriever: Retriever
     generator: Generator | None
     prompt: Prompt | None
-
-
-def reading_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A command's parser with `--run`, `--device` and every flag of data, models and evaluation."""
-    parser = build_parser(prog, description, READING)
-    parser.add_argument("--run", help="a run's folder")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    return parser
 
 
 def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
@@ -53,7 +44,10 @@ def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
             raise UserError("--run: not a finished run", found=run, expected="config.json and retriever/ in it")
         if clash := {"retriever", "generator"} & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
-        config = build(json.loads((run / "config.json").read_text()) | given)
+        values = json.loads((run / "config.json").read_text())
+        if "eval_data" in given:  # other rows: what belonged to the run's own does not hold for them
+            values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
+        config = build(values | given)
         retriever, generator = load_pair(run, config.model, config.data, set(given))
     else:
         if "retriever" not in given:
@@ -63,7 +57,7 @@ def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
         retriever = load_retriever(config.model, config.data, lambda: nothing, Path("."))
         has_generator = "generator" in given
         generator = load_generator(config.model, lambda: nothing, Path(".")) if has_generator else None
-    device = torch.device(args.device)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
     for module in (retriever, generator):
         if module is not None:
             module.eval().requires_grad_(False).to(device)

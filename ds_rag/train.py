@@ -10,6 +10,7 @@ after.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ds_rag.evaluate import Evaluation, Evaluator
 from ds_rag.log import Console, Metrics
 from ds_rag.objective import StepOutput
 from ds_rag.results import introduce, leave
-from ds_rag.schedule import Schedule, lr_factor
+from ds_rag.schedule import lr_factor
 from ds_rag.warmup import lm_warmup
 
 
@@ -68,7 +69,7 @@ def train(
     """The loop: steps, the index stage when it is due, checkpoints. Returns the evaluation of the last step, if one
     was made there."""
     optim, stage, run = config.optim, config.stage, config.run
-    schedule, last = Schedule(stage.refresh_index), None
+    last = None
     live = Live(state.before or {})
     with console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         for step in range(state.step, parts.total_steps):
@@ -80,7 +81,7 @@ def train(
             state.skipped += int(values["skipped"])
             metrics.write("train", state.step, values)
             stop = False
-            if parts.data.evaluation and schedule.due(state.step) and state.step < parts.total_steps:
+            if parts.data.evaluation and parts.schedule.due(state.step) and state.step < parts.total_steps:
                 last = evaluator.run()
                 metrics.write("eval", state.step, last.metrics)
                 live.metrics = last.metrics
@@ -131,10 +132,11 @@ class Live:
         self.loss: float | None = None
 
     def line(self, loss: float) -> str:
-        self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
+        if math.isfinite(loss):  # a skipped step's may not be
+            self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
         shown = {"recall@1": "recall@1", "exact_match": "answers"}
         parts = [f"{text} {self.metrics[name]:.2f}" for name, text in shown.items() if name in self.metrics]
-        return "  ".join([f"loss {self.loss:.3f}", *parts])
+        return "  ".join([f"loss {loss if self.loss is None else self.loss:.3f}", *parts])
 
 
 def judge(state: TrainState, metrics: dict[str, float], config: RunConfig) -> bool:
@@ -205,12 +207,12 @@ def finish(
     metrics: Metrics,
 ) -> Evaluation:
     """The last checkpoint and evaluation; under `load_best_model_at_end` the best weights, evaluated again."""
+    if config.run.save_steps and state.step % config.run.save_steps:
+        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit)
     if last is None:
         last = evaluator.run(progress=True)
         metrics.write("eval", state.step, last.metrics)
         judge(state, last.metrics, config)
-    if config.run.save_steps and state.step % config.run.save_steps:
-        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit)
     best = folder / "checkpoints" / f"step-{state.best_step}"
     if not config.stage.load_best_model_at_end or state.best_step in (state.step, None) or not best.exists():
         return last

@@ -22,6 +22,9 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
     table = parts.loader.tokens.generator_passages
     if not steps or "generator" not in engines.learning or table is None or parts.generator is None:
         return
+    if not config.model.generator.startswith("config:"):
+        console.say("note: --lm_warmup_steps is for a new generator; this one is trained, so it has none", "yellow")
+        return
     rng = np.random.default_rng([optim.seed, 2])
     size = optim.per_device_train_batch_size
     tokenizer = parts.generator.tokenizer
@@ -29,7 +32,7 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
     first = np.array([end if begin is None else begin], dtype=np.int32)
     last = np.array([] if end is None else [end], dtype=np.int32)
     room = parts.generator.max_length - 2
-    ratio = optim.lm_warmup_learning_rate / (optim.generator_learning_rate or optim.learning_rate)
+    ratio = optim.lm_warmup_learning_rate / engines.base_lrs["generator"][0]
     engines.train()
     with console.progress(steps, "language modelling of the corpus") as meter:
         for step in range(steps):

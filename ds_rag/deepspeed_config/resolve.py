@@ -72,7 +72,7 @@ OWNED = (
     Owned("optimizer.params.eps", "eps", ("adam_epsilon",), _amount),
     Owned("optimizer.params.weight_decay", "weight_decay", ("weight_decay",), _amount),
     Owned("scheduler.params.warmup_max_lr", "learning_rate", ("learning_rate",), _amount),
-    Owned("scheduler.params.warmup_num_steps", "warmup_steps", ("warmup_steps", "warmup_ratio"), _count),
+    Owned("scheduler.params.warmup_num_steps", "warmup_steps", ("warmup_steps",), _count),
 )
 # Known only after the data is read, and it depends on the values above: never adopted, only checked.
 LATE = (Owned("scheduler.params.total_num_steps", "total_steps", ("max_steps", "num_train_epochs"), _count),)

@@ -12,6 +12,24 @@ from ds_rag.errors import UserError
 INDEXES = {"flat": "Flat", "hnsw": "HNSW32", "ivf": "IVF1024,Flat", "ivfpq": "IVF1024,PQ48"}
 
 
+def check_factory(factory: str, dimension: int) -> None:
+    """Raises UserError for a factory string that FAISS refuses; that it fits the corpus shows when it is built."""
+    import faiss
+
+    try:
+        faiss.index_factory(dimension, INDEXES.get(factory, factory), faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise refusal(factory, f"vectors of {dimension}", error) from None
+
+
+def refusal(factory: str, what: str, error: Exception) -> UserError:
+    return UserError(
+        f"--index_factory {factory}: FAISS refused it for {what}",
+        found=str(error).strip().splitlines()[-1],
+        expected=f"{' | '.join(INDEXES)}, or a faiss.index_factory string that fits",
+    )
+
+
 def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
     """A FAISS index over float32 vectors (N, D), trained on them where its kind needs training.
 
@@ -26,11 +44,7 @@ def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
             index.train(vectors_ND)
         index.add(vectors_ND)
     except RuntimeError as error:
-        raise UserError(
-            f"--index_factory {factory}: FAISS refused it for {vectors_ND.shape[0]} vectors of {vectors_ND.shape[1]}",
-            found=str(error).strip().splitlines()[-1],
-            expected=f"{' | '.join(INDEXES)}, or a faiss.index_factory string that fits",
-        ) from None
+        raise refusal(factory, f"{vectors_ND.shape[0]} vectors of {vectors_ND.shape[1]}", error) from None
     return index
 
 

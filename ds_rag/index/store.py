@@ -87,6 +87,19 @@ def write_index(
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
 
 
+def read_ids_and_texts(folder: Path) -> tuple[list[str], list[str]]:
+    lines = (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads((folder / "ids.json").read_text()), [json.loads(line) for line in lines]
+
+
+def read_passages(folder: Path) -> list[tuple[str, str]]:
+    """(id, text) of every passage of an index, whatever model made it. Raises UserError where there is none."""
+    if not (folder / "ids.json").is_file() or not (folder / "texts.jsonl").is_file():
+        raise UserError(f"{folder}: holds no passages", expected="ids.json and texts.jsonl", fix="pass --corpus FILE")
+    ids, texts = read_ids_and_texts(folder)
+    return list(zip(ids, texts, strict=True))
+
+
 def read_index(folder: Path, model_hash: str) -> StoredIndex:
     """Opens an index for the model of that hash. Raises UserError: none there, another model's, or inconsistent."""
     import faiss
@@ -103,8 +116,7 @@ def read_index(folder: Path, model_hash: str) -> StoredIndex:
             fix="ds-rag index --run RUN",
         )
     index = faiss.read_index(str(folder / "index.faiss"))
-    ids = json.loads((folder / "ids.json").read_text())
-    texts = [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    ids, texts = read_ids_and_texts(folder)
     sizes = {"index.faiss": index.ntotal, "ids.json": len(ids), "texts.jsonl": len(texts)}
     wrong = {name: size for name, size in sizes.items() if size != manifest.count}
     if wrong:
