@@ -1,7 +1,7 @@
 """The recipe on real rows: zero-shot, infonce, positive_only and rag_sequence, by the real command.
 
     python benchmarks/real_rows.py --train_data ROWS --eval_data DEV_BEIR --corpus DEV_BEIR --retriever ENCODER \\
-        --json real_rows.json                                 # 3 seeds of two variants, one of the third: an hour or more
+        --json real_rows.json     # 7 runs: an hour or more
 
 Each line printed is one run; the table at the end is that of docs/results.md.
 """
