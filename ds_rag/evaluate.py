@@ -126,7 +126,7 @@ class Evaluator:
         return retrieval_metrics(
             [[self.data.ids[n] for n in numbers[r][k]] for r, k in zip(rows, kept, strict=True)],
             [scores[r][k] for r, k in zip(rows, kept, strict=True)],
-            [{self.data.ids[p]: 1 for p in self.data.evaluation[r].positives} for r in rows],
+            [{self.data.ids[p]: g for p, g in self.data.evaluation[r].qrels.items()} for r in rows],
             corpus_size=len(self.corpus),
             ks=KS,
         )

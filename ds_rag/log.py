@@ -43,7 +43,7 @@ class Console:
 
     def say(self, text: str, style: str | None = None) -> None:
         """Prints text as it is: brackets and control codes in data are not markup."""
-        self.rich.print(escape(printable(text)), style=style)
+        self.rich.print(escape(printable(text)), style=style, soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         table = Table(title=title, title_justify="left")

@@ -43,7 +43,9 @@ def read_beir(path: Path, what: str, faults: Faults) -> Iterator[Record]:
                 "positives": [texts[doc] for _, _, doc, score in judged[id_] if score > 0],
                 "negatives": [texts[doc] for _, _, doc, score in judged[id_] if score < 0],
             }
-            yield record._replace(fields=row | {"answers": answers[0]} if answers else row)
+            grades = {texts[doc].strip(): round(score) for _, _, doc, score in judged[id_] if score > 0}
+            graded = grades if set(grades.values()) - {1} else None
+            yield record._replace(fields=row | {"answers": answers[0]} if answers else row, grades=graded)
     for id_ in judged.keys() - known:
         number, where, *_ = judged[id_][0]
         faults.add(number, where, f"query-id '{id_}' is not in queries.jsonl")

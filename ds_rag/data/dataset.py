@@ -27,6 +27,12 @@ class Example:
     answers: tuple[str, ...]
     positives: tuple[int, ...]
     others: tuple[int, ...]  # unlabelled candidates and labelled negatives
+    grades: tuple[int, ...] = ()  # of the positives; empty: 1 each
+
+    @property
+    def qrels(self) -> dict[int, int]:
+        """Passage number -> grade, of the positives."""
+        return dict(zip(self.positives, self.grades or (1,) * len(self.positives), strict=True))
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -138,7 +144,8 @@ def assemble(corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequen
         return tuple(dict.fromkeys(number.setdefault(t, len(number)) for t in texts))
 
     def example(row: Row) -> Example:
-        return Example(row.query, row.answers, place(row.positives), place(row.passages + row.negatives))
+        others = place(row.passages + row.negatives)
+        return Example(row.query, row.answers, place(row.positives), others, row.grades)
 
     rows = [example(r) for r in train], [example(r) for r in evaluation]
     ids += [f"row-passage-{n}" for n in range(len(ids), len(number))]

@@ -28,6 +28,7 @@ class Row:
     passages: tuple[str, ...]  # candidates without a label
     negatives: tuple[str, ...]  # labelled as not relevant
     where: str  # "file:line"; "file:row N" for formats without lines
+    grades: tuple[int, ...] = ()  # how relevant each positive is (BEIR's scores); empty: 1 each
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Record(NamedTuple):
     number: int  # line or row, from 1
     where: str
     flat: bool = False  # cells are text only (CSV), so a list is written as JSON in its cell
+    grades: Mapping[str, int] | None = None  # text of a positive -> its grade, where a format grades
 
 
 @dataclass
@@ -138,6 +140,7 @@ def _to_row(record: Record, names: Mapping[str, str], count: int, need_passages:
         passages=passages,
         negatives=negatives,
         where=record.where,
+        grades=tuple(record.grades[text] for text in positives) if record.grades else (),
     )
 
 

@@ -14,17 +14,20 @@ import torch
 from torch import nn
 
 from ds_rag.assemble import Parts, make_prompt, tokenize_run
-from ds_rag.config import RunConfig, build
+from ds_rag.batch import Batch, Cells
+from ds_rag.config import build
 from ds_rag.data.dataset import RagData, assemble
 from ds_rag.data.formats import Row
 from ds_rag.data.loader import Loader
 from ds_rag.data.world import make_world
 from ds_rag.engine import Engines
 from ds_rag.log import Console
+from ds_rag.losses import LOSSES, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.objective import Objective
+from ds_rag.schedule import Schedule
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -101,13 +104,15 @@ def small_data(rows: int = 12) -> RagData:
     return assemble(make_world(0).corpus[:20], table, [])
 
 
-def small_parts(accumulation: int = 1, batch: int = 3, seed: int = 0, **flags: Any) -> tuple[Parts, RunConfig]:
-    """Parts and configuration; `flags` are keys of the configuration."""
+def small_parts(
+    accumulation: int = 1, batch: int = 3, seed: int = 0, force_generator: bool = False, **flags: Any
+) -> Parts:
+    """`flags` are keys of the configuration; `force_generator`: also where the objective needs none."""
     config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | flags)
     objective = Objective(config.objective)
     data = small_data()
     retriever = small_retriever(seed, learn_temperature=config.model.learn_temperature)
-    generator = small_generator(seed + 1) if objective.needs_generator else None
+    generator = small_generator(seed + 1) if objective.needs_generator or force_generator else None
     prompt = make_prompt(config, generator) if generator else None
     train, evaluation = tokenize_run(config, data, retriever, prompt, Console(speaks=False))
     pad = retriever.tokenizer.pad_token_id
@@ -116,14 +121,13 @@ def small_parts(accumulation: int = 1, batch: int = 3, seed: int = 0, **flags: A
         "retriever": config.model.freeze != "retriever",
         "generator": config.model.freeze != "generator" and objective.generator_learns,
     }
-    modules: dict[str, Any] = {"retriever": retriever, "generator": generator}
-    for name, module in modules.items():
+    engines: dict[str, Any] = {"retriever": retriever, "generator": generator}
+    for name, module in engines.items():
         if module is not None:
-            modules[name] = PlainEngine(module) if learns[name] else module.requires_grad_(False)
-    engines = Engines(modules["retriever"], modules["generator"], config.optim.max_grad_norm)
-    device = torch.device("cpu")
-    parts = Parts(data, loader, evaluation, objective, prompt, retriever, generator, engines, 2, pad, device)
-    return parts, config
+            engines[name] = PlainEngine(module) if learns[name] else module.requires_grad_(False)
+    pair = Engines(**engines, max_grad_norm=0.0)
+    schedule, device = Schedule(config.stage.refresh_index), torch.device("cpu")
+    return Parts(data, loader, evaluation, objective, prompt, retriever, generator, pair, 2, schedule, pad, device)
 
 
 def gradients(parts: Parts) -> dict[str, torch.Tensor]:
@@ -133,3 +137,47 @@ def gradients(parts: Parts) -> dict[str, torch.Tensor]:
         for name, module in parts.engines.modules.items()
         for key, p in module.named_parameters()
     }
+
+
+def direct_loss(
+    objective: Objective,
+    scores_BN: torch.Tensor,
+    candidates_BK: torch.Tensor,
+    cells: Cells | None,
+    logp_CA: torch.Tensor | None,
+    batch: Batch,
+    totals: dict[str, float],
+) -> torch.Tensor:
+    """One micro-batch's share of the loss by direct calls of `ds_rag.losses`, for one rank."""
+    config, name = objective.config, objective.name
+    pairs = infonce(scores_BN, batch.positive_BN).sum() / totals["pairs"]
+    if config.contrastive_symmetric:
+        pairs = (pairs + infonce_columns(scores_BN, batch.positive_BN).sum() / totals["pairs"]) / 2
+    extra = config.contrastive_weight * pairs
+    if name == "infonce":
+        return pairs + extra
+    assert cells is not None and logp_CA is not None
+    if name == "positive_only":
+        tokens = torch.tensor(cells.target_lengths)[:, None]
+        answers = torch.tensor([len(a) for a in batch.answer_ids])[:, None]
+        place = torch.arange(logp_CA.shape[1])[None, :]
+        first = torch.tensor([row.nonzero()[0, 0] for row in batch.positive_BN])
+        parts = positive_only(
+            scores_BN,
+            first,
+            logp_CA,
+            place < tokens,
+            (place < tokens) & (place >= tokens - answers),
+            positive_mask_BN=batch.positive_BN,
+        )
+        return parts.loss(totals["all_tokens"], totals["pairs"]) + extra
+    B, K = candidates_BK.shape
+    args = (scores_BN.gather(1, candidates_BK), logp_CA.view(B, K, -1), batch.answer_mask_BT)
+    kept = {"log_prior_BK": log_prior(scores_BN).gather(1, candidates_BK)} if config.prior == "pool" else {}
+    options = {key: getattr(config, key) for key in LOSSES[name].options}
+    unit = totals["answer_tokens" if name == "emdr2" else "queries"]
+    loss = LOSSES[name].fn(*args, **kept, **options).sum() / unit + extra
+    if name in ("emdr2", "pdist", "replug_lsr") and config.reader_loss != "none":
+        reader = reader_loss(*args, **kept, kind=config.reader_loss, answer_logprob=config.answer_logprob)
+        loss = loss + reader.sum() / totals["queries"]
+    return loss

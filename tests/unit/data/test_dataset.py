@@ -156,3 +156,7 @@ def test_texts_are_tokenised_once_in_order(count):
     assert [table[n].tolist() for n in range(count)] == [[len(t)] * len(t) for t in texts]
     assert table.lengths.tolist() == [len(t) for t in texts]
     assert table.flat.dtype == np.int32
+
+
+def test_max_eval_samples_cuts_the_built_in_rows_too():
+    assert len(read_evaluation(DataConfig(max_eval_samples=5), builtin=True).evaluation) == 5

@@ -217,7 +217,7 @@ def test_models_from_configurations(built, tmp_path):
     assert (retriever.settings.pooling, retriever.settings.normalize) == ("mean", True)
     assert generator.max_length == 256
     for part, config in ((retriever, retriever.encoder.config), (generator, generator.lm.config)):
-        assert config.vocab_size == len(part.tokenizer) <= 512
+        assert config.vocab_size == len(part.tokenizer) <= 1024
         assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 2)
     assert (tmp_path / "scratch" / "generator" / "tokenizer_config.json").is_file()
     with torch.no_grad():

@@ -1,0 +1,70 @@
+"""The real commands in processes of their own, small: few steps, few questions, one thread, no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = [sys.executable, "launch/train.py"]
+DS_RAG = [sys.executable, "-m", "ds_rag.cli"]
+SMALL = ["--max_eval_samples", "8"]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def launcher(name: str, *flags: str) -> list[str]:
+    """`deepspeed` or `torchrun` of this environment, on a port that no other test uses."""
+    return [str(Path(sys.executable).with_name(name)), "--master_port", free_port(), *flags, "launch/train.py"]
+
+
+def execute(
+    argv: Sequence[str | Path], code: int = 0, cwd: Path = ROOT, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; its exit code must be `code`."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path, "PYTHONPATH": str(ROOT)}
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    done = subprocess.run(
+        [str(word) for word in argv], cwd=cwd, env=clean | settings, capture_output=True, text=True, timeout=timeout
+    )
+    shown = f"{' '.join(map(str, argv))}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    assert done.returncode == code, f"exit code {done.returncode}: {shown}"
+    return done
+
+
+def train(folder: Path, *flags: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Plain `python launch/train.py` into `folder`."""
+    return execute([*TRAIN, "--output_dir", folder, *SMALL, *flags], code)
+
+
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text())
+
+
+def lines(run: Path, kind: str = "train") -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of one kind."""
+    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if line["kind"] == kind]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The loss of each step; a step that was written twice, as after resuming, must be one value."""
+    found: dict[int, float] = {}
+    for line in lines(run):
+        assert found.setdefault(line["step"], line["loss"]) == line["loss"], line
+    return found
+
+
+def files(folder: Path) -> set[str]:
+    return {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}

@@ -1,0 +1,34 @@
+"""Trains many variants in one process, to pay for the libraries once.   python many.py FOLDER VARIANTS.json
+
+VARIANTS.json: {name: [flags]}. Each goes its whole way, `parse` to report, into FOLDER/name; a traceback is kept in
+FOLDER/name/failed.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+
+def main(folder: Path, variants: dict[str, list[str]]) -> None:
+    from ds_rag import dist
+    from ds_rag.flags import parse
+    from ds_rag.log import Console
+    from ds_rag.train import main as train
+
+    stop, dist.stop = dist.stop, lambda: None  # one process group for all
+    for name, flags in variants.items():
+        run = folder / name
+        run.mkdir(parents=True)
+        try:
+            with (run / "console.txt").open("w") as stream:
+                train(parse([*flags, "--output_dir", str(run)]), run, Console(stream))
+        except Exception:
+            (run / "failed.txt").write_text(traceback.format_exc())
+    stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))

@@ -1,0 +1,160 @@
+"""Every objective and every choice that changes the step, each for two steps on small labelled rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, execute, lines, results
+
+from ds_rag.losses import LOSSES
+
+QUICK = "--max_steps 2 --per_device_train_batch_size 4 --learning_rate 1e-3 --save_steps 0 --refresh_index 0"
+QUICK += " --max_query_length 32 --max_passage_length 32 --max_answer_length 4 --max_new_tokens 4 --candidates 4"
+
+VARIANTS: dict[str, str] = {f"objective {name}": f"--objective {name}" for name in LOSSES}
+VARIANTS |= {
+    f"reader {kind}": f"--objective pdist --reader_loss {kind} --target_temperature 0.5"
+    for kind in ("posterior", "none")
+}
+VARIANTS |= {f"freeze {name}": f"--freeze {name}" for name in ("retriever", "generator")}
+VARIANTS |= {f"zero{stage}": f"--deepspeed ds_configs/zero{stage}.json" for stage in (0, 1, 2)}
+VARIANTS |= {f"bf16 zero{stage}": f"--bf16 --deepspeed ds_configs/zero{stage}.json" for stage in (0, 1, 2)}
+VARIANTS |= {
+    "mixed stages": "--deepspeed_retriever ds_configs/zero0.json --deepspeed_generator ds_configs/zero1.json",
+    "accumulation": "--gradient_accumulation_steps 2",
+    "no clipping": "--max_grad_norm 0",
+    "checkpointing": "--gradient_checkpointing",
+    "pool prior": "--prior pool --candidates 2",
+    "all candidates": "--candidates all",
+    "contrastive": "--contrastive_weight 0.5",
+    "contrastive symmetric": "--contrastive_weight 0.5 --contrastive_symmetric --objective emdr2",
+    "mean answer": "--answer_logprob mean",
+    "two encoders": "--encoders two",
+    "learned temperature": "--learn_temperature --temperature 0.1",
+    "cls pooling": "--pooling cls --normalize false --query_prefix q: --passage_prefix p:",
+    "template": "--prompt_template {query}|{passage}=",
+    "warm-up": "--lm_warmup_steps 2 --warmup_steps 1 --lr_scheduler_type cosine",
+    "epochs": "--max_steps -1 --num_train_epochs 0.2",
+    "decode top1": "--decode top1 --top_k 1",
+    "hnsw": "--index_factory hnsw --refresh_index 1",
+    "tensorboard": "--report_to tensorboard",
+    "no evaluation": "--no-eval",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, rows) -> Path:
+    """The folder of all runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = ["--train_data", str(rows / "train.jsonl"), "--corpus", str(rows / "passages.jsonl")]
+    evaluation = ["--eval_data", str(rows / "dev.jsonl")]
+    flags = {}
+    for name, text in VARIANTS.items():
+        own = [word for word in text.split() if word != "--no-eval"]
+        flags[name] = [*QUICK.split(), *data, *(evaluation if "--no-eval" not in text else []), *own]
+    (folder / "variants.json").write_text(json.dumps(flags))
+    execute([sys.executable, Path(__file__).with_name("many.py"), folder, folder / "variants.json"], timeout=600)
+    return folder
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_runs_to_its_end(runs, name):
+    run = runs / name
+    assert not (run / "failed.txt").exists(), (run / "failed.txt").read_text()
+    assert (run / "report.html").exists() and results(run)["steps"] == 2
+    steps = lines(run)
+    assert [line["step"] for line in steps] == [1, 2]
+    for line in steps:
+        assert math.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0
+        shares = [value for key, value in line.items() if key.startswith("grad_share/")]
+        assert sum(shares) == pytest.approx(1.0, abs=1e-3)
+
+
+def weights(run: Path, model: str) -> bytes:
+    return (run / model / "model.safetensors").read_bytes()
+
+
+def loss(runs: Path, name: str) -> list[float]:
+    return [line["loss"] for line in lines(runs / name)]
+
+
+def test_what_is_frozen_does_not_move_and_the_other_does(runs):
+    """Against the run with reader_loss none, whose generator does not learn either."""
+    start = weights(runs / "freeze generator", "generator")
+    assert weights(runs / "reader none", "generator") == start
+    for name in ("freeze retriever", "objective rag_sequence", "objective pdist"):
+        assert weights(runs / name, "generator") != start
+    assert weights(runs / "freeze generator", "retriever") != weights(runs / "freeze retriever", "retriever")
+
+
+def test_infonce_has_no_generator(runs):
+    run = runs / "objective infonce"
+    assert not (run / "generator").exists() and not (run / "deepspeed_generator.json").exists()
+    assert "exact_match" not in results(run)["after"] and "recall@1" in results(run)["after"]
+
+
+def test_stages_and_recomputation_change_nothing_in_fp32(runs):
+    for name in ("zero0", "zero1", "zero2", "mixed stages", "checkpointing", "decode top1", "tensorboard"):
+        assert loss(runs, name) == pytest.approx(loss(runs, "objective rag_sequence"), rel=1e-5), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_bf16_is_near_fp32_and_not_fp32(runs, stage):
+    found, wanted = loss(runs, f"bf16 zero{stage}"), loss(runs, "objective rag_sequence")
+    assert found == pytest.approx(wanted, rel=0.02) and found != pytest.approx(wanted, rel=1e-6)
+    assert json.loads((runs / f"bf16 zero{stage}" / "deepspeed_retriever.json").read_text())["bf16"]["enabled"]
+
+
+def test_what_must_differ_differs(runs):
+    """Each choice reaches the loss; else the run would only show that a flag is accepted."""
+    base = loss(runs, "objective rag_sequence")
+    for name in ("pool prior", "all candidates", "contrastive", "mean answer", "two encoders", "learned temperature"):
+        assert loss(runs, name)[1] != pytest.approx(base[1], rel=1e-7), name
+    for name in ("cls pooling", "template", "warm-up", "accumulation", "objective rag_token", "no clipping"):
+        assert loss(runs, name)[1] != pytest.approx(base[1], rel=1e-7), name
+
+
+def test_the_warm_up_is_reported_as_such(runs):
+    found = lines(runs / "warm-up", "lm_warmup")
+    assert [line["step"] for line in found] == [1, 2] and all(0 < line["loss"] < 10 for line in found)
+    assert results(runs / "warm-up")["lm_warmup_steps"] == 2
+    assert "language modelling" in (runs / "warm-up" / "generator" / "README.md").read_text()
+    assert "language modelling" not in (runs / "template" / "generator" / "README.md").read_text()
+
+
+def test_each_terms_share_of_the_gradient_is_logged(runs):
+    def terms(name: str) -> set[str]:
+        return {k.removeprefix("grad_share/") for k in lines(runs / name)[0] if k.startswith("grad_share/")}
+
+    assert terms("contrastive") == {"rag_sequence", "contrastive"}
+    assert terms("objective positive_only") == {"lm", "doc_prior", "infonce"}
+    assert terms("objective pdist") == {"pdist", "reader"}
+    assert terms("reader none") == {"pdist"}
+
+
+def test_two_encoders_and_the_temperature_are_saved(runs):
+    assert (runs / "two encoders" / "retriever" / "passage_encoder" / "model.safetensors").exists()
+    settings = json.loads((runs / "learned temperature" / "retriever" / "ds_rag.json").read_text())
+    assert settings["temperature"] != 0.1 and settings["temperature"] == pytest.approx(0.1, rel=0.05)
+    plain = json.loads((runs / "cls pooling" / "retriever" / "ds_rag.json").read_text())
+    assert (plain["pooling"], plain["normalize"], plain["query_prefix"]) == ("cls", False, "q:")
+
+
+def test_without_evaluation_rows_there_are_no_figures(runs):
+    found = results(runs / "no evaluation")
+    assert found["before"] == found["after"] == {}
+    assert (runs / "no evaluation" / "index" / "index.faiss").exists()
+
+
+def test_tensorboard_has_its_file(runs):
+    assert list((runs / "tensorboard" / "tensorboard").glob("events.*"))
+
+
+def test_every_shipped_deepspeed_file_is_used_here():
+    used = " ".join(VARIANTS.values())
+    shipped = {f.relative_to(ROOT).as_posix() for f in (ROOT / "ds_configs").glob("*.json")}
+    assert shipped and all(name in used for name in shipped)

@@ -1,0 +1,155 @@
+"""Every command that the README and the other pages show is run, or where that is dear, checked word by word."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from commands import DS_RAG, ROOT, execute
+
+from ds_rag.config import ALIASES, OWNER
+from ds_rag.data.world import make_world
+from ds_rag.flags import parse
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Flags that are a command's own, a launcher's or make's.
+OTHER_FLAGS = {"config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
+OTHER_FLAGS |= {"nproc_per_node", "variants"}
+LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
+LITTLE += ["--lm_warmup_steps", "1", "--max_eval_samples", "3", "--save_steps", "0"]
+
+
+def commands_of(page: Path) -> list[str]:
+    """The lines of its bash blocks, continued lines joined, comments dropped."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    joined = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in (line.split(" #")[0].strip() for line in joined) if line]
+
+
+COMMANDS = [(page.name, command) for page in PAGES for command in commands_of(page)]
+
+
+def put_place(folder: Path, rows: Path, run: Path) -> Path:
+    """A working directory in which all that the pages name lies where they name it."""
+    for name in ("launch", "ds_configs", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("train.jsonl", "dev.jsonl", "passages.jsonl"):
+        shutil.copy(rows / name, folder / name)
+    (folder / "recipe.yaml").write_text("objective: rag_sequence\neval_data: dev.jsonl\nmax_new_tokens: 4\n")
+    shutil.copytree(run / "retriever", folder / "path/to/encoder")
+    shutil.copytree(run / "generator", folder / "path/to/lm")
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/activate").touch()
+    world = make_world(2)
+    (folder / "dev_beir/qrels").mkdir(parents=True)
+    corpus = [{"_id": p.id, "title": "", "text": p.text} for p in world.corpus]
+    ids = {p.text: p.id for p in world.corpus}
+    queries = [{"_id": r.id, "text": r.query, "answer": r.answers[0]} for r in world.evaluation[:5]]
+    judged = "".join(f"{r.id}\t{ids[r.positives[0]]}\t1\n" for r in world.evaluation[:5])
+    for name, objects in (("corpus", corpus), ("queries", queries)):
+        (folder / f"dev_beir/{name}.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
+    (folder / "dev_beir/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, rows, quickstart) -> Path:
+    """With finished runs in it."""
+    folder = put_place(tmp_path_factory.mktemp("place"), rows, quickstart)
+    for name in ("quickstart", "one"):
+        shutil.copytree(quickstart, folder / "runs" / name)
+    return folder
+
+
+@pytest.fixture
+def fresh(tmp_path, rows, quickstart) -> Path:
+    """Without any run."""
+    return put_place(tmp_path, rows, quickstart)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
+def test_command(page, command, request):
+    first, *rest = shlex.split(command)
+    if first == "make":
+        check_make(rest)
+    elif first in ("deepspeed", "torchrun"):  # run by test_quickstart.py
+        assert Path(sys.executable).with_name(first).exists()
+        check_training_flags(rest[rest.index("launch/train.py") + 1 :], request.getfixturevalue("place"))
+    elif first == "python" and rest[0].startswith("benchmarks/"):
+        assert "usage" in execute([sys.executable, rest[0], "--help"]).stdout
+        shown = execute([sys.executable, rest[0], "--help"]).stdout
+        assert all(flag in shown for flag in re.findall(r"--\w+", command)), command
+    elif first == "python":
+        finished(execute([sys.executable, *rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
+    elif first == "sbatch":
+        script, *flags = rest
+        finished(execute(["bash", script, *flags, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
+    elif [first, rest[0]] == ["ds-rag", "train"]:
+        finished(execute([*DS_RAG, *rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
+    elif first == "ds-rag":
+        more = ["--max_eval_samples", "3"] if rest[0] == "evaluate" else []
+        execute([*DS_RAG, *rest, *more], cwd=request.getfixturevalue("place"))
+    else:
+        assert command in ("source .venv/bin/activate",), f"{page}: no test knows how to run this"
+
+
+def finished(printed: str) -> None:
+    assert "report.html" in printed and "(1 steps" in printed
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for word in words:
+        name = word.split("=")[0]
+        pattern = rf"^{name} \?=" if "=" in word else rf"^{name}:"
+        assert re.search(pattern, makefile, re.MULTILINE), f"the Makefile has no {name}"
+
+
+def check_training_flags(flags: list[str], folder: Path) -> None:
+    """They parse, and every file they name is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = parse(flags)
+    for path in (config.run.deepspeed, config.data.train_data, config.data.eval_data, config.data.corpus):
+        assert path in (None, "builtin") or (folder / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_that_are_named_exist(page):
+    named = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9_]*)(?![\w-])", page.read_text()))
+    assert not named - set(OWNER) - set(ALIASES) - OTHER_FLAGS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:ds_rag|ds_configs|launch|tests|docs|benchmarks)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_commands_of_the_table_for_dalms_users():
+    """Those beside DALM's own: their flags parse, the placeholders standing for files."""
+    table = (ROOT / "README.md").read_text().split("## Coming from DALM")[1].split("\n## ")[0]
+    trained = re.findall(r"`ds-rag train (.*?)`", table)
+    assert len(trained) >= 2 and len(re.findall(r"`ds-rag evaluate (.*?)`", table)) >= 2
+    for flags in trained:
+        assert parse(shlex.split(flags)).data.train_data == "CSV"
+    (recipe,) = re.findall(r"`--config (\S+)`", table)
+    with_its_loss = parse([*shlex.split(trained[0]), "--config", recipe])
+    assert (with_its_loss.objective.objective, with_its_loss.model.temperature) == ("positive_only", 0.01)
+
+
+def test_the_row_that_is_shown_is_a_row(tmp_path):
+    from ds_rag.data.formats import read_rows
+
+    block = re.search(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "rows.jsonl").write_text(block[1])
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert row.query and row.answers and len(row.passages) == 2

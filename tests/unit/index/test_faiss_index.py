@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ds_rag.errors import UserError
+from ds_rag.index.faiss_index import INDEXES, build_index, check_factory, search
+
+
+def unit_vectors(count: int, dimension: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, dimension)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> np.ndarray:
+    return unit_vectors(2000, 48)  # enough for 1024 clusters, and 48 divides by PQ48's parts
+
+
+# FAISS trains a product quantizer for a minute, however few the vectors; IVF4,PQ2 below is the same code.
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "ivfpq")) for name in INDEXES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_index_holds_all_vectors_and_finds_most_of_them(corpus, name):
+    index = build_index(corpus, name)
+    assert index.ntotal == len(corpus)
+    scores, numbers = search(index, corpus[:100], 5)
+    assert scores.shape == numbers.shape == (100, 5)
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+    assert (numbers[:, 0] == np.arange(100)).mean() > 0.9, "a vector is its own nearest"
+
+
+@pytest.mark.parametrize("name", ["flat", "Flat"])
+def test_flat_is_the_exact_inner_product(corpus, name):
+    vectors, queries = 3 * corpus[:300] * np.arange(1, 301)[:, None].astype(np.float32) ** 0.1, unit_vectors(20, 48, 1)
+    scores, numbers = search(build_index(vectors, name), queries, 7)
+    product = queries @ vectors.T
+    assert np.array_equal(numbers, np.argsort(-product, axis=1)[:, :7])
+    np.testing.assert_allclose(scores, -np.sort(-product, axis=1)[:, :7], rtol=1e-5)
+
+
+def test_hnsw_recalls_most_of_what_flat_finds(corpus):
+    queries = unit_vectors(100, 48, 2)
+    exact, near = (search(build_index(corpus, name), queries, 10)[1] for name in ("flat", "hnsw"))
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), near.tolist(), strict=True)])
+    assert recall > 0.6
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind"),
+    [("IVF4,SQ8", "IndexIVFScalarQuantizer"), ("IVF4,PQ2", "IndexIVFPQ"), ("PCA8,Flat", "IndexPreTransform")],
+)
+def test_any_factory_string_works(corpus, factory, kind):
+    index = build_index(corpus[:300], factory)
+    assert index.ntotal == 300 and type(index).__name__ == kind
+
+
+@pytest.mark.parametrize("factory", ["flatt", "IVF1024,PQ7", "ivf", ""])
+def test_what_faiss_refuses_is_a_users_mistake(factory):
+    with pytest.raises(UserError, match="--index_factory") as caught:
+        build_index(unit_vectors(100, 48), factory)
+    assert "flat | hnsw" in str(caught.value) and "100 vectors of 48" in str(caught.value)
+
+
+def test_k_is_cut_to_the_index_and_a_miss_is_minus_one():
+    vectors = unit_vectors(40, 8)
+    assert search(build_index(vectors, "flat"), vectors[:3], 100)[1].shape == (3, 40)
+    index = build_index(vectors, "IVF8,Flat")
+    _, numbers = search(index, vectors[:3].astype(np.float64), 40)
+    assert (numbers[:, -1] == -1).all() and (numbers[:, 0] == [0, 1, 2]).all()
+
+
+def test_a_factory_is_checked_before_there_are_vectors():
+    for name in INDEXES:
+        check_factory(name, 96)
+    for factory, dimension in (("flatt", 48), ("ivfpq", 50)):  # 50 has no 48 equal parts
+        with pytest.raises(UserError, match="--index_factory") as caught:
+            check_factory(factory, dimension)
+        assert f"vectors of {dimension}" in str(caught.value)

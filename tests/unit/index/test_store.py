@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ds_rag.errors import UserError
+from ds_rag.index.faiss_index import build_index, search
+from ds_rag.index.store import describe, hash_model, hash_texts, read_index, write_index
+
+TEXTS = ["one", "zwei\nlines", "三", "  four", "line\u2028separator", "\x85 next"]
+IDS = [f"id-{n}" for n in range(len(TEXTS))]
+SETTINGS = SimpleNamespace(normalize=True, pooling="mean")
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(len(TEXTS), 8)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, vectors: np.ndarray) -> Path:
+    manifest = describe("a-model", vectors, TEXTS, "Flat", SETTINGS)
+    write_index(tmp_path / "index", build_index(vectors, "Flat"), vectors, IDS, TEXTS, manifest)
+    return tmp_path / "index"
+
+
+def test_round_trip(folder, vectors):
+    stored = read_index(folder, "a-model")
+    assert (stored.ids, stored.texts) == (IDS, TEXTS)
+    assert np.array_equal(np.load(folder / "vectors.npy"), vectors)
+    scores, numbers = search(stored.index, vectors, 3)
+    expected = search(build_index(vectors, "Flat"), vectors, 3)
+    assert np.array_equal(scores, expected[0]) and np.array_equal(numbers, expected[1])
+    m = stored.manifest
+    assert (m.model_hash, m.count, m.dimension, m.factory) == ("a-model", len(TEXTS), 8, "Flat")
+    assert (m.pooling, m.normalize, m.metric, m.corpus_hash) == ("mean", True, "inner product", hash_texts(TEXTS))
+
+
+def test_another_model_must_not_search_it(folder):
+    with pytest.raises(UserError, match="another model") as caught:
+        read_index(folder, "b-model")
+    assert "ds-rag index" in str(caught.value)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="no index"):
+        read_index(tmp_path, "a-model")
+
+
+@pytest.mark.parametrize("file", ["ids.json", "texts.jsonl", "index.faiss"])
+def test_files_that_disagree(folder, vectors, file):
+    if file == "ids.json":
+        (folder / file).write_text(json.dumps(IDS[:-1]))
+    elif file == "texts.jsonl":
+        (folder / file).write_text('"one"\n')
+    else:
+        import faiss
+
+        faiss.write_index(build_index(vectors[:2], "Flat"), str(folder / file))
+    with pytest.raises(UserError, match="files disagree") as caught:
+        read_index(folder, "a-model")
+    assert file in str(caught.value)
+
+
+def test_an_index_that_was_not_finished_is_none(folder, vectors, monkeypatch):
+    """The manifest goes first and comes last: a crash in between leaves no index rather than a mixed one."""
+    import faiss
+
+    def crash(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(faiss, "write_index", crash)
+    manifest = describe("a-model", vectors, TEXTS, "Flat", SETTINGS)
+    with pytest.raises(OSError, match="disk full"):
+        write_index(folder, None, vectors, IDS, TEXTS, manifest)
+    with pytest.raises(UserError, match="no index"):
+        read_index(folder, "a-model")
+
+
+def test_hash_texts_minds_boundaries_and_order():
+    hashes = {hash_texts(t) for t in (["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"], ["ab", "c", ""])}
+    assert len(hashes) == 5 and hash_texts(["ab", "c"]) in hashes
+
+
+def test_hash_model_minds_weights_settings_and_their_place(tmp_path):
+    def put(name: str, files: dict[str, bytes]) -> str:
+        for path, content in files.items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_bytes(content)
+        return hash_model(tmp_path / name)
+
+    base = {"model.safetensors": b"weights", "ds_rag.json": b"{}"}
+    first = put("a", base)
+    assert put("b", base | {"README.md": b"a card"}) == first
+    others = [
+        put("c", base | {"model.safetensors": b"other"}),
+        put("d", base | {"ds_rag.json": b'{"pooling": "cls"}'}),
+        put("e", base | {"passage_encoder/model.safetensors": b"second"}),
+    ]
+    assert len({first, *others}) == 4

@@ -1,0 +1,155 @@
+"""Saving, pruning, finding and loading, with engines that write a text. (With DeepSpeed's: tests/distributed.)"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ds_rag import checkpoint
+from ds_rag.checkpoint import TrainState, checkpoints, export, find, load, save
+from ds_rag.errors import UserError
+
+
+class TextEngine:
+    """`save_checkpoint` and `load_checkpoint` as DeepSpeed's, with one text for weights."""
+
+    def __init__(self, weights: str):
+        self.weights, self.loaded = weights, {}
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        assert not save_latest
+        (Path(folder) / tag).mkdir()
+        (Path(folder) / tag / "weights").write_text(self.weights)
+
+    def load_checkpoint(self, folder: str, tag: str, **options: bool) -> tuple[str | None, dict]:
+        file = Path(folder) / tag / "weights"
+        if not file.exists():
+            return None, {}
+        self.weights, self.loaded = file.read_text(), options
+        return str(file), {}
+
+
+def pair(weights: str = "w", names: Sequence[str] = ("retriever", "generator")) -> Any:
+    return SimpleNamespace(learning={name: TextEngine(f"{name} {weights}") for name in names}, modules={})
+
+
+def steps(run: Path) -> list[int]:
+    return [int(f.name.removeprefix("step-")) for f in checkpoints(run)]
+
+
+def save_at(run: Path, *numbers: int, keep: int = 9, best: int | None = None) -> None:
+    for step in numbers:
+        save(run, pair(str(step)), TrainState(step=step, best_step=best), keep)
+
+
+def test_round_trip(tmp_path):
+    state = TrainState(step=7, best=0.5, best_step=5, evaluations_without_gain=2, skipped=1, before={"mrr@10": 0.1})
+    torch.manual_seed(3)
+    save(tmp_path, pair("saved"), state, keep=2)
+    drawn = torch.rand(4)
+    engines = pair("other")
+    assert load(tmp_path / "checkpoints" / "step-7", engines) == state
+    assert torch.equal(torch.rand(4), drawn), "the random state is part of it"
+    assert [e.weights for e in engines.learning.values()] == ["retriever saved", "generator saved"]
+    assert all(e.loaded["load_optimizer_states"] for e in engines.learning.values())
+
+
+def test_weights_alone_leave_the_optimizer(tmp_path):
+    save_at(tmp_path, 3)
+    engines = pair("other")
+    checkpoint.load_engines(tmp_path / "checkpoints" / "step-3", engines, weights_only=True)
+    for engine in engines.learning.values():
+        assert engine.weights.endswith("3") and engine.loaded["load_module_only"]
+        assert not engine.loaded["load_optimizer_states"] and not engine.loaded["load_lr_scheduler_states"]
+
+
+def test_order_is_that_of_numbers(tmp_path):
+    save_at(tmp_path, 9, 10, 100)
+    assert steps(tmp_path) == [9, 10, 100]
+
+
+def test_only_the_last_are_kept_and_the_best_besides(tmp_path):
+    save_at(tmp_path, 1, 2, 3, 4, 5, keep=2, best=2)
+    assert steps(tmp_path) == [2, 4, 5]
+    save_at(tmp_path, 6, keep=2, best=5)
+    assert steps(tmp_path) == [5, 6]
+    save_at(tmp_path, 7, keep=0, best=None)
+    assert steps(tmp_path) == [7], "the last one always stays"
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save_at(tmp_path, 3)
+    save(tmp_path, pair("again"), TrainState(step=3), keep=2)
+    assert steps(tmp_path) == [3]
+    assert (tmp_path / "checkpoints/step-3/retriever/weights").read_text() == "retriever again"
+
+
+def test_what_a_crash_left_is_no_checkpoint_and_is_cleared(tmp_path):
+    save_at(tmp_path, 2)
+    torn = tmp_path / "checkpoints" / "step-4.tmp"
+    (torn / "retriever").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-5").mkdir()  # without state.json
+    (tmp_path / "checkpoints" / "step-old").mkdir()
+    assert steps(tmp_path) == [2]
+    assert find(tmp_path, "auto") == tmp_path / "checkpoints" / "step-2"
+    save_at(tmp_path, 4)
+    assert steps(tmp_path) == [2, 4] and not torn.exists()
+
+
+def test_find(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert find(run, "never") is None and find(run, "auto") is None
+    save_at(run, 2, 4)
+    save_at(other, 3)
+    assert find(run, "never") is None
+    assert find(run, "auto") == run / "checkpoints/step-4"
+    assert find(run, str(other)) == other / "checkpoints/step-3"
+    assert find(run, str(run / "checkpoints/step-2")) == run / "checkpoints/step-2"
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "empty"])
+def test_an_explicit_path_without_a_checkpoint_is_an_error(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no checkpoint there") as caught:
+        find(tmp_path, str(tmp_path / name))
+    assert "--resume auto" in str(caught.value)
+
+
+def test_another_number_of_ranks_is_an_error(tmp_path):
+    save(tmp_path, pair(), TrainState(step=1, world=2), keep=1)
+    with pytest.raises(UserError, match="another number of processes"):
+        load(tmp_path / "checkpoints/step-1", pair())
+
+
+@pytest.mark.parametrize(("held", "learns"), [(["retriever"], ["generator", "retriever"]), (["a", "b"], ["a"])])
+def test_other_models_than_those_that_learn_are_an_error(tmp_path, held, learns):
+    """One that the checkpoint lacks, and one that it holds but that is frozen now."""
+    save(tmp_path, pair(names=held), TrainState(step=1), keep=1)
+    with pytest.raises(UserError, match="holds other models") as caught:
+        load(tmp_path / "checkpoints/step-1", pair(names=learns))
+    assert ", ".join(held) in str(caught.value) and ", ".join(learns) in str(caught.value)
+
+
+def test_the_state_is_readable_json(tmp_path):
+    save_at(tmp_path, 2, best=1)
+    written = json.loads((tmp_path / "checkpoints/step-2/state.json").read_text())
+    assert written == asdict(TrainState(step=2, best_step=1))
+
+
+def test_export_writes_every_model_with_its_card(tmp_path):
+    class Module:
+        def save(self, folder: Path) -> None:
+            folder.mkdir()
+            (folder / "weights").write_text(folder.name)
+
+    engines: Any = SimpleNamespace(modules={"retriever": Module(), "generator": Module()})
+    export(tmp_path, engines, {"retriever": "# R – ü", "generator": "# G"})
+    assert (tmp_path / "retriever/README.md").read_text(encoding="utf-8") == "# R – ü"
+    assert (tmp_path / "generator/weights").read_text() == "generator"

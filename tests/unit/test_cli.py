@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ds_rag
+from ds_rag import cli
+from ds_rag.cli import COMMANDS, claim_folder, main
+from ds_rag.errors import UserError
+from ds_rag.flags import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = ["--train_data", "rows.csv"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory: relative folders are in it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def put(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_a_new_folder_is_made_and_signed(here):
+    folder = claim_folder(parse([*ROWS, "--output_dir", "a/b", "--seed", "5"]))
+    assert folder == Path("a/b")
+    assert json.loads((here / "a/b/config.json").read_text())["seed"] == 5
+
+
+def test_the_builtin_run_replaces_its_own_folder(here):
+    folder = put(here / "runs/quickstart", "config.json", "old.txt")
+    claim_folder(parse([]))
+    assert [f.name for f in folder.iterdir()] == ["config.json"]
+
+
+def test_the_builtin_run_does_not_replace_what_is_no_run(here):
+    folder = put(here / "runs/quickstart", "thesis.txt")
+    with pytest.raises(UserError, match="not empty"):
+        claim_folder(parse([]))
+    assert (folder / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--output_dir", "runs/quickstart"],  # named: not its default
+        ["--output_dir", "runs/quickstart", *ROWS],
+        ["--output_dir", "runs/quickstart", "--max_steps", "3"],
+    ],
+)
+def test_any_other_folder_that_is_not_empty_is_an_error(here, flags):
+    folder = put(here / "runs/quickstart", "config.json", "old.txt")
+    with pytest.raises(UserError, match="--output_dir is not empty") as caught:
+        claim_folder(parse(flags))
+    assert "--resume auto" in str(caught.value) and (folder / "old.txt").exists()
+
+
+def test_an_empty_folder_is_free(here):
+    put(here / "empty")
+    assert claim_folder(parse([*ROWS, "--output_dir", "empty"])) == Path("empty")
+
+
+@pytest.mark.parametrize("resume", ["auto", "some/checkpoint"])
+def test_resuming_keeps_what_is_there(here, resume):
+    folder = put(here / "run", "config.json", "old.txt")
+    claim_folder(parse([*ROWS, "--output_dir", "run", "--resume", resume]))
+    assert (folder / "old.txt").exists() and (folder / "config.json").read_text() == "{}"
+
+
+def test_a_file_is_no_folder(here):
+    (here / "run").write_text("")
+    with pytest.raises(UserError, match="not a folder"):
+        claim_folder(parse([*ROWS, "--output_dir", "run"]))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["evalute"], "did you mean 'evaluate'"),
+        (["train", "--learning-rate", "1"], "did you mean --learning_rate"),
+        (["train", "--lerning_rate=1"], "did you mean --learning_rate"),
+        (["train", "--objective"], "expected one argument"),
+        (["train", "stray"], "unexpected argument"),
+        (["train", "--train_data", "x", "--output_dir", "full"], "not empty"),
+        (["evaluate", "--jason", "x"], "did you mean --json"),
+        (["index"], "no models"),
+        (["ask", "run"], "question"),
+        (["report"], "usage: ds-rag report RUN"),
+        (["report", "nowhere"], "a run's folder"),
+    ],
+)
+def test_mistakes_are_exit_code_2_and_a_message(here, capsys, monkeypatch, argv, says):
+    monkeypatch.delenv("RANK", raising=False)
+    put(here / "full", "x")
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert says in err and "Traceback" not in err and out == ""
+
+
+def test_debug_shows_the_traceback(here):
+    with pytest.raises(UserError):
+        main(["train", "--lerning_rate", "1", "--debug"])
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == ds_rag.__version__
+    for argv in ([], ["-h"], ["--help"]):
+        assert main(argv) == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in COMMANDS)
+
+
+def run_quietly(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+HELP = {
+    "ds-rag": ["-m", "ds_rag.cli", "--help"],
+    **{f"ds-rag {name}": ["-m", "ds_rag.cli", name, "--help"] for name in COMMANDS if name != "report"},
+    "launch/train.py": ["launch/train.py", "--help"],
+    "version": ["-m", "ds_rag.cli", "--version"],
+}
+
+
+@pytest.mark.parametrize("argv", HELP.values(), ids=HELP)
+def test_help_imports_no_heavy_library(argv):
+    done = run_quietly("-X", "importtime", *argv)
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "ds_rag" in imported
+    assert not imported & {"torch", "numpy", "transformers", "deepspeed", "datasets", "faiss"}
+    if "train" in argv[-2]:
+        assert "--per_device_train_batch_size" in done.stdout and "default:" in done.stdout
+    elif argv[-2] in COMMANDS:
+        assert f"usage: ds-rag {argv[-2]}" in done.stdout and "--max_passage_length" in done.stdout
+
+
+def test_only_rank_0_claims_the_folder(here, monkeypatch):
+    """Another rank touches nothing: rank 0 may still be replacing the folder."""
+    monkeypatch.setenv("RANK", "1")
+    seen = {}
+    monkeypatch.setattr(cli, "capture", lambda folder, rank: seen.update(folder=folder, rank=rank) or cli.sys.exit(7))
+    with pytest.raises(SystemExit):
+        cli.train([*ROWS, "--output_dir", "run"])
+    assert seen["rank"] == 1 and not (here / "run").exists()
+    assert os.path.isdir(seen["folder"])

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import small_retriever
+
+from ds_rag import encode as module
+from ds_rag.data.dataset import TokenTable, tokenize
+from ds_rag.data.world import make_world
+from ds_rag.encode import encode, join
+from ds_rag.log import Console
+
+TEXTS = [" ".join(p.text for p in make_world(0).corpus[n : n + 1 + n % 3]) for n in range(23)]  # of many lengths
+
+
+@pytest.fixture(scope="module")
+def retriever() -> Any:
+    return small_retriever(max_passage_length=48)
+
+
+def table(retriever: Any, texts: list[str] = TEXTS) -> TokenTable:
+    return tokenize(lambda t: retriever.tokenize(t, "passage"), texts, Console(speaks=False), "texts")
+
+
+@torch.no_grad()
+def direct(retriever: Any, texts: list[str]) -> np.ndarray:
+    """One text at a time, nothing padded."""
+    from ds_rag.batch import pad_right
+
+    rows = [pad_right([np.array(ids)], 0) for ids in retriever.tokenize(texts, "passage")]
+    return np.concatenate([retriever.embed(row, "passage").numpy() for row in rows])
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_order_is_kept_and_padding_does_not_matter(retriever, batch):
+    tokens = table(retriever)
+    assert len(set(tokens.lengths.tolist())) > 5, "the case shows nothing"
+    found = encode(retriever, tokens, "passage", batch)
+    assert found.dtype == np.float32 and found.shape == (len(TEXTS), 16)
+    np.testing.assert_allclose(found, direct(retriever, TEXTS), atol=1e-5)
+
+
+def test_every_rank_encodes_its_share_and_all_get_everything(retriever, monkeypatch):
+    tokens, world = table(retriever), 3
+    monkeypatch.setattr(module.dist, "world", lambda: world)
+    shares: list[tuple[np.ndarray, np.ndarray]] = []
+    monkeypatch.setattr(module.dist, "gather_objects", lambda share: shares.append(share) or [share])
+    for rank in range(world):
+        monkeypatch.setattr(module.dist, "rank", lambda rank=rank: rank)
+        encode(retriever, tokens, "passage", 4)
+    assert sorted(np.concatenate([order for order, _ in shares]).tolist()) == list(range(len(TEXTS)))
+    work = [sum(tokens.lengths[order]) for order, _ in shares]
+    assert max(work) - min(work) <= 2 * max(tokens.lengths)
+    np.testing.assert_allclose(join(shares, len(TEXTS)), direct(retriever, TEXTS), atol=1e-5)
+
+
+def test_a_rank_without_a_share(retriever, monkeypatch):
+    """More ranks than texts: its part is empty, and of the right width."""
+    monkeypatch.setattr(module.dist, "world", lambda: 4)
+    monkeypatch.setattr(module.dist, "rank", lambda: 3)
+    seen: list[Any] = []
+    full = (np.arange(2), np.ones((2, 16), np.float32))
+    monkeypatch.setattr(module.dist, "gather_objects", lambda share: seen.append(share) or [full, share])
+    assert encode(retriever, table(retriever, TEXTS[:2]), "passage", 4).shape == (2, 16)
+    assert seen[0][1].shape == (0, 16)
+
+
+def test_the_sides_differ_where_there_are_two_encoders():
+    retriever = small_retriever()
+    retriever.passage_encoder = small_retriever(seed=1).encoder
+    tokens = table(retriever)
+    queries, passages = (encode(retriever, tokens, side, 8) for side in ("query", "passage"))
+    assert np.abs(queries - passages).max() > 0.1
+
+
+def test_dropout_is_off_and_no_gradient_is_kept(retriever):
+    retriever.train()
+    tokens = table(retriever)
+    encode(retriever, tokens, "passage", 8)
+    assert not retriever.training
+    assert all(p.grad is None for p in retriever.parameters())
+
+
+def test_progress_counts_texts(retriever):
+    stream = io.StringIO()
+    console = Console(stream)
+    made = []
+    meter = console.progress
+
+    def progress(*args: Any, **options: Any) -> Any:
+        made.append(meter(*args, **options))
+        return made[-1]
+
+    console.progress = progress  # type: ignore[method-assign]
+    encode(retriever, table(retriever), "passage", 5, console)
+    assert (made[0].total, made[0].done) == (len(TEXTS), len(TEXTS))

@@ -1,0 +1,211 @@
+"""Metrics on a hand-made corpus whose embeddings are chosen."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rag import evaluate as module
+from ds_rag.config import DataConfig, StageConfig
+from ds_rag.data.dataset import Example, RagData, TokenTable
+from ds_rag.errors import UserError
+from ds_rag.evaluate import EvalTokens, Evaluator, log_softmax, tokenize_evaluation
+from ds_rag.generate import Answer
+from ds_rag.log import Console
+
+SILENT = Console(speaks=False)
+
+
+class Chosen:
+    """A retriever that embeds the text of number n as a given vector: token ids are the numbers."""
+
+    tokenizer = SimpleNamespace(pad_token_id=0)
+    log_temperature = torch.zeros(())
+    temperature = torch.tensor(0.5)
+
+    def __init__(self, queries: np.ndarray, passages: np.ndarray):
+        self.vectors = {"query": torch.tensor(queries).float(), "passage": torch.tensor(passages).float()}
+        self.hidden_size = passages.shape[1]
+
+    def eval(self) -> None:
+        pass
+
+    def embed(self, tokens: Any, side: str) -> torch.Tensor:
+        return self.vectors[side][tokens.ids_BT[:, 0]]
+
+
+class Parrot:
+    """Stands for `Answerer`: answers with the numbers of the passages it was given; notes the priors."""
+
+    calls: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, generator: Any, prompt: Any, decode: str, max_new_tokens: int, batch: int):
+        self.decode = decode
+
+    def answer(self, queries: Any, passages: Any, priors: Any) -> list[Answer]:
+        Parrot.calls.append({"decode": self.decode, "priors": [list(p) for p in priors], "queries": len(queries)})
+        return [Answer(" ".join(str(p[0]) for p in row if len(p)) or "nothing", 0.0) for row in passages]
+
+
+def numbers(count: int) -> TokenTable:
+    return TokenTable(np.arange(count, dtype=np.int32), np.arange(1, count + 1))
+
+
+def evaluator(
+    queries: Any, passages: Any, rows: list[Example], generator: Any = None, ids: list[str] | None = None, **stage: Any
+) -> Evaluator:
+    queries, passages = np.array(queries), np.array(passages)
+    N = len(passages)
+    data = RagData([f"text {n}" for n in range(N)], ids or [f"p{n}" for n in range(N)], N, [], rows)
+    tokens = EvalTokens(numbers(N), numbers(len(queries)), numbers(N), numbers(len(queries)))
+    config = StageConfig(**{"per_device_eval_batch_size": 2, "top_k": 2} | stage)
+    return Evaluator(Chosen(queries, passages), generator, generator, data, tokens, config, SILENT)
+
+
+@pytest.fixture
+def parrot(monkeypatch):
+    monkeypatch.setattr(module, "Answerer", Parrot)
+    Parrot.calls = []
+    return object()
+
+
+def row(*positives: int, answers: tuple[str, ...] = ()) -> Example:
+    return Example("a question", answers, positives, ())
+
+
+def ranked(rank: int, N: int = 30) -> list[float]:
+    """A query on one-hot passages that puts passage 0 at `rank` (from 1)."""
+    return [N - rank + 0.5, *range(N - 1, 0, -1)]
+
+
+def test_retrieval_by_hand():
+    rows = [row(0), row(0), row(0, 29), row(0)]
+    found = evaluator([ranked(1), ranked(3), ranked(7), ranked(20)], np.eye(30), rows).run().retrieval
+    assert found["recall@1"] == pytest.approx(1 / 4)
+    assert found["recall@5"] == pytest.approx(2 / 4)
+    assert found["recall@10"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)
+    assert found["hit@10"] == pytest.approx(3 / 4)
+    assert found["mrr@10"] == pytest.approx((1 + 1 / 3 + 1 / 7) / 4)
+    ideal = 1 + 1 / np.log2(3)
+    assert found["ndcg@10"] == pytest.approx((1 + 1 / 2 + (1 / 3) / ideal) / 4)
+
+
+def test_a_constant_scorer_gets_nothing():
+    found = evaluator(np.ones((3, 4)), np.ones((40, 4)), [row(n) for n in range(3)]).run().retrieval
+    assert set(found.values()) == {0.0}
+
+
+def test_a_tie_at_the_top_is_ranked_against_the_scorer():
+    vectors = np.eye(30)
+    vectors[5] = vectors[0]
+    found = evaluator([ranked(1)], vectors, [row(0)]).run().retrieval
+    assert found["recall@1"] == 0.0 and found["mrr@10"] == 0.5
+
+
+def test_rows_without_a_label_are_left_out_of_retrieval_alone(parrot):
+    rows = [row(answers=("1",)), row(0, answers=("0 1",)), row(0)]
+    work = evaluator([ranked(2), ranked(1), ranked(2)], np.eye(30), rows, parrot)
+    result = work.run()
+    assert result.retrieval["recall@1"] == pytest.approx(1 / 2)  # over rows 1 and 2
+    assert result.answers["exact_match"] == pytest.approx(1 / 2)  # over rows 0 and 1
+    assert [s.answer for s in result.samples] == ["1 0", "0 1"]
+    assert [s.retrieved_gold for s in result.samples] == [False, True]
+    assert [s.passage for s in result.samples] == ["text 1", "text 0"]
+    assert result.metrics == result.retrieval | result.answers
+
+
+def test_nothing_to_measure():
+    unlabelled = evaluator([ranked(1)], np.eye(30), [row(answers=("x",))]).run()
+    assert unlabelled.metrics == {} and unlabelled.index.ntotal == 30
+    empty = evaluator(np.zeros((0, 30)), np.eye(30), []).run()
+    assert empty.metrics == {} and empty.vectors.shape == (30, 30)
+
+
+@pytest.mark.parametrize("case", ["no generator", "no answers", "not wanted"])
+def test_without_answers(parrot, case):
+    answers = () if case == "no answers" else ("x",)
+    generator = None if case == "no generator" else parrot
+    work = evaluator([ranked(1)], np.eye(30), [row(0, answers=answers)], generator, eval_answers=case != "not wanted")
+    result = work.run()
+    assert result.answers == {} and result.samples == [] and not Parrot.calls
+    with pytest.raises(UserError, match="controls"):
+        work.controls()
+
+
+def test_answers_read_the_best_passages_with_their_prior(parrot):
+    rows = [row(0, answers=("0 1",)), row(0, answers=("1 0",)), row(0, answers=("9",))]
+    queries = np.array([ranked(1), ranked(2), ranked(1)]) / 30
+    result = evaluator(queries, np.eye(30), rows, parrot, decode="top1").run()
+    assert result.answers["exact_match"] == pytest.approx(2 / 3)
+    assert [call["queries"] for call in Parrot.calls] == [2, 1]
+    scores = np.sort(queries[0])[::-1][:2] / 0.5  # divided by the temperature
+    expected = scores - np.log(np.exp(scores).sum())
+    assert Parrot.calls[0]["priors"][0] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert Parrot.calls[0]["decode"] == "top1"
+
+
+def test_controls(parrot):
+    rows = [row(3, 4, answers=("3",)), row(answers=("nothing",)), row(5, answers=("nothing",)), row(6)]
+    found = evaluator(np.zeros((4, 30)), np.eye(30), rows, parrot).controls()
+    assert found["closed_book"]["exact_match"] == pytest.approx(1 / 2)  # rows 0 and 2: labelled, with answers
+    assert found["gold_passage"]["exact_match"] == pytest.approx(1 / 2)
+    assert {call["decode"] for call in Parrot.calls} == {"top1"}
+
+
+def test_an_approximate_index_that_finds_too_few(parrot):
+    """-1 stands for a passage that was not found: it is no passage."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(400, 8))
+    rows = [row(n, answers=(str(n),)) for n in range(5)]
+    work = evaluator(vectors[:5], vectors, rows, parrot, index_factory="IVF64,Flat", top_k=50)
+    result = work.run()
+    assert all(len(p) < 50 for call in Parrot.calls for p in call["priors"])
+    assert "-1" not in " ".join(s.answer for s in result.samples).split()
+    assert all(np.exp(p).sum() == pytest.approx(1.0) for call in Parrot.calls for p in call["priors"])
+    assert result.retrieval["recall@10"] == 1.0
+
+
+def test_two_ranks_share_the_answers_and_keep_their_order(parrot, monkeypatch):
+    rows = [row(0, answers=(str(n),)) for n in range(5)]
+    queries = [ranked(1 + n) for n in range(5)]
+    alone = evaluator(queries, np.eye(30), rows, parrot)
+    top = [[n] for n in range(5)]
+    flat = np.zeros((5, 1))
+    expected = alone._answer_rows(list(range(5)), top, flat, "top1")
+    shares: list[list[str]] = []
+    monkeypatch.setattr(module.dist, "world", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(module.dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(
+            module.dist, "gather_objects", lambda mine: shares.append(mine) or [[*mine, ""], [*mine, ""]]
+        )
+        evaluator(queries, np.eye(30), rows, parrot)._answer_rows(list(range(5)), top, flat, "top1")
+    assert [len(s) for s in shares] == [3, 2]
+    monkeypatch.setattr(module.dist, "gather_objects", lambda mine: shares)
+    assert alone._answer_rows(list(range(5)), top, flat, "top1") == expected == ["0", "1", "2", "3", "4"]
+
+
+def test_tokenize_evaluation_reads_the_corpus_alone():
+    retriever = SimpleNamespace(tokenize=lambda texts, side: [[len(t), side == "query"] for t in texts])
+    lengths: list[tuple[str, int]] = []
+    prompt = SimpleNamespace(encode=lambda name, texts, length: lengths.append((name, length)) or [[1]] * len(texts))
+    data = RagData(["a", "bb", "only in a training row"], ["a", "b", "c"], 2, [], [Example("what", (), (0,), ())])
+    config = DataConfig(max_passage_length=9, max_query_length=5)
+    tokens = tokenize_evaluation(retriever, prompt, data, config, SILENT)
+    assert [len(t) for t in (tokens.passages, tokens.queries, tokens.generator_passages)] == [2, 1, 2]
+    assert tokens.passages[1].tolist() == [2, 0] and tokens.queries[0].tolist() == [4, 1]
+    assert lengths == [("passage", 9), ("query", 5)]
+    assert tokenize_evaluation(retriever, None, data, config, SILENT).generator_passages is None
+
+
+def test_log_softmax():
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32) * 100
+    x[0, 4] = -np.inf
+    found = log_softmax(x)
+    np.testing.assert_allclose(np.exp(found).sum(1), 1.0)
+    np.testing.assert_allclose(found[1] - found[1, 0], x[1] - x[1, 0], rtol=1e-6)
+    assert found[0, 4] == -np.inf

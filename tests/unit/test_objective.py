@@ -1,0 +1,235 @@
+"""From flags to terms, and from terms to the gradients on scores and log-probabilities. Float64, random inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import direct_loss, small_parts
+
+from ds_rag.assemble import Parts
+from ds_rag.batch import Batch, Cells
+from ds_rag.config import ObjectiveConfig
+from ds_rag.errors import UserError
+from ds_rag.losses import LOSSES
+from ds_rag.objective import Objective, positive_sequences
+
+# Every objective, and every choice that changes its terms.
+VARIANTS: list[dict[str, Any]] = [{"objective": name} for name in LOSSES]
+VARIANTS += [{"objective": name, "contrastive_weight": 0.7} for name in LOSSES]
+VARIANTS += [{"objective": name, "contrastive_weight": 0.7, "contrastive_symmetric": True} for name in LOSSES]
+VARIANTS += [{"objective": name, "prior": "pool"} for name in ("rag_sequence", "rag_token", "emdr2", "pdist")]
+VARIANTS += [{"objective": name, "answer_logprob": "mean"} for name in ("rag_sequence", "emdr2", "pdist")]
+VARIANTS += [{"objective": "emdr2", "reader_loss": kind} for kind in ("posterior", "none")]
+VARIANTS += [{"objective": "pdist", "target_temperature": 2.0}, {"objective": "rag_sequence", "candidates": "all"}]
+
+
+def label(variant: dict[str, Any]) -> str:
+    return "-".join(str(v) for v in variant.values())
+
+
+class Micro:
+    """One micro-batch with random scores and token log-probabilities, both float64 leaves."""
+
+    def __init__(self, parts: Parts, batch: Batch, seed: int):
+        random = torch.Generator().manual_seed(seed)
+        self.batch = batch
+        N = batch.passages.ids_BT.shape[0]
+        B = len(batch.rows)
+        self.scores_BN = torch.randn(B, N, generator=random, dtype=torch.float64).mul(2).requires_grad_()
+        self.candidates_BK = parts.objective.select(self.scores_BN, batch)
+        self.cells: Cells | None = None
+        self.logp_CA: torch.Tensor | None = None
+        if parts.prompt is not None:
+            self.cells = parts.objective.cells(batch, self.candidates_BK, parts.prompt, parts.pad)
+            shape = len(self.cells.target_lengths), self.cells.target_length
+            logp = -3 * torch.rand(shape, generator=random, dtype=torch.float64)
+            past_the_end = torch.arange(shape[1]) >= torch.tensor(self.cells.target_lengths)[:, None]
+            self.logp_CA = logp.masked_fill(past_the_end, torch.nan).requires_grad_()
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.scores_BN, self.candidates_BK, self.cells, self.logp_CA, self.batch
+
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        return [x for x in (self.scores_BN, self.logp_CA) if x is not None]
+
+
+def make(variant: dict[str, Any], accumulation: int = 2) -> tuple[Parts, list[Micro], dict[str, float]]:
+    parts = small_parts(accumulation, **variant)
+    batches = parts.loader.micro_batches(0)
+    micros = [Micro(parts, batch, seed) for seed, batch in enumerate(batches)]
+    return parts, micros, parts.objective.counts(batches, parts.prompt)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=label)
+def test_terms_and_backward_against_direct_calls(variant):
+    """Over two micro-batches: the loss, its gradients by `backward`, and the logged shares."""
+    parts, micros, totals = make(variant)
+    for micro in micros:
+        expected = direct_loss(parts.objective, *micro.arguments, totals)
+        wanted = torch.autograd.grad(expected, micro.leaves, allow_unused=True)
+        terms = parts.objective.terms(*micro.arguments, totals)
+        torch.testing.assert_close(sum(terms.values()), expected)
+        output = parts.objective.backward(*micro.arguments, totals)
+        assert output.loss == pytest.approx(float(expected.detach()), rel=1e-12)
+        for leaf, gradient in zip(micro.leaves, wanted, strict=True):
+            torch.testing.assert_close(leaf.grad, torch.zeros_like(leaf) if gradient is None else gradient)
+            assert leaf.grad.isfinite().all()
+        shares = [value for name, value in output.sums.items() if name.startswith("grad_share/")]
+        assert sum(shares) == pytest.approx(1.0) and min(shares) >= 0.0
+        assert {f"grad_share/{name}" for name in terms} == {n for n in output.sums if n.startswith("grad_share/")}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_means_are_over_the_whole_step(name):
+    """The terms of two micro-batches add up to the loss over their joint counts, which is not the mean of both."""
+    parts, micros, totals = make({"objective": name})
+    own = [parts.objective.counts([micro.batch], parts.prompt) for micro in micros]
+    assert totals == {key: own[0][key] + own[1][key] for key in totals}
+    terms = [parts.objective.terms(*micro.arguments, totals) for micro in micros]
+    alone = [parts.objective.terms(*m.arguments, c) for m, c in zip(micros, own, strict=True)]
+    unit = {"query": "queries", "token": "answer_tokens", "pair": "pairs"}[LOSSES[name].unit]
+    units = {"lm": "all_tokens", "doc_prior": "all_tokens", "infonce": "pairs", "reader": "queries"}
+    for term in terms[0]:
+        key = units.get(term, unit)
+        weights = [c[key] / totals[key] for c in own]
+        mean = sum(w * float(a[term].detach()) for w, a in zip(weights, alone, strict=True))
+        assert float((terms[0][term] + terms[1][term]).detach()) == pytest.approx(mean, rel=1e-12)
+
+
+def test_on_more_ranks_a_term_is_larger_by_the_world_and_the_reported_loss_is_not():
+    parts, micros, totals = make({"objective": "rag_sequence"}, accumulation=1)
+    two = Objective(parts.objective.config, world=2)
+    one_term = parts.objective.terms(*micros[0].arguments, totals)["rag_sequence"]
+    torch.testing.assert_close(two.terms(*micros[0].arguments, totals)["rag_sequence"], 2 * one_term)
+    one, both = (objective.backward(*micros[0].arguments, totals) for objective in (parts.objective, two))
+    assert both.loss == pytest.approx(one.loss)
+
+
+def test_counts_by_hand():
+    parts = small_parts(objective="positive_only")
+    batch = parts.loader.collate([0, 1])  # row 0 has two positives
+    counts = parts.objective.counts([batch], parts.prompt)
+    assert counts["queries"] == 2 and counts["pairs"] == 3
+    assert counts["answer_tokens"] == sum(len(a) for a in batch.answer_ids)
+    sequences = positive_sequences(batch, parts.prompt)
+    assert counts["all_tokens"] == sum(len(s) for s in sequences) - 2  # the first token is not predicted
+    assert small_parts(objective="rag_sequence").objective.counts([batch], parts.prompt)["all_tokens"] == 0
+
+
+def test_select_takes_positives_then_own_then_the_best_of_the_pool():
+    parts = small_parts(batch=4)
+    batch = parts.loader.collate([0, 1, 2, 11])
+    B, N = batch.own_BN.shape
+    scores_BN = 30 * torch.randn(B, N, generator=torch.Generator().manual_seed(3))
+
+    def ordered(mask_N: torch.Tensor, row: int) -> list[int]:
+        found = mask_N.nonzero()[:, 0].tolist()
+        return sorted(found, key=lambda n: -float(scores_BN[row, n]))
+
+    for K in (1, 2, 4, 7, N):
+        chosen = Objective(ObjectiveConfig(candidates=str(K))).select(scores_BN, batch)
+        assert chosen.shape == (B, K)
+        for row in range(B):
+            positive, own = batch.positive_BN[row], batch.own_BN[row]
+            order = ordered(positive, row) + ordered(own & ~positive, row) + ordered(~own, row)
+            assert chosen[row].tolist() == order[:K]
+
+
+def test_select_all_is_the_whole_pool_and_too_many_are_cut_to_it():
+    parts = small_parts()
+    batch = parts.loader.collate([0, 1, 2])
+    scores_BN = torch.randn(batch.own_BN.shape)
+    for candidates in ("all", "1000"):
+        chosen = Objective(ObjectiveConfig(candidates=candidates)).select(scores_BN, batch)
+        assert torch.equal(chosen.sort(1).values, torch.arange(scores_BN.shape[1]).expand_as(chosen))
+
+
+def test_cells_are_the_prompt_with_each_candidate_and_the_answer():
+    parts = small_parts()
+    batch = parts.loader.micro_batches(0)[0]
+    candidates_BK = parts.objective.select(torch.randn(batch.own_BN.shape), batch)
+    cells = parts.objective.cells(batch, candidates_BK, parts.prompt, parts.pad)
+    B, K = candidates_BK.shape
+    for b in range(B):
+        for k in range(K):
+            row = cells.ids_CT[b * K + k][cells.mask_CT[b * K + k].bool()].numpy()
+            answer = batch.answer_ids[b]
+            passage = batch.passage_ids[candidates_BK[b, k]]
+            context = parts.prompt.context(passage, batch.query_ids[b], len(answer))
+            assert np.array_equal(row, np.concatenate([context, answer]))
+            assert cells.target_lengths[b * K + k] == len(answer)
+
+
+def test_positive_only_reads_one_cell_a_query_and_predicts_its_prompt_too():
+    parts = small_parts(objective="positive_only")
+    batch = parts.loader.collate([0, 5])
+    cells = parts.objective.cells(batch, torch.zeros(2, 4, dtype=torch.int64), parts.prompt, parts.pad)
+    for b in range(2):
+        column = int(batch.positive_BN[b].nonzero()[0, 0])
+        context = parts.prompt.context(batch.passage_ids[column], batch.query_ids[b], len(batch.answer_ids[b]))
+        whole = np.concatenate([context, batch.answer_ids[b]])
+        assert np.array_equal(cells.ids_CT[b][cells.mask_CT[b].bool()].numpy(), whole)
+        assert cells.target_lengths[b] == len(whole) - 1
+
+
+def test_the_pool_prior_exceeds_the_whole_marginal_by_the_missing_posterior_mass():
+    """At equal log-probabilities in every cell the posterior is the prior, so the mass is known."""
+    variant = {"objective": "rag_sequence", "prior": "pool", "candidates": "2"}
+    parts, micros, totals = make(variant, accumulation=1)
+    micro = micros[0]
+    flat = torch.zeros_like(micro.logp_CA)
+    loss = parts.objective.terms(micro.scores_BN, micro.candidates_BK, micro.cells, flat, micro.batch, totals)
+    mass_B = micro.scores_BN.softmax(1).gather(1, micro.candidates_BK).sum(1)
+    torch.testing.assert_close(loss["rag_sequence"], -mass_B.log().mean())
+    assert float(mass_B.max()) < 0.99
+
+
+def test_the_pool_prior_pushes_unscored_passages_too():
+    for prior, moved in (("pool", True), ("candidates", False)):
+        parts, micros, totals = make({"objective": "rag_sequence", "prior": prior, "candidates": "2"}, accumulation=1)
+        parts.objective.backward(*micros[0].arguments, totals)
+        scored = torch.zeros_like(micros[0].scores_BN, dtype=torch.bool).scatter(1, micros[0].candidates_BK, True)
+        outside = micros[0].scores_BN.grad[~scored]
+        assert bool((outside > 0).all()) == moved and bool((outside == 0).all()) != moved
+
+
+def test_entropies_are_those_of_prior_and_posterior():
+    parts, micros, totals = make({"objective": "rag_sequence"}, accumulation=1)
+    micro = micros[0]
+    output = parts.objective.backward(*micro.arguments, totals)
+    l_BK = micro.scores_BN.detach().gather(1, micro.candidates_BK).log_softmax(1)
+    B, K = l_BK.shape
+    G_BK = micro.logp_CA.detach().view(B, K, -1).where(micro.batch.answer_mask_BT[:, None], 0.0).sum(-1)
+    for name, log_BK in (("prior_entropy", l_BK), ("posterior_entropy", (l_BK + G_BK).log_softmax(1))):
+        assert output.sums[name] == pytest.approx(float(-(log_BK.exp() * log_BK).sum()))
+
+
+def test_which_models_an_objective_moves():
+    learns = {name: Objective(ObjectiveConfig(objective=name)).generator_learns for name in LOSSES}
+    assert {name for name, does in learns.items() if not does} == {"infonce"}
+    without = ObjectiveConfig(objective="emdr2", reader_loss="none")
+    assert not Objective(without).generator_learns and Objective(without).needs_generator
+    assert not Objective(ObjectiveConfig(objective="infonce")).needs_generator
+
+
+def test_an_unknown_objective_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'rag_sequence'"):
+        Objective(ObjectiveConfig(objective="rag-sequence"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"objective": "rag_token", "answer_logprob": "mean"}, "--answer_logprob"),
+        ({"objective": "replug_lsr", "prior": "pool"}, "--prior"),
+        ({"objective": "pdist", "target_temperature": 0.0}, "--target_temperature"),
+    ],
+)
+def test_contradictions_are_errors_before_any_work(flags, says):
+    with pytest.raises(UserError, match=says):
+        Objective(ObjectiveConfig(**flags))

@@ -1,0 +1,170 @@
+"""One training step through both engines: the gradients of the whole, and what reaches the retriever."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from small import direct_loss, gradients, small_parts
+
+from ds_rag.assemble import Parts
+from ds_rag.checkpoint import TrainState
+from ds_rag.config import build
+from ds_rag.engine import Engines, StepResult
+from ds_rag.errors import UserError
+from ds_rag.losses import LOSSES
+from ds_rag.train import Live, judge, summarise, train_step
+
+VARIANTS: list[dict[str, Any]] = [{"objective": name, "learn_temperature": True} for name in LOSSES]
+VARIANTS += [{"objective": "rag_sequence", "contrastive_weight": 0.5, "prior": "pool"}]
+VARIANTS += [{"objective": name, "candidates": "all"} for name in ("rag_sequence", "rag_token")]
+VARIANTS += [{"objective": "pdist", "reader_loss": "posterior"}, {"objective": "emdr2", "reader_loss": "none"}]
+VARIANTS += [{"objective": "rag_sequence", "freeze": frozen} for frozen in ("retriever", "generator")]
+
+
+def label(variant: dict[str, Any]) -> str:
+    return "-".join(str(v) for v in variant.values())
+
+
+@pytest.fixture(autouse=True)
+def keep_the_gradients(monkeypatch):
+    """The step itself is the engines' business: here it leaves the gradients to be looked at."""
+    monkeypatch.setattr(Engines, "step", lambda self, factor: StepResult(0.0, False))
+
+
+def one_graph(parts: Parts) -> float:
+    """The same loss as one graph through both models, by plain autograd; fills the parameters' gradients."""
+    micros = parts.loader.micro_batches(0)
+    totals = parts.objective.counts(micros, parts.prompt)
+    parts.engines.train()
+    loss = torch.zeros(())
+    for batch in micros:
+        q_BD, p_ND, temperature = parts.retriever(batch.queries, batch.passages)
+        scores_BN = q_BD @ p_ND.T / temperature
+        candidates_BK = parts.objective.select(scores_BN, batch)
+        cells = logp_CA = None
+        if parts.generator is not None:
+            cells = parts.objective.cells(batch, candidates_BK, parts.prompt, parts.pad)
+            logp_CA = parts.generator(cells)
+        loss = loss + direct_loss(parts.objective, scores_BN, candidates_BK, cells, logp_CA, batch, totals)
+    loss.backward()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=label)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradients_equal_those_of_one_graph_through_both_models(variant, accumulation):
+    """The joint loss separates: two backwards from cached gradients are the exact gradient."""
+    whole, split = (small_parts(accumulation, **variant) for _ in range(2))
+    expected = one_graph(whole)
+    split.engines.train()
+    outputs, totals, _ = train_step(split, 0, 1.0)
+    assert sum(output.loss for output in outputs) == pytest.approx(expected, rel=1e-5)
+    wanted, found = gradients(whole), gradients(split)
+    assert wanted.keys() == found.keys()
+    for name in {key.split(".")[0] for key in wanted}:
+        a, b = (torch.cat([g.flatten() for key, g in x.items() if key.startswith(name)]) for x in (wanted, found))
+        learns = name in split.engines.learning
+        assert bool(a.norm() > 1e-3) == learns, f"{name}: the case shows nothing"
+        assert float((a - b).norm()) <= 2e-5 * float(a.norm()), name
+    if variant.get("learn_temperature"):
+        assert abs(float(found["retriever.log_temperature"])) > 1e-4
+    assert totals["queries"] == 3 * accumulation
+
+
+@pytest.mark.parametrize("variant", [{"objective": name} for name in LOSSES] + VARIANTS[len(LOSSES) :], ids=label)
+def test_noise_for_the_generators_logits_reaches_the_retriever_where_it_is_claimed(variant):
+    """The gradient test of the whole: an objective is end to end if and only if this changes the retriever."""
+    found = []
+    for noisy in (False, True):
+        parts = small_parts(force_generator=True, **variant)
+        if noisy:
+            replace_logits_by_noise(parts)
+        parts.engines.train()
+        train_step(parts, 0, 1.0)
+        found.append({k: g for k, g in gradients(parts).items() if k.startswith("retriever.")})
+    norm = math.sqrt(sum(float(g.square().sum()) for g in found[0].values()))
+    change = math.sqrt(sum(float((found[0][k] - found[1][k]).square().sum()) for k in found[0]))
+    if variant.get("freeze") == "retriever":
+        assert norm == change == 0.0
+        return
+    assert norm > 0
+    if LOSSES[variant["objective"]].moves_retriever_by_generator:
+        assert change > 0.05 * norm
+    else:
+        assert variant["objective"] in ("positive_only", "infonce")
+        assert change == 0.0
+
+
+def replace_logits_by_noise(parts: Parts) -> None:
+    lm = parts.generator.lm
+    original, random = lm.forward, torch.Generator().manual_seed(99)
+
+    def forward(*args: Any, **options: Any) -> Any:
+        output = original(*args, **options)
+        output.logits = output.logits * 0 + 3 * torch.randn(output.logits.shape, generator=random)
+        return output
+
+    lm.forward = forward
+
+
+def test_every_micro_batch_announces_whether_it_is_the_last():
+    parts = small_parts(3)
+    train_step(parts, 0, 1.0)
+    for engine in parts.engines.learning.values():
+        assert engine.boundaries == [False, False, True]
+
+
+def test_summarise_turns_sums_into_means():
+    parts = small_parts(2, objective="rag_sequence", contrastive_weight=0.5)
+    outputs, totals, _ = train_step(parts, 0, 1.0)
+    line = summarise(outputs, totals, StepResult(2.5, True), began=0.0, parts=parts)
+    assert line["loss"] == pytest.approx(sum(o.loss for o in outputs))
+    assert line["prior_entropy"] == pytest.approx(sum(o.sums["prior_entropy"] for o in outputs) / totals["queries"])
+    shares = [value for name, value in line.items() if name.startswith("grad_share/")]
+    assert len(shares) == 2 and sum(shares) == pytest.approx(1.0)
+    spreads = [o.sums["embedding_spread"] for o in outputs]
+    assert line["embedding_spread"] == pytest.approx(sum(spreads) / 2) and min(spreads) > 0
+    assert line["grad_norm"] == 2.5 and line["skipped"] == 1
+    assert all(line[name] > 0 for name in ("tokens_per_s", "queries_per_s", "memory_gb"))
+    assert "tokens" not in line
+
+
+def test_embedding_spread_is_the_mean_standard_deviation_of_a_dimension():
+    parts = small_parts()
+    batch = parts.loader.micro_batches(0)[0]
+    with torch.no_grad():
+        p_ND = parts.retriever(batch.queries, batch.passages)[1]
+    outputs, _, _ = train_step(parts, 0, 1.0)
+    assert outputs[0].sums["embedding_spread"] == pytest.approx(float(p_ND.std(0).mean()), rel=1e-5)
+
+
+def test_judge_keeps_the_best_and_counts_patience():
+    config = build({"metric_for_best_model": "mrr@10", "early_stopping_patience": 2})
+    state = TrainState()
+    stops = []
+    for step, value in enumerate([0.2, 0.5, 0.5, 0.6, 0.1, 0.6]):
+        state.step = step
+        stops.append(judge(state, {"mrr@10": value}, config))
+    assert stops == [False, False, False, False, False, True]
+    assert (state.best, state.best_step) == (0.6, 3)
+
+
+def test_judge_without_patience_never_stops_and_an_unknown_metric_is_an_error_only_where_it_matters():
+    state = TrainState()
+    assert not any(judge(state, {"recall@1": 0.1}, build({})) for _ in range(9))
+    assert not judge(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"}))
+    for wish in ({"load_best_model_at_end": True}, {"early_stopping_patience": 1}):
+        with pytest.raises(UserError, match="bleu") as caught:
+            judge(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"} | wish))
+        assert "recall@1" in str(caught.value)
+
+
+def test_the_live_line_smooths_the_loss_and_shows_the_last_evaluation():
+    live = Live({"recall@1": 0.25, "rougeL": 0.5})
+    assert live.line(10.0) == "loss 10.000  recall@1 0.25"
+    live.metrics = {"recall@1": 0.5, "exact_match": 1.0}
+    assert live.line(float("nan")) == live.line(float("inf")) == "loss 10.000  recall@1 0.50  answers 1.00"
+    assert live.line(0.0) == "loss 9.000  recall@1 0.50  answers 1.00"
