@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Flags that are a command's own, a launcher's or make's.
 OTHER_FLAGS = {"config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
 OTHER_FLAGS |= {"nproc_per_node", "variants"}
+PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
 LITTLE += ["--lm_warmup_steps", "1", "--max_eval_samples", "3", "--save_steps", "0"]
 
@@ -54,6 +55,10 @@ def put_place(folder: Path, rows: Path, run: Path) -> Path:
     for name, objects in (("corpus", corpus), ("queries", queries)):
         (folder / f"dev_beir/{name}.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
     (folder / "dev_beir/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    (folder / "covidqa").mkdir()
+    for name, source in {"covidqa/train.jsonl": "train.jsonl", "covidqa/dev_beir": "dev_beir"}.items():
+        (folder / name).symlink_to(folder / source)
+    (folder / "all-MiniLM-L6-v2").symlink_to(folder / "path/to/encoder")
     return folder
 
 
@@ -74,7 +79,8 @@ def fresh(tmp_path, rows, quickstart) -> Path:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
 def test_command(page, command, request):
-    first, *rest = shlex.split(command)
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
+    first, *rest = [word for word in words if word]
     if first == "make":
         check_make(rest)
     elif first in ("deepspeed", "torchrun"):  # run by test_quickstart.py
