@@ -1,7 +1,7 @@
-"""What flows through a step: plain dataclasses of tensors.
+"""What flows through a step: plain dataclasses of tensors and token ids.
 
-Shape legend: B queries, N unique passages of the pool, K candidates per query, C = B * K cells, T tokens,
-A tokens of the longest target.
+Shape legend: B queries, N unique passages of the pool, K candidates per query, C cells, T tokens, A tokens of the
+longest target.
 """
 
 from __future__ import annotations
@@ -55,9 +55,49 @@ class Batch:
 
 
 @dataclass
+class CellList:
+    """(query, passage) sequences for the generator, before they are laid out in rows.
+
+    Cell c is the tokens `prefixes[prefix_C[c]]` followed by `suffixes[c]`; the last `target_lengths[c]` of them are
+    the target, which begins after at least one token. Cells that read the same passage name the same prefix.
+    """
+
+    prefixes: list[Ids]
+    prefix_C: list[int]
+    suffixes: list[Ids]
+    target_lengths: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prefix_C)
+
+    def take(self, cells: Sequence[int]) -> CellList:
+        """These cells, in this order, with the prefixes that they name."""
+        kept = {p: n for n, p in enumerate(dict.fromkeys(self.prefix_C[c] for c in cells))}
+        return CellList(
+            [self.prefixes[p] for p in kept],
+            [kept[self.prefix_C[c]] for c in cells],
+            [self.suffixes[c] for c in cells],
+            [self.target_lengths[c] for c in cells],
+        )
+
+    @property
+    def target_length(self) -> int:
+        """A: tokens of the longest target."""
+        return max(self.target_lengths)
+
+
+def list_cells(prefixes: Sequence[Ids], suffixes: Sequence[Ids], target_lengths: Sequence[int]) -> CellList:
+    """Cells of prefixes[c] + suffixes[c]; equal prefixes become one."""
+    number: dict[bytes, int] = {}
+    prefix_C = [number.setdefault(p.tobytes(), len(number)) for p in prefixes]
+    first = {n: p for n, p in zip(reversed(prefix_C), reversed(list(prefixes)), strict=True)}
+    return CellList([first[n] for n in range(len(number))], prefix_C, list(suffixes), list(target_lengths))
+
+
+@dataclass
 class Cells:
-    """(query, passage) sequences for the generator: context padded on the left, target on the right, so
-    that all targets begin in one column."""
+    """Plain sequences, a row each: context padded on the left, target on the right, so that all targets begin in
+    one column."""
 
     ids_CT: torch.Tensor  # int64
     mask_CT: torch.Tensor  # 1: real
@@ -67,6 +107,11 @@ class Cells:
     def target_length(self) -> int:
         """A: the last A columns hold the targets."""
         return max(self.target_lengths)
+
+    @property
+    def token_count(self) -> int:
+        """Real tokens that the generator reads."""
+        return int(self.mask_CT.sum())
 
     def to(self, device: torch.device | str) -> Cells:
         return Cells(self.ids_CT.to(device), self.mask_CT.to(device), self.target_lengths)
@@ -95,3 +140,14 @@ def lay_out_cells(contexts: Sequence[Ids], targets: Sequence[Ids], pad: int) -> 
         ids[row, width : width + len(target)] = target
         mask[row, width - len(context) : width + len(target)] = 1
     return Cells(torch.from_numpy(ids), torch.from_numpy(mask), [len(t) for t in targets])
+
+
+def lay_out_plain(cells: CellList, pad: int) -> Cells:
+    """Every cell as a sequence of its own."""
+    whole = [np.concatenate([cells.prefixes[p], s]) for p, s in zip(cells.prefix_C, cells.suffixes, strict=True)]
+    cuts = [len(ids) - n for ids, n in zip(whole, cells.target_lengths, strict=True)]
+    return lay_out_cells(
+        [ids[:n] for ids, n in zip(whole, cuts, strict=True)],
+        [ids[n:] for ids, n in zip(whole, cuts, strict=True)],
+        pad,
+    )

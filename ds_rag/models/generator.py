@@ -1,6 +1,6 @@
 """The generator: a causal language model that returns the log-probabilities of its targets.
 
-Shape legend: C cells, T tokens of a cell, A tokens of the longest target, V vocabulary.
+Shape legend: C cells, T tokens of a cell, A tokens of the longest target, V vocabulary, U places of targets.
 """
 
 from __future__ import annotations
@@ -13,16 +13,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ds_rag.batch import Cells
+from ds_rag.batch import CellList, Cells, lay_out_plain
+from ds_rag.models import attention
+from ds_rag.models.head import token_logprobs
+from ds_rag.models.prefix import SharedCells, lay_out_shared
 from ds_rag.models.saving import save_model
 
 
 class Generator(nn.Module):
-    """`generator(cells)` -> log-probabilities (C, A), float32 or wider; those of padding mean nothing."""
+    """`generator(cells)` -> log-probabilities (C, A), float32 or wider; those of padding mean nothing.
+
+    `lay_out` makes the cells: with shared prefixes after `sharing.share_prefixes` has found that the model can,
+    else as plain sequences.
+    """
 
     def __init__(self, lm: Any, tokenizer: Any):
         super().__init__()
         self.lm, self.tokenizer = lm, tokenizer
+        self.shares_prefixes = False
         accepts = inspect.signature(lm.forward).parameters
         self.takes_positions = "position_ids" in accepts
         self.keeps_logits = "logits_to_keep" in accepts
@@ -32,11 +40,35 @@ class Generator(nn.Module):
         return int(self.lm.config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        return int(self.lm.get_output_embeddings().weight.shape[0])
+
+    @property
     def max_length(self) -> int:
         """Tokens that one sequence may have."""
         return int(getattr(self.lm.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
-    def forward(self, cells: Cells) -> torch.Tensor:
+    def lay_out(self, cells: CellList, pad: int) -> Cells | SharedCells:
+        """The rows that `forward` reads, on the CPU. pad: token id of padding, where there is any."""
+        return lay_out_shared(cells) if self.shares_prefixes else lay_out_plain(cells, pad)
+
+    def forward(self, cells: Cells | SharedCells) -> torch.Tensor:
+        return self.shared(cells) if isinstance(cells, SharedCells) else self.plain(cells)
+
+    def shared(self, cells: SharedCells) -> torch.Tensor:
+        """Each prefix once; logits only where a target is predicted."""
+        hidden_TD = attention.call(self.lm.base_model, cells)
+        logp_U = token_logprobs(self.logits, hidden_TD[cells.place_U], cells.target_U, self.vocabulary)
+        return F.pad(logp_U, (0, 1))[cells.pick_CA]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's head, with the cap that Gemma puts on it."""
+        logits = self.lm.get_output_embeddings()(hidden)
+        cap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def plain(self, cells: Cells) -> torch.Tensor:
+        """A row for each cell."""
         extra: dict[str, Any] = {}
         if self.takes_positions:  # the left padding takes up no positions
             extra["position_ids"] = (cells.mask_CT.cumsum(-1) - 1).clamp(min=0)

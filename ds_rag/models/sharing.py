@@ -1,0 +1,71 @@
+"""Can this model read shared prefixes? Asked of the model itself, once, before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ds_rag.batch import CellList, lay_out_plain, list_cells
+from ds_rag.models import attention
+from ds_rag.models.generator import Generator
+from ds_rag.models.prefix import lay_out_shared
+
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+TOLERANCE = 1e-3  # of the largest log-probability, in float32; a wrong mask or position is off by far more
+
+
+def share_prefixes(generator: Generator) -> str | None:
+    """Turns the shared-prefix layout on; where the model does not fit it, leaves it off and says why.
+
+    The model scores a few short cells in both layouts and must give the same log-probabilities. What so short a
+    test cannot show (attention windows) is read from the configuration and from what reaches the attention.
+    """
+    reason = misfit(generator)
+    generator.shares_prefixes = reason is None
+    return reason
+
+
+@torch.no_grad()
+def misfit(generator: Generator) -> str | None:
+    """None, or why the model cannot be served."""
+    lm, training = generator.lm, generator.training
+    config = lm.config.get_text_config()
+    if unknown := set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS:
+        return f"layers of {', '.join(sorted(unknown))}"
+    own = config._attn_implementation
+    generator.eval()
+    try:
+        cells = sample_cells(generator.vocabulary)
+        alone = [generator.plain(lay_out_plain(cells.take([c]), 0).to(lm.device))[0] for c in range(len(cells))]
+        attention.install(lm)
+        layout = lay_out_shared(cells).to(lm.device)
+        shared_CA = generator(layout)
+        if has_windows(config) and not layout.masks.get("windows seen"):
+            return "its attention windows do not reach the attention function"
+        pairs = [(plain_A, shared_A[: len(plain_A)]) for plain_A, shared_A in zip(alone, shared_CA, strict=True)]
+        apart = max(float((a - b).abs().max()) for a, b in pairs)
+        allowed = TOLERANCE if lm.dtype in (torch.float32, torch.float64) else 0.1
+        if not apart <= allowed * max(float(a.abs().max()) for a, _ in pairs):
+            return f"log-probabilities differ by {apart:.2g} nats from plain sequences"
+        return None
+    except Exception as error:  # whatever a foreign model's code raises: plain sequences still serve it
+        lm.set_attn_implementation(own)
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    finally:
+        generator.train(training)
+
+
+def has_windows(config: Any) -> bool:
+    layers = getattr(config, "layer_types", None)
+    if layers is not None:
+        return "sliding_attention" in layers
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+
+
+def sample_cells(vocabulary: int) -> CellList:
+    """Two prefixes of different lengths, one of which two cells share."""
+    ids = np.random.default_rng(0).integers(0, vocabulary, (3, 12)).astype(np.int32)
+    prefixes = [ids[0, :5], ids[0, :5], ids[1, :8]]
+    return list_cells(prefixes, [ids[0, 5:9], ids[1, 5:12], ids[2, :5]], [2, 3, 1])
