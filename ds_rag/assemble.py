@@ -25,8 +25,11 @@ from ds_rag.log import Console
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_retriever
 from ds_rag.models.retriever import Retriever
+from ds_rag.models.sharing import share_prefixes
 from ds_rag.objective import Objective
+from ds_rag.passes import Embedding
 from ds_rag.schedule import Schedule
+from ds_rag.scoring import Scoring
 
 
 @dataclass
@@ -41,9 +44,10 @@ class Parts:
     retriever: Retriever
     generator: Generator | None
     engines: Engines
+    embedding: Embedding
+    scoring: Scoring | None
     total_steps: int
     schedule: Schedule
-    pad: int
     device: torch.device
 
 
@@ -58,6 +62,8 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     torch.manual_seed(config.optim.seed)
     retriever, generator = load_models(config, objective, data, folder)
     prompt = make_prompt(config, generator) if generator else None
+    if generator and config.scoring.share_prefixes and (reason := share_prefixes(generator)):
+        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
     check_factory(config.stage.index_factory, retriever.hidden_size)
     train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
     check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens)
@@ -71,13 +77,32 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
         dist.world(),
         optim.seed,
         retriever.tokenizer.pad_token_id,
+        config.objective.pool == "world",
     )
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
-    pad = generator.tokenizer.pad_token_id if generator else 0
+    embedding = Embedding(engines, config.scoring.retriever_chunk)
+    scoring = make_scoring(config, engines, generator, console) if generator else None
     return Parts(
-        data, loader, eval_tokens, objective, prompt, retriever, generator, engines, total, schedule, pad, device
+        data,
+        loader,
+        eval_tokens,
+        objective,
+        prompt,
+        retriever,
+        generator,
+        engines,
+        embedding,
+        scoring,
+        total,
+        schedule,
+        device,
     )
+
+
+def make_scoring(config: RunConfig, engines: Engines, generator: Generator, console: Console) -> Scoring:
+    pad, seed, processes = generator.tokenizer.pad_token_id, config.optim.seed, dist.local_world()
+    return Scoring(engines, generator, config.scoring, pad, seed, console.say, processes)
 
 
 def load_models(

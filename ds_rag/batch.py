@@ -7,7 +7,7 @@ longest target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,19 +25,44 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(self.ids_BT.to(device), self.mask_BT.to(device))
 
+    def take(self, rows: Sequence[int]) -> Tokens:
+        """These rows, in this order, padded to the longest of them."""
+        picked = torch.tensor(list(rows), dtype=torch.int64, device=self.ids_BT.device)
+        mask = self.mask_BT[picked]
+        width = int(mask.sum(1).max())
+        return Tokens(self.ids_BT[picked, :width], mask[:, :width])
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank embeds, and reads with the generator, of a pool that belongs to the whole world."""
+
+    rows: list[int]  # of B
+    columns: list[int]  # of N
+
 
 @dataclass
 class Batch:
-    """One micro-batch: the retriever's tokens, and the pieces of the generator's cells."""
+    """One micro-batch: the retriever's tokens, and the pieces of the generator's cells.
 
-    queries: Tokens  # (B, T), the retriever's tokenizer
-    passages: Tokens  # (N, T), every passage once
+    With a pool of the whole world every rank holds the same batch but for `queries` and `passages`, the texts that it
+    embeds itself; `shares` says which rows and columns those are, rank by rank. Else there is one share: all.
+    """
+
+    queries: Tokens  # of this rank's rows, the retriever's tokenizer
+    passages: Tokens  # of this rank's columns, every passage once
     own_BN: torch.Tensor  # bool: the row's own passages, labelled or not
     positive_BN: torch.Tensor  # bool: its labelled positives
     query_ids: list[Ids]  # B, the generator's tokenizer; empty lists where there is no generator
     passage_ids: list[Ids]  # N
     answer_ids: list[Ids]  # B, with the end-of-sequence token
     rows: list[int]  # B, row numbers in the training data
+    shares: list[Share] = field(default_factory=list)  # empty: this rank embeds everything
+
+    @property
+    def copies(self) -> int:
+        """Ranks that hold this same batch."""
+        return max(1, len(self.shares))
 
     @property
     def answer_mask_BT(self) -> torch.Tensor:
@@ -66,6 +91,8 @@ class CellList:
     prefix_C: list[int]
     suffixes: list[Ids]
     target_lengths: list[int]
+    query_C: list[int] = field(default_factory=list)  # row and column of the batch, where the cells come from one
+    passage_C: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prefix_C)
@@ -78,6 +105,8 @@ class CellList:
             [kept[self.prefix_C[c]] for c in cells],
             [self.suffixes[c] for c in cells],
             [self.target_lengths[c] for c in cells],
+            [self.query_C[c] for c in cells] if self.query_C else [],
+            [self.passage_C[c] for c in cells] if self.passage_C else [],
         )
 
     @property
@@ -145,9 +174,5 @@ def lay_out_cells(contexts: Sequence[Ids], targets: Sequence[Ids], pad: int) -> 
 def lay_out_plain(cells: CellList, pad: int) -> Cells:
     """Every cell as a sequence of its own."""
     whole = [np.concatenate([cells.prefixes[p], s]) for p, s in zip(cells.prefix_C, cells.suffixes, strict=True)]
-    cuts = [len(ids) - n for ids, n in zip(whole, cells.target_lengths, strict=True)]
-    return lay_out_cells(
-        [ids[:n] for ids, n in zip(whole, cuts, strict=True)],
-        [ids[n:] for ids, n in zip(whole, cuts, strict=True)],
-        pad,
-    )
+    pairs = [np.split(ids, [len(ids) - n]) for ids, n in zip(whole, cells.target_lengths, strict=True)]
+    return lay_out_cells([context for context, _ in pairs], [target for _, target in pairs], pad)

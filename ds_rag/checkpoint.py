@@ -15,6 +15,7 @@ import torch
 from ds_rag import dist
 from ds_rag.engine import Engines
 from ds_rag.errors import UserError
+from ds_rag.random_state import random_states, set_random_states
 
 
 @dataclass
@@ -114,19 +115,6 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
             load_optimizer_states=not weights_only,
             load_lr_scheduler_states=not weights_only,
         )
-
-
-def random_states() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_states(states: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 def export(run: Path, engines: Engines, cards: dict[str, str]) -> None:

@@ -79,6 +79,9 @@ class ObjectiveConfig:
 
     objective: str = option("rag_sequence", "the loss; see docs/objectives.md")
     candidates: str = option("8", "passages the generator reads per query: its own and the best of the pool; or 'all'")
+    pool: str = option(
+        "rank", "whose passages are candidates and negatives: this rank's micro-batch, or all ranks'", ("rank", "world")
+    )
     prior: str = option("candidates", "what the retriever's softmax runs over", ("candidates", "pool"))
     answer_logprob: str = option(
         "sum", "log-probability of an answer: sum (the paper) or mean over tokens", ("sum", "mean")
@@ -87,8 +90,28 @@ class ObjectiveConfig:
         "prior", "how the generator learns under emdr2, pdist, replug_lsr", ("prior", "posterior", "none")
     )
     target_temperature: float = option(0.1, "tau_g of pdist, beta of replug_lsr")
+    lm_tokens: str = option(
+        "all", "what positive_only's language-model loss covers: prompt and answer, or the answer", ("all", "answer")
+    )
     contrastive_weight: float = option(0.0, "weight of InfoNCE, added where positives are labelled")
     contrastive_symmetric: bool = option(False, "InfoNCE half over passages, half over queries (rows and columns)")
+
+
+@dataclass
+class ScoringConfig:
+    """How the generator's part of a step is computed: time against memory; docs/performance.md has figures."""
+
+    generator_backward: str = option(
+        "auto",
+        "one_pass; exact: in two passes, memory of one chunk; auto: whichever fits; posterior: skip light cells; "
+        "sample: one cell a query, unbiased",
+        ("auto", "one_pass", "exact", "posterior", "sample"),
+    )
+    micro_cells: str = option("auto", "cells per chunk of the two-pass ways; auto: what fits the memory budget")
+    memory_budget: float | None = option(None, "GB for activations; default: 80% of the GPU's free, half of the host's")
+    posterior_threshold: float = option(0.01, "posterior: a cell with a smaller share at every token is skipped")
+    share_prefixes: bool = option(True, "read a passage once for all its queries, where the model can")
+    retriever_chunk: int = option(0, "texts that the retriever embeds at a time (GradCache); 0: the whole micro-batch")
 
 
 @dataclass
@@ -156,6 +179,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     run: RunSection = field(default_factory=RunSection)
@@ -174,6 +198,7 @@ SECTIONS = {
     "data": DataConfig,
     "model": ModelConfig,
     "objective": ObjectiveConfig,
+    "scoring": ScoringConfig,
     "optim": OptimConfig,
     "stage": StageConfig,
     "run": RunSection,
@@ -224,5 +249,17 @@ def validate(config: RunConfig) -> None:
         raise UserError("--temperature: not positive", found=config.model.temperature, expected="more than 0")
     if objective.candidates != "all" and (not objective.candidates.isdigit() or int(objective.candidates) < 1):
         raise UserError("--candidates: unknown value", found=objective.candidates, expected="a number >= 1, or 'all'")
+    check_scoring(config.scoring)
     if optim.max_steps == 0 or optim.num_train_epochs <= 0:
         raise UserError("nothing to train", found=f"--max_steps {optim.max_steps}", expected="-1, or 1 and more")
+
+
+def check_scoring(scoring: ScoringConfig) -> None:
+    if scoring.micro_cells != "auto" and (not scoring.micro_cells.isdigit() or int(scoring.micro_cells) < 1):
+        raise UserError("--micro_cells: unknown value", found=scoring.micro_cells, expected="a number >= 1, or 'auto'")
+    if scoring.memory_budget is not None and scoring.memory_budget <= 0:
+        raise UserError("--memory_budget: not positive", found=scoring.memory_budget, expected="GB, more than 0")
+    if not 0 <= scoring.posterior_threshold < 1:
+        raise UserError("--posterior_threshold: not a share", found=scoring.posterior_threshold, expected="0 to 1")
+    if scoring.retriever_chunk < 0:
+        raise UserError("--retriever_chunk: negative", found=scoring.retriever_chunk, expected="0 (all) or more")

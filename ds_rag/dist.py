@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,9 +53,13 @@ def start(timeout_minutes: int = 30) -> torch.device:
 
 def share_cores() -> None:
     """One process of several on a host takes its share of the cores; no launcher does this by itself."""
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
-    if "OMP_NUM_THREADS" not in os.environ and local_world > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    if "OMP_NUM_THREADS" not in os.environ and local_world() > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world()))
+
+
+def local_world() -> int:
+    """Processes of this run on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
 
 
 def rank() -> int:
@@ -82,6 +87,36 @@ def all_sum(values: dict[str, float], device: torch.device | str = "cpu") -> dic
     total = torch.tensor([float(v) for v in values.values()], dtype=torch.float64, device=device)
     torch_dist.all_reduce(total)
     return dict(zip(values, total.tolist(), strict=True))
+
+
+def all_max(values: dict[str, float], device: torch.device | str = "cpu") -> dict[str, float]:
+    """The largest of each value over ranks; every rank passes the same keys."""
+    if world() == 1:
+        return dict(values)
+    top = torch.tensor([float(v) for v in values.values()], dtype=torch.float64, device=device)
+    torch_dist.all_reduce(top, torch_dist.ReduceOp.MAX)
+    return dict(zip(values, top.tolist(), strict=True))
+
+
+def add_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """The sum of every rank's `x`, in place and without a graph; equal shapes on every rank."""
+    if world() > 1:
+        torch_dist.all_reduce(x)
+    return x
+
+
+def gather_rows(local: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The whole (n, ...) tensor on every rank, without a graph. rows[r]: the row numbers that rank r holds, in the
+    order of its `local`, whose further rows do not count; together they are 0 .. n - 1."""
+    width = max(len(r) for r in rows)
+    padded = local.new_zeros(width, *local.shape[1:])
+    padded[: len(rows[rank()])] = local[: len(rows[rank()])]
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    torch_dist.all_gather(parts, padded)
+    whole = local.new_empty(sum(len(r) for r in rows), *local.shape[1:])
+    for numbers, part in zip(rows, parts, strict=True):
+        whole[list(numbers)] = part[: len(numbers)]
+    return whole
 
 
 def gather_objects(item: Any) -> list[Any]:

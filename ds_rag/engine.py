@@ -19,7 +19,7 @@ What DeepSpeed 0.19.8 makes of a stage and a precision, and in which type micro-
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,10 @@ class Engines:
 
         for m, batch in enumerate(micro_batches):
             engines.boundary(m == len(micro_batches) - 1)
-            outputs = engines.retriever(...)          # one forward of each engine per micro-batch
+            outputs = engines.retriever(...)          # each forward has its backward before the next
             leaves = [x.detach().float().requires_grad_() for x in outputs]
             objective(leaves).backward()              # divided by the micro-batches: `backward` only sums
-            engines.backward("retriever", outputs, leaves)
+            engines.backward("retriever", outputs, [leaf.grad for leaf in leaves])
         engines.step(lr_factor)
     """
 
@@ -113,24 +113,25 @@ class Engines:
         for name, module in self.modules.items():
             module.train(mode and name in self.learning)
 
-    def boundary(self, last: bool) -> None:
-        """To be called before the forward of every micro-batch: is it the last of its optimizer step?"""
-        for engine in self.learning.values():
-            engine.set_gradient_accumulation_boundary(last)
+    def boundary(self, last: bool, only: Collection[str] | None = None) -> None:
+        """To be called before every forward of an engine (of `only` these): is its backward the last of the optimizer
+        step?"""
+        for name, engine in self.learning.items():
+            if only is None or name in only:
+                engine.set_gradient_accumulation_boundary(last)
 
-    def backward(self, name: str, outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
-        """Sends the leaves' cached gradients through one engine: d(sum output * sg(grad)) = the chain rule.
+    def backward(self, name: str, outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+        """Sends cached gradients through one engine: d(sum output * sg(grad)) = the chain rule.
 
-        `outputs` are what the engine returned, `leaves` their detached copies after the objective's backward.
-        A leaf without a gradient counts as zero, so that every rank runs the same backward. Does nothing for
-        a model that does not learn.
+        `outputs` are what the engine returned, `gradients` the objective's with respect to them. None counts as
+        zero, so that every rank runs the same backward. Does nothing for a model that does not learn.
         """
         if name not in self.learning:
             return
         engine = self.learning[name]
         surrogate = sum(
-            (output.float() * (0.0 if leaf.grad is None else leaf.grad)).sum()
-            for output, leaf in zip(outputs, leaves, strict=True)
+            (output.to(torch.promote_types(output.dtype, torch.float32)) * (0.0 if grad is None else grad)).sum()
+            for output, grad in zip(outputs, gradients, strict=True)
             if output.requires_grad
         )
         if is_half_wrapper(engine.optimizer):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag.batch import Ids, lay_out_cells
+from ds_rag.batch import Ids, list_cells
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import choose
 from ds_rag.models.generator import Generator
@@ -71,7 +71,8 @@ class Answerer:
         sums = []
         for start in range(0, len(contexts), self.batch):
             chunk = targets[start : start + self.batch]
-            cells = lay_out_cells(contexts[start : start + self.batch], chunk, self.generator.tokenizer.pad_token_id)
+            listed = list_cells(contexts[start : start + self.batch], chunk, [len(t) for t in chunk])
+            cells = self.generator.lay_out(listed, self.generator.tokenizer.pad_token_id)
             logp_CA = self.generator(cells.to(device)).cpu()
             sums += [float(row[: len(target)].sum()) for row, target in zip(logp_CA, chunk, strict=True)]
         return np.array(sums)

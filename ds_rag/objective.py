@@ -2,6 +2,8 @@
 
 All of it works on the small tensors (scores, token log-probabilities), detached from both models; what comes out
 is the gradient each engine's backward starts from.
+With `--pool world` every rank computes the whole pool's loss on the same small tensors, and sends the gradients of its
+own embeddings and cells on; the factor `world` below is right for both pools.
 Shape legend: B queries, N passages of the pool, K candidates, C = B * K cells, A target tokens, D embedding.
 """
 
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ds_rag.batch import Batch, Cells, Ids, lay_out_cells, lengths_to_mask
+from ds_rag.batch import Batch, CellList, lengths_to_mask, list_cells
 from ds_rag.config import ObjectiveConfig
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import UserError, choose
@@ -70,11 +72,12 @@ class Objective:
         """What means are taken over, in these micro-batches; summed over ranks they cover the optimizer step."""
         counts = {"queries": 0.0, "answer_tokens": 0.0, "all_tokens": 0.0, "pairs": 0.0}
         for batch in batches:
-            counts["queries"] += len(batch.rows)
-            counts["answer_tokens"] += sum(len(a) for a in batch.answer_ids)
-            counts["pairs"] += float(batch.positive_BN.sum())
+            share = 1.0 / batch.copies  # of a batch that all ranks hold
+            counts["queries"] += share * len(batch.rows)
+            counts["answer_tokens"] += share * sum(len(a) for a in batch.answer_ids)
+            counts["pairs"] += share * float(batch.positive_BN.sum())
             if self.name == "positive_only" and prompt is not None:
-                counts["all_tokens"] += sum(len(s) - 1 for s in positive_sequences(batch, prompt))
+                counts["all_tokens"] += share * sum(self.positive_cells(batch, prompt).target_lengths)
         return counts
 
     def select(self, scores_BN: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -85,23 +88,26 @@ class Objective:
         span = scores.max() - scores.min() + 1
         return (scores + span * (batch.own_BN.float() + batch.positive_BN.float())).topk(K, dim=1).indices
 
-    def cells(self, batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt, pad: int) -> Cells:
-        """What the generator reads: each query with each candidate; under positive_only the whole positive
-        sequence is the target, prompt and all."""
+    def cells(self, batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:
+        """What the generator reads: each query with each candidate; under positive_only with its positive."""
         if self.name == "positive_only":
-            sequences = positive_sequences(batch, prompt)
-            return lay_out_cells([s[:1] for s in sequences], [s[1:] for s in sequences], pad)
-        contexts, targets = [], []
-        for query, answer, row in zip(batch.query_ids, batch.answer_ids, candidates_BK.tolist(), strict=True):
-            contexts += [prompt.context(batch.passage_ids[j], query, len(answer)) for j in row]
-            targets += [answer] * len(row)
-        return lay_out_cells(contexts, targets, pad)
+            return self.positive_cells(batch, prompt)
+        return list_candidates(batch, candidates_BK, prompt)
+
+    def positive_cells(self, batch: Batch, prompt: Prompt) -> CellList:
+        """Each query with its (first) positive passage; the target is the whole sequence, prompt and all, or with
+        `--lm_tokens answer` the answer."""
+        cells = list_candidates(batch, batch.positive_BN.float().argmax(1)[:, None], prompt)
+        if self.config.lm_tokens == "all":
+            sizes = [len(cells.prefixes[p]) + len(s) for p, s in zip(cells.prefix_C, cells.suffixes, strict=True)]
+            cells.target_lengths = [n - 1 for n in sizes]
+        return cells
 
     def terms(
         self,
         scores_BN: torch.Tensor,
         candidates_BK: torch.Tensor,
-        cells: Cells | None,
+        cells: CellList | None,
         logp_CA: torch.Tensor | None,
         batch: Batch,
         totals: Counts,
@@ -119,7 +125,7 @@ class Objective:
         self,
         scores_BN: torch.Tensor,
         candidates_BK: torch.Tensor,
-        cells: Cells | None,
+        cells: CellList | None,
         logp_CA: torch.Tensor | None,
         batch: Batch,
         per: Counts,
@@ -160,7 +166,7 @@ class Objective:
         return args, {}
 
     def _positive_only(
-        self, scores_BN: torch.Tensor, cells: Cells, logp_BA: torch.Tensor, batch: Batch, per: Counts
+        self, scores_BN: torch.Tensor, cells: CellList, logp_BA: torch.Tensor, batch: Batch, per: Counts
     ) -> dict[str, torch.Tensor]:
         device = scores_BN.device
         answers_begin = torch.tensor(cells.target_lengths) - torch.tensor([len(a) for a in batch.answer_ids])
@@ -184,7 +190,7 @@ class Objective:
         self,
         scores_BN: torch.Tensor,
         candidates_BK: torch.Tensor,
-        cells: Cells | None,
+        cells: CellList | None,
         logp_CA: torch.Tensor | None,
         batch: Batch,
         totals: Counts,
@@ -207,10 +213,12 @@ class Objective:
             scores_BN.backward(gradients[0])
         if logp_CA is not None:
             logp_CA.grad = gradients[1]
-        sums = self._statistics(scores_leaf.detach(), candidates_BK, logp_CA, batch)
+        share = 1.0 / batch.copies
+        entropies = self._statistics(scores_leaf.detach(), candidates_BK, logp_CA, batch)
+        sums = {name: share * value for name, value in entropies.items()}
         whole = sum(score_norms.values()) or 1.0
         sums |= {f"grad_share/{name}": norm / whole for name, norm in score_norms.items()}
-        return StepOutput(sum(float(t.detach()) for t in terms.values()) / self.world, sums)
+        return StepOutput(share * sum(float(t.detach()) for t in terms.values()) / self.world, sums)
 
     @torch.no_grad()
     def _statistics(
@@ -227,12 +235,15 @@ class Objective:
         }
 
 
-def positive_sequences(batch: Batch, prompt: Prompt) -> list[Ids]:
-    """Prompt and answer of each row with its (first) positive passage."""
-    sequences = []
-    for query, answer, column in zip(
-        batch.query_ids, batch.answer_ids, batch.positive_BN.float().argmax(1), strict=True
-    ):
-        context = prompt.context(batch.passage_ids[int(column)], query, len(answer))
-        sequences.append(np.concatenate([context, answer]))
-    return sequences
+def list_candidates(batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:
+    """The B * K cells of these columns, query by query; the answer is the target."""
+    pairs = [(i, j) for i, row in enumerate(candidates_BK.tolist()) for j in row]
+    answers = batch.answer_ids
+    texts = [prompt.split(batch.passage_ids[j], batch.query_ids[i], len(answers[i])) for i, j in pairs]
+    cells = list_cells(
+        [prefix for prefix, _ in texts],
+        [np.concatenate([rest, answers[i]]) for (i, _), (_, rest) in zip(pairs, texts, strict=True)],
+        [len(answers[i]) for i, _ in pairs],
+    )
+    cells.query_C, cells.passage_C = [i for i, _ in pairs], [j for _, j in pairs]
+    return cells

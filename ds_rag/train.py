@@ -30,30 +30,27 @@ from ds_rag.warmup import lm_warmup
 
 def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput], dict[str, float], StepResult]:
     """One optimizer step: every micro-batch forward and backward through both engines, then the joint step."""
-    engines, objective, prompt = parts.engines, parts.objective, parts.prompt
+    engines, objective, embedding, scoring = parts.engines, parts.objective, parts.embedding, parts.scoring
     micros = [batch.to(parts.device) for batch in parts.loader.micro_batches(step)]
-    totals = dist.all_sum(objective.counts(micros, prompt), parts.device)  # means are over the whole step
+    totals = dist.all_sum(objective.counts(micros, parts.prompt), parts.device)  # means are over the whole step
     outputs, tokens = [], 0
     for m, batch in enumerate(micros):
-        engines.boundary(last=m == len(micros) - 1)
-        embedded = engines.retriever(batch.queries, batch.passages)  # both in one forward
-        leaves = [x.detach().float().requires_grad_() for x in embedded]
-        q_BD, p_ND, temperature = leaves
+        last = m == len(micros) - 1
+        q_BD, p_ND, temperature = embedding.forward(batch, last)  # leaves: no graph spans the two models
         scores_BN = q_BD @ p_ND.T / temperature
         candidates_BK = objective.select(scores_BN, batch)
-        cells = logp_CA = leaf_CA = None
-        if prompt is not None and engines.generator is not None:
-            cells = objective.cells(batch, candidates_BK, prompt, parts.pad).to(parts.device)
-            logp_CA = engines.generator(cells)
-            leaf_CA = logp_CA.detach().requires_grad_()
-            tokens += int(cells.mask_CT.sum())
-        output = objective.backward(scores_BN, candidates_BK, cells, leaf_CA, batch, totals)
-        engines.backward("retriever", list(embedded), leaves)
-        if logp_CA is not None and leaf_CA is not None:
-            engines.backward("generator", [logp_CA], [leaf_CA])
+        cells = logp_CA = None
+        if scoring is not None and parts.prompt is not None:
+            cells = objective.cells(batch, candidates_BK, parts.prompt)
+            logp_CA = scoring.forward(cells, batch, last)
+        output = objective.backward(scores_BN, candidates_BK, cells, logp_CA, batch, totals)
+        embedding.backward()
+        if scoring is not None:
+            output.sums |= scoring.backward((step, m))
         tokens += int(batch.queries.mask_BT.sum() + batch.passages.mask_BT.sum())
         output.sums["embedding_spread"] = float(p_ND.detach().std(0).mean()) if len(p_ND) > 1 else 0.0
         outputs.append(output)
+    tokens += scoring.tokens_read() if scoring is not None else 0
     return outputs, totals | {"tokens": float(tokens)}, engines.step(factor)
 
 
@@ -97,6 +94,9 @@ def train(
     return last
 
 
+MEANS = ("embedding_spread", "kept_cells", "dropped_mass")  # over micro-batches and ranks
+
+
 def summarise(
     outputs: list[StepOutput], totals: dict[str, float], result: StepResult, began: float, parts: Parts
 ) -> dict[str, float]:
@@ -111,7 +111,7 @@ def summarise(
     for name in values:
         if name.endswith("entropy"):
             values[name] /= max(1.0, totals["queries"])
-        elif name.startswith("grad_share/") or name == "embedding_spread":
+        elif name.startswith("grad_share/") or name in MEANS:
             values[name] /= shares
     tokens = values.pop("tokens")
     return values | {

@@ -6,7 +6,7 @@ import numpy as np
 
 from ds_rag import dist
 from ds_rag.assemble import Parts
-from ds_rag.batch import lay_out_cells, lengths_to_mask
+from ds_rag.batch import lengths_to_mask, list_cells
 from ds_rag.config import RunConfig
 from ds_rag.log import Console, Metrics
 from ds_rag.schedule import lr_factor
@@ -39,14 +39,15 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
             rows = rng.integers(len(table), size=(dist.world(), size))[dist.rank()]
             targets = [np.concatenate([table[n][:room], last]) for n in rows]
             tokens = dist.all_sum({"n": float(sum(len(t) for t in targets))}, parts.device)["n"]
-            cells = lay_out_cells([first] * size, targets, parts.pad).to(parts.device)
+            listed = list_cells([first] * size, targets, [len(t) for t in targets])
+            cells = parts.generator.lay_out(listed, tokenizer.pad_token_id).to(parts.device)
             engines.boundary(last=True)
             logp_CA = engines.generator(cells)
             leaf = logp_CA.detach().requires_grad_()
             mask = lengths_to_mask(cells.target_lengths).to(parts.device)
             loss = -leaf[mask].sum() * dist.world() / tokens
             loss.backward()
-            engines.backward("generator", [logp_CA], [leaf])
+            engines.backward("generator", [logp_CA], [leaf.grad])
             engines.step(ratio * lr_factor(step, steps, min(20, steps // 5), "linear"), only={"generator"})
             value = dist.all_sum({"loss": float(loss.detach()) / dist.world()}, parts.device)["loss"]
             metrics.write("lm_warmup", step + 1, {"loss": value})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ds_rag.batch import Batch, Ids, pad_right
+from ds_rag.batch import Batch, Ids, Share, pad_right
 from ds_rag.data.dataset import Example, TokenTable
 
 GROUP = 16  # global batches that are sorted by length together
@@ -34,7 +34,8 @@ class Loader:
     """`micro_batches(step)` are this rank's micro-batches of one optimizer step.
 
     Micro-batch m of rank r is slice m * world + r of the step's global batch, so that two ranks see
-    together what one rank sees in two micro-batches.
+    together what one rank sees in two micro-batches. shared_pool: the slices of all ranks are one batch,
+    held by all of them; each embeds and reads its share, a passage stays with one rank.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Loader:
         world: int,
         seed: int,
         pad: int,
+        shared_pool: bool = False,
     ):
         self.rows, self.tokens, self.pad = rows, tokens, pad
+        self.shared_pool = shared_pool and world > 1
         self.batch, self.accumulation, self.rank, self.world, self.seed = (
             batch,
             accumulation,
@@ -70,6 +73,9 @@ class Loader:
 
     def micro_batches(self, step: int) -> list[Batch]:
         rows = self.rows_of(step)
+        if self.shared_pool:
+            whole = self.batch * self.world
+            return [self.collate_share(rows[m * whole :][:whole]) for m in range(self.accumulation)]
         parts = [rows[(m * self.world + self.rank) * self.batch :][: self.batch] for m in range(self.accumulation)]
         return [self.collate(part) for part in parts]
 
@@ -118,6 +124,33 @@ class Loader:
             answer_ids=pick(t.generator_answers, rows),
             rows=list(rows),
         )
+
+    def collate_share(self, rows: Sequence[int]) -> Batch:
+        """The batch of all ranks, with the tokens that this rank's retriever embeds."""
+        batch = self.collate(rows)
+        lengths = (batch.passages.mask_BT.sum(1)).tolist()
+        columns = deal(lengths, self.world)
+        shares = [
+            Share(list(range(r * self.batch, min((r + 1) * self.batch, len(rows)))), columns[r])
+            for r in range(self.world)
+        ]
+        own = shares[self.rank]
+        # A rank without a passage embeds the first one in vain: every forward needs both sides.
+        batch.queries = batch.queries.take(own.rows)
+        batch.passages = batch.passages.take(own.columns or [0])
+        batch.shares = shares
+        return batch
+
+
+def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
+    """The numbers of `lengths` in `hands` lists of nearly equal total length, longest first."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    totals = [0] * hands
+    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        least = totals.index(min(totals))
+        dealt[least].append(n)
+        totals[least] += lengths[n]
+    return dealt
 
 
 def pick(table: TokenTable | None, numbers: Sequence[int]) -> list[Ids]:

@@ -66,6 +66,11 @@ class Prompt:
 
     def context(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> Ids:
         """What the answer follows. If model length requires it, the passage is cut, never query or answer."""
+        return np.concatenate(self.split(passage_ids, query_ids, answer_room))
+
+    def split(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> tuple[Ids, Ids]:
+        """`context` in two pieces: up to the second placeholder, which all cells of one passage (of one query, where
+        the template begins with it) have in common, and the rest. The first piece has at least one token."""
         room = self.max_length - self.fixed - len(query_ids) - answer_room
         if room < 0:
             raise UserError(
@@ -80,7 +85,8 @@ class Prompt:
             parts.append(literal)
             if n < len(self.order):
                 parts.append(filled[self.order[n]])
-        return np.concatenate(parts)
+        common, rest = np.concatenate(parts[:3]), np.concatenate(parts[3:])
+        return (common, rest) if len(common) else (rest, common)
 
 
 def anchor_of(tokenizer: Any) -> str:

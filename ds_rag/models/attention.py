@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ def own_attention(module: Any, own: str) -> Callable[..., Any]:
     """The function that transformers itself would have called."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
 
 
@@ -106,7 +106,7 @@ def masks(cells: SharedCells, window: int | None, dtype: torch.dtype) -> dict[st
         window = None
     if (window, dtype) not in cells.masks:
         cells.masks[window, dtype] = make_masks(cells, window, dtype)
-    return cells.masks[window, dtype]  # type: ignore[return-value]
+    return cells.masks[window, dtype]
 
 
 def make_masks(cells: SharedCells, window: int | None, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:
@@ -216,8 +216,9 @@ class Parts:
         self.whole = len(cells.prefix_G) == cells.prefixes.rows and bool(
             (cells.prefix_G[1:] > cells.prefix_G[:-1]).all()
         )  # one block for each prefix, in order: nothing to copy
-        self.prefix = [heads_first(cells.prefixes.take(x[:split], clean)) for x in tensors]
-        self.own, self.before = [], []
+        self.prefix: list[torch.Tensor] = [heads_first(cells.prefixes.take(x[:split], clean)) for x in tensors]
+        self.own: list[torch.Tensor] = []
+        self.before: list[torch.Tensor] = []
         if not cells.segments.rows:
             return
         segments = [cells.segments.take(x[split:], clean) for x in tensors]  # (G * n, S, H, D)
@@ -247,7 +248,7 @@ class Parts:
 
 
 def flash(
-    qkv: list[torch.Tensor], mask: torch.Tensor | None, scale: float, causal: bool
+    qkv: Sequence[torch.Tensor], mask: torch.Tensor | None, scale: float, causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows, H, L, D) outputs and (rows, H, L) log-sum-exps of torch's CPU flash kernel."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -281,26 +282,21 @@ def masked_parts(
     """The same by two masked attentions in plain autograd: prefixes, and blocks towards [their prefix | themselves]."""
     parts = Parts(cells, q, k, v)
     mask = joint_masks(cells, window, q.dtype)
-    out = [cells.prefixes.put(heads_first(attend(*parts.prefix, mask["prefix"], scale, softcap, dropout)))]
+    out = [cells.prefixes.put(heads_first(attend(parts.prefix, mask["prefix"], scale, softcap, dropout)))]
     if cells.segments.rows:
         q_block, k_before, v_before = parts.before
         k_own, v_own = (parts.by_block(x) for x in parts.own[1:])
         keys, values = torch.cat([k_before, k_own], 2), torch.cat([v_before, v_own], 2)
-        found = attend(q_block, keys, values, mask["block"], scale, softcap, dropout)
+        found = attend([q_block, keys, values], mask["block"], scale, softcap, dropout)
         out.append(cells.segments.put(heads_first(parts.by_segment(found))))
     return torch.cat(out)
 
 
 def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    dropout: float,
+    qkv: Sequence[torch.Tensor], mask: torch.Tensor, scale: float, softcap: float | None, dropout: float
 ) -> torch.Tensor:
     """Attention with an additive mask; scores s become softcap * tanh(s / softcap) where there is a cap."""
+    q, k, v = qkv
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap)) + mask
@@ -325,5 +321,5 @@ def joint_masks(cells: SharedCells, window: int | None, dtype: torch.dtype) -> d
         block = torch.cat([before, own.expand(len(sizes_G11), -1, -1)], -1)[:, None]
         made = {"prefix": prefix, "block": block}
         zeros = {name: torch.zeros(m.shape, dtype=dtype, device=device) for name, m in made.items()}
-        cells.masks[key] = {name: zeros[name].masked_fill(~m, BLOCKED) for name, m in made.items()}  # type: ignore
-    return cells.masks[key]  # type: ignore[return-value]
+        cells.masks[key] = {name: zeros[name].masked_fill(~m, BLOCKED) for name, m in made.items()}
+    return cells.masks[key]

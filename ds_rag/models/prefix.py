@@ -87,7 +87,7 @@ class SharedCells:
     block: int  # n
     prefix_G: torch.Tensor  # int64, the prefix that a block's segments follow
     target_lengths: list[int]
-    masks: dict[Any, torch.Tensor] = field(default_factory=dict)  # attention.py keeps here what all layers share
+    masks: dict[Any, Any] = field(default_factory=dict)  # attention.py keeps here what all layers share
 
     @property
     def prefix_tokens(self) -> int:

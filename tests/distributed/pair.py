@@ -195,8 +195,8 @@ def accumulate(engines: Engines, case: Case, step: int) -> float:
             leaf = q_BD if case.spoil[1] == "retriever" else logp
             leaf.grad[0, 0] = case.spoil[2]
         if step >= case.generator_alone:
-            engines.backward("retriever", list(embedded), leaves[:3])
-        engines.backward("generator", [logp_CA], leaves[3:])
+            engines.backward("retriever", embedded, [leaf.grad for leaf in leaves[:3]])
+        engines.backward("generator", [logp_CA], [leaves[3].grad])
         total += float(loss.detach())
     return total
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ds_rag.assemble import Parts, make_prompt, tokenize_run
-from ds_rag.batch import Batch, Cells
+from ds_rag.batch import Batch, CellList
 from ds_rag.config import build
 from ds_rag.data.dataset import RagData, assemble
 from ds_rag.data.formats import Row
@@ -25,9 +25,12 @@ from ds_rag.log import Console
 from ds_rag.losses import LOSSES, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings
+from ds_rag.models.sharing import share_prefixes
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.objective import Objective
+from ds_rag.passes import Embedding
 from ds_rag.schedule import Schedule
+from ds_rag.scoring import Scoring
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -114,6 +117,8 @@ def small_parts(
     retriever = small_retriever(seed, learn_temperature=config.model.learn_temperature)
     generator = small_generator(seed + 1) if objective.needs_generator or force_generator else None
     prompt = make_prompt(config, generator) if generator else None
+    if generator is not None and config.scoring.share_prefixes:
+        assert share_prefixes(generator) is None
     train, evaluation = tokenize_run(config, data, retriever, prompt, Console(speaks=False))
     pad = retriever.tokenizer.pad_token_id
     loader = Loader(data.train, train, batch, accumulation, 0, 1, 0, pad)
@@ -127,7 +132,10 @@ def small_parts(
             engines[name] = PlainEngine(module) if learns[name] else module.requires_grad_(False)
     pair = Engines(**engines, max_grad_norm=0.0)
     schedule, device = Schedule(config.stage.refresh_index), torch.device("cpu")
-    return Parts(data, loader, evaluation, objective, prompt, retriever, generator, pair, 2, schedule, pad, device)
+    embedding = Embedding(pair, config.scoring.retriever_chunk)
+    scoring = Scoring(pair, generator, config.scoring, generator.tokenizer.pad_token_id) if generator else None
+    models = retriever, generator, pair, embedding, scoring
+    return Parts(data, loader, evaluation, objective, prompt, *models, 2, schedule, device)
 
 
 def gradients(parts: Parts) -> dict[str, torch.Tensor]:
@@ -143,7 +151,7 @@ def direct_loss(
     objective: Objective,
     scores_BN: torch.Tensor,
     candidates_BK: torch.Tensor,
-    cells: Cells | None,
+    cells: CellList | None,
     logp_CA: torch.Tensor | None,
     batch: Batch,
     totals: dict[str, float],

@@ -11,7 +11,7 @@ from small import small_retriever
 from ds_rag import encode as module
 from ds_rag.data.dataset import TokenTable, tokenize
 from ds_rag.data.world import make_world
-from ds_rag.encode import encode, join
+from ds_rag.encode import cut, encode, join
 from ds_rag.log import Console
 
 TEXTS = [" ".join(p.text for p in make_world(0).corpus[n : n + 1 + n % 3]) for n in range(23)]  # of many lengths
@@ -42,6 +42,39 @@ def test_order_is_kept_and_padding_does_not_matter(retriever, batch):
     found = encode(retriever, tokens, "passage", batch)
     assert found.dtype == np.float32 and found.shape == (len(TEXTS), 16)
     np.testing.assert_allclose(found, direct(retriever, TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(("budget", "sizes"), [(1, [1] * 7), (20, [2, 2, 3]), (50, [5, 2]), (1000, [7])])
+def test_batches_are_cut_by_tokens_and_hold_every_text_once(budget, sizes):
+    lengths = [10, 10, 9, 8, 5, 1, 0]
+    parts = list(cut(lengths, budget))
+    assert [n for part in parts for n in range(part.start, part.stop)] == list(range(7))
+    assert [part.stop - part.start for part in parts] == sizes
+    assert list(cut([], budget)) == []
+
+
+def forwards(retriever: Any, monkeypatch: pytest.MonkeyPatch, batch: int) -> list[tuple[int, int]]:
+    """(texts, padded length) of every forward of `encode`."""
+    shapes: list[tuple[int, int]] = []
+    embed = retriever.embed
+    monkeypatch.setattr(retriever, "embed", lambda t, side: shapes.append(tuple(t.ids_BT.shape)) or embed(t, side))
+    encode(retriever, table(retriever), "passage", batch)
+    return shapes
+
+
+def test_a_batch_holds_no_more_tokens_than_that_many_of_the_longest(retriever, monkeypatch):
+    shapes, longest = forwards(retriever, monkeypatch, 4), max(table(retriever).lengths)
+    assert shapes[0] == (4, longest)
+    assert all(texts * length <= 4 * longest for texts, length in shapes)
+    assert max(texts for texts, _ in shapes) > 4, "short texts go in larger batches"
+
+
+def test_on_a_cpu_a_batch_holds_no_more_than_its_threads_want(retriever, monkeypatch):
+    monkeypatch.setattr(module, "CPU_TOKENS", 60)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    shapes = forwards(retriever, monkeypatch, 100)
+    assert len(shapes) > 3 and all(texts * length <= 120 for texts, length in shapes)
+    assert sum(texts for texts, _ in shapes) == len(TEXTS)
 
 
 def test_every_rank_encodes_its_share_and_all_get_everything(retriever, monkeypatch):

@@ -10,11 +10,11 @@ import torch
 from small import direct_loss, small_parts
 
 from ds_rag.assemble import Parts
-from ds_rag.batch import Batch, Cells
+from ds_rag.batch import Batch, CellList
 from ds_rag.config import ObjectiveConfig
 from ds_rag.errors import UserError
 from ds_rag.losses import LOSSES
-from ds_rag.objective import Objective, positive_sequences
+from ds_rag.objective import Objective
 
 # Every objective, and every choice that changes its terms.
 VARIANTS: list[dict[str, Any]] = [{"objective": name} for name in LOSSES]
@@ -23,11 +23,25 @@ VARIANTS += [{"objective": name, "contrastive_weight": 0.7, "contrastive_symmetr
 VARIANTS += [{"objective": name, "prior": "pool"} for name in ("rag_sequence", "rag_token", "emdr2", "pdist")]
 VARIANTS += [{"objective": name, "answer_logprob": "mean"} for name in ("rag_sequence", "emdr2", "pdist")]
 VARIANTS += [{"objective": "emdr2", "reader_loss": kind} for kind in ("posterior", "none")]
+VARIANTS += [{"objective": "positive_only", "lm_tokens": "answer"}]
 VARIANTS += [{"objective": "pdist", "target_temperature": 2.0}, {"objective": "rag_sequence", "candidates": "all"}]
 
 
 def label(variant: dict[str, Any]) -> str:
     return "-".join(str(v) for v in variant.values())
+
+
+def sequence(cells: CellList, c: int) -> np.ndarray:
+    return np.concatenate([cells.prefixes[cells.prefix_C[c]], cells.suffixes[c]])
+
+
+def whole_positive_sequences(parts: Parts, batch: Batch) -> list[np.ndarray]:
+    """Prompt and answer of each row with its first positive passage."""
+    found = []
+    for query, answer, positive in zip(batch.query_ids, batch.answer_ids, batch.positive_BN, strict=True):
+        passage = batch.passage_ids[int(positive.nonzero()[0, 0])]
+        found.append(np.concatenate([parts.prompt.context(passage, query, len(answer)), answer]))
+    return found
 
 
 class Micro:
@@ -40,10 +54,10 @@ class Micro:
         B = len(batch.rows)
         self.scores_BN = torch.randn(B, N, generator=random, dtype=torch.float64).mul(2).requires_grad_()
         self.candidates_BK = parts.objective.select(self.scores_BN, batch)
-        self.cells: Cells | None = None
+        self.cells: CellList | None = None
         self.logp_CA: torch.Tensor | None = None
         if parts.prompt is not None:
-            self.cells = parts.objective.cells(batch, self.candidates_BK, parts.prompt, parts.pad)
+            self.cells = parts.objective.cells(batch, self.candidates_BK, parts.prompt)
             shape = len(self.cells.target_lengths), self.cells.target_length
             logp = -3 * torch.rand(shape, generator=random, dtype=torch.float64)
             past_the_end = torch.arange(shape[1]) >= torch.tensor(self.cells.target_lengths)[:, None]
@@ -116,8 +130,10 @@ def test_counts_by_hand():
     counts = parts.objective.counts([batch], parts.prompt)
     assert counts["queries"] == 2 and counts["pairs"] == 3
     assert counts["answer_tokens"] == sum(len(a) for a in batch.answer_ids)
-    sequences = positive_sequences(batch, parts.prompt)
+    sequences = whole_positive_sequences(parts, batch)
     assert counts["all_tokens"] == sum(len(s) for s in sequences) - 2  # the first token is not predicted
+    answers = small_parts(objective="positive_only", lm_tokens="answer")
+    assert answers.objective.counts([batch], parts.prompt)["all_tokens"] == counts["answer_tokens"]
     assert small_parts(objective="rag_sequence").objective.counts([batch], parts.prompt)["all_tokens"] == 0
 
 
@@ -153,11 +169,11 @@ def test_cells_are_the_prompt_with_each_candidate_and_the_answer():
     parts = small_parts()
     batch = parts.loader.micro_batches(0)[0]
     candidates_BK = parts.objective.select(torch.randn(batch.own_BN.shape), batch)
-    cells = parts.objective.cells(batch, candidates_BK, parts.prompt, parts.pad)
+    cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
     B, K = candidates_BK.shape
     for b in range(B):
         for k in range(K):
-            row = cells.ids_CT[b * K + k][cells.mask_CT[b * K + k].bool()].numpy()
+            row = sequence(cells, b * K + k)
             answer = batch.answer_ids[b]
             passage = batch.passage_ids[candidates_BK[b, k]]
             context = parts.prompt.context(passage, batch.query_ids[b], len(answer))
@@ -168,12 +184,9 @@ def test_cells_are_the_prompt_with_each_candidate_and_the_answer():
 def test_positive_only_reads_one_cell_a_query_and_predicts_its_prompt_too():
     parts = small_parts(objective="positive_only")
     batch = parts.loader.collate([0, 5])
-    cells = parts.objective.cells(batch, torch.zeros(2, 4, dtype=torch.int64), parts.prompt, parts.pad)
-    for b in range(2):
-        column = int(batch.positive_BN[b].nonzero()[0, 0])
-        context = parts.prompt.context(batch.passage_ids[column], batch.query_ids[b], len(batch.answer_ids[b]))
-        whole = np.concatenate([context, batch.answer_ids[b]])
-        assert np.array_equal(cells.ids_CT[b][cells.mask_CT[b].bool()].numpy(), whole)
+    cells = parts.objective.cells(batch, torch.zeros(2, 4, dtype=torch.int64), parts.prompt)
+    for b, whole in enumerate(whole_positive_sequences(parts, batch)):
+        assert np.array_equal(sequence(cells, b), whole)
         assert cells.target_lengths[b] == len(whole) - 1
 
 

@@ -10,6 +10,7 @@ import torch
 from small import direct_loss, gradients, small_parts
 
 from ds_rag.assemble import Parts
+from ds_rag.batch import lay_out_plain
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import build
 from ds_rag.engine import Engines, StepResult
@@ -46,8 +47,8 @@ def one_graph(parts: Parts) -> float:
         candidates_BK = parts.objective.select(scores_BN, batch)
         cells = logp_CA = None
         if parts.generator is not None:
-            cells = parts.objective.cells(batch, candidates_BK, parts.prompt, parts.pad)
-            logp_CA = parts.generator(cells)
+            cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
+            logp_CA = parts.generator.plain(lay_out_plain(cells, parts.generator.tokenizer.pad_token_id))
         loss = loss + direct_loss(parts.objective, scores_BN, candidates_BK, cells, logp_CA, batch, totals)
     loss.backward()
     return float(loss.detach())
@@ -99,15 +100,12 @@ def test_noise_for_the_generators_logits_reaches_the_retriever_where_it_is_claim
 
 
 def replace_logits_by_noise(parts: Parts) -> None:
-    lm = parts.generator.lm
-    original, random = lm.forward, torch.Generator().manual_seed(99)
+    random = torch.Generator().manual_seed(99)
 
-    def forward(*args: Any, **options: Any) -> Any:
-        output = original(*args, **options)
-        output.logits = output.logits * 0 + 3 * torch.randn(output.logits.shape, generator=random)
-        return output
+    def noise(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits * 0 + 3 * torch.randn(logits.shape, generator=random)
 
-    lm.forward = forward
+    parts.generator.lm.get_output_embeddings().register_forward_hook(noise)
 
 
 def test_every_micro_batch_announces_whether_it_is_the_last():

@@ -1,0 +1,124 @@
+"""How much memory a forward pass of the generator will hold for its backward, and how much there is.
+
+Measured on the model itself, so that every architecture, precision and kind of attention is met: a few tokens go
+through it, and the bytes that autograd saves are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from ds_rag.batch import list_cells
+from ds_rag.models.generator import Generator
+from ds_rag.models.head import CHUNK_BYTES, KEEP_BYTES
+
+SHARE_OF_MEMORY = {"cpu": 0.5, "cuda": 0.8}  # of what is free; on a CPU nothing can be caught after the fact
+MARGIN = 1.1  # gradients of activations, attention's working space, the allocator's own waste
+
+
+@dataclass(frozen=True)
+class CellCost:
+    """Bytes that scoring cells with a graph takes above the weights."""
+
+    saved_per_token: float  # by autograd, until the backward has passed
+    working_per_token: float  # of one layer: while it is run again (activation checkpointing) or differentiated
+    vocabulary: int
+    logit_bytes: int  # of one logit in the model's type
+    gradients: int  # of the parameters, allocated by the first backward
+
+    def of(self, tokens: int, targets: int) -> float:
+        """Peak bytes of a forward and backward pass over `tokens` read tokens and `targets` predicted ones."""
+        logits = targets * self.vocabulary
+        kept = min(logits * self.logit_bytes, KEEP_BYTES)
+        chunk = min(logits * 4, CHUNK_BYTES)
+        return MARGIN * (tokens * (self.saved_per_token + self.working_per_token) + kept + 3 * chunk)
+
+    def tokens_within(self, budget: float, targets_per_token: float) -> int:
+        """The most tokens whose pass stays within `budget` bytes; at least 1."""
+        low, high = 1, 1 << 24
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.of(middle, int(middle * targets_per_token) + 1) <= budget
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+
+@contextmanager
+def count_saved(parameters: list[torch.Tensor]) -> Iterator[dict[int, int]]:
+    """Bytes of each distinct storage that autograd saves inside the block, the parameters' own left out."""
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    saved: dict[int, int] = {}
+    alive: list[torch.Tensor] = []  # or a freed storage's address could be given to another tensor
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+            alive.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield saved
+
+
+def measure_cost(generator: Generator) -> CellCost:
+    """By forward passes over one sequence of two lengths; random states are left as they were."""
+    lm = generator.lm
+    long = min(192, generator.max_length)
+    short = max(2, long // 3)
+
+    def slope(training: bool) -> float:
+        generator.train(training)
+        return (saved_bytes(generator, long) - saved_bytes(generator, short)) / (long - short)
+
+    training = generator.training
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        whole = slope(training=False)  # activation checkpointing is at work in training mode only
+        saved = slope(training=True)
+    generator.train(training)
+    layers = max(1, int(getattr(lm.config.get_text_config(), "num_hidden_layers", 1)))
+    learning = [p for p in lm.parameters() if p.requires_grad]
+    return CellCost(
+        saved_per_token=saved,
+        working_per_token=whole / layers,
+        vocabulary=generator.vocabulary,
+        logit_bytes=lm.dtype.itemsize,
+        gradients=sum(p.numel() * p.element_size() for p in learning),
+    )
+
+
+def saved_bytes(generator: Generator, length: int) -> int:
+    ids = np.arange(length, dtype=np.int32) % generator.vocabulary
+    cells = generator.lay_out(list_cells([ids[: length // 2]], [ids[length // 2 :]], [1]), 0).to(generator.lm.device)
+    with count_saved(list(generator.parameters())) as saved:
+        out = generator(cells)
+        total = sum(saved.values())
+    del out
+    return total
+
+
+def budget_bytes(gigabytes: float | None, device: torch.device, processes: int = 1) -> float:
+    """What one process may use: the flag, else a share of what is free, divided among the host's processes."""
+    if gigabytes is not None:
+        return gigabytes * 1e9
+    if device.type == "cuda":
+        return SHARE_OF_MEMORY["cuda"] * torch.cuda.mem_get_info(device)[0]
+    return SHARE_OF_MEMORY["cpu"] * min(psutil.virtual_memory().available, free_in_cgroup()) / processes
+
+
+def free_in_cgroup() -> float:
+    """What a container's limit leaves, where there is one."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((root / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such file, or "max"
+        return float("inf")
+    return max(0, limit - used)
