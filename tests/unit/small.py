@@ -6,6 +6,7 @@ Everything is the real thing but the engines, whose backward and step are plain 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ds_rag import dist
 from ds_rag.assemble import Parts, make_prompt, tokenize_run
 from ds_rag.batch import Batch, CellList
 from ds_rag.config import build
@@ -24,6 +26,7 @@ from ds_rag.engine import Engines
 from ds_rag.log import Console
 from ds_rag.losses import LOSSES, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.generator import Generator
+from ds_rag.models.loading import checkpoint_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.sharing import share_prefixes
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
@@ -40,7 +43,6 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 96,
     "initializer_range": 0.3,  # away from tiny weights, at which nothing matters
 }
-NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 class PlainEngine:
@@ -76,22 +78,25 @@ def tokenizer_folder() -> Path:
     return folder
 
 
-def small_retriever(seed: int = 0, **settings: Any) -> Retriever:
+def small_retriever(seed: int = 0, dropout: float = 0.0, **settings: Any) -> Retriever:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(seed)
     tokenizer = open_tokenizer(tokenizer_folder(), "right")
-    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE, **NO_DROPOUT), add_pooling_layer=False)
+    drop: dict[str, Any] = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
+    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE, **drop), add_pooling_layer=False)
     return Retriever(encoder, tokenizer, RetrieverSettings(**{"temperature": 0.3} | settings))
 
 
-def small_generator(seed: int = 0) -> Generator:
+def small_generator(seed: int = 0, dropout: float = 0.0) -> Generator:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     tokenizer = open_tokenizer(tokenizer_folder(), "left")
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return Generator(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SHAPE, **ids)), tokenizer)
+    return Generator(
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), attention_dropout=dropout, **SHAPE, **ids)), tokenizer
+    )
 
 
 def small_data(rows: int = 12) -> RagData:
@@ -108,20 +113,31 @@ def small_data(rows: int = 12) -> RagData:
 
 
 def small_parts(
-    accumulation: int = 1, batch: int = 3, seed: int = 0, force_generator: bool = False, **flags: Any
+    accumulation: int = 1,
+    batch: int = 3,
+    seed: int = 0,
+    force_generator: bool = False,
+    dropout: float = 0.0,
+    engine: Callable[[str, nn.Module], Any] = lambda name, module: PlainEngine(module),
+    **flags: Any,
 ) -> Parts:
-    """`flags` are keys of the configuration; `force_generator`: also where the objective needs none."""
+    """`flags` are keys of the configuration; `force_generator`: also where the objective needs none. On several ranks
+    each has its own part of the rows."""
     config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | flags)
-    objective = Objective(config.objective)
+    objective = Objective(config.objective, dist.world())
     data = small_data()
-    retriever = small_retriever(seed, learn_temperature=config.model.learn_temperature)
-    generator = small_generator(seed + 1) if objective.needs_generator or force_generator else None
+    retriever = small_retriever(seed, dropout, learn_temperature=config.model.learn_temperature)
+    generator = small_generator(seed + 1, dropout) if objective.needs_generator or force_generator else None
+    if config.model.gradient_checkpointing:
+        checkpoint_activations([retriever.encoder, *([generator.lm] if generator else [])], True)
     prompt = make_prompt(config, generator) if generator else None
     if generator is not None and config.scoring.share_prefixes:
         assert share_prefixes(generator) is None
     train, evaluation = tokenize_run(config, data, retriever, prompt, Console(speaks=False))
     pad = retriever.tokenizer.pad_token_id
-    loader = Loader(data.train, train, batch, accumulation, 0, 1, 0, pad)
+    loader = Loader(
+        data.train, train, batch, accumulation, dist.rank(), dist.world(), 0, pad, config.objective.pool == "world"
+    )
     learns = {
         "retriever": config.model.freeze != "retriever",
         "generator": config.model.freeze != "generator" and objective.generator_learns,
@@ -129,7 +145,7 @@ def small_parts(
     engines: dict[str, Any] = {"retriever": retriever, "generator": generator}
     for name, module in engines.items():
         if module is not None:
-            engines[name] = PlainEngine(module) if learns[name] else module.requires_grad_(False)
+            engines[name] = engine(name, module) if learns[name] else module.requires_grad_(False)
     pair = Engines(**engines, max_grad_norm=0.0)
     schedule, device = Schedule(config.stage.refresh_index), torch.device("cpu")
     embedding = Embedding(pair, config.scoring.retriever_chunk)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ds_rag.data.dataset import Example, TokenTable
-from ds_rag.data.loader import GROUP, Loader, TrainTokens
+from ds_rag.data.loader import GROUP, Loader, TrainTokens, deal
 
 PAD = 999
 
@@ -148,3 +148,45 @@ def test_answers_are_masked_by_position():
     assert batch.answer_mask_BT.sum(1).tolist() == lengths
     assert batch.answer_mask_BT.shape == (3, max(lengths))
     assert batch.to("cpu").answer_mask_BT.equal(batch.answer_mask_BT)
+
+
+def shared(rank: int, world: int, batch: int = 4, accumulation: int = 2, rows: int = 50) -> Loader:
+    return Loader(*made(rows), batch, accumulation, rank, world, 0, PAD, shared_pool=True)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_pool_of_the_world_is_the_joined_batch_and_every_text_has_one_rank(world):
+    for step in range(10):
+        joined = loader(batch=4 * world, accumulation=2).micro_batches(step)
+        of_ranks = [shared(rank, world).micro_batches(step) for rank in range(world)]
+        for m, whole in enumerate(joined):
+            parts = [batches[m] for batches in of_ranks]
+            for rank, part in enumerate(parts):
+                assert part.rows == whole.rows and part.copies == world
+                assert torch.equal(part.own_BN, whole.own_BN) and torch.equal(part.positive_BN, whole.positive_BN)
+                for a, b in zip(part.passage_ids, whole.passage_ids, strict=True):
+                    assert np.array_equal(a, b)
+                if world > 1:
+                    own = part.shares[rank]
+                    assert part.queries.ids_BT[:, 0].tolist() == whole.queries.ids_BT[own.rows, 0].tolist()
+                    assert part.passages.ids_BT[:, 0].tolist() == whole.passages.ids_BT[own.columns, 0].tolist()
+            if world > 1:
+                assert all(part.shares == parts[0].shares for part in parts)
+                for side, count in (("rows", len(whole.rows)), ("columns", whole.own_BN.shape[1])):
+                    dealt = [n for share in parts[0].shares for n in getattr(share, side)]
+                    assert sorted(dealt) == list(range(count))
+
+
+def test_a_rank_without_a_passage_embeds_one_in_vain():
+    examples = [Example(f"q{n}", ("a",), (0,), ()) for n in range(6)]
+    tokens = TrainTokens(*(table([[n, 7] for n in range(6)]) for _ in range(5)))
+    batches = [Loader(examples, tokens, 2, 1, rank, 3, 0, PAD, True).micro_batches(0)[0] for rank in range(3)]
+    assert [share.columns for share in batches[0].shares] == [[0], [], []]
+    assert all(len(batch.passages.ids_BT) == 1 for batch in batches)
+
+
+def test_deal_evens_out_lengths():
+    lengths = [9, 1, 8, 2, 7, 3, 6, 4]
+    hands = deal(lengths, 3)
+    totals = [sum(lengths[n] for n in hand) for hand in hands]
+    assert sorted(n for hand in hands for n in hand) == list(range(8)) and max(totals) - min(totals) <= 2

@@ -1,0 +1,96 @@
+"""The real step on DeepSpeed engines against one plain PyTorch process over the same pools.
+
+Stages, ranks, precision, accumulation, ways of scoring, retriever chunks, activation checkpointing and pools are
+covered pairwise and not in full product: every value meets most values of the others in some run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pair import apart, off_course
+from ranks import run_ranks
+from real_step import Found, Run, plain_run, train_real
+
+CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "4", "retriever_chunk": 3}
+WORLD: dict[str, Any] = {"pool": "world"}
+CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
+ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
+ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
+RUNS: dict[str, Run] = {
+    "zero0": Run((0, 0)),
+    "zero0 chunks x2": Run((0, 0), accumulation=2, flags=CHUNKS),
+    "zero0 world chunks checkpoints": Run((0, 0), flags=WORLD | CHUNKS | CHECKPOINTS),
+    "zero1 x4 world": Run((1, 1), accumulation=4, flags=WORLD),
+    "zero1 chunks checkpoints": Run((1, 1), flags=CHUNKS | CHECKPOINTS),
+    "zero1 world few candidates": Run((1, 1), flags=WORLD | {"candidates": "4"}),
+    "zero2 one pass x4 checkpoints": Run((2, 2), accumulation=4, flags=ONE_PASS | CHECKPOINTS),
+    "zero2 world": Run((2, 2), flags=WORLD | ONE_PASS),
+    "zero2 world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS),
+    "zero2 plain sequences": Run((2, 2), accumulation=2, flags={"share_prefixes": False} | CHUNKS),
+    "zero12 world tight memory": Run((1, 2), flags=WORLD | {"memory_budget": 1e-4}),
+    "zero2 posterior": Run((2, 2), accumulation=2, flags=ALL_KEPT),
+    **{
+        f"{name} world": Run((2, 2), flags=WORLD | CHUNKS | {"objective": name, "contrastive_weight": 0.3})
+        for name in ("rag_token", "positive_only", "infonce", "emdr2", "pdist", "replug_lsr")
+    },
+    "pool prior world": Run((1, 1), flags=WORLD | {"prior": "pool", "candidates": "3"}),
+    "frozen retriever world": Run((2, 2), flags=WORLD | CHUNKS | {"freeze": "retriever"}),
+    "frozen generator world": Run((2, 2), flags=WORLD | {"freeze": "generator"}),
+}
+HALF: dict[str, Run] = {
+    "bf16 zero1 chunks": Run((1, 1), "bf16", accumulation=4, flags=CHUNKS),
+    "bf16 zero2 world": Run((2, 2), "bf16", flags=WORLD),
+    "bf16 zero2 world chunks checkpoints": Run((2, 2), "bf16", accumulation=2, flags=WORLD | CHUNKS | CHECKPOINTS),
+}
+NAMES = [*RUNS, *HALF]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def world(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def found(world: int) -> list[list[Found]]:
+    """By rank, then by run."""
+    return run_ranks(train_real, world, [*RUNS.values(), *HALF.values()], timeout=600)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_fp32_is_plain_pytorch(found: list[list[Found]], world: int, name: str) -> None:
+    plain = plain_run(RUNS[name], world)
+    for ranks in found:
+        run = ranks[NAMES.index(name)]
+        assert run.losses == pytest.approx(plain.losses, rel=2e-5)
+        assert apart(run.start, plain.start) == 0
+        for key, wanted in plain.gradients.items():
+            torch.testing.assert_close(run.gradients[key], wanted, rtol=1e-3, atol=2e-5)
+        whole = torch.cat([g.flatten() for g in plain.gradients.values()])
+        apart_by = torch.cat([(run.gradients[k] - g).flatten() for k, g in plain.gradients.items()])
+        assert whole.norm() > 1e-2 and apart_by.norm() <= 3e-5 * whole.norm()
+        assert off_course(run, plain) < 1e-3
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_bf16_follows_fp32(found: list[list[Found]], world: int, name: str) -> None:
+    plain = plain_run(HALF[name], world)
+    runs = [ranks[NAMES.index(name)] for ranks in found]
+    assert off_course(runs[0], plain) < 0.2
+    assert apart(runs[0].parameters, runs[-1].parameters) == 0
+    assert runs[0].losses == pytest.approx(plain.losses, rel=0.02)
+
+
+def test_the_pool_of_the_world_is_another_objective(found: list[list[Found]], world: int) -> None:
+    """On two ranks it sees the other rank's passages; on one it is the rank's."""
+    alone, joined = (found[0][NAMES.index(name)].losses for name in ("zero0", "zero2 world"))
+    assert (joined == pytest.approx(alone, rel=1e-4)) == (world == 1)
+
+
+def test_what_is_logged_does_not_count_a_shared_pool_twice(found: list[list[Found]], world: int) -> None:
+    for ranks in found:
+        run = ranks[NAMES.index("zero2 world")]
+        assert run.totals["queries"] == 3 * world
+        assert run.sums[0]["prior_entropy"] * world / run.totals["queries"] < 3.2  # nats: of at most 24 passages
