@@ -15,7 +15,7 @@ from ds_rag.models.retriever import Retriever
 
 # Tokens a thread of a CPU encodes at once. More is slower there: activations leave the cache, are mapped anew for
 # every layer, and a wider batch holds more padding (benchmarks/encode.py).
-CPU_TOKENS = 1024
+CPU_TOKENS = 512
 
 
 @torch.no_grad()

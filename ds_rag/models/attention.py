@@ -80,7 +80,7 @@ def attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D)
     if groups := q.shape[1] // k.shape[1] - 1:
         k, v = (x.repeat_interleave(groups + 1, dim=1) for x in (k, v))
-    if q.device.type == "cpu" and not softcap and not dropout:
+    if q.device.type in ("cpu", "meta") and not softcap and not dropout:
         out_THD = FlashParts.apply(q, k, v, cells, scale, window)
     else:
         out_THD = masked_parts(q, k, v, cells, scale, window, softcap, dropout or 0.0)
@@ -123,15 +123,15 @@ def make_masks(cells: SharedCells, window: int | None, dtype: torch.dtype) -> di
         back = place[:, None] - place[None, :]
         return add((back >= 0) & (back < window))
 
+    if window is None and cells.prefixes.full:
+        return dict.fromkeys(("prefix", "own", "before"))
     sizes_G = torch.tensor(cells.prefixes.lengths, device=device)[cells.prefix_G]
     key_P = torch.arange(P, device=device)
     allowed = key_P[None, None, :] < sizes_G[:, None, None]  # (G, 1, P)
     if window is not None:
         offset_L = torch.arange(S, device=device).repeat(n)
         allowed = allowed & (sizes_G[:, None, None] + offset_L[None, :, None] - key_P[None, None, :] < window)
-    before = None if bool(allowed.all()) else add(allowed)[:, None]
-    if before is not None and before.shape[2] == 1:
-        before = before.expand(-1, -1, n * S, -1)
+    before = add(allowed)[:, None].expand(-1, -1, n * S, -1)
     return {"prefix": causal(P), "own": causal(S), "before": before}
 
 
@@ -213,9 +213,7 @@ class Parts:
     def __init__(self, cells: SharedCells, *tensors: torch.Tensor, clean: bool = False):
         split = cells.prefix_tokens
         self.n, self.prefix_G = cells.block, cells.prefix_G
-        self.whole = len(cells.prefix_G) == cells.prefixes.rows and bool(
-            (cells.prefix_G[1:] > cells.prefix_G[:-1]).all()
-        )  # one block for each prefix, in order: nothing to copy
+        self.whole = cells.one_block_each
         self.prefix: list[torch.Tensor] = [heads_first(cells.prefixes.take(x[:split], clean)) for x in tensors]
         self.own: list[torch.Tensor] = []
         self.before: list[torch.Tensor] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ds_rag import dist
 from ds_rag.config import DataConfig, ModelConfig, find_file
@@ -63,6 +64,7 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path) -> Generator
         lm = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=model.trust_remote_code
         )
+    fuse_activations(lm)
     checkpoint_activations((lm,), model.gradient_checkpointing)
     return Generator(lm, tokenizer)
 
@@ -225,6 +227,17 @@ def checkpoint_activations(models: Iterable[Any], on: bool) -> None:
     for model in models:
         if on and model is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """GPT-2's GELU as one operation instead of eight: the same function (torch's GELU with approximate="tanh"), a
+    fifth of the memory of a layer's activations."""
+    from transformers.activations import NewGELUActivation
+
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def read_json(path: Path) -> Any:

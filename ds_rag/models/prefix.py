@@ -45,6 +45,7 @@ class Padding:
 
     @property
     def full(self) -> bool:
+        """No row is padded."""
         return len(self.index) == len(self.inverse)
 
     def take(self, x: torch.Tensor, clean: bool = False) -> torch.Tensor:
@@ -86,8 +87,14 @@ class SharedCells:
     segments: Padding  # of the others: (G * n, S)
     block: int  # n
     prefix_G: torch.Tensor  # int64, the prefix that a block's segments follow
+    blocks_R: list[int]  # how many blocks each prefix has
     target_lengths: list[int]
     masks: dict[Any, Any] = field(default_factory=dict)  # attention.py keeps here what all layers share
+
+    @property
+    def one_block_each(self) -> bool:
+        """Block g follows prefix g: nothing has to be copied."""
+        return self.blocks_R == [1] * self.prefixes.rows
 
     @property
     def prefix_tokens(self) -> int:
@@ -136,6 +143,7 @@ def lay_out_shared(cells: CellList) -> SharedCells:
         segments=pad_rows(rows),
         block=block,
         prefix_G=torch.from_numpy(prefix_G),
+        blocks_R=np.bincount(prefix_G, minlength=len(sizes_R)).tolist(),
         target_lengths=cells.target_lengths,
     )
 

@@ -10,7 +10,7 @@ import torch
 from ds_rag.batch import lay_out_cells, pad_right
 from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.errors import UserError
-from ds_rag.models.loading import load_generator, load_pair, load_retriever
+from ds_rag.models.loading import fuse_activations, load_generator, load_pair, load_retriever
 from ds_rag.models.retriever import Retriever
 
 MODELS = Path(__file__).resolve().parents[3] / "ds_configs" / "models"
@@ -280,3 +280,12 @@ def test_a_run_is_opened_as_it_was_saved(built, tmp_path):
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         torch.testing.assert_close(reopened.lm.eval()(ids).logits, generator.lm.eval()(ids).logits)
+
+
+def test_gpt2s_activation_is_one_operation_and_the_same_function(tiny):
+    before, after = tiny("gpt2").double(), tiny("gpt2").double()
+    fuse_activations(after)
+    assert not any(type(m).__name__ == "NewGELUActivation" for m in after.modules())
+    assert sum(isinstance(m, torch.nn.GELU) for m in after.modules()) == 2
+    ids = torch.arange(4, 24)[None]
+    torch.testing.assert_close(after(ids).logits, before(ids).logits, rtol=1e-12, atol=1e-12)
