@@ -45,7 +45,7 @@ def keep_heavy(
     """
     share_CA = token_shares(weight_CA, query_C, queries)
     share_C = cell_shares(share_CA, query_C, queries)
-    best_B = share_C.new_zeros(queries).index_reduce_(0, query_C, share_C, "amax")
+    best_B = share_C.new_zeros(queries).scatter_reduce_(0, query_C, share_C, "amax")
     keep_C = (share_CA.amax(1) >= threshold) | ((share_C == best_B[query_C]) & (share_C > 0))
     return keep_C, float(share_C[~keep_C].sum()) / max(1, queries)
 
