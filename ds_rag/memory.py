@@ -33,10 +33,13 @@ class CellCost:
     logit_bytes: int  # of one logit in the model's type
     gradients: int  # of the parameters, allocated by the first backward
 
-    def of(self, tokens: int, targets: int) -> float:
-        """Peak bytes of a forward and backward pass over `tokens` read tokens and `targets` predicted ones."""
+    def of(self, tokens: int, targets: int, keep_bytes: float = KEEP_BYTES) -> float:
+        """Peak bytes of a forward and backward pass over `tokens` read tokens and `targets` predicted ones.
+
+        keep_bytes: as in `head.token_logprobs`.
+        """
         logits = targets * self.vocabulary
-        kept = min(logits * self.logit_bytes, KEEP_BYTES)
+        kept = logits * self.logit_bytes if logits * 4 <= keep_bytes else 0
         chunk = min(logits * 4, CHUNK_BYTES)
         return MARGIN * (tokens * (self.saved_per_token + self.working_per_token) + kept + 3 * chunk)
 

@@ -12,6 +12,7 @@ Shape legend: C cells, A tokens of the longest target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from ds_rag.config import ScoringConfig
 from ds_rag.engine import Engines
 from ds_rag.memory import CellCost, budget_bytes, measure_cost
 from ds_rag.models.generator import Generator
+from ds_rag.models.head import KEEP_BYTES
 from ds_rag.passes import Gradients, OnePass, Pass, TwoPass
 from ds_rag.thinning import draw_one, keep_heavy
 
@@ -137,12 +139,21 @@ class Scoring:
         return chunks + [[] for _ in range(most - len(chunks))]
 
     def fits(self, mine: list[int]) -> bool:
-        """Is this micro-batch scored in one pass? All ranks decide alike."""
-        if self.how != "auto" or "generator" not in self.engines.learning:
-            return self.how == "one_pass" and "generator" in self.engines.learning
+        """Is this micro-batch scored in one pass? All ranks decide alike. Logits are kept where they fit too."""
+        self.generator.keep_bytes = KEEP_BYTES
+        if "generator" not in self.engines.learning or self.how not in ("auto", "one_pass"):
+            return False
+        if self.how == "one_pass":
+            self.generator.keep_bytes = math.inf
+            return True
         tokens, targets = self.size(mine)
-        need, budget = self.measured().of(tokens, targets), self.budget()
-        within = dist.all_max({"beyond": float(need > budget)}, self.device())["beyond"] == 0
+        cost, budget = self.measured(), self.budget()
+        needs = [cost.of(tokens, targets, keep) for keep in (math.inf, KEEP_BYTES)]
+        beyond = {f"{n}": float(need > budget) for n, need in enumerate(needs)}
+        kept, within = (worst == 0 for worst in dist.all_max(beyond, self.device()).values())
+        if kept:
+            self.generator.keep_bytes = math.inf
+        need = needs[0] if kept else needs[1]
         way = "one pass" if within else "two passes"
         self.explain(way, f"{tokens:,} tokens of {len(mine)} cells need about {need / 1e9:.2g} GB", budget)
         return within

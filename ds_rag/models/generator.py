@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ds_rag.batch import CellList, Cells, lay_out_plain
 from ds_rag.models import attention
-from ds_rag.models.head import token_logprobs
+from ds_rag.models.head import KEEP_BYTES, token_logprobs
 from ds_rag.models.prefix import SharedCells, lay_out_shared
 from ds_rag.models.saving import save_model
 
@@ -31,6 +31,7 @@ class Generator(nn.Module):
         super().__init__()
         self.lm, self.tokenizer = lm, tokenizer
         self.shares_prefixes = False
+        self.keep_bytes = KEEP_BYTES  # of logits that a forward keeps for its backward
         accepts = inspect.signature(lm.forward).parameters
         self.takes_positions = "position_ids" in accepts
         self.keeps_logits = "logits_to_keep" in accepts
@@ -58,7 +59,8 @@ class Generator(nn.Module):
     def shared(self, cells: SharedCells) -> torch.Tensor:
         """Each prefix once; logits only where a target is predicted."""
         hidden_TD = attention.call(self.lm.base_model, cells)
-        logp_U = token_logprobs(self.logits, hidden_TD[cells.place_U], cells.target_U, self.vocabulary)
+        chosen = hidden_TD[cells.place_U], cells.target_U
+        logp_U = token_logprobs(self.logits, *chosen, self.vocabulary, self.keep_bytes)
         return F.pad(logp_U, (0, 1))[cells.pick_CA]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

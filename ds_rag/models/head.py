@@ -12,18 +12,23 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 1 << 27  # of logits that exist at once, as float32
-KEEP_BYTES = 1 << 28  # of logits that are kept for the backward pass; beyond it they are computed again there
+KEEP_BYTES = float(1 << 28)  # of logits that are kept for the backward pass; beyond it they are computed again there
 
 
 def token_logprobs(
-    head: Callable[[torch.Tensor], torch.Tensor], hidden_UD: torch.Tensor, target_U: torch.Tensor, vocabulary: int
+    head: Callable[[torch.Tensor], torch.Tensor],
+    hidden_UD: torch.Tensor,
+    target_U: torch.Tensor,
+    vocabulary: int,
+    keep_bytes: float = KEEP_BYTES,
 ) -> torch.Tensor:
     """(U,) log P(target_U) under `head(hidden)`, logits (U, V), in float32 or wider.
 
-    Values and gradients are those of cross-entropy over all logits at once.
+    keep_bytes: logits that take more than this are computed again in the backward pass, a chunk at a time. Values
+    and gradients are those of cross-entropy over all logits at once.
     """
     rows = max(1, CHUNK_BYTES // (4 * vocabulary))
-    again = hidden_UD.requires_grad and len(hidden_UD) * vocabulary * 4 > KEEP_BYTES
+    again = hidden_UD.requires_grad and len(hidden_UD) * vocabulary * 4 > keep_bytes
 
     def chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return LogProb.apply(head(hidden), targets)

@@ -22,7 +22,7 @@ def case(dtype: torch.dtype) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tenso
 def test_values_and_gradients(rows, kept, monkeypatch):
     linear, hidden_UD, target_U, weight_U = case(torch.float64)
     monkeypatch.setattr(head, "CHUNK_BYTES", rows * 50 * 4)
-    monkeypatch.setattr(head, "KEEP_BYTES", 1 << 30 if kept else 0)
+    keep = 1e9 if kept else 0.0
     calls = []
 
     def counted(x: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ def test_values_and_gradients(rows, kept, monkeypatch):
         return linear(x)
 
     leaves = [hidden_UD, linear.weight, linear.bias]
-    found_U = token_logprobs(counted, hidden_UD, target_U, 50)
+    found_U = token_logprobs(counted, hidden_UD, target_U, 50, keep)
     found = torch.autograd.grad((found_U * weight_U).sum(), leaves)
     assert max(calls) <= rows and sum(calls) == 23 * (1 if kept else 2)
     expected_U = -F.cross_entropy(linear(hidden_UD), target_U, reduction="none")
