@@ -1,7 +1,10 @@
 """Ranks: start-up, small reductions and the gather with gradient. Every helper also works in one process.
 
 The rule for means across ranks: DeepSpeed *averages* gradients over ranks, so a loss that is a mean over the
-optimizer step's rows must be, on each rank, `world * (sum over the local rows) / (rows of the whole step)`.
+optimizer step's rows must be, on each rank, `world * (sum over the local rows) / (rows of the whole step)`. With a pool
+of the world every rank computes that loss over all rows, times `world`, on gathered tensors without a graph, and sends
+on the gradients of its own share only: each share has one sender, so the average over ranks is again the whole
+gradient. What all ranks send alike (the temperature's) must not have the factor.
 """
 
 from __future__ import annotations
@@ -134,29 +137,3 @@ def from_first(item: Any) -> Any:
     if world() > 1:
         torch_dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-class _Gather(torch.autograd.Function):
-    """Concatenation over ranks whose backward is the sum over ranks, cut to this rank's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        ctx.rows = local.shape[0]
-        parts = [torch.empty_like(local) for _ in range(world())]
-        torch_dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        total = grads[0].contiguous()
-        torch_dist.all_reduce(total)
-        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
-
-
-def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
-    """(n, ...) on each rank -> (world * n, ...) on all; equal shapes on every rank.
-
-    The backward *sums* the gradients that all ranks send to a row. With a loss that is a mean over the local
-    queries and DeepSpeed's average over ranks, the result is the gradient of the mean over all queries: factor 1.
-    """
-    return local if world() == 1 else _Gather.apply(local)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ds_rag import dist
 from ds_rag.batch import Batch, CellList, lengths_to_mask, list_cells
 from ds_rag.config import ObjectiveConfig
 from ds_rag.data.prompt import Prompt
@@ -86,7 +87,10 @@ class Objective:
         K = N if self.config.candidates == "all" else min(N, int(self.config.candidates))
         scores = scores_BN.detach()
         span = scores.max() - scores.min() + 1
-        return (scores + span * (batch.own_BN.float() + batch.positive_BN.float())).topk(K, dim=1).indices
+        chosen_BK = (scores + span * (batch.own_BN.float() + batch.positive_BN.float())).topk(K, dim=1).indices
+        if batch.shares:  # ranks of unlike hardware must not choose apart
+            return dist.from_first(chosen_BK.cpu()).to(scores.device)
+        return chosen_BK
 
     def cells(self, batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:
         """What the generator reads: each query with each candidate; under positive_only with its positive."""

@@ -122,6 +122,28 @@ def blocks_of(case: Case, world: int, step: int) -> list[Block]:
     return make_blocks(case.accumulation * world, pool, 1000 * case.seed + step)
 
 
+class Gather(torch.autograd.Function):
+    """Concatenation over ranks whose backward is the sum over ranks, cut to this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+        ctx.rows = local.shape[0]
+        parts = [torch.empty_like(local) for _ in range(dist.world())]
+        torch.distributed.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        total = dist.add_over_ranks(grads[0].contiguous())
+        return total[dist.rank() * ctx.rows : (dist.rank() + 1) * ctx.rows]
+
+
+def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
+    """(n, ...) on each rank -> (world * n, ...) on all. With a loss that is a mean over the local queries and
+    DeepSpeed's average over ranks, the gradient is that of the mean over all queries."""
+    return local if dist.world() == 1 else Gather.apply(local)
+
+
 def block_loss(
     q_BD: torch.Tensor, pool_ND: torch.Tensor, temperature: torch.Tensor, logp_CA: torch.Tensor, block: Block
 ) -> torch.Tensor:
@@ -188,7 +210,7 @@ def accumulate(engines: Engines, case: Case, step: int) -> float:
         logp_CA = engines.generator(block.cells)
         leaves = [x.detach().float().requires_grad_() for x in (*embedded, logp_CA)]
         q_BD, p_ND, temperature, logp = leaves
-        pool_ND = dist.gather_with_grad(p_ND) if case.gather else p_ND
+        pool_ND = gather_with_grad(p_ND) if case.gather else p_ND
         loss = block_loss(q_BD, pool_ND, temperature, logp, block) / len(mine)
         loss.backward()
         if case.spoil and case.spoil[0] == step and dist.rank() == dist.world() - 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pair import gather_with_grad
 from ranks import run_ranks
 
 from ds_rag import dist
@@ -28,7 +29,7 @@ def local_loss(rank: int, pool_ND: torch.Tensor) -> torch.Tensor:
 def gather() -> tuple[torch.Tensor, torch.Tensor]:
     """What every rank gathers, and the gradient of its own passages."""
     local_ND = local_passages(dist.rank()).requires_grad_()
-    pool_ND = dist.gather_with_grad(local_ND)
+    pool_ND = gather_with_grad(local_ND)
     local_loss(dist.rank(), pool_ND).backward()
     assert local_ND.grad is not None
     return pool_ND.detach(), local_ND.grad
@@ -71,3 +72,22 @@ def test_small_things(world: int) -> None:
         assert found["sum"] == {"a": 1.5 * world + sum(range(world)), "b": 1e-9 * world, "c": exact}
         assert found["objects"] == [{"rank": r, "texts": ["x"] * r} for r in range(world)]
         assert found["first"] == "from 0"
+
+
+ROWS = {1: [[2, 0, 1]], 2: [[3, 0], [1, 2, 4]], 3: [[1, 2], [], [0]]}  # that each rank holds, by world
+
+
+def uneven(world: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    rows = ROWS[world][dist.rank()]
+    local = torch.tensor([[float(r), 10.0 * r] for r in rows] or [[-1.0, -1.0]])  # the row of an empty share is none
+    sums = dist.add_over_ranks(torch.full((2,), float(dist.rank() + 1)))
+    return dist.gather_rows(local, ROWS[world]), sums, dist.all_max({"a": -float(dist.rank()), "b": dist.rank()})
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_uneven_shares_are_put_in_order(world: int) -> None:
+    count = sum(len(r) for r in ROWS[world])
+    for whole, sums, top in run_ranks(uneven, world, world):
+        assert whole.tolist() == [[float(r), 10.0 * r] for r in range(count)]
+        assert sums.tolist() == [world * (world + 1) / 2] * 2
+        assert top == {"a": 0.0, "b": world - 1.0}

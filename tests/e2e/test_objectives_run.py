@@ -29,6 +29,16 @@ VARIANTS |= {
     "no clipping": "--max_grad_norm 0",
     "checkpointing": "--gradient_checkpointing",
     "pool prior": "--prior pool --candidates 2",
+    "one pass": "--generator_backward one_pass",
+    "exact": "--generator_backward exact --micro_cells 5",
+    "posterior": "--generator_backward posterior --posterior_threshold 0.2",
+    "sample": "--generator_backward sample --objective rag_token",
+    "tight memory": "--memory_budget 0.0001",
+    "plain sequences": "--share_prefixes false --generator_backward exact",
+    "retriever chunks": "--retriever_chunk 3",
+    "retriever chunks of two encoders": "--retriever_chunk 3 --encoders two --learn_temperature",
+    "pool of the world": "--pool world",
+    "answer tokens": "--objective positive_only --lm_tokens answer",
     "all candidates": "--candidates all",
     "contrastive": "--contrastive_weight 0.5",
     "contrastive symmetric": "--contrastive_weight 0.5 --contrastive_symmetric --objective emdr2",
@@ -72,6 +82,20 @@ def test_runs_to_its_end(runs, name):
         assert math.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["skipped"] == 0
         shares = [value for key, value in line.items() if key.startswith("grad_share/")]
         assert sum(shares) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_what_is_left_out_is_logged(runs):
+    for line in lines(runs / "posterior"):
+        assert 0 < line["kept_cells"] <= 1 and 0 <= line["dropped_mass"] < 1
+    for line in lines(runs / "sample"):
+        assert line["kept_cells"] == pytest.approx(0.25) and "dropped_mass" not in line
+    assert not any("kept_cells" in line for line in lines(runs / "exact"))
+
+
+def test_the_way_that_was_chosen_is_said(runs):
+    assert "generator  one pass:" in (runs / "accumulation" / "console.txt").read_text()
+    assert "generator  two passes:" in (runs / "tight memory" / "console.txt").read_text()
+    assert "generator  exact: chunks of up to" in (runs / "plain sequences" / "console.txt").read_text()
 
 
 def weights(run: Path, model: str) -> bytes:
