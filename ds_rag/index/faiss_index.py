@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ds_rag.errors import UserError
 
-# Short names for common choices; any other text is handed to faiss.index_factory as it is.
-INDEXES = {"flat": "Flat", "hnsw": "HNSW32", "ivf": "IVF1024,Flat", "ivfpq": "IVF1024,PQ48"}
+# Short names for common choices: FAISS's factory string, and its search parameters (kept in the index's file). Any
+# other text is handed to faiss.index_factory as it is, with FAISS's own parameters.
+# np: without it FAISS anneals the order of a product quantizer's codes for half a minute, however few the vectors,
+# for a filter ("polysemous codes") that no search here turns on; what is found is the same.
+INDEXES = {
+    "flat": ("Flat", ""),
+    "hnsw": ("HNSW32", "efSearch=64"),
+    "ivf": ("IVF{lists},Flat", "nprobe={probes}"),
+    "ivfpq": ("IVF{lists},PQ48np", "nprobe={probes}"),
+}
+# Vectors that place the centroid of a list: below 39 FAISS warns that it is poorly placed; of more than 64 (FAISS
+# would take 256) only the time grows, not the recall.
+LEAST_POINTS, MOST_POINTS = 39, 64
+
+
+def spell(factory: str, count: int) -> tuple[str, str]:
+    """Factory string and search parameters of an index over `count` vectors.
+
+    A short name's lists are the least that FAISS's guidelines advise below a million vectors, 4 sqrt(count), or
+    fewer where too few vectors are there to place them. A search visits 2 sqrt(lists) of them, no fewer than 8:
+    of one list, FAISS's own default, come a fifth to three fifths of the nearest (benchmarks/index.py has the recall).
+    """
+    if factory not in INDEXES:
+        return factory, ""
+    lists = max(1, min(round(4 * math.sqrt(count)), count // LEAST_POINTS))
+    name, parameters = INDEXES[factory]
+    return name.format(lists=lists), parameters.format(probes=min(lists, max(8, round(2 * math.sqrt(lists)))))
 
 
 def check_factory(factory: str, dimension: int) -> None:
@@ -17,7 +43,7 @@ def check_factory(factory: str, dimension: int) -> None:
     import faiss
 
     try:
-        faiss.index_factory(dimension, INDEXES.get(factory, factory), faiss.METRIC_INNER_PRODUCT)
+        faiss.index_factory(dimension, spell(factory, 1)[0], faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise refusal(factory, f"vectors of {dimension}", error) from None
 
@@ -37,12 +63,15 @@ def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
     """
     import faiss
 
-    name = INDEXES.get(factory, factory)
+    name, parameters = spell(factory, len(vectors_ND))
     try:
         index = faiss.index_factory(vectors_ND.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+        if factory in INDEXES and "IVF" in name:
+            index.cp.max_points_per_centroid = MOST_POINTS
         if not index.is_trained:
             index.train(vectors_ND)
         index.add(vectors_ND)
+        faiss.ParameterSpace().set_index_parameters(index, parameters)
     except RuntimeError as error:
         raise refusal(factory, f"{vectors_ND.shape[0]} vectors of {vectors_ND.shape[1]}", error) from None
     return index

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 
 from ds_rag.errors import UserError
-from ds_rag.index.faiss_index import INDEXES, build_index, check_factory, search
+from ds_rag.index.faiss_index import INDEXES, build_index, check_factory, search, spell
 
 
 def unit_vectors(count: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -15,14 +16,10 @@ def unit_vectors(count: int, dimension: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def corpus() -> np.ndarray:
-    return unit_vectors(2000, 48)  # enough for 1024 clusters, and 48 divides by PQ48's parts
+    return unit_vectors(2000, 48)  # 48 divides by PQ48's parts
 
 
-# FAISS trains a product quantizer for a minute, however few the vectors; IVF4,PQ2 below is the same code.
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "ivfpq")) for name in INDEXES]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", INDEXES)
 def test_every_named_index_holds_all_vectors_and_finds_most_of_them(corpus, name):
     index = build_index(corpus, name)
     assert index.ntotal == len(corpus)
@@ -48,6 +45,46 @@ def test_hnsw_recalls_most_of_what_flat_finds(corpus):
     assert recall > 0.6
 
 
+@pytest.mark.parametrize("name", ["ivf", "ivfpq"])
+def test_lists_grow_with_the_vectors_and_leave_enough_to_each(name):
+    counts = [1, 38, 39, 300, 2000, 10_000, 100_000, 1_000_000]
+    lists = [int(spell(name, count)[0].split(",")[0].removeprefix("IVF")) for count in counts]
+    assert lists == [1, 1, 1, 7, 51, 256, 1265, 4000]  # 39 vectors a list, then 4 sqrt(count)
+    probes = [int(spell(name, count)[1].removeprefix("nprobe=")) for count in counts]
+    assert probes == [1, 1, 1, 7, 14, 32, 71, 126]  # 2 sqrt(lists)
+
+
+def test_ivf_of_a_short_name_finds_most_and_as_many_as_are_asked_for(corpus):
+    exact, near = (search(build_index(corpus, name), corpus[:100], 100)[1] for name in ("flat", "ivf"))
+    assert (near >= 0).all()
+    assert np.mean([len(set(a[:10]) & set(b[:10])) for a, b in zip(exact.tolist(), near.tolist(), strict=True)]) > 4
+    few = corpus[:30]  # one list: exact
+    assert np.array_equal(*(search(build_index(few, name), corpus[:9], 30)[1] for name in ("flat", "ivf")))
+
+
+def test_search_parameters_of_a_short_name_are_kept_in_the_file(corpus):
+    read = {n: faiss.deserialize_index(faiss.serialize_index(build_index(corpus, n))) for n in ("hnsw", "ivf")}
+    assert read["hnsw"].hnsw.efSearch == 64
+    assert (read["ivf"].nlist, read["ivf"].nprobe) == (51, 14)
+
+
+def test_a_short_name_does_not_train_what_no_search_uses_and_finds_the_same(corpus):
+    """Polysemous training takes half a minute; it only renames codes."""
+    short = build_index(corpus, "ivfpq")
+    assert not short.do_polysemous_training
+    assert faiss.index_factory(48, "IVF4,PQ2").do_polysemous_training, "FAISS does it by itself: the case shows nothing"
+    plain, renamed = build_index(corpus, "IVF4,PQ2np"), build_index(corpus, "IVF4,PQ2")
+    for a, b in zip(search(plain, corpus[:50], 5), search(renamed, corpus[:50], 5), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_factory_string_is_faiss_own_with_its_parameters(corpus):
+    assert spell("IVF1024,PQ48", 100) == ("IVF1024,PQ48", "")
+    index = build_index(corpus, "IVF16,Flat")
+    assert (index.nlist, index.nprobe) == (16, 1)
+    assert build_index(corpus, "HNSW32").hnsw.efSearch == 16
+
+
 @pytest.mark.parametrize(
     ("factory", "kind"),
     [("IVF4,SQ8", "IndexIVFScalarQuantizer"), ("IVF4,PQ2", "IndexIVFPQ"), ("PCA8,Flat", "IndexPreTransform")],
@@ -57,7 +94,7 @@ def test_any_factory_string_works(corpus, factory, kind):
     assert index.ntotal == 300 and type(index).__name__ == kind
 
 
-@pytest.mark.parametrize("factory", ["flatt", "IVF1024,PQ7", "ivf", ""])
+@pytest.mark.parametrize("factory", ["flatt", "IVF1024,PQ7", "IVF1024,Flat", "ivfpq", ""])
 def test_what_faiss_refuses_is_a_users_mistake(factory):
     with pytest.raises(UserError, match="--index_factory") as caught:
         build_index(unit_vectors(100, 48), factory)

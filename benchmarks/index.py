@@ -1,0 +1,142 @@
+"""What each named index costs and finds: building, searching, memory, recall@10 against exact search.
+
+    python benchmarks/index.py                        # 100,000 vectors of 384: a few minutes on 2 cores
+    python benchmarks/index.py --count 1000000 --json index.json
+
+Through `build_index` and `search` of ds_rag/index/faiss_index.py. Searches are timed in random order within each
+repeat; an index is built once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from measure import interleave, quartiles, table
+
+from ds_rag.errors import UserError, choose
+from ds_rag.index.faiss_index import INDEXES, build_index, search
+
+EXACT = "flat"
+K = 10
+PER_CLUSTER = 100  # vectors of a cluster, on average
+SPREAD = 2.0  # length of the noise around a centre of length 1; 2: as hard for IVF as passages of real papers were
+
+
+def make_vectors(count: int, queries: int, dimension: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(count, D) and (queries, D) float32 unit vectors: draws from one mixture of Gaussians, put on the sphere.
+
+    The noise falls off as 1/sqrt(n) from its first principal direction to its last, as embeddings of texts do:
+    isotropic noise of that many dimensions would leave nothing near to be found. The directions are random, so
+    that no part of a product quantizer is better off than another.
+    """
+    rng = np.random.default_rng(seed)
+    clusters = max(1, count // PER_CLUSTER)
+    centres_CD = rng.standard_normal((clusters, dimension), np.float32)
+    centres_CD /= np.linalg.norm(centres_CD, axis=1, keepdims=True)
+    scale_D = 1 / np.sqrt(np.arange(1, dimension + 1))
+    turn_DD = np.linalg.qr(rng.standard_normal((dimension, dimension)))[0]
+    shape_DD = (SPREAD * scale_D / np.linalg.norm(scale_D))[:, None].astype(np.float32) * turn_DD.astype(np.float32)
+    vectors_ND = rng.standard_normal((count + queries, dimension), np.float32) @ shape_DD
+    vectors_ND += centres_CD[rng.integers(clusters, size=count + queries)]
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return vectors_ND[:count], vectors_ND[count:]
+
+
+def recall(found_Bk: np.ndarray, exact_Bk: np.ndarray) -> float:
+    """The share of the exact k nearest that was found."""
+    return float(np.mean([len(set(f) & set(e)) / len(e) for f, e in zip(found_Bk, exact_Bk, strict=True)]))
+
+
+def one_by_one(index: Any, queries_BD: np.ndarray) -> None:
+    for query_1D in np.split(queries_BD, len(queries_BD)):
+        search(index, query_1D, K)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Every figure of the run, as the JSON holds it. Exact search is always among the indexes: recall needs it."""
+    names = list(dict.fromkeys([EXACT, *args.indexes]))
+    for name in names:
+        choose(INDEXES, name, "index")
+    vectors_ND, queries_BD = make_vectors(args.count, args.queries, args.dim, args.seed)
+    few_BD = queries_BD[: args.single]
+    indexes, figures = {}, {}
+    for name in names:
+        begin = time.perf_counter()
+        index = indexes[name] = build_index(vectors_ND, name)
+        seconds = time.perf_counter() - begin
+        size = len(faiss.serialize_index(index))
+        figures[name] = {"build_s": seconds, "size_mb": size / 1e6, "bytes_per_vector": size / args.count}
+        print(f"{name}: built in {seconds:.1f} s", file=sys.stderr, flush=True)
+    exact_Bk = search(indexes[EXACT], queries_BD, K)[1]
+    works: dict[str, Callable[[], object]] = {n: partial(search, i, queries_BD, K) for n, i in indexes.items()}
+    singles: dict[str, Callable[[], object]] = {n: partial(one_by_one, i, few_BD) for n, i in indexes.items()}
+    for name, index in indexes.items():  # and warms up
+        figures[name]["recall_at_10"] = recall(search(index, queries_BD, K)[1], exact_Bk)
+        one_by_one(index, few_BD[:10])
+    batched = interleave(works, args.repeats, args.seed)
+    alone = interleave(singles, args.repeats, args.seed)
+    for name in names:
+        figures[name]["queries_per_s"] = [len(queries_BD) / s for s in reversed(quartiles(batched[name]))]
+        figures[name]["queries_per_s_batch_1"] = [len(few_BD) / s for s in reversed(quartiles(alone[name]))]
+    return {
+        "indexes": figures,
+        "count": args.count,
+        "dim": args.dim,
+        "queries": args.queries,
+        "repeats": args.repeats,
+        "threads": faiss.omp_get_max_threads(),
+    }
+
+
+def show(found: dict[str, Any]) -> str:
+    rows = []
+    for name, figures in found["indexes"].items():
+        low, middle, high = figures["queries_per_s"]
+        rows.append(
+            {
+                "index": name,
+                "build s": f"{figures['build_s']:.1f}",
+                "queries/s (quartiles)": f"{middle:.0f} ({low:.0f}-{high:.0f})",
+                "batch 1": f"{figures['queries_per_s_batch_1'][1]:.0f}",
+                "MB": f"{figures['size_mb']:.1f}",
+                "bytes a vector": f"{figures['bytes_per_vector']:.0f}",
+                "recall@10": f"{figures['recall_at_10']:.3f}",
+            }
+        )
+    head = f"{found['count']} vectors of {found['dim']}, {found['queries']} queries, {found['threads']} threads"
+    return f"{head}\n{table(rows)}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100_000, help="vectors")
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--queries", type=int, default=1000, help="searched as one batch")
+    parser.add_argument("--single", type=int, default=100, help="queries that are searched one by one too")
+    parser.add_argument("--indexes", nargs="*", default=list(INDEXES), help="names in INDEXES")
+    parser.add_argument("--repeats", type=int, default=5, help="of the searches")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="write every figure to this file")
+    args = parser.parse_args()
+    try:
+        found = measure(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(show(found))
+    if args.json:
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

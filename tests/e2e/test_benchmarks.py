@@ -1,0 +1,61 @@
+"""benchmarks/step.py in small: the keys that are compared, exactness, and the FLOPs it counts."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from commands import ROOT, execute
+
+KEYS = {
+    "speedup_vs_naive",
+    "exact_speedup_vs_naive",
+    "posterior_speedup_vs_naive",
+    "per_cell_speedup_vs_padded",
+    "positive_only_speedup",
+    "answer_only_speedup",
+    "useful_flop_rate",
+    "max_relative_gradient_error",
+}
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory):
+    file = tmp_path_factory.mktemp("step") / "step.json"
+    size = ["--batch", "4", "--passage", "24", "--query", "5", "--answer", "6", "--repeats", "1", "--no_memory"]
+    shown = execute([sys.executable, ROOT / "benchmarks/step.py", *size, "--json", file]).stdout
+    return json.loads(file.read_text()), shown
+
+
+def test_all_keys_are_there_and_the_exact_ways_are_exact(step):
+    found, shown = step
+    assert found.keys() >= KEYS and all(found[key] > 0 for key in KEYS)
+    assert found["max_relative_gradient_error"] <= 3e-5
+    assert set(found["gradient_errors"]) == {"one pass", "exact", "posterior, all kept", "positive only"}
+    for key in KEYS:
+        assert key in shown
+
+
+def test_counted_flops_by_hand(step):
+    """GPT-2's tiny shape: 12 d^2 weights a layer, logits at answers, d = 256, 4 layers, 8000 words; the retriever's
+    part is the same in all."""
+    flops = {name: f["counted"] for name, f in step[0]["flops"].items()}
+    naive_tokens, shared_tokens = 16 * 35, 4 * 24 + 16 * 10
+    body = 6 * 4 * 12 * 256**2
+    pairs_naive, pairs_shared = 16 * 35 * 36 / 2, 4 * 24 * 25 / 2 + 16 * (10 * 24 + 10 * 11 / 2)
+    attention = 14 * 256 * 4  # the flash kernel's backward computes the scores again
+    wanted = body * (naive_tokens - shared_tokens) + attention * (pairs_naive - pairs_shared)
+    # logits of the naive way: one place more a cell than there are answer tokens
+    wanted += 6 * 256 * 8000 * 16
+    assert flops["naive"] - flops["one pass"] == pytest.approx(wanted, rel=0.03)
+    assert flops["one pass"] < flops["exact"] < 1.45 * flops["one pass"]
+    assert flops["sample"] < flops["exact"] and flops["positive only, answer tokens"] < flops["positive only"]
+
+
+def test_a_child_prints_its_memory():
+    size = ["--batch", "2", "--passage", "24", "--query", "5", "--answer", "6", "--child"]
+    for name in ("naive", "exact"):
+        shown = execute([sys.executable, ROOT / "benchmarks/step.py", *size, name]).stdout
+        found = json.loads(shown.strip().splitlines()[-1])
+        assert found.keys() == {"peak_mb", "activations_mb"} and found["peak_mb"] > 0
