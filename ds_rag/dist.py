@@ -1,4 +1,4 @@
-"""Ranks: start-up, small reductions and the gather with gradient. Every helper also works in one process.
+"""Ranks: start-up, small reductions and gathers. Every helper also works in one process.
 
 The rule for means across ranks: DeepSpeed *averages* gradients over ranks, so a loss that is a mean over the
 optimizer step's rows must be, on each rank, `world * (sum over the local rows) / (rows of the whole step)`. With a pool
@@ -92,7 +92,7 @@ def all_sum(values: dict[str, float], device: torch.device | str = "cpu") -> dic
     return dict(zip(values, total.tolist(), strict=True))
 
 
-def all_max(values: dict[str, float], device: torch.device | str = "cpu") -> dict[str, float]:
+def all_max(values: dict[str, float], device: torch.device | str) -> dict[str, float]:
     """The largest of each value over ranks; every rank passes the same keys."""
     if world() == 1:
         return dict(values)

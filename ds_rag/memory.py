@@ -1,7 +1,7 @@
 """How much memory a forward pass of the generator will hold for its backward, and how much there is.
 
-Measured on the model itself, so that every architecture, precision and kind of attention is met: a few tokens go
-through it, and the bytes that autograd saves are counted.
+Measured on the model itself, in its precision and with its kind of attention: a few cells go through it, and the bytes
+that autograd saves are counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class CellCost:
     working_per_token: float  # of one layer: while it is run again (activation checkpointing) or differentiated
     vocabulary: int
     logit_bytes: int  # of one logit in the model's type
-    gradients: int  # of the parameters, allocated by the first backward
+    gradients: int  # of the parameters, with the fp32 sums of half types; allocated by the first backward
+    shared: bool  # prefixes are shared; else all logits of a pass exist at once, in three copies
 
     def of(self, tokens: int, targets: int, keep_bytes: float = KEEP_BYTES) -> float:
         """Peak bytes of a forward and backward pass over `tokens` read tokens and `targets` predicted ones.
@@ -39,6 +40,8 @@ class CellCost:
         keep_bytes: as in `head.token_logprobs`.
         """
         logits = targets * self.vocabulary
+        if not self.shared:
+            return MARGIN * (tokens * (self.saved_per_token + self.working_per_token) + logits * (self.logit_bytes + 8))
         kept = logits * self.logit_bytes if logits * 4 <= keep_bytes else 0
         chunk = min(logits * 4, CHUNK_BYTES)
         return MARGIN * (tokens * (self.saved_per_token + self.working_per_token) + kept + 3 * chunk)
@@ -72,14 +75,15 @@ def count_saved(parameters: list[torch.Tensor]) -> Iterator[dict[int, int]]:
 
 
 def measure_cost(generator: Generator) -> CellCost:
-    """By forward passes over one sequence of two lengths; random states are left as they were."""
+    """By forward passes over cells of two lengths; random states are left as they were."""
     lm = generator.lm
     long = min(192, generator.max_length)
-    short = max(2, long // 3)
+    short = max(4, long // 3)
 
     def slope(training: bool) -> float:
         generator.train(training)
-        return (saved_bytes(generator, long) - saved_bytes(generator, short)) / (long - short)
+        (less, few), (more, many) = (saved_bytes(generator, length) for length in (short, long))
+        return (many - few) / (more - less)
 
     training = generator.training
     devices = [lm.device] if lm.device.type == "cuda" else []
@@ -94,18 +98,22 @@ def measure_cost(generator: Generator) -> CellCost:
         working_per_token=whole / layers,
         vocabulary=generator.vocabulary,
         logit_bytes=lm.dtype.itemsize,
-        gradients=sum(p.numel() * p.element_size() for p in learning),
+        gradients=sum(p.numel() * (p.element_size() + 4 * (p.element_size() < 4)) for p in learning),
+        shared=generator.shares_prefixes,
     )
 
 
-def saved_bytes(generator: Generator, length: int) -> int:
+def saved_bytes(generator: Generator, length: int) -> tuple[int, int]:
+    """(tokens, bytes) of three cells on one prefix, each of `length` tokens, most of them the prefix's."""
     ids = np.arange(length, dtype=np.int32) % generator.vocabulary
-    cells = generator.lay_out(list_cells([ids[: length // 2]], [ids[length // 2 :]], [1]), 0).to(generator.lm.device)
+    split = max(1, length * 3 // 4)
+    listed = list_cells([ids[:split]] * 3, [ids[split:]] * 3, [1] * 3)
+    cells = generator.lay_out(listed, 0).to(generator.lm.device)
     with count_saved(list(generator.parameters())) as saved:
         out = generator(cells)
         total = sum(saved.values())
     del out
-    return total
+    return cells.token_count, total
 
 
 def budget_bytes(gigabytes: float | None, device: torch.device, processes: int = 1) -> float:
@@ -113,7 +121,8 @@ def budget_bytes(gigabytes: float | None, device: torch.device, processes: int =
     if gigabytes is not None:
         return gigabytes * 1e9
     if device.type == "cuda":
-        return SHARE_OF_MEMORY["cuda"] * torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
+        return SHARE_OF_MEMORY["cuda"] * (torch.cuda.mem_get_info(device)[0] + cached)
     return SHARE_OF_MEMORY["cpu"] * min(psutil.virtual_memory().available, free_in_cgroup()) / processes
 
 
@@ -122,6 +131,7 @@ def free_in_cgroup() -> float:
     root = Path("/sys/fs/cgroup")
     try:
         limit, used = (int((root / name).read_text()) for name in ("memory.max", "memory.current"))
+        pages = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no such file, or "max"
         return float("inf")
-    return max(0, limit - used)
+    return max(0, limit - used + int(pages.get("inactive_file", 0)))  # pages of files are given up when needed

@@ -11,6 +11,7 @@ Shape legend: B queries, N passages of the pool, D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -26,10 +27,13 @@ Gradients = Sequence[torch.Tensor | None]  # of one chunk's outputs; None: zero
 
 
 class Pass:
-    """`outputs[c]` are what chunk c's forward returned, detached; `backward` sends their gradients through."""
+    """`outputs[c]` are what chunk c's forward returned, detached; `backward` sends their gradients through.
 
-    def __init__(self, engines: Engines, name: str, chunks: Sequence[Inputs], last: bool):
-        self.engines, self.name, self.chunks, self.last = engines, name, chunks, last
+    To be let go after its backward: it holds the graph, or what the chunks are made of.
+    """
+
+    def __init__(self, engines: Engines, name: str, last: bool):
+        self.engines, self.name, self.last = engines, name, last
         self.outputs: list[tuple[torch.Tensor, ...]] = []
 
     def backward(self, gradients: Callable[[int], Gradients]) -> None:
@@ -41,7 +45,7 @@ class OnePass(Pass):
     """One chunk, whose graph is kept from forward to backward."""
 
     def __init__(self, engines: Engines, name: str, inputs: Inputs, last: bool):
-        super().__init__(engines, name, [inputs], last)
+        super().__init__(engines, name, last)
         engines.boundary(last, only={name})
         self.attached = as_tuple(getattr(engines, name)(*inputs))
         self.outputs = [tuple(x.detach() for x in self.attached)]
@@ -53,30 +57,35 @@ class OnePass(Pass):
 class TwoPass(Pass):
     """Any number of chunks, forward without a graph, then each forward and backward.
 
-    scored=False: only the second half, for chunks that have been scored otherwise; `outputs` stays empty.
+    chunks: each makes its inputs when it is called, so that those of one chunk exist at a time. scored=False: only the
+    second half, for chunks that have been scored otherwise; `outputs` stays empty.
     """
 
-    def __init__(self, engines: Engines, name: str, chunks: Sequence[Inputs], last: bool, scored: bool = True):
-        super().__init__(engines, name, chunks, last)
+    def __init__(
+        self, engines: Engines, name: str, chunks: Sequence[Callable[[], Inputs]], last: bool, scored: bool = True
+    ):
+        super().__init__(engines, name, last)
+        self.chunks = chunks
         self.states: list[dict[str, torch.Tensor]] = []
         if not scored:
             return
-        module = engines.modules[name]  # not the engine, which counts every forward as one with a backward
+        module = engines.modules[name]  # not the engine, whose forward begins the bookkeeping of a backward
         with torch.no_grad():
-            for inputs in chunks:
+            for make_inputs in chunks:
                 self.states.append(random_states())
-                self.outputs.append(as_tuple(module(*inputs)))
+                self.outputs.append(as_tuple(module(*make_inputs())))
 
     def backward(self, gradients: Callable[[int], Gradients]) -> None:
         if self.name not in self.engines.learning:
             return
         after = random_states()
-        for c, inputs in enumerate(self.chunks):
+        for c, make_inputs in enumerate(self.chunks):
             self.engines.boundary(self.last and c == len(self.chunks) - 1, only={self.name})
             if self.states:
                 set_random_states(self.states[c])
-            outputs = as_tuple(getattr(self.engines, self.name)(*inputs))
+            outputs = as_tuple(getattr(self.engines, self.name)(*make_inputs()))
             self.engines.backward(self.name, outputs, gradients(c))
+            del outputs
         if self.states:
             set_random_states(after)
 
@@ -96,9 +105,9 @@ class Embedding:
         self.batch = batch
         self.parts = split_evenly(batch.queries, batch.passages, self.chunk)
         if len(self.parts) == 1:
-            self.run: Pass = OnePass(self.engines, "retriever", (batch.queries, batch.passages), last)
+            self.run: Pass | None = OnePass(self.engines, "retriever", (batch.queries, batch.passages), last)
         else:
-            chunks = [(batch.queries.take(q.read), batch.passages.take(p.read)) for q, p in self.parts]
+            chunks = [partial(take_both, batch, q.read, p.read) for q, p in self.parts]
             self.run = TwoPass(self.engines, "retriever", chunks, last)
         own = [join([p[side] for p in self.parts], [o[side] for o in self.run.outputs]) for side in (0, 1)]
         shares = batch.shares
@@ -126,7 +135,13 @@ class Embedding:
             of_queries, of_passages = (part.gradient(g) for part, g in zip(self.parts[c], grads[:2], strict=True))
             return of_queries, of_passages, grads[2] if c == 0 else first
 
+        assert self.run is not None
         self.run.backward(of_chunk)
+        self.run = None
+
+
+def take_both(batch: Batch, queries: Sequence[int], passages: Sequence[int]) -> Inputs:
+    return batch.queries.take(queries), batch.passages.take(passages)
 
 
 class Slice:
@@ -145,7 +160,7 @@ def split_evenly(queries: Tokens, passages: Tokens, chunk: int) -> list[tuple[Sl
     """The texts of both sides in chunks of about `chunk`, by length; as many on every rank."""
     counts = len(queries.ids_BT), len(passages.ids_BT)
     wanted = 1 if chunk <= 0 else -(-sum(counts) // chunk)
-    chunks = int(dist.all_max({"n": wanted})["n"]) if chunk > 0 else 1
+    chunks = int(dist.all_max({"n": wanted}, queries.ids_BT.device)["n"]) if chunk > 0 else 1
     if chunks == 1:
         return [(Slice(range(counts[0])), Slice(range(counts[1])))]
     sides = []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from ds_rag.engine import Engines
 from ds_rag.memory import CellCost, budget_bytes, measure_cost
 from ds_rag.models.generator import Generator
 from ds_rag.models.head import KEEP_BYTES
-from ds_rag.passes import Gradients, OnePass, Pass, TwoPass
+from ds_rag.passes import Gradients, Inputs, OnePass, Pass, TwoPass
 from ds_rag.thinning import draw_one, keep_heavy
 
 THINNED = ("posterior", "sample")
@@ -50,10 +51,12 @@ class Scoring:
         self.engines, self.generator, self.config, self.pad, self.seed = engines, generator, config, pad, seed
         self.say, self.processes = say, processes
         self.how = config.generator_backward
-        self.said = ""
+        self.said: set[str] = set()
         self.cost: CellCost | None = None
         self.tokens = 0
-        if self.how in THINNED and remove_dropout(generator.lm):
+        self.run: Pass | None = None
+        learns = "generator" in engines.learning
+        if learns and self.how in THINNED and remove_dropout(generator.lm):
             say(f"note: --generator_backward {self.how} trains the generator without its dropout")
 
     def forward(self, cells: CellList, batch: Batch, last: bool) -> torch.Tensor:
@@ -65,49 +68,52 @@ class Scoring:
             self.mine = [c for c in self.mine if cells.passage_C[c] in own]
         at_once = self.fits(self.mine)
         self.chunks = self.equal_on_ranks([self.mine] if at_once else self.split(self.mine))
-        layouts = self.lay_out(self.chunks)
+        run: Pass
         if at_once:
-            self.run: Pass = OnePass(self.engines, "generator", layouts[0], last)
+            run = OnePass(self.engines, "generator", self.lay_out(self.chunks[0]), last)
         else:
-            self.run = TwoPass(self.engines, "generator", layouts, last)
-        first = self.run.outputs[0][0]
-        logp_CA = first.new_zeros(len(cells), cells.target_length)
-        for chunk, (found,) in zip(self.chunks, self.run.outputs, strict=True):
+            run = TwoPass(self.engines, "generator", [partial(self.lay_out, c) for c in self.chunks], last)
+        self.tokens += sum(self.size(chunk)[0] for chunk in self.chunks)
+        logp_CA = run.outputs[0][0].new_zeros(len(cells), cells.target_length)
+        for chunk, (found,) in zip(self.chunks, run.outputs, strict=True):
             logp_CA[chunk, : found.shape[1]] = found[: len(chunk)]
-        self.run.outputs.clear()
+        run.outputs.clear()
+        self.run = run
         if batch.shares:
             dist.add_over_ranks(logp_CA)
         self.leaf_CA = logp_CA.requires_grad_()
         return self.leaf_CA
 
     def backward(self, place: Sequence[int] = (0,)) -> dict[str, float]:
-        """From the leaf's gradient. place: numbers that name this micro-batch, the same on all ranks that hold it.
+        """From the leaf's gradient. place: numbers that name this micro-batch within the run.
 
         Returns what `posterior` and `sample` left out: `kept_cells` (a share) and, of the first, `dropped_mass`.
         """
+        run, self.run = self.run, None
         grad_CA = self.leaf_CA.grad
-        if grad_CA is None or "generator" not in self.engines.learning:
+        if run is None or grad_CA is None or "generator" not in self.engines.learning:
             return {}
         report: dict[str, float] = {}
         if self.how in THINNED:
             query_C = torch.tensor(self.cells.query_C, device=grad_CA.device)
             queries = len(self.batch.rows)
+            own = 0 if self.batch.shares else dist.rank()  # ranks of one batch draw alike, others apart
             if self.how == "posterior":
                 keep_C, dropped = keep_heavy(grad_CA, query_C, queries, self.config.posterior_threshold)
                 report["dropped_mass"] = dropped
             else:
-                keep_C, factor_C = draw_one(grad_CA, query_C, queries, [self.seed, *place])
+                keep_C, factor_C = draw_one(grad_CA, query_C, queries, [self.seed, *place, own])
                 grad_CA = grad_CA * factor_C[:, None].to(grad_CA.dtype)
             report["kept_cells"] = float(keep_C.float().mean())
             kept = keep_C.tolist()
             self.chunks = self.equal_on_ranks(self.split([c for c in self.mine if kept[c]]))
-            again = self.lay_out(self.chunks, count=False)
-            self.run = TwoPass(self.engines, "generator", again, self.last, scored=False)
+            again = [partial(self.lay_out, chunk) for chunk in self.chunks]
+            run = TwoPass(self.engines, "generator", again, self.last, scored=False)
 
         def of_chunk(c: int) -> Gradients:
             return [self.chunk_gradient(grad_CA, self.chunks[c])]
 
-        self.run.backward(of_chunk)
+        run.backward(of_chunk)
         return report
 
     def tokens_read(self) -> int:
@@ -120,15 +126,10 @@ class Scoring:
             return grad_CA.new_zeros(1, 1)
         return grad_CA[chunk, : max(self.cells.target_lengths[c] for c in chunk)]
 
-    def lay_out(self, chunks: list[list[int]], count: bool = True) -> list[tuple[Any]]:
-        """What the generator reads; an empty chunk is a stand-in, so that all ranks run as many forwards."""
-        device = self.device()
-        layouts = []
-        for chunk in chunks:
-            cells = self.cells.take(chunk) if chunk else stand_in()
-            layouts.append((self.generator.lay_out(cells, self.pad).to(device),))
-            self.tokens += count * layouts[-1][0].token_count
-        return layouts
+    def lay_out(self, chunk: list[int]) -> Inputs:
+        """What the generator reads; for an empty chunk a stand-in, so that all ranks run as many forwards."""
+        cells = self.cells.take(chunk) if chunk else stand_in()
+        return (self.generator.lay_out(cells, self.pad).to(self.device()),)
 
     def device(self) -> torch.device:
         return next(self.generator.parameters()).device
@@ -149,11 +150,12 @@ class Scoring:
         tokens, targets = self.size(mine)
         cost, budget = self.measured(), self.budget()
         needs = [cost.of(tokens, targets, keep) for keep in (math.inf, KEEP_BYTES)]
-        beyond = {f"{n}": float(need > budget) for n, need in enumerate(needs)}
-        kept, within = (worst == 0 for worst in dist.all_max(beyond, self.device()).values())
+        over = {f"{n}": float(need > budget) for n, need in enumerate(needs)}
+        worst = dist.all_max(over | {"need": needs[0]}, self.device())
+        kept, within = worst["0"] == 0, worst["1"] == 0
         if kept:
             self.generator.keep_bytes = math.inf
-        need = needs[0] if kept else needs[1]
+        need = worst["need"] if kept or not within else needs[1]
         way = "one pass" if within else "two passes"
         self.explain(way, f"{tokens:,} tokens of {len(mine)} cells need about {need / 1e9:.2g} GB", budget)
         return within
@@ -167,7 +169,7 @@ class Scoring:
         most = self.measured().tokens_within(budget, targets / max(1, tokens))
         enough = min(most, ENOUGH_TOKENS[self.device().type])
         chunks = split_cells(self.cells, mine, len(mine), enough, self.generator.shares_prefixes)
-        if self.how != "auto":
+        if self.how != "auto" and "generator" in self.engines.learning:
             need = self.measured().of(enough, int(enough * targets / max(1, tokens)))
             self.explain(self.how, f"chunks of up to {enough:,} tokens need about {need / 1e9:.2g} GB", budget)
         return chunks
@@ -186,14 +188,14 @@ class Scoring:
         return self.cost
 
     def budget(self) -> float:
-        """Bytes for activations: what there was at the first step, less the gradients to come."""
-        gradients = self.measured().gradients
+        """Bytes for activations: the flag's, else what there was at the first step less the gradients to come."""
+        gradients = 0 if self.config.memory_budget is not None else self.measured().gradients
         return max(self.free - gradients, 0.1 * self.free)
 
     def explain(self, way: str, need: str, budget: float) -> None:
-        """Says what was chosen, the first time and when it changes."""
-        if way != self.said:
-            self.said = way
+        """Says what was chosen, once for every way; near the budget micro-batches alternate."""
+        if way not in self.said:
+            self.said.add(way)
             self.say(f"generator  {way}: {need}, the budget is {budget / 1e9:.2g} GB")
 
 

@@ -47,6 +47,7 @@ def keep_heavy(
     share_C = cell_shares(share_CA, query_C, queries)
     best_B = share_C.new_zeros(queries).scatter_reduce_(0, query_C, share_C, "amax")
     keep_C = (share_CA.amax(1) >= threshold) | ((share_C == best_B[query_C]) & (share_C > 0))
+    keep_C |= ~weight_CA.isfinite().all(1)  # the step that it spoils must be seen, and skipped
     return keep_C, float(share_C[~keep_C].sum()) / max(1, queries)
 
 
@@ -68,5 +69,6 @@ def draw_one(
         if len(cells):
             levels = np.cumsum(share[cells])
             keep_C[cells[np.searchsorted(levels, level_B[query] * levels[-1], side="right")]] = True
-    keep_C = keep_C.to(weight_CA.device)
-    return keep_C, torch.where(keep_C, 1.0 / share_C.clamp(min=torch.finfo(share_C.dtype).tiny), 0.0)
+    factor_C = torch.where(keep_C.to(share_C.device), 1.0 / share_C.clamp(min=torch.finfo(share_C.dtype).tiny), 0.0)
+    spoilt_C = ~weight_CA.isfinite().all(1)  # kept, so that the step that they spoil is seen, and skipped
+    return keep_C.to(share_C.device) | spoilt_C, factor_C.masked_fill(spoilt_C, 1.0)

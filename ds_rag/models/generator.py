@@ -51,7 +51,9 @@ class Generator(nn.Module):
 
     def lay_out(self, cells: CellList, pad: int) -> Cells | SharedCells:
         """The rows that `forward` reads, on the CPU. pad: token id of padding, where there is any."""
-        return lay_out_shared(cells) if self.shares_prefixes else lay_out_plain(cells, pad)
+        if self.shares_prefixes:
+            return lay_out_shared(cells, attention.wants_masks(self.lm))
+        return lay_out_plain(cells, pad)
 
     def forward(self, cells: Cells | SharedCells) -> torch.Tensor:
         return self.shared(cells) if isinstance(cells, SharedCells) else self.plain(cells)

@@ -88,6 +88,7 @@ class SharedCells:
     block: int  # n
     prefix_G: torch.Tensor  # int64, the prefix that a block's segments follow
     blocks_R: list[int]  # how many blocks each prefix has
+    masked: bool  # attention takes its masked form (masked_parts.py), whatever else would do
     target_lengths: list[int]
     masks: dict[Any, Any] = field(default_factory=dict)  # attention.py keeps here what all layers share
 
@@ -114,8 +115,9 @@ class SharedCells:
         return replace(self, masks={}, **moved)
 
 
-def lay_out_shared(cells: CellList) -> SharedCells:
-    """The layout of these cells, on the CPU. Every prefix has at least one token."""
+def lay_out_shared(cells: CellList, masked: bool = False) -> SharedCells:
+    """The layout of these cells, on the CPU. Every prefix has at least one token. masked: for the masked form of
+    attention."""
     sizes_R = np.array([len(p) for p in cells.prefixes])
     assert sizes_R.min() > 0, "a prefix without a token"
     inner_C = np.array([len(s) - 1 for s in cells.suffixes])  # tokens of each segment
@@ -125,7 +127,7 @@ def lay_out_shared(cells: CellList) -> SharedCells:
     starts_R = np.cumsum(sizes_R) - sizes_R
     starts_C = np.zeros(len(cells), np.int64)
     starts_C[order] = sizes_R.sum() + np.cumsum(inner_C[order]) - inner_C[order]
-    block, prefix_G, rows = blocks(prefix_C[order], inner_C[order], len(sizes_R), int(sizes_R.max()))
+    block, prefix_G, rows = blocks(prefix_C[order], inner_C[order], len(sizes_R), int(sizes_R.max()), masked)
     segment_ids = [cells.suffixes[c][:-1] for c in order]
     segment_positions = [sizes_R[prefix_C[c]] + np.arange(inner_C[c]) for c in order]
     place, target, pick = predictions(cells, sizes_R, starts_R, starts_C)
@@ -143,16 +145,20 @@ def lay_out_shared(cells: CellList) -> SharedCells:
         segments=pad_rows(rows),
         block=block,
         prefix_G=torch.from_numpy(prefix_G),
+        masked=masked,
         blocks_R=np.bincount(prefix_G, minlength=len(sizes_R)).tolist(),
         target_lengths=cells.target_lengths,
     )
 
 
-def blocks(prefix_S: np.ndarray, sizes_S: np.ndarray, prefixes: int, longest: int) -> tuple[int, np.ndarray, list[int]]:
+def blocks(
+    prefix_S: np.ndarray, sizes_S: np.ndarray, prefixes: int, longest: int, masked: bool = False
+) -> tuple[int, np.ndarray, list[int]]:
     """How segments are grouped for attention: (n, prefix_G, sizes of the G * n rows, 0 for an empty one).
 
     prefix_S, sizes_S: of the segments in order. A block holds up to n segments of one prefix; n is the size that
-    leaves the fewest (query, key) pairs to compute and keys to copy.
+    leaves the fewest (query, key) pairs to compute and keys to copy. masked: a block's segments are masked from each
+    other, and those pairs are computed too.
     """
     counts_R = np.bincount(prefix_S, minlength=prefixes)
     width = int(sizes_S.max(initial=0))
@@ -161,7 +167,7 @@ def blocks(prefix_S: np.ndarray, sizes_S: np.ndarray, prefixes: int, longest: in
 
     def cost(n: int) -> int:
         blocks_R = -(-counts_R // n)
-        return int(blocks_R.sum()) * (n * width * (longest + width) + 8 * longest)
+        return int(blocks_R.sum()) * (n * width * (longest + (n if masked else 1) * width) + 8 * longest)
 
     n = min(candidates, key=cost)
     rows: list[int] = []
@@ -179,10 +185,10 @@ def predictions(
     for c, (prefix, suffix) in enumerate(zip(cells.prefix_C, cells.suffixes, strict=True)):
         size, n = int(sizes_R[prefix]), cells.target_lengths[c]
         at = np.arange(size + len(suffix) - n, size + len(suffix))  # of the targets, in the cell
-        assert at[0] > 0, "a target without a context"
         before = at - 1
         places.append(np.where(before < size, starts_R[prefix] + before, starts_C[c] + before - size))
-        inside = min(max(0, size - int(at[0])), n)  # target tokens that belong to the prefix
+        assert size + len(suffix) > n, "a target without a context"
+        inside = min(max(0, n - len(suffix)), n)  # target tokens that belong to the prefix
         targets.append(np.concatenate([cells.prefixes[prefix][size - inside :], suffix[len(suffix) - n + inside :]]))
     pairs = np.stack([np.concatenate(places), np.concatenate(targets).astype(np.int64)])
     unique, which = np.unique(pairs, axis=1, return_inverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from small import gradients, small_parts
 
 from ds_rag.assemble import Parts
-from ds_rag.batch import Tokens
+from ds_rag.batch import Batch, Tokens
 from ds_rag.passes import Embedding, TwoPass, split_evenly
 
 
@@ -92,6 +93,10 @@ def test_dropout_of_the_generator_too(way):
         torch.testing.assert_close(found[0][1][name], found[1][1][name], rtol=1e-5, atol=1e-6)
 
 
+def both(batch: Batch) -> tuple[Tokens, Tokens]:
+    return batch.queries, batch.passages
+
+
 def test_the_random_stream_goes_on_as_if_each_chunk_had_run_once():
     draws = []
     for backward in (False, True):
@@ -99,7 +104,7 @@ def test_the_random_stream_goes_on_as_if_each_chunk_had_run_once():
         parts.engines.train()
         torch.manual_seed(4)
         batch = parts.loader.micro_batches(0)[0]
-        inputs = [(batch.queries, batch.passages)] * 2
+        inputs = [partial(both, batch)] * 2
         run = TwoPass(parts.engines, "retriever", inputs, last=True)
         if backward:
             run.backward(lambda c, run=run: [torch.ones_like(x) for x in run.outputs[c]])
@@ -111,7 +116,7 @@ def test_only_the_last_chunk_of_the_last_micro_batch_ends_the_step():
     for last in (True, False):
         parts = small_parts()
         batch = parts.loader.micro_batches(0)[0]
-        run = TwoPass(parts.engines, "retriever", [(batch.queries, batch.passages)] * 3, last)
+        run = TwoPass(parts.engines, "retriever", [partial(both, batch)] * 3, last)
         run.backward(lambda c, run=run: [torch.ones_like(x) for x in run.outputs[c]])
         assert parts.engines.retriever.boundaries == [False, False, last]
 

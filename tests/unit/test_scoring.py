@@ -78,7 +78,7 @@ def test_exact_says_what_chunk_it_predicts():
 
 
 def test_chunk_size_follows_the_budget():
-    cost = CellCost(1000.0, 500.0, 512, 4, 0)
+    cost = CellCost(1000.0, 500.0, 512, 4, 0, shared=True)
     sizes = [cost.tokens_within(budget, 0.1) for budget in (1e6, 1e7, 1e8)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[2] / 50
     for budget, tokens in zip((1e6, 1e7, 1e8), sizes, strict=True):
@@ -143,7 +143,7 @@ def test_a_generator_that_does_not_learn_is_scored_without_a_graph():
 def test_a_rank_without_work_reads_a_stand_in():
     parts = small_parts(generator_backward="exact", micro_cells="5")
     parts.scoring.cells = stand_in()
-    (layout,) = parts.scoring.lay_out([[]])[0]
+    (layout,) = parts.scoring.lay_out([])
     assert layout.token_count == 1 and parts.scoring.generator(layout).shape == (1, 1)
     assert parts.scoring.chunk_gradient(torch.ones(3, 4), []).tolist() == [[0.0]]
 

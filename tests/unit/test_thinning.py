@@ -74,6 +74,14 @@ def test_draws_average_to_the_exact_gradient(loss):
     assert ((torch.stack(unweighted).mean(0) - exact_P).abs() > 10 * error_P).any()
 
 
+def test_what_is_not_finite_is_kept_so_that_the_step_is_skipped():
+    weight_CA = torch.tensor([[0.5], [float("nan")], [0.2], [0.3]])
+    query_C = torch.tensor([0, 0, 1, 1])
+    assert keep_heavy(weight_CA, query_C, 2, 0.9)[0].tolist()[1]
+    keep_C, factor_C = draw_one(weight_CA, query_C, 2, [0])
+    assert keep_C[1] and factor_C[1] == 1.0
+
+
 def test_draws_follow_the_seed_and_skip_queries_without_weight():
     *_, weight_CA = case()
     first, again, other = (draw_one(weight_CA, QUERY_C, B, seed)[0] for seed in ([1, 2], [1, 2], [1, 3]))

@@ -94,9 +94,9 @@ def targets_of(out_CA: torch.Tensor, cells: CellList) -> list[torch.Tensor]:
     return [out_CA[c, :n] for c, n in enumerate(cells.target_lengths)]
 
 
-def compare(generator: Generator, cells: CellList) -> None:
+def compare(generator: Generator, cells: CellList, masked: bool = False) -> None:
     expected = plain(generator, cells)
-    found = targets_of(generator(lay_out_shared(cells)), cells)
+    found = targets_of(generator(lay_out_shared(cells, masked)), cells)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
     assert torch.cat(expected).std() > 0.1, "a model this flat would hide a shift by one"
@@ -125,15 +125,33 @@ def test_shared_prefixes_equal_plain_sequences(kind, which, shared):
 
 @pytest.mark.parametrize("which", CELLS)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_the_masked_form_too(kind, which, shared, monkeypatch):
+def test_the_masked_form_too(kind, which, shared):
     """What a GPU and a model with attention dropout use."""
-    generator = shared(kind)
+    compare(shared(kind), CELLS[which](), masked=True)
 
-    def masked(q: Any, k: Any, v: Any, cells: Any, scale: float, window: int | None) -> torch.Tensor:
-        return attention.masked_parts(q, k, v, cells, scale, window, None, 0.0)
 
-    monkeypatch.setattr(attention.FlashParts, "apply", masked)
-    compare(generator, CELLS[which]())
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "gemma2"])
+def test_half_types(kind, dtype, masked, tiny, tokenizer):
+    """What must not count is blocked by a number that the type can hold."""
+    generator = Generator(tiny(kind), tokenizer)
+    assert share_prefixes(generator) is None
+    cells = ragged()
+    expected = generator(lay_out_shared(cells, masked))
+    found = generator.to(dtype)(lay_out_shared(cells, masked))
+    assert found.dtype == torch.float32
+    apart = torch.cat(targets_of(found - expected, cells))
+    assert apart.norm() < (0.2 if dtype == torch.bfloat16 else 0.03) * torch.cat(targets_of(expected, cells)).norm()
+
+
+def test_attention_dropout_takes_the_masked_form(tiny, tokenizer):
+    generator = Generator(tiny("llama", attention_dropout=0.5), tokenizer)
+    assert share_prefixes(generator) is None
+    layout = generator.lay_out(ragged(), 0)
+    assert layout.masked
+    generator.train()
+    assert not torch.equal(generator(layout), generator(layout))
 
 
 @pytest.mark.parametrize("kind", sorted(WINDOWED))
@@ -173,6 +191,12 @@ def test_tokens_are_read_once():
     assert layout.prefixes.full and layout.segments.full and (layout.block, len(layout.prefix_G)) == (3, 2)
     same = list_cells([np.arange(4, 10, dtype=np.int32)] * 2, [np.array([3, 5], np.int32)] * 2, [7, 7])
     assert len(lay_out_shared(same).place_U) == 6 + 2  # the prefix and the first token after it; each own last
+
+
+def test_blocks_of_the_masked_form_are_small_where_segments_are_long():
+    prefix_S = np.zeros(32, np.int64)
+    free, masked = (blocks(prefix_S, np.full(32, 80), 1, 200, m)[0] for m in (False, True))
+    assert free == 32 and masked <= 4
 
 
 def test_blocks_leave_few_places_empty():
@@ -225,6 +249,6 @@ def test_a_model_that_cannot_is_left_as_it_was(kind, change, words, tiny, tokeni
 
 def test_a_wrong_answer_is_found(tiny, tokenizer, monkeypatch):
     """A model whose segments saw each other would be told."""
-    monkeypatch.setattr(attention.FlashParts, "apply", lambda q, k, v, *_: v)
+    monkeypatch.setattr(attention.FlashParts, "apply", lambda q, k, v, *_: q)
     reason = share_prefixes(Generator(tiny("llama"), tokenizer))
     assert reason is not None and "differ by" in reason
