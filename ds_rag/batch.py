@@ -46,7 +46,7 @@ class Batch:
     """One micro-batch: the retriever's tokens, and the pieces of the generator's cells.
 
     With a pool of the whole world every rank holds the same batch but for `queries` and `passages`, the texts that it
-    embeds itself; `shares` says which rows and columns those are, rank by rank. Else there is one share: all.
+    embeds itself; `shares` says which rows and columns those are, rank by rank. Else there are no shares.
     """
 
     queries: Tokens  # of this rank's rows, the retriever's tokenizer

@@ -64,14 +64,15 @@ def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
     import faiss
 
     name, parameters = spell(factory, len(vectors_ND))
+    space: Any = faiss.ParameterSpace()  # faiss's annotations know one of its overloads only
     try:
-        index = faiss.index_factory(vectors_ND.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(vectors_ND.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         if factory in INDEXES and "IVF" in name:
             index.cp.max_points_per_centroid = MOST_POINTS
         if not index.is_trained:
             index.train(vectors_ND)
         index.add(vectors_ND)
-        faiss.ParameterSpace().set_index_parameters(index, parameters)
+        space.set_index_parameters(index, parameters)
     except RuntimeError as error:
         raise refusal(factory, f"{vectors_ND.shape[0]} vectors of {vectors_ND.shape[1]}", error) from None
     return index

@@ -230,8 +230,8 @@ def checkpoint_activations(models: Iterable[Any], on: bool) -> None:
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """GPT-2's GELU as one operation instead of eight: the same function (torch's GELU with approximate="tanh"), a
-    fifth of the memory of a layer's activations."""
+    """GPT-2's GELU as one operation instead of eight: the same function (torch's GELU with approximate="tanh"), in
+    less time and without the intermediate tensors."""
     from transformers.activations import NewGELUActivation
 
     for module in model.modules():
