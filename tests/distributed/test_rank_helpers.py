@@ -81,7 +81,7 @@ def uneven(world: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     rows = ROWS[world][dist.rank()]
     local = torch.tensor([[float(r), 10.0 * r] for r in rows] or [[-1.0, -1.0]])  # the row of an empty share is none
     sums = dist.add_over_ranks(torch.full((2,), float(dist.rank() + 1)))
-    return dist.gather_rows(local, ROWS[world]), sums, dist.all_max({"a": -float(dist.rank()), "b": dist.rank()})
+    return dist.gather_rows(local, ROWS[world]), sums, dist.all_max({"a": -float(dist.rank()), "b": dist.rank()}, "cpu")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
