@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Flags that are a command's own, a launcher's or make's.
 OTHER_FLAGS = {"config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
 OTHER_FLAGS |= {"nproc_per_node", "variants"}
-OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts"}  # the benchmarks'
+OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # the benchmarks'
 
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
@@ -82,7 +82,7 @@ def fresh(tmp_path, rows, quickstart) -> Path:
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
 def test_command(page, command, request):
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
-    first, *rest = [word for word in words if word]
+    first, *rest = [word for word in words if word and not re.fullmatch(r"[A-Z_]+=\d+", word)]
     if first == "make":
         check_make(rest)
     elif first in ("deepspeed", "torchrun"):  # run by test_quickstart.py
