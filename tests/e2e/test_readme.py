@@ -20,8 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Flags that are a command's own, a launcher's or make's.
 OTHER_FLAGS = {"config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
 OTHER_FLAGS |= {"nproc_per_node", "variants"}
-OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # the benchmarks'
-
+OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # benchmarks
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
 LITTLE += ["--lm_warmup_steps", "1", "--max_eval_samples", "3", "--save_steps", "0"]
