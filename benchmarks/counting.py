@@ -52,12 +52,11 @@ FORMULAS: dict[Any, Any] = {
 }
 
 
-def count_step(bench: Bench, name: str) -> dict[str, float]:
-    """counted: FLOPs that run; useful: those of the real tokens of a one-pass step (no second forward)."""
+def count_step(bench: Bench, name: str) -> float:
+    """FLOPs that one variant runs. In one pass all are useful: it has neither padding nor a second forward."""
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         bench.run(name)
-    counted = float(counter.get_total_flops())
-    return {"counted": counted, "useful": counted}  # neither padding nor a second forward in the one pass
+    return float(counter.get_total_flops())
 
 
 # --- larger shapes, on meta tensors ---

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from counting import count_step, count_table
-from measure import interleave, quartiles, table
+from measure import interleave, quartiles, ratios, table
 from memory_child import peak_of_child
 from variants import NAIVE, ONE_PASS, PADDED, SHAPES, Bench, Size
 
@@ -135,7 +135,7 @@ def child_memory(args: argparse.Namespace, name: str) -> dict[str, float]:
 def summary(
     bench: Bench,
     seconds: dict[str, list[float]],
-    flops: dict[str, dict[str, float]],
+    flops: dict[str, float],
     memory: dict[str, dict[str, float]],
     errors: dict[str, float],
     product_flops: float,
@@ -143,10 +143,10 @@ def summary(
     """The keys of GOALS and everything they are made of. Ratios are medians over repeats."""
 
     def times(slow: str, fast: str) -> float:
-        return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+        return statistics.median(ratios(seconds[slow], seconds[fast]))
 
     cells = bench.size.batch
-    rate = [flops[ONE_PASS]["useful"] / s for s in seconds[ONE_PASS]]
+    rate = [flops[ONE_PASS] / s for s in seconds[ONE_PASS]]
     peak = [product_flops / s for s in seconds[MATMUL]]
     keys: dict[str, float] = {
         "speedup_vs_naive": times(NAIVE, ONE_PASS),
@@ -156,7 +156,7 @@ def summary(
         "per_cell_speedup_vs_padded": times(PADDED, ONE_PASS) * cells,
         "positive_only_speedup": times(PADDED, "positive only"),
         "answer_only_speedup": times(PADDED, "positive only, answer tokens"),
-        "useful_flop_rate": statistics.median(a / b for a, b in zip(rate, peak, strict=True)),
+        "useful_flop_rate": statistics.median(ratios(rate, peak)),
         "max_relative_gradient_error": max(errors.values()),
     }
     if memory:
@@ -185,21 +185,21 @@ def summary(
 def show(
     bench: Bench,
     seconds: dict[str, list[float]],
-    flops: dict[str, dict[str, float]],
+    flops: dict[str, float],
     memory: dict[str, dict[str, float]],
     results: dict[str, Any],
 ) -> None:
     rows = []
     for name in bench.variants:
         low, middle, high = quartiles(seconds[name])
-        ratio = statistics.median(a / b for a, b in zip(seconds[NAIVE], seconds[name], strict=True))
+        ratio = statistics.median(ratios(seconds[NAIVE], seconds[name]))
         rows.append(
             {
                 "variant": name,
                 "seconds": f"{middle:.3g} ({low:.3g}-{high:.3g})",
                 "naive / this": f"{ratio:.2f}",
-                "GFLOP": f"{flops[name]['counted'] / 1e9:,.1f}",
-                "naive / this, FLOPs": f"{flops[NAIVE]['counted'] / flops[name]['counted']:.2f}",
+                "GFLOP": f"{flops[name] / 1e9:,.1f}",
+                "naive / this, FLOPs": f"{flops[NAIVE] / flops[name]:.2f}",
                 "peak MB": f"{memory[name]['peak_mb']:,.0f}" if memory else "-",
                 "activations MB": f"{memory[name]['activations_mb']:,.0f}" if memory else "-",
             }

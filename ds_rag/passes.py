@@ -129,11 +129,10 @@ class Embedding:
             own = shares[dist.rank()]
             sides = [Slice(rows).gradient(g) for rows, g in zip((own.rows, own.columns), grads[:2], strict=True)]
             grads = [*sides, grads[2] / len(shares)]
-        first = torch.zeros_like(grads[2])
 
         def of_chunk(c: int) -> Gradients:
             of_queries, of_passages = (part.gradient(g) for part, g in zip(self.parts[c], grads[:2], strict=True))
-            return of_queries, of_passages, grads[2] if c == 0 else first
+            return of_queries, of_passages, grads[2] if c == 0 else None
 
         assert self.run is not None
         self.run.backward(of_chunk)
