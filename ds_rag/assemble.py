@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ds_rag import deepspeed_config, dist
+from ds_rag.candidates import Candidates
 from ds_rag.config import RunConfig, find_file
 from ds_rag.data.dataset import Example, RagData, TokenTable, read_data, tokenize
 from ds_rag.data.loader import Loader, TrainTokens
@@ -49,6 +50,7 @@ class Parts:
     total_steps: int
     schedule: Schedule
     device: torch.device
+    candidates: Candidates | None = None  # where the index supplies them
 
 
 def assemble(config: RunConfig, console: Console, folder: Path, device: torch.device) -> Parts:
@@ -56,7 +58,9 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     objective = Objective(config.objective, dist.world())
     raws, knowns = deepspeed_files(config)
     schedule = Schedule(config.stage.refresh_index)
-    data = read_data(config.data, config.is_builtin, objective.spec.needs_positive, objective.needs_generator)
+    source = config.objective.candidates_from
+    needs = objective.spec.needs_positive, objective.needs_generator
+    data = read_data(config.data, config.is_builtin, *needs, from_index=source != "batch")
     for notice in data.notices:
         console.say(f"note: {notice}", style="yellow")
     torch.manual_seed(config.optim.seed)
@@ -78,7 +82,12 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
         optim.seed,
         retriever.tokenizer.pad_token_id,
         config.objective.pool == "world",
+        keep_own=source == "both",
     )
+    candidates = None
+    if source != "batch":
+        count, batch = config.objective.index_candidates, config.stage.per_device_eval_batch_size
+        candidates = Candidates(loader, retriever, count, data.corpus_size, batch)
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
     embedding = Embedding(engines, config.scoring.retriever_chunk)
@@ -97,6 +106,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
         total,
         schedule,
         device,
+        candidates,
     )
 
 

@@ -51,7 +51,7 @@ class Batch:
 
     queries: Tokens  # of this rank's rows, the retriever's tokenizer
     passages: Tokens  # of this rank's columns, every passage once
-    own_BN: torch.Tensor  # bool: the row's own passages, labelled or not
+    own_BN: torch.Tensor  # bool: the row's own passages, labelled or not, and those retrieved for it
     positive_BN: torch.Tensor  # bool: its labelled positives
     query_ids: list[Ids]  # B, the generator's tokenizer; empty lists where there is no generator
     passage_ids: list[Ids]  # N

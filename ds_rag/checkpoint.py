@@ -6,10 +6,12 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ds_rag import dist
@@ -37,9 +39,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((f for f in folders if (f / "state.json").is_file()), key=lambda f: int(f.name[5:]))
 
 
-def save(run: Path, engines: Engines, state: TrainState, keep: int) -> None:
+def save(
+    run: Path, engines: Engines, state: TrainState, keep: int, arrays: Mapping[str, np.ndarray] | None = None
+) -> None:
     """All ranks write both engines and their random states to a temporary folder, which is then renamed; older
-    checkpoints beyond `keep` go, except the best one."""
+    checkpoints beyond `keep` go, except the best one. arrays: what rank 0 keeps beside them, as NAME.npy."""
     final = run / "checkpoints" / f"step-{state.step}"
     folder = final.with_name(final.name + ".tmp")
     if dist.rank() == 0:
@@ -51,6 +55,8 @@ def save(run: Path, engines: Engines, state: TrainState, keep: int) -> None:
     torch.save(random_states(), folder / f"random-rank{dist.rank()}.pt")
     dist.barrier()
     if dist.rank() == 0:
+        for name, array in (arrays or {}).items():
+            np.save(folder / f"{name}.npy", array)
         (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(folder, final)

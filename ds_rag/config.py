@@ -79,6 +79,12 @@ class ObjectiveConfig:
 
     objective: str = option("rag_sequence", "the loss; see docs/objectives.md")
     candidates: str = option("8", "passages the generator reads per query: its own and the best of the pool; or 'all'")
+    candidates_from: str = option(
+        "batch",
+        "where a query's unlabelled passages come from: its row (and the batch's pool), the index, or both",
+        ("batch", "index", "both"),
+    )
+    index_candidates: int = option(8, "passages that the index supplies per query, known positives not counted")
     pool: str = option(
         "rank", "whose passages are candidates and negatives: this rank's micro-batch, or all ranks'", ("rank", "world")
     )
@@ -227,6 +233,7 @@ def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> Run
 
 AT_LEAST_ONE = {
     "data": ("max_query_length", "max_passage_length", "max_answer_length", "max_train_samples", "max_eval_samples"),
+    "objective": ("index_candidates",),
     "optim": ("per_device_train_batch_size", "gradient_accumulation_steps"),
     "stage": ("per_device_eval_batch_size", "top_k", "max_new_tokens"),
 }

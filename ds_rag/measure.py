@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> int:
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and saved.run is not None
     if not builtin and config.data.eval_data is None:
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
-    data = read_evaluation(config.data, builtin)
+    data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
     for notice in data.notices:
         console.say(f"note: {notice}", style="yellow")
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)

@@ -30,8 +30,11 @@ def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -
         f"data       {len(data.train)} rows, {data.corpus_size} passages, {len(data.evaluation)} held-out queries"
     )
     console.say(f"models     {models}")
+    o = config.objective
+    source = "" if o.candidates_from == "batch" else f" of {o.index_candidates} from the index"
+    source += " and its row's own" * (o.candidates_from == "both")
     console.say(
-        f"objective  {config.objective.objective}, {config.objective.candidates} candidates a query; "
+        f"objective  {o.objective}, {o.candidates} candidates a query{source}; "
         f"{parts.total_steps} steps of {batch} queries (batch x accumulation x ranks) on {parts.device}"
     )
     console.say(f"run        {folder} (libraries' messages: run.log)")

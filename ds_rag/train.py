@@ -14,6 +14,8 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
+
 from ds_rag import checkpoint, dist, log
 from ds_rag.assemble import Parts, assemble
 from ds_rag.checkpoint import TrainState
@@ -21,6 +23,7 @@ from ds_rag.config import RunConfig
 from ds_rag.engine import StepResult
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluation, Evaluator
+from ds_rag.index.faiss_index import search
 from ds_rag.log import Console, Metrics
 from ds_rag.objective import StepOutput
 from ds_rag.results import introduce, leave
@@ -76,22 +79,59 @@ def train(
             values = summarise(*train_step(parts, step, factor), began, parts)
             state.step, last = step + 1, None
             state.skipped += int(values["skipped"])
+            if parts.candidates:
+                values["index_age"] = parts.candidates.age(step)
             metrics.write("train", state.step, values)
             stop = False
-            if parts.data.evaluation and parts.schedule.due(state.step) and state.step < parts.total_steps:
+            due = parts.schedule.due(state.step) and state.step < parts.total_steps
+            if due and (parts.data.evaluation or parts.candidates):
                 last = evaluator.run()
+                refresh_candidates(parts, last, state.step, metrics)
+            if due and parts.data.evaluation:
+                assert last is not None
                 metrics.write("eval", state.step, last.metrics)
                 live.metrics = last.metrics
                 stop = judge(state, last.metrics, config)
             if (run.save_steps and state.step % run.save_steps == 0) or (
                 stage.load_best_model_at_end and state.best_step == state.step
             ):
-                checkpoint.save(folder, parts.engines, state, run.save_total_limit)
+                checkpoint.save(folder, parts.engines, state, run.save_total_limit, kept(parts))
             meter.advance(1, live.line(values["loss"]))
             if stop:
                 console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
                 break
     return last
+
+
+def refresh_candidates(
+    parts: Parts, evaluation: Evaluation, step: int, metrics: Metrics, console: Console | None = None
+) -> None:
+    """Where the index supplies candidates: those that the one just built holds for the training queries."""
+    if not parts.candidates:
+        return
+
+    def search_first(queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The index is rank 0's."""
+        return dist.from_first(search(evaluation.index, queries_BD, k) if dist.rank() == 0 else None)
+
+    metrics.write("candidates", step, parts.candidates.refresh(step, search_first, console))
+
+
+def resume_candidates(
+    parts: Parts, evaluator: Evaluator, state: TrainState, resumed: Path, metrics: Metrics, console: Console
+) -> None:
+    """The checkpoint's table. A new one where it holds none, or where the run ended at a step that a longer run would
+    have refreshed it after."""
+    if not parts.candidates or state.step >= parts.total_steps:
+        return
+    found = parts.candidates.restore(resumed)
+    if not found or (parts.schedule.due(state.step) and parts.candidates.step != state.step):
+        refresh_candidates(parts, evaluator.run(progress=True), state.step, metrics, console)
+
+
+def kept(parts: Parts) -> dict[str, np.ndarray]:
+    """What a checkpoint holds beside engines and state, so that a resumed run reads the same candidates."""
+    return parts.candidates.arrays if parts.candidates else {}
 
 
 MEANS = ("embedding_spread", "kept_cells", "dropped_mass")  # over micro-batches and ranks
@@ -173,9 +213,10 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
     if resumed:
         state = checkpoint.load(resumed, parts.engines)
         console.say(f"resumed from {resumed} at step {state.step}")
+        resume_candidates(parts, evaluator, state, resumed, metrics, console)
     else:
         lm_warmup(parts, config, console, metrics)
-        measure_before(parts, config, evaluator, state, folder, metrics)
+        measure_before(parts, config, evaluator, state, folder, console, metrics)
     last = train(parts, config, evaluator, state, folder, console, metrics)
     result = finish(parts, config, evaluator, state, last, folder, console, metrics)
     metrics.close()
@@ -185,15 +226,25 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
 
 
 def measure_before(
-    parts: Parts, config: RunConfig, evaluator: Evaluator, state: TrainState, folder: Path, metrics: Metrics
+    parts: Parts,
+    config: RunConfig,
+    evaluator: Evaluator,
+    state: TrainState,
+    folder: Path,
+    console: Console,
+    metrics: Metrics,
 ) -> None:
-    """The figures before the first step; they too may turn out to be the best, so their weights are kept."""
+    """The figures before the first step, and its candidates; these weights too may turn out to be the best, so they
+    are kept."""
+    if parts.data.evaluation or parts.candidates:
+        first = evaluator.run(progress=True)
+        refresh_candidates(parts, first, 0, metrics, console)
     if parts.data.evaluation:
-        state.before = evaluator.run(progress=True).metrics
+        state.before = first.metrics
         metrics.write("eval", 0, state.before)
     judge(state, state.before or {}, config)
     if config.stage.load_best_model_at_end:
-        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit)
+        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit, kept(parts))
 
 
 def finish(
@@ -208,7 +259,7 @@ def finish(
 ) -> Evaluation:
     """The last checkpoint and evaluation; under `load_best_model_at_end` the best weights, evaluated again."""
     if config.run.save_steps and state.step % config.run.save_steps:
-        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit)
+        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit, kept(parts))
     if last is None:
         last = evaluator.run(progress=True)
         metrics.write("eval", state.step, last.metrics)

@@ -142,6 +142,7 @@ def _require(
     else:
         what = f"no column for the {roles[0]}"
     hint = f"did you mean '{close}'? " if close else ""
+    retrieve = ", or let the index find passages: --candidates_from index --corpus FILE" * ("positives" in roles)
     raise UserError(
         f"{source}: {what}",
         found=f"columns {_quoted(found)}",
@@ -150,7 +151,7 @@ def _require(
             + {"positives": " (labelled)", "passages": " (unlabelled candidates)"}.get(role, "")
             for role in roles
         ),
-        fix=f"{hint}name the column with {flags}" if flags else f"{hint}rename the column to '{wanted[0]}'",
+        fix=f"{hint}name the column with {flags}{retrieve}" if flags else f"{hint}rename the column to '{wanted[0]}'",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ class Example:
     positives: tuple[int, ...]
     others: tuple[int, ...]  # unlabelled candidates and labelled negatives
     grades: tuple[int, ...] = ()  # of the positives; empty: 1 each
+    negatives: tuple[int, ...] = ()  # those of the others that are labelled
 
     @property
     def qrels(self) -> dict[int, int]:
@@ -56,26 +57,31 @@ class RagData:
         return [n for n, row in enumerate(self.evaluation) if row.positives]
 
 
-def read_data(data: DataConfig, builtin: bool, need_positive: bool = False, need_answers: bool = True) -> RagData:
+def read_data(
+    data: DataConfig,
+    builtin: bool,
+    need_positive: bool = False,
+    need_answers: bool = True,
+    from_index: bool = False,
+) -> RagData:
     """Training rows, evaluation rows and corpus as the flags name them. Raises UserError.
 
     need_positive: the objective cannot do without labelled positives. need_answers: it, or evaluation,
-    reads answers.
+    reads answers. from_index: candidates are retrieved, so beside a corpus rows need no passage.
     """
     if builtin:
         world = make_world(data.world_seed)
         train, evaluation, corpus = world.train, world.evaluation, world.corpus
     else:
         columns = columns_of(data)
-        train = read_rows(data.train_data, columns, "--train_data", need_answers=need_answers)
-        evaluation = read_rows(data.eval_data, columns, "--eval_data", need_answers=False) if data.eval_data else []
-        corpus = (
-            read_corpus(data.corpus, "--corpus")
-            if data.corpus
-            else eval_corpus(data, "--eval_data") or passages_of(train + evaluation)
-        )
+        need_passages = not (from_index and has_corpus(data, "--eval_data"))
+        train = read_rows(data.train_data, columns, "--train_data", need_passages, need_answers)
+        evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False) if data.eval_data else []
+        corpus = read_given_corpus(data, "--eval_data") or passages_of(train + evaluation)
     train, evaluation = train[: data.max_train_samples], evaluation[: data.max_eval_samples]
     table = assemble(corpus, train, evaluation)
+    if evaluation and from_index and not table.labelled:
+        table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
     if data.assume_first_positive:
         table.train = [assume_first(row) for row in table.train]
     if need_positive:
@@ -90,15 +96,16 @@ def read_data(data: DataConfig, builtin: bool, need_positive: bool = False, need
     return table
 
 
-def read_evaluation(data: DataConfig, builtin: bool) -> RagData:
-    """The evaluation side alone, for `ds-rag evaluate`: rows, and the corpus they are asked of."""
+def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False) -> RagData:
+    """The evaluation side alone, for `ds-rag evaluate`: rows, and the corpus they are asked of. from_index: as in
+    `read_data`."""
     if builtin:
         world = make_world(data.world_seed)
         return assemble(world.corpus, [], world.evaluation[: data.max_eval_samples])
     assert data.eval_data
-    rows = read_rows(data.eval_data, columns_of(data), "--data", need_answers=False)[: data.max_eval_samples]
-    corpus = read_corpus(data.corpus, "--corpus") if data.corpus else eval_corpus(data, "--data") or passages_of(rows)
-    return assemble(corpus, [], rows)
+    need_passages = not (from_index and has_corpus(data, "--data"))
+    rows = read_rows(data.eval_data, columns_of(data), "--data", need_passages, False)[: data.max_eval_samples]
+    return assemble(read_given_corpus(data, "--data") or passages_of(rows), [], rows)
 
 
 def columns_of(data: DataConfig) -> Columns:
@@ -113,11 +120,18 @@ def columns_of(data: DataConfig) -> Columns:
     )
 
 
-def eval_corpus(data: DataConfig, flag: str) -> list[Passage] | None:
-    """A BEIR evaluation folder brings its own corpus."""
-    if data.eval_data and detect(Path(data.eval_data).expanduser(), flag) == "beir":
-        return read_corpus(data.eval_data, flag)
-    return None
+def has_corpus(data: DataConfig, flag: str) -> bool:
+    """Is a corpus given? A BEIR evaluation folder, which `flag` names, brings its own."""
+    if data.corpus or not data.eval_data:
+        return bool(data.corpus)
+    return detect(Path(data.eval_data).expanduser(), flag) == "beir"
+
+
+def read_given_corpus(data: DataConfig, flag: str) -> list[Passage]:
+    """That corpus; empty where none is given."""
+    if not has_corpus(data, flag):
+        return []
+    return read_corpus(data.corpus, "--corpus") if data.corpus else read_corpus(str(data.eval_data), flag)
 
 
 def assemble(corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequence[Row]) -> RagData:
@@ -145,7 +159,7 @@ def assemble(corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequen
 
     def example(row: Row) -> Example:
         others = place(row.passages + row.negatives)
-        return Example(row.query, row.answers, place(row.positives), others, row.grades)
+        return Example(row.query, row.answers, place(row.positives), others, row.grades, place(row.negatives))
 
     rows = [example(r) for r in train], [example(r) for r in evaluation]
     ids += [f"row-passage-{n}" for n in range(len(ids), len(number))]
@@ -154,9 +168,10 @@ def assemble(corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequen
 
 def assume_first(row: Example) -> Example:
     """An unlabelled row with its first candidate taken for the positive."""
-    if row.positives or not row.others:
+    first = next((p for p in row.others if p not in row.negatives), None)
+    if row.positives or first is None:
         return row
-    return Example(row.query, row.answers, row.others[:1], row.others[1:])
+    return replace(row, positives=(first,), others=tuple(p for p in row.others if p != first))
 
 
 class TokenTable:

@@ -36,6 +36,9 @@ class Loader:
     Micro-batch m of rank r is slice m * world + r of the step's global batch, so that two ranks see
     together what one rank sees in two micro-batches. shared_pool: the slices of all ranks are one batch,
     held by all of them; each embeds and reads its share, a passage stays with one rank.
+
+    From an `offer` on, rows bring the passages that an index found for them: instead of their own unlabelled ones, or
+    besides them (keep_own). The order of rows does not depend on it.
     """
 
     def __init__(
@@ -49,9 +52,12 @@ class Loader:
         seed: int,
         pad: int,
         shared_pool: bool = False,
+        keep_own: bool = True,
     ):
         self.rows, self.tokens, self.pad = rows, tokens, pad
         self.shared_pool = shared_pool and world > 1
+        self.keep_own = keep_own
+        self.found_RK: np.ndarray | None = None
         self.batch, self.accumulation, self.rank, self.world, self.seed = (
             batch,
             accumulation,
@@ -103,16 +109,30 @@ class Loader:
             whole[:] = rng.permutation(batches).ravel()
         return order
 
+    def offer(self, found_RK: np.ndarray | None) -> None:
+        """Takes (rows, K) passage numbers, best first, -1 for none, the same on every rank; None: rows as they are."""
+        assert found_RK is None or len(found_RK) == len(self.rows), (found_RK.shape, len(self.rows))
+        self.found_RK = found_RK
+
+    def passages_of(self, row: int) -> tuple[int, ...]:
+        """What the row brings to its micro-batch, each passage once. A positive that was found too is a positive."""
+        example = self.rows[row]
+        if self.found_RK is None:
+            return example.own
+        kept = example.own if self.keep_own else example.positives + example.negatives
+        found = self.found_RK[row]
+        return tuple(dict.fromkeys([*kept, *found[found >= 0].tolist()]))
+
     def collate(self, rows: Sequence[int]) -> Batch:
-        """One micro-batch: the rows' own passages are the pool, each once."""
-        examples = [self.rows[r] for r in rows]
-        pool = list(dict.fromkeys(p for e in examples for p in e.own))
+        """One micro-batch: the passages that its rows bring are the pool, each once."""
+        brought = [self.passages_of(r) for r in rows]
+        pool = list(dict.fromkeys(p for passages in brought for p in passages))
         column = {p: n for n, p in enumerate(pool)}
         own = torch.zeros(len(rows), len(pool), dtype=torch.bool)
         positive = torch.zeros_like(own)
-        for n, example in enumerate(examples):
-            own[n, [column[p] for p in example.own]] = True
-            positive[n, [column[p] for p in example.positives]] = True
+        for n, (row, passages) in enumerate(zip(rows, brought, strict=True)):
+            own[n, [column[p] for p in passages]] = True
+            positive[n, [column[p] for p in self.rows[row].positives]] = True
         t = self.tokens
         return Batch(
             queries=pad_right([t.queries[r] for r in rows], self.pad),

@@ -17,6 +17,7 @@ from real_step import Found, Run, plain_run, train_real
 CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "4", "retriever_chunk": 3}
 WORLD: dict[str, Any] = {"pool": "world"}
 CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
+INDEX: dict[str, Any] = {"candidates_from": "index", "index_candidates": 3, "contrastive_weight": 0.3}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
 RUNS: dict[str, Run] = {
@@ -37,6 +38,8 @@ RUNS: dict[str, Run] = {
         for name in ("rag_token", "positive_only", "infonce", "emdr2", "pdist", "replug_lsr")
     },
     "pool prior world": Run((1, 1), flags=WORLD | {"prior": "pool", "candidates": "3"}),
+    "zero2 index candidates": Run((2, 2), accumulation=2, flags=INDEX | {"candidates": "4"}),
+    "zero1 index candidates world": Run((1, 1), flags=INDEX | WORLD | CHUNKS),
     "frozen retriever world": Run((2, 2), flags=WORLD | CHUNKS | {"freeze": "retriever"}),
     "frozen generator world": Run((2, 2), flags=WORLD | {"freeze": "generator"}),
 }

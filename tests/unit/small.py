@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -122,7 +123,7 @@ def small_parts(
     **flags: Any,
 ) -> Parts:
     """`flags` are keys of the configuration; `force_generator`: also where the objective needs none. On several ranks
-    each has its own part of the rows."""
+    each has its own part of the rows. With `candidates_from` the index has found what `found_passages` says."""
     config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | flags)
     objective = Objective(config.objective, dist.world())
     data = small_data()
@@ -135,9 +136,12 @@ def small_parts(
         assert share_prefixes(generator) is None
     train, evaluation = tokenize_run(config, data, retriever, prompt, Console(speaks=False))
     pad = retriever.tokenizer.pad_token_id
+    shared, source = config.objective.pool == "world", config.objective.candidates_from
     loader = Loader(
-        data.train, train, batch, accumulation, dist.rank(), dist.world(), 0, pad, config.objective.pool == "world"
+        data.train, train, batch, accumulation, dist.rank(), dist.world(), 0, pad, shared, keep_own=source == "both"
     )
+    if source != "batch":
+        loader.offer(found_passages(len(data.train), data.corpus_size, config.objective.index_candidates))
     learns = {
         "retriever": config.model.freeze != "retriever",
         "generator": config.model.freeze != "generator" and objective.generator_learns,
@@ -152,6 +156,14 @@ def small_parts(
     scoring = Scoring(pair, generator, config.scoring, generator.tokenizer.pad_token_id) if generator else None
     models = retriever, generator, pair, embedding, scoring
     return Parts(data, loader, evaluation, objective, prompt, *models, 2, schedule, device)
+
+
+def found_passages(rows: int, corpus_size: int, count: int) -> np.ndarray:
+    """(rows, count) as an index might have found them, the last row's fewer."""
+    rng = np.random.default_rng(7)
+    table = np.stack([rng.permutation(corpus_size)[:count] for _ in range(rows)]).astype(np.int32)
+    table[-1, 1:] = -1
+    return table
 
 
 def gradients(parts: Parts) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"engine", "cards", "encode", "generate", "objective", "memory"},
     {"passes"},
     {"scoring"},
-    {"evaluate", "saved", "checkpoint"},
+    {"evaluate", "saved", "checkpoint", "candidates"},
     {"assemble"},
     {"warmup", "report"},
     {"results"},

@@ -23,6 +23,8 @@ VARIANTS += [{"objective": "rag_sequence", "contrastive_weight": 0.5, "prior": "
 VARIANTS += [{"objective": name, "candidates": "all"} for name in ("rag_sequence", "rag_token")]
 VARIANTS += [{"objective": "pdist", "reader_loss": "posterior"}, {"objective": "emdr2", "reader_loss": "none"}]
 VARIANTS += [{"objective": "rag_sequence", "freeze": frozen} for frozen in ("retriever", "generator")]
+VARIANTS += [{"objective": name, "candidates_from": "index", "index_candidates": 3} for name in LOSSES]
+VARIANTS += [{"objective": "rag_sequence", "candidates_from": "both", "index_candidates": 3, "prior": "pool"}]
 
 
 # How the same gradient can be computed; `auto` under almost no memory takes two passes.

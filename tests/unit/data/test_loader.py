@@ -190,3 +190,65 @@ def test_deal_evens_out_lengths():
     hands = deal(lengths, 3)
     totals = [sum(lengths[n] for n in hand) for hand in hands]
     assert sorted(n for hand in hands for n in hand) == list(range(8)) and max(totals) - min(totals) <= 2
+
+
+ROWS = [
+    Example("q0", ("a",), (5,), (3, 8), (), (8,)),  # 3 is unlabelled, 8 a labelled negative
+    Example("q1", ("b",), (), (6,)),
+    Example("q2", ("c",), (), ()),  # a query and an answer alone
+]
+FOUND = np.array([[9, 5, 3], [6, 1, -1], [4, 5, 0]])
+
+
+def offered(keep_own: bool, found: np.ndarray | None = FOUND, rank: int = 0, world: int = 1) -> Loader:
+    of = Loader(ROWS, made(10)[1], 2, 1, rank, world, 0, PAD, world > 1, keep_own)
+    of.offer(found)
+    return of
+
+
+@pytest.mark.parametrize(
+    ("keep_own", "wanted"),
+    [(False, [(5, 8, 9, 3), (6, 1), (4, 5, 0)]), (True, [(5, 3, 8, 9), (6, 1), (4, 5, 0)])],
+    ids=["index", "both"],
+)
+def test_rows_bring_what_the_index_found_for_them(keep_own, wanted):
+    of = offered(keep_own)
+    assert [of.passages_of(r) for r in range(3)] == wanted
+    batch = of.collate([0, 1, 2])
+    pool = [n - 1000 for n in batch.passages.ids_BT[:, 0].tolist()]
+    assert pool == list(dict.fromkeys(p for passages in wanted for p in passages))
+    for n, passages in enumerate(wanted):
+        assert {pool[c] for c in batch.own_BN[n].nonzero()[:, 0].tolist()} == set(passages)
+        assert {pool[c] for c in batch.positive_BN[n].nonzero()[:, 0].tolist()} == set(ROWS[n].positives)
+    assert [x[0] - 3000 for x in batch.passage_ids] == pool
+
+
+def test_an_unlabelled_candidate_is_replaced_and_labels_stay():
+    """The ways differ: 3 stays of its own accord with `both` alone, where the index did not find it."""
+    elsewhere = np.array([[9, 5, 2], [1, 0, -1], [4, 5, 0]])
+    index, both = offered(False, elsewhere), offered(True, elsewhere)
+    assert index.passages_of(0) == (5, 8, 9, 2) and both.passages_of(0) == (5, 3, 8, 9, 2)
+    assert index.passages_of(1) == (1, 0) and both.passages_of(1) == (6, 1, 0)
+
+
+def test_without_an_offer_rows_bring_their_own():
+    for keep_own in (False, True):
+        of = offered(keep_own)
+        of.offer(None)
+        assert [of.passages_of(r) for r in range(3)] == [row.own for row in ROWS]
+
+
+def test_the_order_of_rows_does_not_depend_on_the_offer():
+    examples, tokens = made(50)
+    plain, of = (Loader(examples, tokens, 4, 1, 0, 1, 0, PAD, keep_own=False) for _ in range(2))
+    of.offer(np.zeros((50, 1), np.int64))
+    assert [of.rows_of(step) for step in range(20)] == [plain.rows_of(step) for step in range(20)]
+
+
+def test_ranks_of_a_common_pool_share_what_was_found():
+    ranks = [offered(False, rank=r, world=2).collate_share([0, 1, 2]) for r in range(2)]
+    alone = offered(False).collate([0, 1, 2])
+    for batch in ranks:
+        assert torch.equal(batch.own_BN, alone.own_BN) and torch.equal(batch.positive_BN, alone.positive_BN)
+    dealt = [c for share in ranks[0].shares for c in share.columns]
+    assert sorted(dealt) == list(range(alone.own_BN.shape[1]))

@@ -1,0 +1,125 @@
+"""The table of what an index holds for each training row: against brute force over chosen vectors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rag import candidates as module
+from ds_rag.candidates import Candidates
+from ds_rag.data.dataset import Example, TokenTable, assemble
+from ds_rag.data.formats import Passage, Row
+from ds_rag.data.loader import Loader, TrainTokens
+from ds_rag.errors import UserError
+from ds_rag.index.faiss_index import build_index, search
+
+
+class Chosen:
+    """A retriever that embeds query number n as a given vector: token ids are the numbers."""
+
+    tokenizer = SimpleNamespace(pad_token_id=0)
+    log_temperature = torch.zeros(())
+
+    def __init__(self, queries: np.ndarray):
+        self.vectors, self.hidden_size = torch.tensor(queries).float(), queries.shape[1]
+
+    def eval(self) -> None:
+        pass
+
+    def embed(self, tokens: Any, side: str) -> torch.Tensor:
+        assert side == "query"
+        return self.vectors[tokens.ids_BT[:, 0]]
+
+
+def numbers(count: int) -> TokenTable:
+    return TokenTable(np.arange(count, dtype=np.int32), np.arange(1, count + 1))
+
+
+def made(rows: list[Example], corpus: int = 12, count: int = 3, seed: int = 0) -> tuple[Candidates, Any, np.ndarray]:
+    """(candidates, search, scores of every row on every passage)."""
+    rng = np.random.default_rng(seed)
+    queries, passages = rng.normal(size=(len(rows), 6)), rng.normal(size=(corpus, 6)).astype(np.float32)
+    loader = Loader(rows, TrainTokens(numbers(len(rows)), numbers(50)), 2, 1, 0, 1, 0, 0)
+    index = build_index(passages, "Flat")
+    retriever: Any = Chosen(queries)
+    made = Candidates(loader, retriever, count, corpus, 4)
+    return made, lambda queries_BD, k: search(index, queries_BD, k), queries @ passages.T
+
+
+def best(scores: np.ndarray, without: tuple[int, ...], count: int) -> list[int]:
+    return [n for n in np.argsort(-scores).tolist() if n not in without][:count]
+
+
+ROWS = [
+    Example("a", ("x",), (), ()),
+    Example("b", ("x",), (3,), (4, 5)),
+    Example("c", ("x",), (0, 1, 2, 6), ()),
+    Example("d", ("x",), (40,), ()),  # a positive that is not in the corpus
+    Example("e", ("x",), (), (7,), (), (7,)),
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_each_row_gets_its_best_passages_but_for_its_positives(monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    made_of, find, scores = made(ROWS)
+    figures = made_of.refresh(7, find)
+    table = made_of.loader.found_RK
+    assert table is not None and table.dtype == np.int32
+    assert table.tolist() == [best(scores[r], row.positives, 3) for r, row in enumerate(ROWS)]
+    hits = [bool(set(best(scores[r], (), 3)) & set(ROWS[r].positives)) for r in (1, 2, 3)]
+    assert figures["retrieved_positive"] == pytest.approx(sum(hits) / 3) and not hits[2]
+    assert figures["distinct"] == len(set(table.ravel().tolist()))
+    assert [made_of.age(step) for step in (7, 9)] == [0, 2]
+
+
+def test_other_vectors_find_other_passages():
+    tables = []
+    for seed in (0, 1):
+        made_of, find, _ = made(ROWS, seed=seed)
+        made_of.refresh(0, find)
+        tables.append(made_of.loader.found_RK.tolist())
+    assert tables[0] != tables[1]
+
+
+def test_unlabelled_rows_have_no_rate():
+    made_of, find, _ = made([ROWS[0], ROWS[4]])
+    assert set(made_of.refresh(0, find)) == {"distinct"}
+
+
+def test_fewer_passages_than_wanted_are_padded_and_never_read():
+    made_of, _, _ = made(ROWS[:3], count=3)
+    made_of.refresh(0, lambda queries_BD, k: (np.zeros((3, 3)), np.array([[2, -1, -1], [3, 9, -1], [0, 1, 2]])))
+    assert made_of.loader.found_RK.tolist() == [[2, -1, -1], [9, -1, -1], [-1, -1, -1]]
+    made_of.loader.keep_own = False
+    assert [made_of.loader.passages_of(r) for r in range(3)] == [(2,), (3, 9), (0, 1, 2, 6)]
+
+
+def test_a_positive_under_two_ids_is_no_negative():
+    """Equal texts are one passage of the table, so a copy in the corpus is the positive itself."""
+    corpus = [Passage("1", "gold"), Passage("2", "other"), Passage("3", "gold")]
+    data = assemble(corpus, [Row("q", "q", ("a",), ("gold",), (), (), "f:1")], [])
+    assert data.corpus_size == 2
+    made_of, find, _ = made(data.train, corpus=2)
+    made_of.refresh(0, find)
+    assert made_of.loader.found_RK.tolist() == [[1, -1, -1]]
+
+
+def test_a_checkpoint_keeps_the_table_and_its_step(tmp_path):
+    made_of, find, _ = made(ROWS)
+    assert made_of.arrays == {} and not made_of.restore(tmp_path)
+    made_of.refresh(11, find)
+    for name, array in made_of.arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    again, _, _ = made(ROWS, seed=5)
+    assert again.restore(tmp_path) and again.step == 11
+    assert np.array_equal(again.loader.found_RK, made_of.loader.found_RK)
+    for rows, corpus in ((ROWS[:2], 12), (ROWS, 4)):
+        other, _, _ = made(rows, corpus)
+        with pytest.raises(UserError, match="other rows or of another corpus"):
+            other.restore(tmp_path)
+        assert other.loader.found_RK is None
