@@ -53,6 +53,9 @@ VARIANTS |= {
     "hnsw": "--index_factory hnsw --refresh_index 1",
     "tensorboard": "--report_to tensorboard",
     "no evaluation": "--no-eval",
+    "index candidates": "--candidates_from index --index_candidates 3 --refresh_index 1",
+    "index and own candidates": "--candidates_from both --index_candidates 3 --refresh_index 1",
+    "hard negatives": "--candidates_from index --objective infonce --index_candidates 3 --refresh_index 0",
 }
 
 
@@ -138,6 +141,10 @@ def test_what_must_differ_differs(runs):
     base = loss(runs, "objective rag_sequence")
     for name in ("pool prior", "all candidates", "contrastive", "mean answer", "two encoders", "learned temperature"):
         assert loss(runs, name)[1] != pytest.approx(base[1], rel=1e-7), name
+    for name in ("index candidates", "index and own candidates"):
+        assert loss(runs, name)[0] != pytest.approx(base[0], rel=1e-4), name
+    assert loss(runs, "index candidates")[0] != pytest.approx(loss(runs, "index and own candidates")[0], rel=1e-4)
+    assert loss(runs, "hard negatives")[0] != pytest.approx(loss(runs, "objective infonce")[0], rel=1e-3)
     for name in ("cls pooling", "template", "warm-up", "accumulation", "objective rag_token", "no clipping"):
         assert loss(runs, name)[1] != pytest.approx(base[1], rel=1e-7), name
 
@@ -166,6 +173,14 @@ def test_two_encoders_and_the_temperature_are_saved(runs):
     assert settings["temperature"] != 0.1 and settings["temperature"] == pytest.approx(0.1, rel=0.05)
     plain = json.loads((runs / "cls pooling" / "retriever" / "ds_rag.json").read_text())
     assert (plain["pooling"], plain["normalize"], plain["query_prefix"]) == ("cls", False, "q:")
+
+
+def test_how_stale_the_index_is_and_how_often_it_holds_a_positive_is_logged(runs):
+    for name, ages in (("index candidates", [0, 0]), ("hard negatives", [0, 1])):
+        assert [line["index_age"] for line in lines(runs / name)] == ages
+        assert [line["step"] for line in lines(runs / name, "candidates")] == [0, 1][: 2 - ages[1]]
+        assert all(0 < line["retrieved_positive"] < 1 for line in lines(runs / name, "candidates"))
+    assert not any("index_age" in line for line in lines(runs / "no evaluation"))
 
 
 def test_without_evaluation_rows_there_are_no_figures(runs):

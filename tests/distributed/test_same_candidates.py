@@ -1,0 +1,44 @@
+"""Candidates from an index that only rank 0 has: one table on every rank, that of one process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ranks import run_ranks
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+
+
+def table() -> tuple[np.ndarray, dict[str, float], list[list[int]]]:
+    """The table after a refresh, its figures, and the first passages of the micro-batches of a step."""
+    from small import small_parts
+
+    from ds_rag import dist
+    from ds_rag.candidates import Candidates
+    from ds_rag.encode import encode
+    from ds_rag.evaluate import Evaluation
+    from ds_rag.index.faiss_index import build_index
+    from ds_rag.train import refresh_candidates
+
+    parts = small_parts(candidates_from="index", pool="world")
+    parts.candidates = Candidates(parts.loader, parts.retriever, 3, parts.data.corpus_size, 4)
+    vectors = encode(parts.retriever, parts.eval_tokens.passages, "passage", 4)
+    written: list[dict[str, Any]] = []
+    metrics: Any = type("Lines", (), {"write": lambda self, kind, step, values: written.append(values)})()
+    index = build_index(vectors, "Flat") if dist.rank() == 0 else None
+    refresh_candidates(parts, Evaluation(index=index, vectors=vectors), 0, metrics)
+    found = parts.loader.found_RK
+    assert found is not None
+    return found, written[0], [batch.rows for batch in parts.loader.micro_batches(0)]
+
+
+def test_ranks_see_one_table() -> None:
+    ((alone, figures, _),) = run_ranks(table, 1)
+    two = run_ranks(table, 2)
+    for found, same, _ in two:
+        assert np.array_equal(found, alone) and same == figures
+    assert two[0][2] == two[1][2], "a pool of the world is one batch"
+    assert set(figures) == {"distinct", "retrieved_positive"} and figures["distinct"] > 3
