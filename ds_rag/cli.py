@@ -93,6 +93,26 @@ def ask(argv: Sequence[str]) -> int:
     return run(args)
 
 
+def mine(argv: Sequence[str]) -> int:
+    parser = reading_parser("ds-rag mine", "Write rows with hard negatives, found by a retriever.")
+    parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the rows to mine for")
+    parser.add_argument("--out", required=True, help="the JSONL file to write")
+    parser.add_argument("--negatives", type=int, default=7, help="mined for each row, at most (default: 7)")
+    parser.add_argument("--depth", type=int, default=50, help="passages looked at for each row (default: 50)")
+    parser.add_argument(
+        "--margin", type=float, default=0.95, help="most of the positive's score (default: 0.95; inf: off)"
+    )
+    parser.add_argument("--absolute_margin", type=float, help="least distance below the positive's score")
+    parser.add_argument("--max_score", type=float, help="highest score of a negative")
+    parser.add_argument("--posterior", type=float, help="highest share of p(passage | query, answer), by the generator")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    parser.add_argument("--json", help="write the counts to this file too")
+    args = parse_strictly(parser, argv)
+    from ds_rag.mine import main as run
+
+    return run(args)
+
+
 def report(argv: Sequence[str]) -> int:
     from ds_rag.report import write_report
 
@@ -107,6 +127,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "evaluate": (evaluate, "score a run, or a pair of model folders, on held-out rows"),
     "index": (index, "re-encode a corpus with a run's retriever"),
     "ask": (ask, "answer a question with a run"),
+    "mine": (mine, "write rows with hard negatives, found by a retriever"),
     "report": (report, "write report.html of a run again"),
 }
 

@@ -57,10 +57,10 @@ def _choose_qrels(path: Path, faults: Faults) -> Path:
     files = {file.stem: file for file in sorted((path / "qrels").glob("*.tsv"))}
     if len(files) == 1:
         return next(iter(files.values()))
-    for name in ("train",) if faults.flag == "--train_data" else ("test", "dev"):
+    for name in ("train",) if faults.of_training else ("test", "dev"):
         if name in files:
             return files[name]
-    wanted = "train.tsv" if faults.flag == "--train_data" else "test.tsv or dev.tsv"
+    wanted = "train.tsv" if faults.of_training else "test.tsv or dev.tsv"
     found = ", ".join(file.name for file in files.values()) or "none"
     raise UserError(f"{faults.source}/qrels: which file?", found=found, expected=f"{wanted}, or only one .tsv")
 

@@ -136,12 +136,12 @@ def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record
         raise UserError(f"{faults.source} is no readable datasets folder", found=str(error)) from error
     if isinstance(data, datasets.DatasetDict):
         splits = list(data)
-        wanted = ["train"] if "train" in splits and faults.flag == "--train_data" else splits
+        wanted = ["train"] if "train" in splits and faults.of_training else splits
         if len(wanted) != 1:
             raise UserError(
                 f"{faults.source} holds more than one split" if splits else f"{faults.source} holds no split",
                 found=", ".join(splits) or None,
-                expected="one split" + (" or 'train'" if faults.flag == "--train_data" else ""),
+                expected="one split" + (" or 'train'" if faults.of_training else ""),
                 fix=f"give one split's folder: {faults.flag} {path / splits[0]}" if splits else None,
             )
         data = data[wanted[0]]

@@ -15,6 +15,7 @@ from ds_rag.errors import UserError
 
 LOG = logging.getLogger("ds_rag.data")
 MAX_LISTED = 10
+MINE = "mine --data"  # how messages call the flag of rows that are mined for
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Faults:
     @property
     def source(self) -> str:
         return f"{self.flag}: {self.path}"
+
+    @property
+    def of_training(self) -> bool:
+        """Rows to train on: of several splits that of training is meant."""
+        return self.flag in ("--train_data", MINE)
 
     def add(self, number: int, where: str, message: str) -> None:
         self.found.append((number, f"{where}: {message}"))

@@ -1,0 +1,216 @@
+"""Mining against brute force: loops over all passages, and the posterior by one plain forward a cell."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import small_generator, small_retriever
+
+from ds_rag.batch import lay_out_cells
+from ds_rag.config import DEFAULT_TEMPLATE, RunConfig
+from ds_rag.data.dataset import Example, assemble
+from ds_rag.data.formats import Passage, Row, read_rows
+from ds_rag.data.prompt import Prompt
+from ds_rag.errors import UserError
+from ds_rag.mine import Limits, Miner, check, faults, posterior_of, replacing
+
+CORPUS = [f"passage {n}" for n in range(20)]
+
+
+def row(positives=(), passages=(), negatives=(), answers=("a",)) -> Row:
+    return Row("id", "q", tuple(answers), tuple(positives), tuple(passages), tuple(negatives), "file:1")
+
+
+def make(rows: list[Row], limits: Limits, negatives: int = 4, posterior: Any = None, seed: int = 0):
+    """(miner, examples, query vectors): the corpus' vectors and the queries' are random."""
+    table = assemble([Passage(f"p{n}", text) for n, text in enumerate(CORPUS)], rows, [])
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(len(table.texts), 5)).astype(np.float32)
+    return Miner(table, vectors, limits, negatives, posterior), table.train, rng.normal(size=(len(rows), 5))
+
+
+def ranked(miner: Miner, query: np.ndarray, depth: int) -> list[int]:
+    return np.argsort(-(miner.vectors_ND[: len(CORPUS)] @ query)).tolist()[:depth]
+
+
+LIMITS = [
+    Limits(0.95),
+    Limits(0.5),
+    Limits(np.inf),
+    Limits(np.inf, absolute_margin=0.3),
+    Limits(np.inf, max_score=0.2),
+    Limits(0.9, 0.2, 0.5, 0.05),
+    Limits(np.inf, posterior=0.05),
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("shift", [-4.0, 0.0, 2.0])
+def test_faults_by_a_loop(limits, shift):
+    rng = np.random.default_rng(1)
+    scores, positives, shares = rng.normal(size=40) + shift, rng.normal(size=3) + shift + 1, rng.dirichlet(np.ones(40))
+    wanted = []
+    for score, share in zip(scores, shares, strict=True):
+        why = ""
+        for positive in positives:
+            gap = 0.0 if limits.margin == np.inf else (1 - limits.margin) * abs(positive)
+            if not why and limits.margin != np.inf and score > positive - gap:
+                why = "margin"
+        for positive in positives:
+            if not why and limits.absolute_margin is not None and score > positive - limits.absolute_margin:
+                why = "absolute_margin"
+        if not why and limits.max_score is not None and score > limits.max_score:
+            why = "max_score"
+        if not why and limits.posterior is not None and share > limits.posterior:
+            why = "posterior"
+        wanted.append(why)
+    assert faults(scores, positives, shares, limits) == wanted
+
+
+def test_the_factor_is_one_for_scores_above_0_and_never_lifts_the_limit():
+    scores = np.array([0.47, 0.48, -0.51, -0.53])
+    assert faults(scores, np.array([0.5]), None, Limits(0.95)) == ["", "margin", "", ""]
+    assert faults(scores, np.array([-0.5]), None, Limits(0.95)) == ["margin", "margin", "margin", ""]
+
+
+def test_without_positives_only_what_needs_none():
+    scores, shares = np.array([0.9, 0.1]), np.array([0.1, 0.9])
+    assert faults(scores, np.zeros(0), shares, Limits(0.95, absolute_margin=0.5)) == ["", ""]
+    assert faults(scores, np.zeros(0), shares, Limits(0.95, max_score=0.5, posterior=0.5)) == ["max_score", "posterior"]
+    assert faults(scores, np.zeros(0), None, Limits(0.95, posterior=0.5)) == ["", ""]
+
+
+@pytest.mark.parametrize("limits", LIMITS[:5])
+@pytest.mark.parametrize("seed", range(4))
+def test_labelled_rows_by_brute_force(limits, seed):
+    rows = [row([CORPUS[3]], [CORPUS[5]]), row(["only here", CORPUS[7]], negatives=[CORPUS[1]])]
+    miner, examples, queries = make(rows, limits, seed=seed)
+    for given, example, query in zip(rows, examples, queries, strict=True):
+        found = ranked(miner, query, 15)
+        written = miner.mine(given, example, query, found)
+        scores = miner.vectors_ND @ query
+        lowest = min(scores[p] for p in example.positives)
+        mined = []
+        for n in found:
+            fine = n not in example.positives and n not in example.negatives
+            fine = fine and (limits.margin == np.inf or scores[n] <= lowest - (1 - limits.margin) * abs(lowest))
+            fine = fine and (limits.absolute_margin is None or scores[n] <= lowest - limits.absolute_margin)
+            fine = fine and (limits.max_score is None or scores[n] <= limits.max_score)
+            if fine and len(mined) < 4:
+                mined.append(CORPUS[n])
+        assert written is not None and written["positives"] == list(given.positives)
+        assert written.get("negatives", []) == [*given.negatives, *mined]
+        assert written.get("passages", []) == [t for t in given.passages if t not in mined]
+    assert miner.counts["rows"] == miner.counts["labelled_rows"] == 2 and miner.counts["looked_at"] == 30
+
+
+def test_a_positive_in_other_letters_and_blanks_is_known():
+    miner, examples, queries = make([row(["PASSAGE  4"])], Limits(np.inf), negatives=20)
+    written = miner.mine(row(["PASSAGE  4"]), examples[0], queries[0], list(range(20)))
+    assert written is not None and "passage 4" not in written["negatives"] and len(written["negatives"]) == 19
+    assert miner.counts["dropped_known_positive"] == 1
+
+
+def chosen(share: dict[int, float]) -> Any:
+    def posterior(example: Example, numbers: list[int], scores: np.ndarray) -> np.ndarray:
+        return np.array([share.get(n, 0.0) for n in numbers])
+
+    return posterior
+
+
+def test_unlabelled_rows_are_mined_by_the_posterior_alone():
+    """What it holds for likely, and the likeliest at any rate, is a candidate; the rest are negatives."""
+    bare, own = row(), row(passages=[CORPUS[2], CORPUS[9]])
+    for share, likely in (({0: 0.6, 4: 0.3}, [0, 4]), ({4: 0.15, 0: 0.1}, [4])):
+        miner, examples, queries = make([bare, own], Limits(0.95, posterior=0.2), 3, chosen(share))
+        first = miner.mine(bare, examples[0], queries[0], [0, 4, 6, 2])
+        assert first is not None and "positives" not in first
+        assert first["passages"] == [CORPUS[n] for n in likely]
+        assert first["negatives"] == [CORPUS[n] for n in (0, 4, 6, 2) if n not in likely][:3]
+        second = miner.mine(own, examples[1], queries[1], [0, 4, 6, 2])
+        assert second is not None and second["passages"][0] == CORPUS[9] and CORPUS[2] in second["negatives"]
+        assert "dropped_margin" not in miner.counts
+
+
+def test_without_a_posterior_unlabelled_rows_stay_as_they_are():
+    miner, examples, queries = make([row(), row(passages=[CORPUS[2]]), row([CORPUS[3]])], Limits(0.95))
+    assert miner.mine(row(), examples[0], queries[0], [0, 1]) is None
+    kept = miner.mine(row(passages=[CORPUS[2]]), examples[1], queries[1], [0, 1])
+    assert kept == {"id": "id", "query": "q", "answers": ["a"], "passages": [CORPUS[2]]}
+    assert miner.counts["rows_as_they_were"] == 2 and miner.counts["rows_left_out"] == 1
+    assert miner.counts["mined"] == 0
+
+
+def test_the_posterior_by_one_forward_a_cell():
+    retriever, generator = small_retriever(temperature=0.2), small_generator().eval()
+    config = RunConfig()
+    config.stage.per_device_eval_batch_size = 3
+    prompt = Prompt(generator.tokenizer, DEFAULT_TEMPLATE, False, generator.max_length)
+    saved: Any = SimpleNamespace(generator=generator, prompt=prompt, retriever=retriever, config=config)
+    texts = ["the tavern of zor via is amber", "the anthem of mel dor is flint", "zor", "the chancellor is basalt"]
+    scores = np.array([0.3, 0.1, -0.2, 0.25])
+    example = Example("who leads zor via ?", ("basalt", "never read"), (), ())
+    with torch.no_grad():
+        found = posterior_of(saved, texts)(example, [3, 1, 2, 0], scores)
+        weights = []
+        for n, score in zip([3, 1, 2, 0], scores, strict=True):
+            ids = {
+                name: np.array(prompt.encode(name, [text], 60)[0], dtype=np.int32)
+                for name, text in (("passage", texts[n]), ("query", example.query), ("answer", "basalt"))
+            }
+            context = prompt.context(ids["passage"], ids["query"], len(ids["answer"]))
+            cells = lay_out_cells([context], [ids["answer"]], 0)
+            weights.append(np.exp(score / 0.2) * np.exp(float(generator.plain(cells).double().sum())))
+    np.testing.assert_allclose(found, np.array(weights) / sum(weights), rtol=1e-4)
+    assert abs(found - np.exp(scores / 0.2) / np.exp(scores / 0.2).sum()).max() > 1e-3, "it is not the prior"
+
+
+def test_a_posterior_wants_a_generator():
+    saved: Any = SimpleNamespace(generator=None, prompt=None)
+    with pytest.raises(UserError, match="--posterior: no generator"):
+        posterior_of(saved, [])
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [({"margin": 0.0}, "--margin"), ({"margin": 1, "posterior": 1.0}, "--posterior")],
+)
+def test_limits_that_are_none(limits, says):
+    with pytest.raises(UserError, match=says):
+        Limits(**limits)
+
+
+def test_the_file_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "mined.jsonl"
+    with pytest.raises(ZeroDivisionError), replacing(out) as stream:
+        stream.write(json.dumps({"query": "half"}) + "\n")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    out.write_text("old")
+    with replacing(out) as stream:
+        stream.write(json.dumps({"query": "q", "answers": ["a"], "positives": ["p"], "negatives": ["n\u2028x"]}) + "\n")
+        assert out.read_text() == "old"
+    (read,) = read_rows(out)
+    assert (read.positives, read.negatives) == (("p",), ("n\u2028x",)) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_mistakes_show_before_any_model_is_opened(tmp_path):
+    good = {"eval_data": "x", "negatives": 1, "depth": 1, "overwrite": False}
+    out = tmp_path / "folder" / "out.jsonl"
+    check(out, Namespace(**good))
+    for changes, says in (({"negatives": 0}, "too small"), ({"depth": 0}, "too small")):
+        with pytest.raises(UserError, match=says):
+            check(out, Namespace(**good | changes))
+    with pytest.raises(UserError, match="--data"):
+        check(out, Namespace(**{k: v for k, v in good.items() if k != "eval_data"}))
+    out.write_text("old")
+    with pytest.raises(UserError, match="--overwrite"):
+        check(out, Namespace(**good))
+    check(out, Namespace(**good | {"overwrite": True}))
+    assert out.read_text() == "old"
