@@ -261,4 +261,5 @@ def show(counts: Counter[str], out: Path, console: Console) -> None:
     """The counts, whole and for each row."""
     rows = max(1, counts["rows"])
     lines = [[name.replace("_", " "), str(count), f"{count / rows:.2f}"] for name, count in counts.items()]
-    console.table(f"mined into {out}", ["what", "count", "per row"], lines)
+    console.table("mined", ["what", "count", "per row"], lines)
+    console.say(f"{counts['rows'] - counts['rows_left_out']} rows in {out}")
