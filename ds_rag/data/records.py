@@ -137,7 +137,8 @@ def _to_row(record: Record, names: Mapping[str, str], count: int, need_passages:
     passages = tuple(text for text in texts("passages") if text not in positives + negatives)
     if need_passages and not positives + passages:
         empty = " and ".join(f"'{names[role]}'" for role in ("positives", "passages") if role in names)
-        raise _Bad(f"neither labelled nor unlabelled passages, expected some in {empty}")
+        other = "or --candidates_from index --corpus FILE"
+        raise _Bad(f"neither labelled nor unlabelled passages, expected some in {empty}, {other}")
     return Row(
         id=_id(record.fields.get(names["id"]), names["id"]) if "id" in names else f"row-{count}",
         query=query,

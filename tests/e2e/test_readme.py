@@ -19,6 +19,7 @@ from ds_rag.flags import parse
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Flags that are a command's own, a launcher's or make's.
 OTHER_FLAGS = {"config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
+OTHER_FLAGS |= {"negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite"}  # mine
 OTHER_FLAGS |= {"nproc_per_node", "variants"}
 OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # benchmarks
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}

@@ -160,3 +160,43 @@ def test_texts_are_tokenised_once_in_order(count):
 
 def test_max_eval_samples_cuts_the_built_in_rows_too():
     assert len(read_evaluation(DataConfig(max_eval_samples=5), builtin=True).evaluation) == 5
+
+
+BARE = [{"query": "one ?", "answer": "1"}, {"query": "two ?", "answer": "2", "negatives": ["n1"]}]
+
+
+def test_rows_of_queries_and_answers_alone_where_the_index_supplies_passages(write):
+    """Only then, and only beside a corpus, which may be that of a BEIR folder."""
+    corpus_file = write("corpus.jsonl", [{"_id": "x", "text": "p1"}, {"_id": "y", "text": "p2"}])
+    train, held = write("train.jsonl", BARE), write("eval.jsonl", BARE[:1])
+    config = DataConfig(train_data=train, eval_data=held, corpus=corpus_file)
+    data = read_data(config, builtin=False, from_index=True)
+    assert [(e.positives, e.others, e.negatives) for e in data.train] == [((), (), ()), ((), (2,), (2,))]
+    assert (data.corpus_size, data.labelled) == (2, [])
+    assert any("retrieval is not measured" in n for n in data.notices)
+    assert len(read_evaluation(config, builtin=False, from_index=True).evaluation) == 1
+    for refused in (
+        lambda: read_data(config, builtin=False),
+        lambda: read_data(DataConfig(train_data=train), builtin=False, from_index=True),
+        lambda: read_evaluation(config, builtin=False),
+    ):
+        with pytest.raises(UserError, match="no column for either") as error:
+            refused()
+        assert "--candidates_from index --corpus FILE" in error.value.fix
+
+
+def test_one_bare_row_among_others_needs_the_index_too(write):
+    train = write("train.jsonl", [*ROWS, BARE[0]])
+    corpus_file = write("corpus.jsonl", [{"_id": "x", "text": "p1"}])
+    with pytest.raises(UserError, match=r"train\.jsonl:3: neither labelled nor unlabelled.*--candidates_from index"):
+        read_data(DataConfig(train_data=train, corpus=corpus_file), builtin=False)
+    data = read_data(DataConfig(train_data=train, corpus=corpus_file), builtin=False, from_index=True)
+    assert [e.own for e in data.train] == [(0, 1), (1, 2), ()]
+
+
+def test_a_labelled_negative_is_no_first_candidate():
+    data = assemble([], [row(passages=("u", "v"), negatives=("n",)), row(negatives=("n",))], [])
+    first, bare = (assume_first(example) for example in data.train)
+    assert [data.texts[p] for p in first.positives] == ["u"]
+    assert [data.texts[p] for p in first.others] == ["v", "n"] and first.negatives == data.train[0].negatives
+    assert bare is data.train[1] and bare.positives == ()
