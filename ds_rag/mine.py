@@ -263,3 +263,6 @@ def show(counts: Counter[str], out: Path, console: Console) -> None:
     lines = [[name.replace("_", " "), str(count), f"{count / rows:.2f}"] for name, count in counts.items()]
     console.table("mined", ["what", "count", "per row"], lines)
     console.say(f"{counts['rows'] - counts['rows_left_out']} rows in {out}")
+    if counts["rows_with_fewer"] > rows / 2:
+        few = f"note: {counts['rows_with_fewer']} rows have fewer negatives than asked for"
+        console.say(f"{few}: a larger --depth or looser limits give more", style="yellow")

@@ -31,8 +31,8 @@ def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -
     )
     console.say(f"models     {models}")
     o = config.objective
-    source = "" if o.candidates_from == "batch" else f" of {o.index_candidates} from the index"
-    source += " and its row's own" * (o.candidates_from == "both")
+    beside = {"batch": "", "index": " (the index supplies {})", "both": " (the index supplies {} beside the row's own)"}
+    source = beside[o.candidates_from].format(o.index_candidates)
     console.say(
         f"objective  {o.objective}, {o.candidates} candidates a query{source}; "
         f"{parts.total_steps} steps of {batch} queries (batch x accumulation x ranks) on {parts.device}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from argparse import Namespace
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +21,8 @@ from ds_rag.data.dataset import Example, assemble
 from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import UserError
-from ds_rag.mine import Limits, Miner, check, faults, posterior_of, replacing
+from ds_rag.log import Console
+from ds_rag.mine import Limits, Miner, check, faults, posterior_of, replacing, show
 
 CORPUS = [f"passage {n}" for n in range(20)]
 
@@ -214,3 +218,13 @@ def test_mistakes_show_before_any_model_is_opened(tmp_path):
         check(out, Namespace(**good))
     check(out, Namespace(**good | {"overwrite": True}))
     assert out.read_text() == "old"
+
+
+@pytest.mark.parametrize(("fewer", "said"), [(6, True), (5, False)])
+def test_many_rows_with_few_negatives_are_remarked_on(fewer, said):
+    stream = io.StringIO()
+    counts = Counter(rows=10, mined=25, rows_with_fewer=fewer, rows_left_out=1)
+    show(counts, Path("mined.jsonl"), Console(stream))
+    printed = stream.getvalue()
+    assert "2.50" in printed and "9 rows in mined.jsonl" in printed
+    assert ("fewer negatives than asked for" in printed) == said
