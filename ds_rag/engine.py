@@ -13,7 +13,8 @@ What DeepSpeed 0.19.8 makes of a stage and a precision, and in which type micro-
     1      bf16        BF16_Optimizer           fp32_groups_gradients, unsharded fp32
     1      fp32, fp16  DeepSpeedZeroOptimizer   averaged_gradients               fp32
     2      all         DeepSpeedZeroOptimizer   averaged_gradients               fp32
-                                                (fp32 of stages 1 and 2 in the half types: `grad_accum_dtype`)
+    3      all         ..ZeroOptimizer_Stage3   averaged_gradients               fp32
+                                                (fp32 of stages 1 to 3 in the half types: `grad_accum_dtype`)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 from ds_rag.config import OptimConfig
+from ds_rag.models.sharded import shape_of
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     """What is trainable: matrices, and (without weight decay) the rest: biases, norms, scalars."""
     params = [p for p in module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in params if p.ndim >= 2]},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in params if len(shape_of(p)) >= 2]},
+        {"params": [p for p in params if len(shape_of(p)) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -179,7 +181,7 @@ def is_half_wrapper(optimizer: Any) -> bool:
 def held_gradients(engine: Any) -> list[torch.Tensor]:
     """The gradients that the next `engine.step()` reads on this rank: ZeRO's share, else all of them."""
     optimizer = engine.optimizer
-    if hasattr(optimizer, "averaged_gradients"):  # ZeRO 1 and 2
+    if hasattr(optimizer, "averaged_gradients"):  # ZeRO 1 to 3
         return [g for group in optimizer.averaged_gradients.values() if group for g in group if g is not None]
     if hasattr(optimizer, "get_grads_for_norm"):  # BF16_Optimizer: reduced, on every rank
         return list(optimizer.get_grads_for_norm(for_clipping=True))
@@ -191,6 +193,10 @@ def own_norm(engine: Any) -> float:
     optimizer = engine.optimizer
     if hasattr(optimizer, "scaled_global_norm"):
         norm = float(optimizer.scaled_global_norm())
+    elif hasattr(optimizer, "_get_norm_groups"):  # stage 3
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        norm = float(combine_grad_norm_groups(optimizer._get_norm_groups()))
     else:
         norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in held_gradients(engine)]
         norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
@@ -215,8 +221,8 @@ def skip_step(engine: Any) -> None:
         engine.skipped_steps += 1
         return
     optimizer = engine.optimizer
-    offload = getattr(optimizer, "cpu_offload", False)
-    if offload:  # the norms were kept from the backward
+    offload = getattr(optimizer, "cpu_offload", False)  # stages 1 and 2
+    if offload or getattr(optimizer, "offload_optimizer", False):  # the norms were kept from the backward
         norms = optimizer.norm_for_param_grads
         optimizer.norm_for_param_grads = dict.fromkeys(norms, torch.tensor(math.inf))
     else:

@@ -31,6 +31,12 @@ RUNS: dict[str, Run] = {
     "zero2 world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS),
     "zero2 plain sequences": Run((2, 2), accumulation=2, flags={"share_prefixes": False} | CHUNKS),
     "zero12 world tight memory": Run((1, 2), flags=WORLD | {"memory_budget": 1e-4}),
+    "zero3": Run((3, 3)),
+    "zero3 chunks x4": Run((3, 3), accumulation=4, flags=CHUNKS),
+    "zero3 world one pass x2 checkpoints": Run((3, 3), accumulation=2, flags=WORLD | ONE_PASS | CHECKPOINTS),
+    "zero3 world chunks checkpoints": Run((3, 3), flags=WORLD | CHUNKS | CHECKPOINTS),
+    "zero23 world chunks x2": Run((2, 3), accumulation=2, flags=WORLD | CHUNKS),
+    "zero13 one pass x4": Run((1, 3), accumulation=4, flags=ONE_PASS),
     "zero2 posterior": Run((2, 2), accumulation=2, flags=ALL_KEPT),
     **{
         f"{name} world": Run((2, 2), flags=WORLD | CHUNKS | {"objective": name, "contrastive_weight": 0.3})
@@ -42,6 +48,8 @@ RUNS: dict[str, Run] = {
 }
 HALF: dict[str, Run] = {
     "bf16 zero1 chunks": Run((1, 1), "bf16", accumulation=4, flags=CHUNKS),
+    "bf16 zero3 chunks x4": Run((3, 3), "bf16", accumulation=4, flags=CHUNKS),
+    "bf16 zero23 world checkpoints": Run((2, 3), "bf16", flags=WORLD | CHECKPOINTS),
     "bf16 zero2 world": Run((2, 2), "bf16", flags=WORLD),
     "bf16 zero2 world chunks checkpoints": Run((2, 2), "bf16", accumulation=2, flags=WORLD | CHUNKS | CHECKPOINTS),
 }
