@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from ds_rag.config import OptimConfig
-from ds_rag.models.sharded import shape_of
+from ds_rag.models.sharded import allow_another, is_sharded, shape_of, whole_state
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def make_engine(module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig
     """
     import deepspeed
 
+    prepare(module, ds_config)
     client = None if "optimizer" in ds_config else adamw(module, optim, learning_rate)
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=param_groups(module), optimizer=client, config=ds_config
@@ -78,6 +79,26 @@ def make_engine(module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig
         engine.optimizer.refresh_fp32_params()
         engine.optimizer.state.clear()
     return engine
+
+
+def prepare(module: nn.Module, ds_config: dict[str, Any]) -> None:
+    """What stage 3 wants of a module whose weights came in pieces: the rest (adapters, a temperature) in their type."""
+    types = {p.dtype for p in module.parameters() if hasattr(p, "ds_id")}
+    for p in module.parameters():
+        if types and not hasattr(p, "ds_id"):
+            p.data = p.data.to(next(iter(types)))
+    allow_another()
+
+
+def hold_frozen(module: nn.Module, ds_config: dict[str, Any]) -> nn.Module:
+    """A module that does not learn, in pieces on the ranks under a stage-3 configuration; to be called as it is."""
+    import deepspeed
+
+    prepare(module, ds_config)
+    without = {key: value for key, value in ds_config.items() if key not in ("optimizer", "scheduler")}
+    engine, *_ = deepspeed.initialize(model=module.requires_grad_(False).eval(), config=without)
+    module.__dict__["held_by"] = engine  # whose end would take the hooks that gather the pieces along
+    return module
 
 
 class Engines:
@@ -109,6 +130,14 @@ class Engines:
         """The models without their engines, by name."""
         pairs = (("retriever", self.retriever), ("generator", self.generator))
         return {name: e.module if name in self.learning else e for name, e in pairs if e is not None}
+
+    def whole_state(self, name: str, keep: bool) -> dict[str, torch.Tensor]:
+        """A model's whole `state_dict`, of this stage or that; `keep` as in `sharded.whole_state`. On all ranks."""
+        module = self.modules[name]
+        engine = self.learning.get(name) or module.__dict__.get("held_by")
+        if engine is not None and is_sharded(module):
+            engine.empty_partition_cache()  # pieces that were fetched ahead are still on their way
+        return whole_state(module, keep)
 
     def train(self, mode: bool = True) -> None:
         """Training mode for what learns; a model that does not learn stays in evaluation mode."""

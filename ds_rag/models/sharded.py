@@ -41,7 +41,8 @@ def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
 
 def whole_state(module: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
     """The module's `state_dict` with whole parameters: of a sharded module copies on the CPU, gathered one after the
-    other, so that no device ever holds more than one of them. keep: False on ranks that only help."""
+    other, so that no device ever holds more than one of them. keep: False on ranks that only help. Of an engine's
+    module nothing may be on its way: see `Engines.whole_state`."""
     if not is_sharded(module):
         return module.state_dict() if keep else {}
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -53,6 +54,23 @@ def whole_state(module: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]
                 copies[id(p)] = p.detach().to("cpu", copy=True) if keep else torch.empty(0)
         state[name] = copies[id(p)]
     return state if keep else {}
+
+
+def keep_todays_names(model: Any) -> None:
+    """Loading in pieces notes every renaming that transformers knows of old files, used or not, and saving would undo
+    them all (a LayerNorm's weight would be called gamma)."""
+    from transformers.core_model_loading import WeightConverter
+
+    noted = getattr(model, "_weight_conversions", None) or []
+    model._weight_conversions = [c for c in noted if isinstance(c, WeightConverter)]
+
+
+def allow_another() -> None:
+    """To be called before ZeRO-3 takes hold of a model: DeepSpeed makes the groups of hierarchical partitioning
+    (`zero_hpz_partition_size`) once a process, and stops at the second model, though its groups are the same."""
+    from deepspeed.utils import groups
+
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
 
 
 @contextmanager
@@ -68,6 +86,7 @@ def loading_in_pieces(config: dict[str, Any] | None) -> Iterator[None]:
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+    allow_another()
     held = HfDeepSpeedConfig(config)  # transformers keeps a weak reference
     try:
         yield

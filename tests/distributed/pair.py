@@ -241,6 +241,9 @@ def parameters(engines: Engines) -> dict[str, torch.Tensor]:
 def master_weight(engine: Any, p: torch.Tensor) -> torch.Tensor:
     from deepspeed.utils import safe_get_full_fp32_param
 
+    if not p.requires_grad:  # has none
+        with gathered([p]):
+            return p.detach().clone()
     if hasattr(p, "_hp_mapping") or (hasattr(p, "ds_id") and engine is not None):  # ZeRO
         return safe_get_full_fp32_param(p)
     if engine is not None and hasattr(engine.optimizer, "fp32_groups"):  # stage 0 in half precision

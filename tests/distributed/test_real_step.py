@@ -19,6 +19,7 @@ WORLD: dict[str, Any] = {"pool": "world"}
 CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
+LORA: dict[str, Any] = {"lora": "both", "lora_r": 3, "retriever": "folder", "generator": "folder"}
 RUNS: dict[str, Run] = {
     "zero0": Run((0, 0)),
     "zero0 chunks x2": Run((0, 0), accumulation=2, flags=CHUNKS),
@@ -37,6 +38,11 @@ RUNS: dict[str, Run] = {
     "zero3 world chunks checkpoints": Run((3, 3), flags=WORLD | CHUNKS | CHECKPOINTS),
     "zero23 world chunks x2": Run((2, 3), accumulation=2, flags=WORLD | CHUNKS),
     "zero13 one pass x4": Run((1, 3), accumulation=4, flags=ONE_PASS),
+    "zero1 lora world": Run((1, 1), flags=WORLD | LORA),
+    "zero2 lora chunks x2 checkpoints": Run((2, 2), accumulation=2, flags=LORA | CHUNKS | CHECKPOINTS),
+    "zero3 lora x4": Run((3, 3), accumulation=4, flags=LORA),
+    "zero23 lora world chunks checkpoints": Run((2, 3), flags=LORA | WORLD | CHUNKS | CHECKPOINTS),
+    "zero3 lora generator chunks": Run((3, 3), flags=LORA | CHUNKS | {"lora": "generator"}),
     "zero2 posterior": Run((2, 2), accumulation=2, flags=ALL_KEPT),
     **{
         f"{name} world": Run((2, 2), flags=WORLD | CHUNKS | {"objective": name, "contrastive_weight": 0.3})
