@@ -282,5 +282,6 @@ def frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module
     """A module that does not learn, where and in what precision its engine would have held it."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for parameter in module.requires_grad_(False).eval().parameters():
-        parameter.data = parameter.data.to(dtype)  # not the buffers: rounded rotary frequencies lose positions
+        if parameter.is_floating_point():  # weights in 4 bits are bytes
+            parameter.data = parameter.data.to(dtype)  # not the buffers: rounded rotary frequencies lose positions
     return module.to(device)

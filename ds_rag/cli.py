@@ -82,6 +82,15 @@ def index(argv: Sequence[str]) -> int:
     return run(args)
 
 
+def merge(argv: Sequence[str]) -> int:
+    parser = reading_parser("ds-rag merge", "Add a run's adapters to the weights of their bases: whole models.")
+    parser.add_argument("--out", help="folder of the models (default: RUN/merged)")
+    args = parse_strictly(parser, argv)
+    from ds_rag.merge import main as run
+
+    return run(args)
+
+
 def ask(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag ask", "Answer a question with a run's models and index.", "run")
     parser.add_argument("question", help="the question, in quotes")
@@ -106,6 +115,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train retriever and generator together"),
     "evaluate": (evaluate, "score a run, or a pair of model folders, on held-out rows"),
     "index": (index, "re-encode a corpus with a run's retriever"),
+    "merge": (merge, "whole models from a run that learned adapters"),
     "ask": (ask, "answer a question with a run"),
     "report": (report, "write report.html of a run again"),
 }

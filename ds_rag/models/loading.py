@@ -57,9 +57,7 @@ def load_retriever(
     return Retriever(encoder, tokenizer, settings, two)
 
 
-def load_generator(
-    model: ModelConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None
-) -> Generator:
+def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None) -> Generator:
     """The causal LM that the flags describe, in float32 on the CPU; arguments as in `load_retriever`."""
     from transformers import AutoModelForCausalLM
 

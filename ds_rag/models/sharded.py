@@ -31,7 +31,8 @@ def count_of(module: nn.Module) -> int:
 
 def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
     """Inside the block the parameters are whole, for reading. A collective: to be entered on all ranks alike."""
-    apart = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name != "AVAILABLE"]
+    apart: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]
+    apart = [p for p in apart if p.ds_status.name != "AVAILABLE"]
     if not apart:  # those that are whole must stay so: leaving the block would take them apart
         return nullcontext()
     import deepspeed

@@ -14,7 +14,15 @@ BAD_STEP = 1
 CASES = [
     Case(stages=stages, precision=precision, accumulation=accumulation, spoil=(BAD_STEP, model, value))
     for precision in TOLERANCE
-    for stages, accumulation in (((0, 0), 1), ((1, 1), 2), ((2, 2), 2), ((0, 2), 1), ((2, 1), 1), ((3, 3), 2), ((1, 3), 1))
+    for stages, accumulation in (
+        ((0, 0), 1),
+        ((1, 1), 2),
+        ((2, 2), 2),
+        ((0, 2), 1),
+        ((2, 1), 1),
+        ((3, 3), 2),
+        ((1, 3), 1),
+    )
     for model, value in (("retriever", math.nan), ("generator", math.inf))
 ]
 OVERFLOWING = [(0, 0), (1, 2), (2, 3)]

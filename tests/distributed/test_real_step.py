@@ -75,9 +75,23 @@ def found(world: int) -> list[list[Found]]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_fp32_is_plain_pytorch(found: list[list[Found]], world: int, name: str) -> None:
-    plain = plain_run(RUNS[name], world)
-    for ranks in found:
-        run = ranks[NAMES.index(name)]
+    check_against_plain([ranks[NAMES.index(name)] for ranks in found], RUNS[name], world)
+
+
+ON_MORE = ["zero2 world", "zero3 lora x4", "zero3 world chunks checkpoints", "zero23 world chunks x2"]
+
+
+@pytest.mark.parametrize("more", [3, 4])
+def test_more_ranks(more: int) -> None:
+    found = run_ranks(train_real, more, [RUNS[name] for name in ON_MORE], timeout=300)
+    for n, name in enumerate(ON_MORE):
+        check_against_plain([ranks[n] for ranks in found], RUNS[name], more)
+
+
+def check_against_plain(runs: list[Found], run_of: Run, world: int) -> None:
+    """Losses, gradients and three optimizer steps, on every rank."""
+    plain = plain_run(run_of, world)
+    for run in runs:
         assert run.losses == pytest.approx(plain.losses, rel=2e-5)
         assert apart(run.start, plain.start) == 0
         for key, wanted in plain.gradients.items():

@@ -123,7 +123,17 @@ def test_infonce_has_no_generator(runs):
 
 
 def test_stages_and_recomputation_change_nothing_in_fp32(runs):
-    for name in ("zero0", "zero1", "zero2", "zero3", "offload", "mixed stages", "checkpointing", "decode top1", "tensorboard"):
+    for name in (
+        "zero0",
+        "zero1",
+        "zero2",
+        "zero3",
+        "offload",
+        "mixed stages",
+        "checkpointing",
+        "decode top1",
+        "tensorboard",
+    ):
         assert loss(runs, name) == pytest.approx(loss(runs, "objective rag_sequence"), rel=1e-5), name
 
 

@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"assemble"},
     {"warmup", "report"},
     {"results"},
-    {"train", "measure", "reindex", "ask"},
+    {"train", "measure", "reindex", "merge", "ask"},
     {"cli"},
 ]
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
