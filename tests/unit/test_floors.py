@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"losses", "pooling", "metrics", "batch", "thinning"},
     {"models", "data", "index"},
     {"engine", "cards", "encode", "generate", "objective", "memory"},
-    {"passes"},
+    {"passes", "engine_state"},
     {"scoring"},
     {"evaluate", "saved", "checkpoint"},
     {"assemble"},
