@@ -15,7 +15,7 @@ import ds_rag
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError, choose
 from ds_rag.flags import parse, parse_strictly, reading_parser
-from ds_rag.launched import from_srun
+from ds_rag.launched import adopt_srun
 from ds_rag.log import capture, run_command
 
 
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     def body() -> int:
-        os.environ.update(from_srun(os.environ))  # a command must know its rank before it claims a folder
+        adopt_srun()  # a command must know its rank before it claims a folder
         return choose(COMMANDS, argv[0], "command")[0](argv[1:])
 
     return run_command(body, debug="--debug" in argv)

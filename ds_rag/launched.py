@@ -21,7 +21,7 @@ def set_launch_defaults() -> None:
 
     A world of one meets nobody: an address in its environment, as in a batch job's, is for others to meet at.
     """
-    os.environ.update(from_srun(os.environ))
+    adopt_srun()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return
     with socket.socket() as probe:
@@ -31,15 +31,21 @@ def set_launch_defaults() -> None:
     os.environ.update({k: str(v) for k, v in single.items()} | {"MASTER_ADDR": "127.0.0.1"})
 
 
+def adopt_srun() -> None:
+    """One of several tasks of `srun` becomes a rank. Raises UserError where they have no address to meet at."""
+    ranks = from_srun(os.environ)
+    os.environ.update(ranks)  # first: of the ranks that meet a mistake one speaks
+    if ranks:
+        os.environ.update(meeting_point(os.environ))
+
+
 def from_srun(env: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set, for one of several tasks that `srun` started; else nothing.
+    """The ranks that torchrun would have set, for one of several tasks that `srun` started; else nothing.
 
     Only a step has several ranks. A batch script's own shell also has SLURM_PROCID (0) and SLURM_NTASKS (the job's),
     and a shell of salloc has SLURM_NTASKS, but neither is in a step: they have no SLURM_STEP_ID. A job submitted from
     within another job's step inherits that step's SLURM_STEP_*; SLURM_NTASKS is its own, so the two differ. What
     torchrun or deepspeed start within a step has a RANK of its own.
-
-    Raises UserError where the tasks have no address to meet at.
     """
     world = env.get("SLURM_STEP_NUM_TASKS", "1")
     if "SLURM_STEP_ID" not in env or world == "1" or env.get("SLURM_NTASKS", world) != world:
@@ -48,12 +54,18 @@ def from_srun(env: Mapping[str, str]) -> dict[str, str]:
         return {}
     here = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[int(env["SLURM_NODEID"])]
     found = {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": world}
-    found |= {"LOCAL_RANK": env["SLURM_LOCALID"], "LOCAL_WORLD_SIZE": str(here)}
+    return found | {"LOCAL_RANK": env["SLURM_LOCALID"], "LOCAL_WORLD_SIZE": str(here)}
+
+
+def meeting_point(env: Mapping[str, str]) -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT of a step's ranks, where launch/slurm/common.sh has not set them. Only of one node
+    is the address known here. Raises UserError."""
+    found = {}
     if "MASTER_ADDR" not in env:
-        if here != int(world):
+        if env["LOCAL_WORLD_SIZE"] != env["WORLD_SIZE"]:
             raise UserError(
                 "no address for ranks on several nodes to meet at",
-                found=f"{world} tasks on {env.get('SLURM_STEP_NODELIST')}, and no MASTER_ADDR",
+                found=f"{env['WORLD_SIZE']} tasks on {env.get('SLURM_STEP_NODELIST')}, and no MASTER_ADDR",
                 expected="MASTER_ADDR: the first node's name",
                 fix='export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1), or launch/slurm/',
             )

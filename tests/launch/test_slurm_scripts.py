@@ -14,6 +14,8 @@ import pytest
 from commands import ROOT, execute, lines, results
 from slurm_stand_in import JOB, job, put_checkout, put_stand_ins
 
+from ds_rag.launched import port_of_job
+
 SCRIPTS = sorted((ROOT / "launch/slurm").iterdir())
 FEW = ["--max_steps", "3", "--max_eval_samples", "8", "--lm_warmup_steps", "0", "--save_steps", "2"]
 
@@ -112,7 +114,7 @@ def test_what_the_script_tells_the_ranks(stub):
         assert stub.seen(run, rank) == {
             "flags": ["--resume", "auto", "--output_dir", run, "--seed", "1"],
             "MASTER_ADDR": "localhost",
-            "MASTER_PORT": str(20000 + JOB % 12000),
+            "MASTER_PORT": str(port_of_job(JOB)),
             "OMP_NUM_THREADS": "6",
         }
 
@@ -206,7 +208,7 @@ def test_each_task_of_a_sweep_trains_one_line_of_the_file(stub):
         run = f"runs/sweep-31200-{task}"
         found = stub.seen(run, rank=1)
         assert found["flags"] == ["--resume", "auto", "--output_dir", run, "--seed", "9", *flags]
-        assert found["MASTER_PORT"] == str(20000 + (31200 + task) % 12000), "tasks on one node do not meet"
+        assert found["MASTER_PORT"] == str(port_of_job(31200 + task)), "tasks on one node do not meet"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from ds_rag import cli, dist
 from ds_rag.errors import UserError
-from ds_rag.launched import from_srun, port_of_job, set_launch_defaults, tasks_per_node
+from ds_rag.launched import adopt_srun, from_srun, port_of_job, set_launch_defaults, tasks_per_node
 
 ALLOCATION = {"SLURM_JOB_ID": "31234", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_NTASKS": "3"}
 ALLOCATION |= {"SLURM_TASKS_PER_NODE": "2,1"}
@@ -88,17 +88,27 @@ def test_a_world_of_one_does_not_wait_at_the_address_of_others(environment):
     assert os.environ["MASTER_ADDR"] == "127.0.0.1" and os.environ["MASTER_PORT"] != "20001"
 
 
-def test_the_address_is_the_jobs_own_or_on_one_node_needs_none():
-    assert "MASTER_ADDR" not in from_srun(TASKS[0]) and "MASTER_PORT" not in from_srun(TASKS[0])
-    found = from_srun(without_address(ONE_NODE))
-    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("127.0.0.1", str(port_of_job(31234)))
+def test_the_ranks_of_a_job_meet_where_its_script_says(environment):
+    environment(TASKS[2])
+    adopt_srun()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("n1", "20001")
 
 
-@pytest.mark.parametrize("env", TASKS, ids=["rank 0", "rank 1", "rank 2"])
-def test_several_nodes_without_an_address_are_a_users_mistake(env):
-    with pytest.raises(UserError, match="no address") as caught:
-        from_srun(without_address(env))
-    assert "n[1-2]" in str(caught.value) and "export MASTER_ADDR=" in str(caught.value)
+def test_the_ranks_of_one_node_need_no_script(environment):
+    environment(without_address(ONE_NODE))
+    adopt_srun()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", str(port_of_job(31234)))
+
+
+def test_several_nodes_without_an_address_are_a_mistake_that_one_rank_tells(environment, capsys):
+    for env in TASKS:
+        environment(without_address(env))
+        with pytest.raises(UserError, match="no address"):
+            adopt_srun()
+        environment(without_address(env))
+        assert cli.main(["evaluate", "--run", "x"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("no address") == told.count("n[1-2]") == told.count("export MASTER_ADDR=") == 1
 
 
 def test_the_port_is_stable_and_differs_between_neighbouring_jobs():
