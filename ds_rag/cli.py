@@ -15,6 +15,7 @@ import ds_rag
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError, choose
 from ds_rag.flags import parse, parse_strictly, reading_parser
+from ds_rag.launched import adopt_srun
 from ds_rag.log import capture, run_command
 
 
@@ -131,7 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(ds_rag.__version__)
         return 0
-    return run_command(lambda: choose(COMMANDS, argv[0], "command")[0](argv[1:]), debug="--debug" in argv)
+
+    def body() -> int:
+        adopt_srun()  # a command must know its rank before it claims a folder
+        return choose(COMMANDS, argv[0], "command")[0](argv[1:])
+
+    return run_command(body, debug="--debug" in argv)
 
 
 if __name__ == "__main__":
