@@ -89,7 +89,7 @@ def held(engine: Any, p: torch.nn.Parameter, keys: list[str]) -> Held | None:
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(p)]
         flat, width = optimizer.fp32_partitioned_groups_flat[group], p.partition_numel()
         start = dist.rank() * width
-        count = max(0, min(width, int(p.ds_numel) - start))  # the last pieces are padded
+        count = max(0, min(width, shape_of(p).numel() - start))  # the last pieces are padded
         views = {MASTER: flat.data} | {k: state[flat][k] for k in keys}
         return Held(start, {k: v.narrow(0, offset, count) for k, v in views.items()}) if count else None
     mapping = p._hp_mapping  # type: ignore[attr-defined]
@@ -147,13 +147,15 @@ def save_engine(engine: Any, folder: Path) -> None:
 def numbers(engine: Any) -> dict[str, Any]:
     """Counters, learning rates, the loss scale, a schedule's place, and the optimizer's own scalars."""
     state = inner(engine).state
-    first = next((state[m] for m in flat_masters(engine) if state.get(m)), {})
+    first: dict[str, Any] = next((state[m] for m in flat_masters(engine) if state.get(m)), {})
     scaler = loss_scaler(engine)
     scheduler = engine.lr_scheduler
     return {
         "counters": {name: int(getattr(engine, name)) for name in COUNTERS},
         "keys": state_keys(engine),
-        "scalars": {k: float(v) for k, v in first.items() if not torch.is_tensor(v) or v.numel() == 1 and v.ndim == 0},
+        "scalars": {
+            k: float(v) for k, v in first.items() if not torch.is_tensor(v) or (v.numel() == 1 and v.ndim == 0)
+        },
         "learning_rates": [float(group["lr"]) for group in engine.optimizer.param_groups],
         "scaler": {k: getattr(scaler, k) for k in SCALER if getattr(scaler, k, None) is not None},
         "scheduler": scheduler.state_dict() if scheduler is not None else None,
