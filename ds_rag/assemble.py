@@ -18,7 +18,7 @@ from ds_rag.data.dataset import Example, RagData, TokenTable, read_data, tokeniz
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.data.prompt import Prompt
 from ds_rag.deepspeed_config import Known
-from ds_rag.engine import Engines, make_engine
+from ds_rag.engine import Engines, hold_frozen, make_engine
 from ds_rag.errors import UserError
 from ds_rag.evaluate import EvalTokens
 from ds_rag.index.faiss_index import check_factory
@@ -26,6 +26,7 @@ from ds_rag.log import Console
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_retriever
 from ds_rag.models.retriever import Retriever
+from ds_rag.models.sharded import is_sharded
 from ds_rag.models.sharing import share_prefixes
 from ds_rag.objective import Objective
 from ds_rag.passes import Embedding
@@ -64,10 +65,12 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     for notice in data.notices:
         console.say(f"note: {notice}", style="yellow")
     torch.manual_seed(config.optim.seed)
-    retriever, generator = load_models(config, objective, data, folder)
+    pieces = [deepspeed_config.while_loading(raw, known) for raw, known in zip(raws, knowns, strict=True)]
+    retriever, generator = load_models(config, objective, data, folder, pieces)
     prompt = make_prompt(config, generator) if generator else None
-    if generator and config.scoring.share_prefixes and (reason := share_prefixes(generator)):
-        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
+    in_pieces = generator is not None and is_sharded(generator)  # then it works only once its engine is there
+    if not in_pieces:
+        ask_for_sharing(generator, config, console)
     check_factory(config.stage.index_factory, retriever.hidden_size)
     train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
     check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens)
@@ -90,6 +93,8 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
         candidates = Candidates(loader, retriever, count, data.corpus_size, batch)
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
+    if in_pieces:
+        ask_for_sharing(generator, config, console)
     embedding = Embedding(engines, config.scoring.retriever_chunk)
     scoring = make_scoring(config, engines, generator, console) if generator else None
     return Parts(
@@ -110,15 +115,21 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     )
 
 
+def ask_for_sharing(generator: Generator | None, config: RunConfig, console: Console) -> None:
+    """Turns the shared prefixes on where the generator can read them, and else says why not."""
+    if generator and config.scoring.share_prefixes and (reason := share_prefixes(generator)):
+        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
+
+
 def make_scoring(config: RunConfig, engines: Engines, generator: Generator, console: Console) -> Scoring:
     pad, seed, processes = generator.tokenizer.pad_token_id, config.optim.seed, dist.local_world()
     return Scoring(engines, generator, config.scoring, pad, seed, console.say, processes)
 
 
 def load_models(
-    config: RunConfig, objective: Objective, data: RagData, folder: Path
+    config: RunConfig, objective: Objective, data: RagData, folder: Path, pieces: list[dict[str, Any] | None]
 ) -> tuple[Retriever, Generator | None]:
-    """Both models; no generator where the objective needs none."""
+    """Both models; no generator where the objective needs none. pieces: for each, see `loading_in_pieces`."""
 
     def texts() -> Iterable[str]:
         """What a tokenizer is trained on: the passages, and what is asked and answered of them in training."""
@@ -128,8 +139,8 @@ def load_models(
             yield from (" " + a for a in row.answers)
 
     scratch = folder / "tokenizers"
-    retriever = load_retriever(config.model, config.data, texts, scratch)
-    return retriever, load_generator(config.model, texts, scratch) if objective.needs_generator else None
+    retriever = load_retriever(config.model, config.data, texts, scratch, pieces[0])
+    return retriever, load_generator(config.model, texts, scratch, pieces[1]) if objective.needs_generator else None
 
 
 def make_prompt(config: RunConfig, generator: Generator) -> Prompt:
@@ -197,9 +208,6 @@ def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known
         deepspeed_config.load(find_file(path, flag if path != run.deepspeed else "--deepspeed"), flag)
         for path, flag in zip(paths, flags, strict=True)
     ]
-    for raw, path in zip(raws, paths, strict=True):
-        if raw.get("zero_optimization", {}).get("stage") == 3:
-            raise UserError(f"--deepspeed {path}: ZeRO stage 3 is not supported yet", expected="stage 0, 1 or 2")
     known = Known(
         per_device_batch=optim.per_device_train_batch_size,
         accumulation=optim.gradient_accumulation_steps,
@@ -264,14 +272,19 @@ def make_engines(
     for (name, module), raw, known in zip(
         (("retriever", retriever), ("generator", generator)), raws, knowns, strict=True
     ):
-        if module is None or not learns[name]:
-            parts[name] = module and frozen(module, device, known.precision)
+        if module is None:
+            parts[name] = None
             continue
         known = replace(known, total_steps=total, hidden_size=module.hidden_size)
         resolved = deepspeed_config.resolve(raw, known)
-        if dist.rank() == 0:
+        if dist.rank() == 0 and learns[name]:
             (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1))
-        parts[name] = make_engine(module, resolved, config.optim, known.learning_rate)
+        if learns[name]:
+            parts[name] = make_engine(module, resolved, config.optim, known.learning_rate)
+        elif resolved["zero_optimization"]["stage"] == 3:
+            parts[name] = hold_frozen(module, resolved)
+        else:
+            parts[name] = frozen(module, device, known.precision)
     return Engines(parts["retriever"], parts["generator"], config.optim.max_grad_norm)
 
 
@@ -279,5 +292,6 @@ def frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module
     """A module that does not learn, where and in what precision its engine would have held it."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for parameter in module.requires_grad_(False).eval().parameters():
-        parameter.data = parameter.data.to(dtype)  # not the buffers: rounded rotary frequencies lose positions
+        if parameter.is_floating_point():  # weights in 4 bits are bytes
+            parameter.data = parameter.data.to(dtype)  # not the buffers: rounded rotary frequencies lose positions
     return module.to(device)

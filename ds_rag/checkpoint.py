@@ -17,6 +17,7 @@ import torch
 from ds_rag import dist
 from ds_rag.engine import Engines
 from ds_rag.errors import UserError
+from ds_rag.models.sharded import is_sharded
 from ds_rag.random_state import random_states, set_random_states
 
 
@@ -104,7 +105,8 @@ def load(folder: Path, engines: Engines) -> TrainState:
 
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
-    """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
+    """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are (but at stage 3, where DeepSpeed
+    loads weights only together with them)."""
     held = {f.name for f in folder.iterdir() if f.is_dir()}
     if held != set(engines.learning):  # one held but frozen now would start from its first weights
         raise UserError(
@@ -114,23 +116,26 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
             fix="resume with the same --freeze and --objective",
         )
     for name, engine in engines.learning.items():
+        alone = weights_only and not is_sharded(engine.module)
         engine.load_checkpoint(
             str(folder),
             tag=name,
-            load_module_only=weights_only,
-            load_optimizer_states=not weights_only,
-            load_lr_scheduler_states=not weights_only,
+            load_module_only=alone,
+            load_optimizer_states=not alone,
+            load_lr_scheduler_states=not alone,
         )
 
 
 def export(run: Path, engines: Engines, cards: dict[str, str]) -> None:
     """`run/retriever` for sentence-transformers and `run/generator` for transformers, each with its card.
 
-    At stages 0 to 2 every rank holds whole weights, so rank 0 writes alone.
+    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces.
     """
-    if dist.rank() == 0:
-        for name, module in engines.modules.items():
+    first = dist.rank() == 0
+    for name, module in engines.modules.items():
+        state = engines.whole_state(name, keep=first)
+        if first:
             saved: Any = module
-            saved.save(run / name)
+            saved.save(run / name, state)
             (run / name / "README.md").write_text(cards[name], encoding="utf-8")
     dist.barrier()

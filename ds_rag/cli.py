@@ -15,6 +15,7 @@ import ds_rag
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError, choose
 from ds_rag.flags import parse, parse_strictly, reading_parser
+from ds_rag.launched import adopt_srun
 from ds_rag.log import capture, run_command
 
 
@@ -82,6 +83,15 @@ def index(argv: Sequence[str]) -> int:
     return run(args)
 
 
+def merge(argv: Sequence[str]) -> int:
+    parser = reading_parser("ds-rag merge", "Add a run's adapters to the weights of their bases: whole models.")
+    parser.add_argument("--out", help="folder of the models (default: RUN/merged)")
+    args = parse_strictly(parser, argv)
+    from ds_rag.merge import main as run
+
+    return run(args)
+
+
 def ask(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag ask", "Answer a question with a run's models and index.", "run")
     parser.add_argument("question", help="the question, in quotes")
@@ -126,6 +136,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train retriever and generator together"),
     "evaluate": (evaluate, "score a run, or a pair of model folders, on held-out rows"),
     "index": (index, "re-encode a corpus with a run's retriever"),
+    "merge": (merge, "whole models from a run that learned adapters"),
     "ask": (ask, "answer a question with a run"),
     "mine": (mine, "write rows with hard negatives, found by a retriever"),
     "report": (report, "write report.html of a run again"),
@@ -142,7 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(ds_rag.__version__)
         return 0
-    return run_command(lambda: choose(COMMANDS, argv[0], "command")[0](argv[1:]), debug="--debug" in argv)
+
+    def body() -> int:
+        adopt_srun()  # a command must know its rank before it claims a folder
+        return choose(COMMANDS, argv[0], "command")[0](argv[1:])
+
+    return run_command(body, debug="--debug" in argv)
 
 
 if __name__ == "__main__":

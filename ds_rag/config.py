@@ -15,6 +15,7 @@ from typing import Any
 from ds_rag.errors import UserError
 
 BUILTIN = "builtin"
+MODEL_CHOICES = ("none", "retriever", "generator", "both")
 QUICKSTART = "ds_configs/recipes/quickstart.yaml"
 DEFAULT_TEMPLATE = "Passage: {passage}\nQuestion: {query}\nAnswer:"
 
@@ -67,6 +68,12 @@ class ModelConfig:
     prompt_template: str = option(DEFAULT_TEMPLATE, "the generator's prompt, with {passage} and {query}")
     chat_template: bool = option(False, "wrap the prompt in the tokenizer's chat template")
     freeze: str = option("none", "the model that does not learn", ("none", "retriever", "generator"))
+    lora: str = option("none", "models that learn low-rank adapters only, saved as such", MODEL_CHOICES)
+    lora_r: int = option(16, "rank of the adapters")
+    lora_alpha: int = option(32, "adapters count alpha / r times")
+    lora_dropout: float = option(0.0, "dropout before an adapter")
+    lora_target_modules: str = option("all-linear", "layers with an adapter: all-linear, or names with commas")
+    load_in_4bit: str = option("none", "models whose frozen weights are kept in 4 bits (bitsandbytes)", MODEL_CHOICES)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     trust_remote_code: bool = option(False, "run Python code that a model folder brings")
     temperature: float | None = option(None, "divides the retriever's scores; default: as the folder says, else 0.05")
@@ -233,6 +240,7 @@ def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> Run
 
 AT_LEAST_ONE = {
     "data": ("max_query_length", "max_passage_length", "max_answer_length", "max_train_samples", "max_eval_samples"),
+    "model": ("lora_r", "lora_alpha"),
     "objective": ("index_candidates",),
     "optim": ("per_device_train_batch_size", "gradient_accumulation_steps"),
     "stage": ("per_device_eval_batch_size", "top_k", "max_new_tokens"),
@@ -256,9 +264,29 @@ def validate(config: RunConfig) -> None:
         raise UserError("--temperature: not positive", found=config.model.temperature, expected="more than 0")
     if objective.candidates != "all" and (not objective.candidates.isdigit() or int(objective.candidates) < 1):
         raise UserError("--candidates: unknown value", found=objective.candidates, expected="a number >= 1, or 'all'")
+    check_adapters(config.model)
     check_scoring(config.scoring)
     if optim.max_steps == 0 or optim.num_train_epochs <= 0:
         raise UserError("nothing to train", found=f"--max_steps {optim.max_steps}", expected="-1, or 1 and more")
+
+
+def check_adapters(model: ModelConfig) -> None:
+    """Adapters and 4-bit weights belong to a pretrained model; 4-bit weights cannot learn."""
+    if not 0 <= model.lora_dropout < 1:
+        raise UserError("--lora_dropout: not a share", found=model.lora_dropout, expected="0 or more, below 1")
+    for name in ("retriever", "generator"):
+        adapted, small = (choice in (name, "both") for choice in (model.lora, model.load_in_4bit))
+        source = getattr(model, name)
+        if (adapted or small) and source.startswith("config:"):
+            flag = "lora" if adapted else "load_in_4bit"
+            raise UserError(f"--{flag}: the {name} is a new model", found=source, expected=f"--{name} FOLDER")
+        if adapted and model.freeze == name:
+            raise UserError(f"--lora {model.lora} and --freeze {name}", expected="one of them")
+        if small and not adapted and model.freeze != name:
+            raise UserError(
+                f"--load_in_4bit {model.load_in_4bit}: weights in 4 bits cannot learn",
+                fix=f"--lora {name}, or --freeze {name}",
+            )
 
 
 def check_scoring(scoring: ScoringConfig) -> None:

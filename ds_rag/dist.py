@@ -11,47 +11,49 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 
-
-def set_launch_defaults() -> None:
-    """Fills in what a launcher would have set, so that plain `python launch/train.py` is a world of one."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    single = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
-    os.environ.update({k: str(v) for k, v in single.items()})
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(port))
+from ds_rag.launched import set_launch_defaults
 
 
-def start(timeout_minutes: int = 30) -> torch.device:
-    """Joins the process group (NCCL with a GPU, else gloo) and returns this rank's device."""
+def start(timeout_minutes: int = 30, engines: bool = True) -> torch.device:
+    """Joins the process group (NCCL with a GPU, else gloo) and returns this rank's device.
+
+    Without engines DeepSpeed is left out of it: it would take seconds to import and speak on the console.
+    """
     set_launch_defaults()
-    local = int(os.environ.get("LOCAL_RANK", 0))
     share_cores()
     if not torch_dist.is_initialized():
-        import deepspeed
+        backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", datetime.timedelta(minutes=timeout_minutes)
+        if engines:
+            import deepspeed
 
-        # Only inference_all_reduce needs this operator, and building it wants a compiler and minutes.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        deepspeed.init_distributed(
-            dist_backend=backend,
-            timeout=datetime.timedelta(minutes=timeout_minutes),
-            auto_mpi_discovery=False,
-        )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local)
-        return torch.device("cuda", local)
-    return torch.device("cpu")
+            # Only inference_all_reduce needs this operator, and building it wants a compiler and minutes.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False)
+        else:
+            torch_dist.init_process_group(backend, timeout=timeout)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", own_gpu(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    return device
+
+
+def start_if_several() -> None:
+    """For a command that one process can do alone: joins the group only where a launcher started several ranks."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        start(engines=False)
+
+
+def own_gpu(local: int, visible: int) -> int:
+    """The number of this rank's GPU among those it sees: all of its host, or, as under `srun --gpus-per-task`, its
+    own alone, which is then the first."""
+    return local if local < visible else 0
 
 
 def share_cores() -> None:
@@ -61,8 +63,9 @@ def share_cores() -> None:
 
 
 def local_world() -> int:
-    """Processes of this run on this host."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
+    """Processes of this run on this host: LOCAL_WORLD_SIZE is torchrun's name for it, LOCAL_SIZE deepspeed's."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+    return next((int(os.environ[name]) for name in names if name in os.environ), 1)
 
 
 def rank() -> int:

@@ -13,7 +13,8 @@ What DeepSpeed 0.19.8 makes of a stage and a precision, and in which type micro-
     1      bf16        BF16_Optimizer           fp32_groups_gradients, unsharded fp32
     1      fp32, fp16  DeepSpeedZeroOptimizer   averaged_gradients               fp32
     2      all         DeepSpeedZeroOptimizer   averaged_gradients               fp32
-                                                (fp32 of stages 1 and 2 in the half types: `grad_accum_dtype`)
+    3      all         ..ZeroOptimizer_Stage3   averaged_gradients               fp32
+                                                (fp32 of stages 1 to 3 in the half types: `grad_accum_dtype`)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 from ds_rag.config import OptimConfig
+from ds_rag.models.sharded import allow_another, is_sharded, shape_of, whole_state
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     """What is trainable: matrices, and (without weight decay) the rest: biases, norms, scalars."""
     params = [p for p in module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in params if p.ndim >= 2]},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in params if len(shape_of(p)) >= 2]},
+        {"params": [p for p in params if len(shape_of(p)) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -66,6 +68,7 @@ def make_engine(module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig
     """
     import deepspeed
 
+    prepare(module, ds_config)
     client = None if "optimizer" in ds_config else adamw(module, optim, learning_rate)
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=param_groups(module), optimizer=client, config=ds_config
@@ -76,6 +79,26 @@ def make_engine(module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig
         engine.optimizer.refresh_fp32_params()
         engine.optimizer.state.clear()
     return engine
+
+
+def prepare(module: nn.Module, ds_config: dict[str, Any]) -> None:
+    """What stage 3 wants of a module whose weights came in pieces: the rest (adapters, a temperature) in their type."""
+    types = {p.dtype for p in module.parameters() if hasattr(p, "ds_id")}
+    for p in module.parameters():
+        if types and not hasattr(p, "ds_id"):
+            p.data = p.data.to(next(iter(types)))
+    allow_another()
+
+
+def hold_frozen(module: nn.Module, ds_config: dict[str, Any]) -> nn.Module:
+    """A module that does not learn, in pieces on the ranks under a stage-3 configuration; to be called as it is."""
+    import deepspeed
+
+    prepare(module, ds_config)
+    without = {key: value for key, value in ds_config.items() if key not in ("optimizer", "scheduler")}
+    engine, *_ = deepspeed.initialize(model=module.requires_grad_(False).eval(), config=without)
+    module.__dict__["held_by"] = engine  # whose end would take the hooks that gather the pieces along
+    return module
 
 
 class Engines:
@@ -107,6 +130,14 @@ class Engines:
         """The models without their engines, by name."""
         pairs = (("retriever", self.retriever), ("generator", self.generator))
         return {name: e.module if name in self.learning else e for name, e in pairs if e is not None}
+
+    def whole_state(self, name: str, keep: bool) -> dict[str, torch.Tensor]:
+        """A model's whole `state_dict`, of this stage or that; `keep` as in `sharded.whole_state`. On all ranks."""
+        module = self.modules[name]
+        engine = self.learning.get(name) or module.__dict__.get("held_by")
+        if engine is not None and is_sharded(module):
+            engine.empty_partition_cache()  # pieces that were fetched ahead are still on their way
+        return whole_state(module, keep)
 
     def train(self, mode: bool = True) -> None:
         """Training mode for what learns; a model that does not learn stays in evaluation mode."""
@@ -179,7 +210,7 @@ def is_half_wrapper(optimizer: Any) -> bool:
 def held_gradients(engine: Any) -> list[torch.Tensor]:
     """The gradients that the next `engine.step()` reads on this rank: ZeRO's share, else all of them."""
     optimizer = engine.optimizer
-    if hasattr(optimizer, "averaged_gradients"):  # ZeRO 1 and 2
+    if hasattr(optimizer, "averaged_gradients"):  # ZeRO 1 to 3
         return [g for group in optimizer.averaged_gradients.values() if group for g in group if g is not None]
     if hasattr(optimizer, "get_grads_for_norm"):  # BF16_Optimizer: reduced, on every rank
         return list(optimizer.get_grads_for_norm(for_clipping=True))
@@ -191,6 +222,10 @@ def own_norm(engine: Any) -> float:
     optimizer = engine.optimizer
     if hasattr(optimizer, "scaled_global_norm"):
         norm = float(optimizer.scaled_global_norm())
+    elif hasattr(optimizer, "_get_norm_groups"):  # stage 3
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        norm = float(combine_grad_norm_groups(optimizer._get_norm_groups()))
     else:
         norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in held_gradients(engine)]
         norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
@@ -215,8 +250,8 @@ def skip_step(engine: Any) -> None:
         engine.skipped_steps += 1
         return
     optimizer = engine.optimizer
-    offload = getattr(optimizer, "cpu_offload", False)
-    if offload:  # the norms were kept from the backward
+    offload = getattr(optimizer, "cpu_offload", False)  # stages 1 and 2
+    if offload or getattr(optimizer, "offload_optimizer", False):  # the norms were kept from the backward
         norms = optimizer.norm_for_param_grads
         optimizer.norm_for_param_grads = dict.fromkeys(norms, torch.tensor(math.inf))
     else:

@@ -176,6 +176,9 @@ class Evaluator:
         batch = stage.per_device_eval_batch_size
         answerer = Answerer(self.generator, self.prompt, decode, stage.max_new_tokens, batch)
         mine = rows[dist.rank() :: dist.world()]
+        own = len(mine)
+        if answerer.in_step:  # every rank the same number of rows; the last may be read in vain
+            mine += rows[: -(-len(rows) // dist.world()) - own]
         answers: list[str] = []
         for start in range(0, len(mine), batch):
             chunk = mine[start : start + batch]
@@ -186,7 +189,7 @@ class Evaluator:
                 [priors[r][: len(p)] for r, p in zip(chunk, read, strict=True)],
             )
             answers += [a.text for a in found]
-        shares = dist.gather_objects(answers)
+        shares = dist.gather_objects(answers[:own])
         return [shares[n % dist.world()][n // dist.world()] for n in range(len(rows))]
 
 

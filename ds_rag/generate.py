@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ds_rag import dist
 from ds_rag.batch import Ids, list_cells
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import choose
 from ds_rag.models.generator import Generator
+from ds_rag.models.sharded import is_sharded
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Answerer:
     def __init__(self, generator: Generator, prompt: Prompt, decode: str, max_new_tokens: int, batch: int):
         self.generator, self.prompt, self.batch = generator, prompt, batch
         self.max_new_tokens = max_new_tokens
+        # Under ZeRO-3 a forward is a collective: every rank runs as many as the one with the most.
+        self.in_step = is_sharded(generator) and dist.world() > 1
         self.pick = choose(DECODERS, decode, "--decode")
 
     @torch.no_grad()
@@ -46,9 +50,21 @@ class Answerer:
     def greedy(self, contexts: list[Ids]) -> list[Ids]:
         """The greedy continuation of each context, with its end-of-sequence token where one was reached."""
         out: list[Ids] = []
-        for start in range(0, len(contexts), self.batch):
-            out += self._greedy_batch(contexts[start : start + self.batch])
+        for part in self.parts(len(contexts)):
+            found = self._greedy_batch(contexts[part] or contexts[:1])
+            out += found[: len(contexts[part])]
         return out
+
+    def parts(self, count: int) -> list[slice]:
+        """Batches of `count` items; under ZeRO-3 as many on every rank, the further ones empty."""
+        rounds = -(-count // self.batch)
+        if self.in_step:
+            rounds = int(dist.all_max({"n": rounds}, self.device)["n"])
+        return [slice(n * self.batch, (n + 1) * self.batch) for n in range(rounds)]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.generator.lm.parameters()).device
 
     def _greedy_batch(self, contexts: list[Ids]) -> list[Ids]:
         tokenizer, lm = self.generator.tokenizer, self.generator.lm
@@ -57,24 +73,23 @@ class Answerer:
         mask = np.zeros_like(ids)
         for row, context in enumerate(contexts):
             ids[row, width - len(context) :], mask[row, width - len(context) :] = context, 1
-        device = next(lm.parameters()).device
         generated = lm.generate(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=torch.from_numpy(mask).to(device),
+            input_ids=torch.from_numpy(ids).to(self.device),
+            attention_mask=torch.from_numpy(mask).to(self.device),
             generation_config=plain_greedy(tokenizer, self.max_new_tokens),
+            synced_gpus=self.in_step,
         )
         return [until_end(row[width:], tokenizer.eos_token_id) for row in generated.cpu().numpy().astype(np.int32)]
 
     def log_probs(self, contexts: list[Ids], targets: list[Ids]) -> np.ndarray:
         """(C,) summed log-probability of each target after its context."""
-        device = next(self.generator.lm.parameters()).device
         sums = []
-        for start in range(0, len(contexts), self.batch):
-            chunk = targets[start : start + self.batch]
-            listed = list_cells(contexts[start : start + self.batch], chunk, [len(t) for t in chunk])
+        for part in self.parts(len(contexts)):
+            chunk = targets[part] or targets[:1]
+            listed = list_cells(contexts[part] or contexts[:1], chunk, [len(t) for t in chunk])
             cells = self.generator.lay_out(listed, self.generator.tokenizer.pad_token_id)
-            logp_CA = self.generator(cells.to(device)).cpu()
-            sums += [float(row[: len(target)].sum()) for row, target in zip(logp_CA, chunk, strict=True)]
+            logp_CA = self.generator(cells.to(self.device)).cpu()
+            sums += [float(row[: len(target)].sum()) for row, target in zip(logp_CA, targets[part], strict=False)]
         return np.array(sums)
 
     def contexts(self, query: Ids, passages: Sequence[Ids]) -> list[Ids]:

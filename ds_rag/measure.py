@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from ds_rag import dist
 from ds_rag.config import BUILTIN
 from ds_rag.data.dataset import read_evaluation
 from ds_rag.errors import UserError
@@ -14,8 +15,9 @@ from ds_rag.saved import open_saved, write_json
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py."""
-    console = Console()
+    """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
+    dist.start_if_several()
+    console = Console(speaks=dist.rank() == 0)
     saved = open_saved(args, {"controls", "json"})
     config = saved.config
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and saved.run is not None
@@ -36,5 +38,7 @@ def main(args: argparse.Namespace) -> int:
     if not result.retrieval:
         console.say("note: no row has a labelled passage, so retrieval cannot be scored", style="yellow")
     what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.stage)}
-    write_json(args.json, {**figures, "setting": what})
+    if dist.rank() == 0:
+        write_json(args.json, {**figures, "setting": what})
+    dist.stop()
     return 0

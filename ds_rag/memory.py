@@ -59,19 +59,24 @@ class CellCost:
 @contextmanager
 def count_saved(parameters: list[torch.Tensor]) -> Iterator[dict[int, int]]:
     """Bytes of each distinct storage that autograd saves inside the block, the parameters' own left out."""
-    own = {p.untyped_storage().data_ptr() for p in parameters}
+    own = addresses(parameters)
+    in_pieces = any(hasattr(p, "ds_id") for p in parameters)  # ZeRO-3: the parameters come and go
     saved: dict[int, int] = {}
     alive: list[torch.Tensor] = []  # or a freed storage's address could be given to another tensor
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in (addresses(parameters) if in_pieces else own):
             saved[storage.data_ptr()] = storage.nbytes()
             alive.append(x)
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         yield saved
+
+
+def addresses(tensors: list[torch.Tensor]) -> set[int]:
+    return {t.untyped_storage().data_ptr() for t in tensors}
 
 
 def measure_cost(generator: Generator) -> CellCost:
@@ -98,9 +103,14 @@ def measure_cost(generator: Generator) -> CellCost:
         working_per_token=whole / layers,
         vocabulary=generator.vocabulary,
         logit_bytes=lm.dtype.itemsize,
-        gradients=sum(p.numel() * (p.element_size() + 4 * (p.element_size() < 4)) for p in learning),
+        gradients=sum(held_numel(p) * (p.element_size() + 4 * (p.element_size() < 4)) for p in learning),
         shared=generator.shares_prefixes,
     )
+
+
+def held_numel(p: torch.Tensor) -> int:
+    """Elements of which this rank keeps the gradient: under ZeRO-3 those of its piece."""
+    return int(getattr(p, "ds_tensor", p).numel())
 
 
 def saved_bytes(generator: Generator, length: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ds_rag import dist
 from ds_rag.data.dataset import assemble, tokenize
 from ds_rag.data.formats import Passage, read_corpus
 from ds_rag.encode import encode
@@ -16,10 +17,14 @@ from ds_rag.saved import open_saved
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py. Without `--corpus` it encodes the passages of the run's index again."""
+    """The command; its flags are in cli.py. Without `--corpus` it encodes the passages of the run's index again.
+
+    Several ranks share the encoding; rank 0 speaks, builds and writes.
+    """
     if not args.run:
         raise UserError("no models to index with", expected="--run RUN")
-    console = Console()
+    dist.start_if_several()
+    console = Console(speaks=dist.rank() == 0)
     saved = open_saved(args, {"out"})
     assert saved.run is not None
     own = saved.run / "index"
@@ -30,6 +35,9 @@ def main(args: argparse.Namespace) -> int:
     tokens = tokenize(lambda t: saved.retriever.tokenize(t, "passage"), table.texts, console, "passages")
     batch, factory = saved.config.stage.per_device_eval_batch_size, saved.config.stage.index_factory
     vectors = encode(saved.retriever, tokens, "passage", batch, console)
+    dist.stop()
+    if dist.rank() > 0:
+        return 0
     manifest = describe(hash_model(saved.run / "retriever"), vectors, table.texts, factory, saved.retriever.settings)
     folder = Path(args.out) if args.out else own
     write_index(folder, build_index(vectors, factory), vectors, table.ids, table.texts, manifest)

@@ -16,13 +16,14 @@ from ds_rag.config import RunConfig
 from ds_rag.evaluate import Evaluation
 from ds_rag.index.store import describe, hash_model, write_index
 from ds_rag.log import Console
+from ds_rag.models.sharded import count_of
 from ds_rag.report import write_report
 
 
 def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
     """What is about to happen, in four lines; the resolved configuration goes to the run's folder."""
     optim, data = config.optim, parts.data
-    sizes = {n: sum(p.numel() for p in m.parameters()) / 1e6 for n, m in parts.engines.modules.items()}
+    sizes = {n: count_of(m) / 1e6 for n, m in parts.engines.modules.items()}
     learning = parts.engines.learning
     models = ", ".join(f"{n} {s:.1f}M ({'learns' if n in learning else 'frozen'})" for n, s in sizes.items())
     batch = f"{optim.per_device_train_batch_size} x {optim.gradient_accumulation_steps} x {dist.world()}"

@@ -6,6 +6,6 @@ The order is load -> adopt (the run now knows its batch, clipping, precision) ->
 """
 
 from ds_rag.deepspeed_config.keys import check, load
-from ds_rag.deepspeed_config.resolve import Known, adopt, adopt_pair, resolve
+from ds_rag.deepspeed_config.resolve import Known, adopt, adopt_pair, resolve, while_loading
 
-__all__ = ["Known", "adopt", "adopt_pair", "check", "load", "resolve"]
+__all__ = ["Known", "adopt", "adopt_pair", "check", "load", "resolve", "while_loading"]

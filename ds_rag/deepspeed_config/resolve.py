@@ -143,6 +143,22 @@ def resolve(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> dic
     return config
 
 
+def while_loading(raw: dict[str, Any], known: Known) -> dict[str, Any] | None:
+    """What `zero.Init` must know while a model is loaded: of a stage-3 file what is not "auto"; None below stage 3.
+
+    Sizes that follow the model are not among it, for they only matter once there is an engine.
+    """
+    zero = raw.get("zero_optimization") or {}
+    if zero.get("stage") != 3:
+        return None
+    return {
+        "train_micro_batch_size_per_gpu": known.per_device_batch,
+        "zero_optimization": {key: value for key, value in zero.items() if value != AUTO},
+        "bf16": {"enabled": known.precision == "bf16"},
+        "fp16": {"enabled": known.precision == "fp16"},
+    }
+
+
 def _answers(known: Known) -> dict[str, object]:
     answers: dict[str, object] = {
         "optimizer.params.lr": known.learning_rate,

@@ -18,6 +18,7 @@ from ds_rag.models import attention
 from ds_rag.models.head import KEEP_BYTES, token_logprobs
 from ds_rag.models.prefix import SharedCells, lay_out_shared
 from ds_rag.models.saving import save_model
+from ds_rag.models.sharded import shape_of
 
 
 class Generator(nn.Module):
@@ -42,7 +43,7 @@ class Generator(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        return int(self.lm.get_output_embeddings().weight.shape[0])
+        return int(shape_of(self.lm.get_output_embeddings().weight)[0])
 
     @property
     def max_length(self) -> int:

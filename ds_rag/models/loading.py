@@ -14,8 +14,10 @@ from torch import nn
 from ds_rag import dist
 from ds_rag.config import DataConfig, ModelConfig, find_file
 from ds_rag.errors import UserError, choose
+from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, base_folder, four_bit, merge_adapters, wanted_by
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import OWN_SETTINGS, PASSAGE_ENCODER, Retriever, RetrieverSettings
+from ds_rag.models.sharded import keep_todays_names, loading_in_pieces
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.pooling import POOLERS
 
@@ -28,10 +30,13 @@ AS_SAVED: dict[str, Any] = {"pooling": "auto", "normalize": "auto"} | dict.fromk
 PADDING_SIDE = {"--retriever": "right", "--generator": "left"}
 
 
-def load_retriever(model: ModelConfig, data: DataConfig, texts: Texts, scratch: Path) -> Retriever:
-    """The retriever that the flags describe, in float32 on the CPU.
+def load_retriever(
+    model: ModelConfig, data: DataConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None
+) -> Retriever:
+    """The retriever that the flags describe, in float32 on the CPU; an adapter that its folder holds is merged.
 
     texts: the corpus, read only to train the tokenizer of a `config:FILE`. scratch: where that is kept.
+    pieces: see `loading_in_pieces`; a folder's weights are then on their ranks, in the configuration's precision.
     """
     if model.retriever.startswith("config:"):
         place = ("AutoModel", model.retriever, "--retriever", texts, scratch / "retriever")
@@ -40,19 +45,19 @@ def load_retriever(model: ModelConfig, data: DataConfig, texts: Texts, scratch: 
         folder = None
     else:
         folder = model_folder(model.retriever, "--retriever")
-        encoder = open_encoder(folder, model.trust_remote_code)
+        encoder = open_encoder(folder, model, pieces)
         tokenizer = open_tokenizer(folder, PADDING_SIDE["--retriever"], model.trust_remote_code)
         own_second = folder / PASSAGE_ENCODER
         two = None
         if own_second.is_dir() or model.encoders == "two":
-            two = open_encoder(own_second if own_second.is_dir() else folder, model.trust_remote_code)
+            two = open_encoder(own_second if own_second.is_dir() else folder, model, pieces)
     settings = described(folder, encoder.config, model.pooling)
     apply_flags(settings, model, data, length_limit(folder, encoder.config, tokenizer))
     checkpoint_activations((encoder, two), model.gradient_checkpointing)
     return Retriever(encoder, tokenizer, settings, two)
 
 
-def load_generator(model: ModelConfig, texts: Texts, scratch: Path) -> Generator:
+def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None) -> Generator:
     """The causal LM that the flags describe, in float32 on the CPU; arguments as in `load_retriever`."""
     from transformers import AutoModelForCausalLM
 
@@ -61,9 +66,7 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path) -> Generator
     else:
         folder = model_folder(model.generator, "--generator")
         tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
-        lm = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=model.trust_remote_code
-        )
+        lm = open_weights(AutoModelForCausalLM, folder, "generator", model, pieces)
     fuse_activations(lm)
     checkpoint_activations((lm,), model.gradient_checkpointing)
     return Generator(lm, tokenizer)
@@ -82,6 +85,8 @@ def load_pair(
         retriever=str(run / "retriever"),
         generator=str(run / "generator"),
         encoders="shared",  # the folder itself knows of a second one
+        lora="none",  # what was learned is merged when it is opened
+        load_in_4bit="none",
         **{key: default for key, default in AS_SAVED.items() if key not in flags},
     )
     retriever = load_retriever(saved, data, list, run)
@@ -120,22 +125,43 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
 
 def model_folder(path: str, flag: str) -> Path:
     folder = Path(path)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / ADAPTER_FILE).is_file():
         raise UserError(
             f"{flag}: not a model folder",
-            found=f"no config.json in {path}",
+            found=f"no config.json in {path}, nor {ADAPTER_FILE}",
             expected="a folder that from_pretrained opens, or config:FILE (nothing is downloaded)",
         )
     return folder
 
 
-def open_encoder(folder: Path, trust_remote_code: bool) -> Any:
+def open_encoder(folder: Path, model: ModelConfig, pieces: dict[str, Any] | None) -> Any:
     """The encoder alone, also of an encoder-decoder such as T5."""
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    base = base_folder(folder, "--retriever")
+    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
     auto: Any = AutoModelForTextEncoding if getattr(config, "is_encoder_decoder", False) else AutoModel
-    return auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    return open_weights(auto, folder, "retriever", model, pieces)
+
+
+def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces: dict[str, Any] | None) -> Any:
+    """`from_pretrained`, with the folder's own adapter merged, and new ones where --lora wants them."""
+    base = base_folder(folder, f"--{name}")
+    small = four_bit(model, name)
+    merges = base != folder
+    for what, on in (("--load_in_4bit", small), ("an adapter that is to be merged", merges)):
+        if pieces is not None and on:
+            raise UserError(
+                f"--{name} {folder}: ZeRO stage 3 together with {what}", expected="stage 0, 1 or 2, or whole weights"
+            )
+    with loading_in_pieces(pieces):
+        weights = auto.from_pretrained(base, dtype=torch.float32, trust_remote_code=model.trust_remote_code, **small)
+    if pieces is not None:
+        keep_todays_names(weights)
+    weights = merge_adapters(weights, folder)
+    if wanted_by(model.lora, name):
+        add_adapters(weights, model, base)
+    return weights
 
 
 def is_decoder(config: Any) -> bool:

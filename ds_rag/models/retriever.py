@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ds_rag.batch import Tokens
 from ds_rag.errors import choose
 from ds_rag.models.saving import save_model
+from ds_rag.models.sharded import gathered
 from ds_rag.pooling import POOLERS
 
 PASSAGE_ENCODER = "passage_encoder"  # subfolder of the second encoder, where there are two
@@ -69,19 +70,31 @@ class Retriever(nn.Module):
     def hidden_size(self) -> int:
         return int(self.encoder.config.hidden_size)
 
-    def forward(self, queries: Tokens, passages: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q_BD, p_ND = self.embed(queries, "query"), self.embed(passages, "passage")
+    def forward(
+        self, queries: Tokens | None, passages: Tokens | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+        """Embeddings of both sides, or of one: then None for the other."""
+        q_BD = None if queries is None else self._embed(queries, "query")
+        p_ND = None if passages is None else self._embed(passages, "passage")
         return q_BD, p_ND, self.temperature
 
     @property
     def temperature(self) -> torch.Tensor:
-        """0-d float32; a fixed one is exact, which a buffer that the engine cast to bfloat16 would not be."""
+        """0-d float32; a fixed one is exact, which a buffer that the engine cast to bfloat16 would not be.
+
+        To be asked on all ranks alike: under ZeRO-3 a learned one is gathered outside of a forward."""
         if self.settings.learn_temperature:
-            return self.log_temperature[0].float().exp()
+            with gathered([self.log_temperature]):
+                return self.log_temperature[0].float().exp()
         return torch.tensor(self.settings.temperature, device=self.log_temperature.device)
 
     def embed(self, tokens: Tokens, side: str) -> torch.Tensor:
-        """(B, D) float32 embeddings of one side: 'query' or 'passage'."""
+        """(B, D) float32 embeddings of one side: 'query' or 'passage'; a forward of the whole module, which is where
+        ZeRO-3 begins to gather."""
+        q_BD, p_ND, _ = self(*((tokens, None) if side == "query" else (None, tokens)))
+        return q_BD if side == "query" else p_ND
+
+    def _embed(self, tokens: Tokens, side: str) -> torch.Tensor:
         encoder = self.passage_encoder if side == "passage" and self.passage_encoder is not None else self.encoder
         hidden_BTD = encoder(input_ids=tokens.ids_BT, attention_mask=tokens.mask_BT).last_hidden_state
         pooled_BD = self.pool(hidden_BTD, tokens.mask_BT).float()

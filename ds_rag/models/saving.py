@@ -12,7 +12,8 @@ import torch
 def save_model(model: Any, state: dict[str, torch.Tensor], prefix: str, folder: Path) -> None:
     """`model.save_pretrained` with the entries of `state` below `prefix`, floating ones in float32.
 
-    The written configuration says float32 as well: from_pretrained opens in the precision that it names.
+    The written configuration says float32 as well: from_pretrained opens in the precision that it names. Of a model
+    with adapters only these are written, with the folder of their base.
     """
     weights = {
         name.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
@@ -20,6 +21,8 @@ def save_model(model: Any, state: dict[str, torch.Tensor], prefix: str, folder: 
         if name.startswith(prefix)
     }
     model.save_pretrained(folder, state_dict=weights)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return  # adapters alone: beside a config.json of its own transformers would look for whole weights there
     config = copy.deepcopy(model.config)
     config.dtype = torch.float32
     config.save_pretrained(folder)

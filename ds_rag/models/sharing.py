@@ -13,7 +13,8 @@ from ds_rag.models.generator import Generator
 from ds_rag.models.prefix import lay_out_shared
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-TOLERANCE = 1e-3  # of the largest log-probability, in float32; a wrong mask or position is off by far more
+# Of the largest log-probability: what the type's rounding makes. A wrong mask or position is off by far more.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 def share_prefixes(generator: Generator) -> str | None:
@@ -38,7 +39,7 @@ def misfit(generator: Generator) -> str | None:
     generator.eval()
     try:
         cells = sample_cells(generator.vocabulary)
-        alone = [generator.plain(lay_out_plain(cells.take([c]), 0).to(lm.device))[0] for c in range(len(cells))]
+        alone = [generator(lay_out_plain(cells.take([c]), 0).to(lm.device))[0] for c in range(len(cells))]
         attention.install(lm)
         layouts = [lay_out_shared(cells, masked).to(lm.device) for masked in (False, True)]
         shared = [generator(layout) for layout in layouts]  # both forms of attention: training may need the other
@@ -46,7 +47,7 @@ def misfit(generator: Generator) -> str | None:
             return "its attention windows do not reach the attention function"
         pairs = [(a, row[: len(a)]) for found in shared for a, row in zip(alone, found, strict=True)]
         apart = torch.stack([(a - b).abs().max() for a, b in pairs]).max().item()  # NaN stays
-        if not apart <= TOLERANCE * max(float(a.abs().max()) for a, _ in pairs):
+        if not apart <= TOLERANCE.get(lm.dtype, 1e-3) * max(float(a.abs().max()) for a, _ in pairs):
             return f"log-probabilities differ by {apart:.2g} nats from plain sequences"
         return None
     except Exception as error:  # whatever a foreign model's code raises: plain sequences still serve it

@@ -20,6 +20,7 @@ from ds_rag.engine import Engines, make_engine
 from ds_rag.losses import rag_sequence
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings
+from ds_rag.models.sharded import gathered
 
 B, N, K, VOCABULARY = 3, 4, 3, 50
 NAMES = ("retriever", "generator")
@@ -164,6 +165,8 @@ def ds_config(case: Case, which: int) -> dict[str, Any]:
         "bf16": {"enabled": case.precision == "bf16"},
         "fp16": {"enabled": case.precision == "fp16", "initial_scale_power": 10, "hysteresis": 1},
     }
+    if stage == 3:  # else these tiny parameters would all stay whole on every rank
+        config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 2000}
     if stage > 0 and case.precision != "fp32":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     if case.json_optimizer:
@@ -229,7 +232,8 @@ def parameters(engines: Engines) -> dict[str, torch.Tensor]:
     for name, module in engines.modules.items():
         for key, p in module.named_parameters():
             master = master_weight(engines.learning.get(name), p)
-            assert torch.equal(p, master.to(p.dtype)), f"{name}.{key} is not its master weight"
+            with gathered([p]):
+                assert torch.equal(p, master.to(p.dtype)), f"{name}.{key} is not its master weight"
             found[f"{name}.{key}"] = master.detach().clone()
     return found
 
@@ -237,7 +241,10 @@ def parameters(engines: Engines) -> dict[str, torch.Tensor]:
 def master_weight(engine: Any, p: torch.Tensor) -> torch.Tensor:
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if hasattr(p, "_hp_mapping"):  # ZeRO
+    if not p.requires_grad:  # has none
+        with gathered([p]):
+            return p.detach().clone()
+    if hasattr(p, "_hp_mapping") or (hasattr(p, "ds_id") and engine is not None):  # ZeRO
         return safe_get_full_fp32_param(p)
     if engine is not None and hasattr(engine.optimizer, "fp32_groups"):  # stage 0 in half precision
         groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)

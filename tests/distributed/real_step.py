@@ -83,6 +83,8 @@ def train_one(run: Run) -> Found:
         found.losses.append(dist.all_sum({"loss": sum(o.loss for o in outputs)})["loss"])
         found.sums.append({k: sum(o.sums.get(k, 0.0) for o in outputs) for k in outputs[0].sums})
     found.parameters = parameters(parts.engines)
+    for which, (name, held) in enumerate(parts.engines.learning.items()):
+        assert run.stages[which] < 3 or not any(p.numel() for p in held.module.parameters()), f"{name} is in pieces"
     return found
 
 

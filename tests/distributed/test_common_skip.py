@@ -14,12 +14,21 @@ BAD_STEP = 1
 CASES = [
     Case(stages=stages, precision=precision, accumulation=accumulation, spoil=(BAD_STEP, model, value))
     for precision in TOLERANCE
-    for stages, accumulation in (((0, 0), 1), ((1, 1), 2), ((2, 2), 2), ((0, 2), 1), ((2, 1), 1))
+    for stages, accumulation in (
+        ((0, 0), 1),
+        ((1, 1), 2),
+        ((2, 2), 2),
+        ((0, 2), 1),
+        ((2, 1), 1),
+        ((3, 3), 2),
+        ((1, 3), 1),
+    )
     for model, value in (("retriever", math.nan), ("generator", math.inf))
 ]
+OVERFLOWING = [(0, 0), (1, 2), (2, 3)]
 OVERFLOW = [
     Case(stages=stages, precision="fp16", steps=16, extra={"fp16": {"initial_scale_power": 24}})
-    for stages in ((0, 0), (1, 2))
+    for stages in OVERFLOWING
 ]
 
 
@@ -54,7 +63,7 @@ def test_both_skip_on_all_ranks(runs: list[list[Record]], world: int, case: Case
     assert apart(runs[0][CASES.index(case)].parameters, runs[-1][CASES.index(case)].parameters) == 0
 
 
-@pytest.mark.parametrize("which", range(len(OVERFLOW)), ids=["zero00", "zero12"])
+@pytest.mark.parametrize("which", range(len(OVERFLOW)), ids=[f"zero{a}{b}" for a, b in OVERFLOWING])
 def test_an_overflown_loss_scale_shrinks_until_it_fits(runs: list[list[Record]], which: int) -> None:
     run = runs[0][len(CASES) + which]
     assert run.skipped[:3] == [True] * 3 and not run.skipped[-1]

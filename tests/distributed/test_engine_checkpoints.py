@@ -12,7 +12,7 @@ from ranks import run_ranks
 
 CASES = [
     Case((stage, stage), precision, steps=4, spoil=(1, "generator", float("inf")))
-    for stage in (0, 1, 2)
+    for stage in (0, 1, 2, 3)
     for precision in ("fp32", "bf16", "fp16")
 ]
 

@@ -25,7 +25,7 @@ from ranks import run_ranks
 
 from ds_rag.engine import held_gradients
 
-STAGES = [(0, 0), (1, 1), (2, 2)]
+STAGES = [(0, 0), (1, 1), (2, 2), (3, 3)]
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": False}}}
 WARMUP = {"warmup_min_lr": 0.0, "warmup_max_lr": 0.01, "warmup_num_steps": 4, "warmup_type": "linear"}
 KINDS: dict[str, dict[str, Any]] = {
@@ -40,9 +40,12 @@ PLAIN = {
 }
 PLAIN |= {
     f"offload zero{stage} x{accumulation}": Case((stage, stage), accumulation=accumulation, extra=OFFLOAD)
-    for stage in (1, 2)
+    for stage in (1, 2, 3)
     for accumulation in (1, 3)
 }
+ALL_OFFLOAD = {"zero_optimization": {**OFFLOAD["zero_optimization"], "offload_param": {"device": "cpu"}}}
+PLAIN["offload all zero3 x3"] = Case((3, 3), accumulation=3, extra=ALL_OFFLOAD)
+PLAIN["offload zero3, skip"] = replace(PLAIN["offload zero3 x1"], spoil=(1, "generator", float("nan")))
 PLAIN["offload zero2, skip"] = replace(PLAIN["offload zero2 x1"], spoil=(1, "generator", float("nan")))
 HALF = {
     f"json optimizer {precision} zero{stages[0]}": Case(stages, precision, json_optimizer=True)
@@ -77,7 +80,7 @@ def test_half_precision_follows_fp32(runs: dict[str, list[Record]], name: str) -
 
 
 @pytest.mark.parametrize("kind", ["frozen retriever", "generator alone"])
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_what_does_not_step_stays(runs: dict[str, list[Record]], kind: str, stage: int) -> None:
     run = runs[f"{kind} zero{stage}"][0]
     moved = {k.split(".")[0] for k, p in run.parameters.items() if not torch.equal(p, run.start[k])}
@@ -144,6 +147,9 @@ def look_at_engines(case: Case) -> dict[str, Any]:
         (2, "fp32", "DeepSpeedZeroOptimizer", torch.float32),
         (2, "bf16", "DeepSpeedZeroOptimizer", torch.float32),
         (2, "fp16", "DeepSpeedZeroOptimizer", torch.float32),
+        (3, "fp32", "DeepSpeedZeroOptimizer_Stage3", torch.float32),
+        (3, "bf16", "DeepSpeedZeroOptimizer_Stage3", torch.float32),
+        (3, "fp16", "DeepSpeedZeroOptimizer_Stage3", torch.float32),
     ],
 )
 def test_the_table_in_engine_py(stage: int, precision: str, wrapper: str, accumulated_in: torch.dtype) -> None:

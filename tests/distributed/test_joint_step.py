@@ -7,7 +7,7 @@ from pair import ALWAYS_CLIP, NEVER_CLIP, Case, Record, apart, off_course, train
 from plain import reference
 from ranks import run_ranks
 
-STAGES = [(0, 0), (1, 1), (2, 2), (1, 2)]
+STAGES = [(0, 0), (1, 1), (2, 2), (1, 2), (3, 3), (2, 3)]
 # How far the updates of three steps may be from fp32's, as a share of their length; the mistakes that
 # `test_mistakes_would_show` makes are 0.4 and more away. fp32 is compared by parameter instead.
 TOLERANCE = {("bf16", ALWAYS_CLIP): 0.03, ("bf16", NEVER_CLIP): 0.07, ("fp16", ALWAYS_CLIP): 0.005}

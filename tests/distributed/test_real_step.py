@@ -20,6 +20,7 @@ CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
 INDEX: dict[str, Any] = {"candidates_from": "index", "index_candidates": 3, "contrastive_weight": 0.3}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
+LORA: dict[str, Any] = {"lora": "both", "lora_r": 3, "retriever": "folder", "generator": "folder"}
 RUNS: dict[str, Run] = {
     "zero0": Run((0, 0)),
     "zero0 chunks x2": Run((0, 0), accumulation=2, flags=CHUNKS),
@@ -32,6 +33,17 @@ RUNS: dict[str, Run] = {
     "zero2 world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS),
     "zero2 plain sequences": Run((2, 2), accumulation=2, flags={"share_prefixes": False} | CHUNKS),
     "zero12 world tight memory": Run((1, 2), flags=WORLD | {"memory_budget": 1e-4}),
+    "zero3": Run((3, 3)),
+    "zero3 chunks x4": Run((3, 3), accumulation=4, flags=CHUNKS),
+    "zero3 world one pass x2 checkpoints": Run((3, 3), accumulation=2, flags=WORLD | ONE_PASS | CHECKPOINTS),
+    "zero3 world chunks checkpoints": Run((3, 3), flags=WORLD | CHUNKS | CHECKPOINTS),
+    "zero23 world chunks x2": Run((2, 3), accumulation=2, flags=WORLD | CHUNKS),
+    "zero13 one pass x4": Run((1, 3), accumulation=4, flags=ONE_PASS),
+    "zero1 lora world": Run((1, 1), flags=WORLD | LORA),
+    "zero2 lora chunks x2 checkpoints": Run((2, 2), accumulation=2, flags=LORA | CHUNKS | CHECKPOINTS),
+    "zero3 lora x4": Run((3, 3), accumulation=4, flags=LORA),
+    "zero23 lora world chunks checkpoints": Run((2, 3), flags=LORA | WORLD | CHUNKS | CHECKPOINTS),
+    "zero3 lora generator chunks": Run((3, 3), flags=LORA | CHUNKS | {"lora": "generator"}),
     "zero2 posterior": Run((2, 2), accumulation=2, flags=ALL_KEPT),
     **{
         f"{name} world": Run((2, 2), flags=WORLD | CHUNKS | {"objective": name, "contrastive_weight": 0.3})
@@ -45,6 +57,8 @@ RUNS: dict[str, Run] = {
 }
 HALF: dict[str, Run] = {
     "bf16 zero1 chunks": Run((1, 1), "bf16", accumulation=4, flags=CHUNKS),
+    "bf16 zero3 chunks x4": Run((3, 3), "bf16", accumulation=4, flags=CHUNKS),
+    "bf16 zero23 world checkpoints": Run((2, 3), "bf16", flags=WORLD | CHECKPOINTS),
     "bf16 zero2 world": Run((2, 2), "bf16", flags=WORLD),
     "bf16 zero2 world chunks checkpoints": Run((2, 2), "bf16", accumulation=2, flags=WORLD | CHUNKS | CHECKPOINTS),
 }
@@ -64,9 +78,23 @@ def found(world: int) -> list[list[Found]]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_fp32_is_plain_pytorch(found: list[list[Found]], world: int, name: str) -> None:
-    plain = plain_run(RUNS[name], world)
-    for ranks in found:
-        run = ranks[NAMES.index(name)]
+    check_against_plain([ranks[NAMES.index(name)] for ranks in found], RUNS[name], world)
+
+
+ON_MORE = ["zero2 world", "zero3 lora x4", "zero3 world chunks checkpoints", "zero23 world chunks x2"]
+
+
+@pytest.mark.parametrize("more", [3, 4])
+def test_more_ranks(more: int) -> None:
+    found = run_ranks(train_real, more, [RUNS[name] for name in ON_MORE], timeout=300)
+    for n, name in enumerate(ON_MORE):
+        check_against_plain([ranks[n] for ranks in found], RUNS[name], more)
+
+
+def check_against_plain(runs: list[Found], run_of: Run, world: int) -> None:
+    """Losses, gradients and three optimizer steps, on every rank."""
+    plain = plain_run(run_of, world)
+    for run in runs:
         assert run.losses == pytest.approx(plain.losses, rel=2e-5)
         assert apart(run.start, plain.start) == 0
         for key, wanted in plain.gradients.items():

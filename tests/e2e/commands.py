@@ -28,17 +28,26 @@ def launcher(name: str, *flags: str) -> list[str]:
     return [str(Path(sys.executable).with_name(name)), "--master_port", free_port(), *flags, "launch/train.py"]
 
 
-def execute(
-    argv: Sequence[str | Path], code: int = 0, cwd: Path = ROOT, timeout: float = 240
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end; its exit code must be `code`."""
+def environment(**more: str) -> dict[str, str]:
+    """What the commands run in: nothing of a launcher that started the tests themselves."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path, "PYTHONPATH": str(ROOT)}
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
-    done = subprocess.run(
-        [str(word) for word in argv], cwd=cwd, env=clean | settings, capture_output=True, text=True, timeout=timeout
-    )
-    shown = f"{' '.join(map(str, argv))}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    clean = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith("SLURM_")}
+    return clean | settings | more
+
+
+def execute(
+    argv: Sequence[str | Path],
+    code: int = 0,
+    cwd: Path = ROOT,
+    timeout: float = 240,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; its exit code must be `code`."""
+    words, env = [str(word) for word in argv], env or environment()
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+    shown = f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     assert done.returncode == code, f"exit code {done.returncode}: {shown}"
     return done
 

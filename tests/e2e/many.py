@@ -1,7 +1,7 @@
 """Trains many variants in one process, to pay for the libraries once.   python many.py FOLDER VARIANTS.json
 
 VARIANTS.json: {name: [flags]}. Each goes its whole way, `parse` to report, into FOLDER/name; a traceback is kept in
-FOLDER/name/failed.txt.
+FOLDER/name/failed.txt. Under a launcher its ranks do so together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 
 def main(folder: Path, variants: dict[str, list[str]]) -> None:
+    import os
+
     from ds_rag import dist
     from ds_rag.flags import parse
     from ds_rag.log import Console
@@ -21,10 +23,11 @@ def main(folder: Path, variants: dict[str, list[str]]) -> None:
     stop, dist.stop = dist.stop, lambda: None  # one process group for all
     for name, flags in variants.items():
         run = folder / name
-        run.mkdir(parents=True)
+        run.mkdir(parents=True, exist_ok=True)  # by whichever rank comes first
         try:
-            with (run / "console.txt").open("w") as stream:
-                train(parse([*flags, "--output_dir", str(run)]), run, Console(stream))
+            first = os.environ.get("RANK", "0") == "0"
+            with (run / "console.txt").open("a") as stream:
+                train(parse([*flags, "--output_dir", str(run)]), run, Console(stream, speaks=first))
         except Exception:
             (run / "failed.txt").write_text(traceback.format_exc())
     stop()

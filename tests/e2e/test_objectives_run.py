@@ -21,8 +21,9 @@ VARIANTS |= {
     for kind in ("posterior", "none")
 }
 VARIANTS |= {f"freeze {name}": f"--freeze {name}" for name in ("retriever", "generator")}
-VARIANTS |= {f"zero{stage}": f"--deepspeed ds_configs/zero{stage}.json" for stage in (0, 1, 2)}
-VARIANTS |= {f"bf16 zero{stage}": f"--bf16 --deepspeed ds_configs/zero{stage}.json" for stage in (0, 1, 2)}
+VARIANTS |= {f"zero{stage}": f"--deepspeed ds_configs/zero{stage}.json" for stage in range(4)}
+VARIANTS |= {f"bf16 zero{stage}": f"--bf16 --deepspeed ds_configs/zero{stage}.json" for stage in range(4)}
+VARIANTS["offload"] = "--deepspeed ds_configs/zero3_offload.json"
 VARIANTS |= {
     "mixed stages": "--deepspeed_retriever ds_configs/zero0.json --deepspeed_generator ds_configs/zero1.json",
     "accumulation": "--gradient_accumulation_steps 2",
@@ -125,11 +126,21 @@ def test_infonce_has_no_generator(runs):
 
 
 def test_stages_and_recomputation_change_nothing_in_fp32(runs):
-    for name in ("zero0", "zero1", "zero2", "mixed stages", "checkpointing", "decode top1", "tensorboard"):
+    for name in (
+        "zero0",
+        "zero1",
+        "zero2",
+        "zero3",
+        "offload",
+        "mixed stages",
+        "checkpointing",
+        "decode top1",
+        "tensorboard",
+    ):
         assert loss(runs, name) == pytest.approx(loss(runs, "objective rag_sequence"), rel=1e-5), name
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", range(4))
 def test_bf16_is_near_fp32_and_not_fp32(runs, stage):
     found, wanted = loss(runs, f"bf16 zero{stage}"), loss(runs, "objective rag_sequence")
     assert found == pytest.approx(wanted, rel=0.02) and found != pytest.approx(wanted, rel=1e-6)

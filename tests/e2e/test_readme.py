@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import DS_RAG, ROOT, execute
+from slurm_stand_in import job, put_stand_ins
 
 from ds_rag.config import ALIASES, OWNER
 from ds_rag.data.world import make_world
@@ -20,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Flags that are a command's own, a launcher's or make's.
 OTHER_FLAGS = {"config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
 OTHER_FLAGS |= {"negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite"}  # mine
-OTHER_FLAGS |= {"nproc_per_node", "variants"}
+OTHER_FLAGS |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "hostfile", "nodes", "array", "variants"}
 OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # benchmarks
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
@@ -44,6 +45,7 @@ def put_place(folder: Path, rows: Path, run: Path) -> Path:
     for name in ("train.jsonl", "dev.jsonl", "passages.jsonl"):
         shutil.copy(rows / name, folder / name)
     (folder / "recipe.yaml").write_text("objective: rag_sequence\neval_data: dev.jsonl\nmax_new_tokens: 4\n")
+    (folder / "sweep.txt").write_text("--seed 1\n--seed 2\n")
     shutil.copytree(run / "retriever", folder / "path/to/encoder")
     shutil.copytree(run / "generator", folder / "path/to/lm")
     (folder / ".venv/bin").mkdir(parents=True)
@@ -85,7 +87,7 @@ def test_command(page, command, request):
     first, *rest = [word for word in words if word and not re.fullmatch(r"[A-Z_]+=\d+", word)]
     if first == "make":
         check_make(rest)
-    elif first in ("deepspeed", "torchrun"):  # run by test_quickstart.py
+    elif first in ("deepspeed", "torchrun"):  # run by test_quickstart.py and tests/launch/test_hosts.py
         assert Path(sys.executable).with_name(first).exists()
         check_training_flags(rest[rest.index("launch/train.py") + 1 :], request.getfixturevalue("place"))
     elif first == "python" and rest[0].startswith("benchmarks/"):
@@ -95,8 +97,7 @@ def test_command(page, command, request):
     elif first == "python":
         finished(execute([sys.executable, *rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
     elif first == "sbatch":
-        script, *flags = rest
-        finished(execute(["bash", script, *flags, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
+        check_sbatch(rest, request)
     elif [first, rest[0]] == ["ds-rag", "train"]:
         finished(execute([*DS_RAG, *rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
     elif first == "ds-rag":
@@ -104,6 +105,19 @@ def test_command(page, command, request):
         execute([*DS_RAG, *rest, *more], cwd=request.getfixturevalue("place"))
     else:
         assert command in ("source .venv/bin/activate",), f"{page}: no test knows how to run this"
+
+
+def check_sbatch(words: list[str], request: pytest.FixtureRequest) -> None:
+    """The script is run as a job of one task; tests/launch/ has what it does with several and with sbatch's flags."""
+    n = next(n for n, word in enumerate(words) if word.endswith(".sbatch"))
+    script, flags = words[n], words[n + 1 :]
+    trains = Path(script).stem in ("train", "sweep")
+    folder = request.getfixturevalue("fresh" if trains else "place")
+    env = job(folder, put_stand_ins(folder / "bin"), SLURM_ARRAY_JOB_ID="1", SLURM_ARRAY_TASK_ID="2")
+    more = LITTLE if trains else ["--max_eval_samples", "3"]
+    done = execute(["bash", script, *flags, *more], cwd=folder, env=env)
+    if trains:
+        finished(done.stdout)
 
 
 def finished(printed: str) -> None:

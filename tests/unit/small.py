@@ -18,7 +18,7 @@ from torch import nn
 from ds_rag import dist
 from ds_rag.assemble import Parts, make_prompt, tokenize_run
 from ds_rag.batch import Batch, CellList
-from ds_rag.config import build
+from ds_rag.config import ModelConfig, build
 from ds_rag.data.dataset import RagData, assemble
 from ds_rag.data.formats import Row
 from ds_rag.data.loader import Loader
@@ -26,6 +26,7 @@ from ds_rag.data.world import make_world
 from ds_rag.engine import Engines
 from ds_rag.log import Console
 from ds_rag.losses import LOSSES, infonce, infonce_columns, log_prior, positive_only, reader_loss
+from ds_rag.models.adapters import add_adapters, wanted_by
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import checkpoint_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
@@ -129,6 +130,7 @@ def small_parts(
     data = small_data()
     retriever = small_retriever(seed, dropout, learn_temperature=config.model.learn_temperature)
     generator = small_generator(seed + 1, dropout) if objective.needs_generator or force_generator else None
+    adapt(config.model, {"retriever": retriever.encoder, "generator": generator and generator.lm})
     if config.model.gradient_checkpointing:
         checkpoint_activations([retriever.encoder, *([generator.lm] if generator else [])], True)
     prompt = make_prompt(config, generator) if generator else None
@@ -164,6 +166,16 @@ def found_passages(rows: int, corpus_size: int, count: int) -> np.ndarray:
     table = np.stack([rng.permutation(corpus_size)[:count] for _ in range(rows)]).astype(np.int32)
     table[-1, 1:] = -1
     return table
+
+
+def adapt(config: ModelConfig, models: dict[str, Any]) -> None:
+    """Adapters that already do something: a new one's B is zero, and A's gradient with it."""
+    for name, model in models.items():
+        if model is not None and wanted_by(config.lora, name):
+            add_adapters(model, config, Path("base"))
+            for key, p in model.named_parameters():
+                if "lora_B" in key:
+                    torch.nn.init.normal_(p, std=0.2)
 
 
 def gradients(parts: Parts) -> dict[str, torch.Tensor]:

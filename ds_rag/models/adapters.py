@@ -1,0 +1,98 @@
+"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv:2106.09685) through peft, and 4-bit loading of what stays frozen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_rag.config import ModelConfig
+from ds_rag.errors import UserError
+
+ADAPTER_FILE = "adapter_config.json"
+
+
+def wanted_by(choice: str, name: str) -> bool:
+    """Does the flag's value (none, retriever, generator, both) mean this model?"""
+    return choice in (name, "both")
+
+
+def add_adapters(model: Any, config: ModelConfig, base: Path) -> None:
+    """Adapters on every linear layer but the head, in place; all else stops learning. base: the folder of the weights,
+    which a saved adapter names."""
+    from peft import LoraConfig
+
+    target: Any = [t.strip() for t in config.lora_target_modules.split(",")]
+    settings = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if target == ["all-linear"] else target,
+        exclude_modules=r".*pooler.*",  # a pooler's output is not used: no gradient would reach its adapters
+    )
+    try:
+        model.add_adapter(settings)
+    except ValueError as error:
+        raise UserError(
+            f"--lora_target_modules {config.lora_target_modules}: no such layers",
+            found=str(error).splitlines()[0],
+            expected="all-linear, or names of the model's linear layers, separated by commas",
+        ) from None
+    settings.base_model_name_or_path = str(base.resolve())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def has_adapters(module: nn.Module) -> bool:
+    return any("lora_" in name for name, _ in module.named_parameters())
+
+
+def base_folder(folder: Path, flag: str) -> Path:
+    """Where the weights lie of what `folder` holds: itself, or the base that its adapter names."""
+    if not (folder / ADAPTER_FILE).is_file():
+        return folder
+    base = Path(json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if not (base / "config.json").is_file():
+        raise UserError(
+            f"{flag} {folder}: an adapter whose base is not there",
+            found=f"no config.json in {base}",
+            expected=f"the model folder that {ADAPTER_FILE} names as base_model_name_or_path",
+            fix="put it back, or correct the path",
+        )
+    return base
+
+
+def merge_adapters(model: Any, folder: Path) -> Any:
+    """`model` with the adapter of `folder`, where it holds one, added to its weights."""
+    if not (folder / ADAPTER_FILE).is_file():
+        return model
+    from peft import PeftModel
+
+    merged: Any = PeftModel.from_pretrained(model, str(folder))
+    return merged.merge_and_unload()
+
+
+def four_bit(config: ModelConfig, name: str) -> dict[str, Any]:
+    """Arguments of from_pretrained for weights in 4 bits (NF4 of QLoRA: Dettmers et al. 2023, arXiv:2305.14314), where
+    the flags want them; else none."""
+    if not wanted_by(config.load_in_4bit, name):
+        return {}
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--load_in_4bit {config.load_in_4bit}: bitsandbytes does not load",
+            found=error,
+            fix='pip install "ds_rag[quantized]"',
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+    }
