@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ds_rag import dist
 from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, tokenize
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.records import MINE
@@ -169,11 +170,12 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py."""
+    """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
     out = Path(args.out)
     check(out, args)
     limits = Limits(args.margin, args.absolute_margin, args.max_score, args.posterior)
-    console = Console()
+    dist.start_if_several()
+    console = Console(speaks=dist.rank() == 0)
     saved = open_saved(args, OWN)
     data = saved.config.data
     assert data.eval_data
@@ -194,17 +196,42 @@ def main(args: argparse.Namespace) -> int:
     tokens = tokenize(lambda t: saved.retriever.tokenize(t, "query"), [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.stage.per_device_eval_batch_size, console)
     miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
-    with console.progress(len(rows), "mining", unit="row") as meter, replacing(out) as stream:
-        for start in range(0, len(rows), CHUNK):
-            numbers = search(index, queries[start : start + CHUNK], args.depth)[1]
-            for n, found in enumerate(numbers, start=start):
-                written = miner.mine(rows[n], table.train[n], queries[n], found[found >= 0].tolist())
-                if written:
-                    stream.write(json.dumps(written) + "\n")
-                meter.advance(1)
-    show(miner.counts, out, console)
-    write_json(args.json, dict(miner.counts))
+    chunks = mine_chunks(miner, rows, queries, lambda queries_BD: search(index, queries_BD, args.depth)[1], console)
+    if dist.rank() == 0:
+        with replacing(out) as stream:
+            for written in chunks:
+                stream.writelines(json.dumps(row) + "\n" for row in written)
+    else:
+        list(chunks)
+    counts = sum(dist.gather_objects(miner.counts), Counter[str]())
+    if dist.rank() == 0:
+        show(counts, out, console)
+        write_json(args.json, dict(counts))
+    dist.stop()
     return 0
+
+
+def mine_chunks(
+    miner: Miner,
+    rows: Sequence[Row],
+    queries: np.ndarray,
+    find: Callable[[np.ndarray], np.ndarray],
+    console: Console,
+) -> Iterator[list[dict[str, Any]]]:
+    """The new rows in order, some at a time, on every rank; rank r mines every world-th. find: vectors -> numbers."""
+    rank, world = dist.rank(), dist.world()
+    with console.progress(len(rows), "mining", unit="row") as meter:
+        for start in range(0, len(rows), CHUNK):
+            chunk = range(start, min(start + CHUNK, len(rows)))
+            mine = chunk[rank::world]
+            own = []
+            for n, found in zip(mine, find(queries[mine]) if mine else (), strict=True):
+                example = miner.table.train[n]
+                own.append(miner.mine(rows[n], example, queries[n], found[found >= 0].tolist()))
+                meter.advance(world)
+            shares = dist.gather_objects(own)
+            whole = [shares[i % world][i // world] for i in range(len(chunk))]
+            yield [row for row in whole if row]
 
 
 def check(out: Path, args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute, lines
+from commands import DS_RAG, execute, launcher, lines
 
 from ds_rag.data.formats import read_rows
 
@@ -99,3 +99,15 @@ def test_rows_of_queries_and_answers_alone(quickstart, rows, tmp_path):
     before = (tmp_path / "out.jsonl").read_bytes()
     mine(tmp_path / "out.jsonl", *flags, "--posterior", "0.3", "--overwrite")
     assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_two_ranks_write_what_one_writes(quickstart, rows, tmp_path):
+    """(torchrun takes --run for an option of its own.)"""
+    two = [*launcher("torchrun", "--nproc_per_node", "2")[:-1], "-m", "ds_rag.cli", "mine"]
+    flags = ["--retriever", quickstart / "retriever", "--generator", quickstart / "generator", "--depth", "6"]
+    flags += ["--data", rows / "train.jsonl", "--margin", "inf", "--posterior", "0.5", "--max_eval_samples", "11"]
+    mine(tmp_path / "one.jsonl", *flags)
+    execute([*two, *flags, "--out", tmp_path / "two.jsonl"])
+    assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text()
+    assert len(read_rows(tmp_path / "two.jsonl")) == 11
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
