@@ -120,9 +120,9 @@ def test_rows_without_a_label_are_left_out_of_retrieval_alone(parrot):
 
 def test_nothing_to_measure():
     unlabelled = evaluator([ranked(1)], np.eye(30), [row(answers=("x",))]).run()
-    assert unlabelled.metrics == {} and unlabelled.index.ntotal == 30
+    assert unlabelled.metrics == {}
     empty = evaluator(np.zeros((0, 30)), np.eye(30), []).run()
-    assert empty.metrics == {} and empty.vectors.shape == (30, 30)
+    assert empty.metrics == {}
 
 
 @pytest.mark.parametrize("case", ["no generator", "no answers", "not wanted"])
