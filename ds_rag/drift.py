@@ -46,9 +46,11 @@ def estimate(vectors_nD: np.ndarray, ages_n: np.ndarray, sample_s: np.ndarray, d
     return found * ages_n
 
 
-def choose_rows(estimate_n: np.ndarray, fraction: str) -> np.ndarray:
-    """Rows to encode again, ascending: that share of them, of the largest estimates; 'auto': all above TOLERATED."""
+def choose_rows(estimate_n: np.ndarray, sample_s: np.ndarray, fraction: str) -> np.ndarray:
+    """Rows to encode again beside the sample, ascending: those of the largest estimates, as many as make that share of
+    all with it; 'auto': all above TOLERATED."""
+    others = np.delete(np.arange(len(estimate_n)), sample_s)
     if fraction == "auto":
-        return np.flatnonzero(estimate_n > TOLERATED)
-    size = min(len(estimate_n), int(np.ceil(float(fraction) * len(estimate_n))))
-    return np.sort(np.argsort(-estimate_n, kind="stable")[:size])
+        return others[estimate_n[others] > TOLERATED]
+    size = max(0, int(np.ceil(float(fraction) * len(estimate_n))) - len(sample_s))
+    return np.sort(others[np.argsort(-estimate_n[others], kind="stable")[:size]])

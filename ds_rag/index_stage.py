@@ -13,18 +13,17 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ds_rag import dist
 from ds_rag.assemble import Parts
+from ds_rag.background import Background, Cancelled
 from ds_rag.config import StageConfig
 from ds_rag.encode import Agree, most_forwards
 from ds_rag.evaluate import Evaluation, Evaluator
@@ -52,30 +51,6 @@ class Landed:
         return self.result.metrics | ({"landed": self.at} if self.at != self.step else {})
 
 
-class Background:
-    """A function in a thread; what it raised is kept."""
-
-    def __init__(self, work: Callable[[], Any]):
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, args=(work,), name="index stage")
-        self.thread.start()
-
-    def _run(self, work: Callable[[], Any]) -> None:
-        try:
-            self.value = work()
-        except BaseException as error:
-            self.error = error
-
-    @property
-    def running(self) -> bool:
-        return self.thread.is_alive()
-
-
-class Cancelled(Exception):
-    """Ends the thread of a run that ends."""
-
-
 @dataclass
 class Pending:
     """A refresh under way. build_next: its job is still the encoding, and merging waits for all ranks'."""
@@ -91,8 +66,8 @@ class Pending:
 
 
 class IndexStage:
-    """`index`: the freshest, None before the first; `step`: that of its weights. Every method but `close` is called by
-    all ranks together, except where it says otherwise."""
+    """`built.index` is the freshest index, `step` that of the weights it belongs to. All ranks call every method
+    together."""
 
     def __init__(
         self,
@@ -144,9 +119,10 @@ class IndexStage:
             landed = self._poll(step, wait=due or step - self.pending.step >= self.stage.refresh_staleness)
         if not due:
             return landed
-        if self.stage.refresh_mode == "async":
-            began = time.monotonic()
-            self._begin(step, began)
+        began = time.monotonic()
+        model = fingerprint(self.parts.retriever)
+        if self.stage.refresh_mode == "async" and (landed or not self._stands(model)):
+            self._begin(step, model, began)
             self.stalled += time.monotonic() - began
             return landed
         landed = self.refresh(step, whole=False)
@@ -157,10 +133,9 @@ class IndexStage:
         """What is under way when training ends, waited for: its figures belong to the run."""
         return self._poll(step, wait=True) if self.pending else None
 
-    def _begin(self, step: int, began: float) -> None:
+    def _begin(self, step: int, model: str, began: float) -> None:
         """Copies the weights and starts the thread."""
-        retriever = snapshot(self.parts.engines)
-        model, whole = fingerprint(retriever), not self._partial()
+        retriever, whole = snapshot(self.parts.engines), not self._partial()
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())  # for the copy
         alone = self.corpus.world == 1 or self.stage.index_shards == "keep"  # no other rank's share is waited for
@@ -179,26 +154,28 @@ class IndexStage:
         pending = self.pending
         assert pending is not None
         began = time.monotonic()
-        while True:
-            if wait:
-                pending.job.thread.join()
-            running = self._agree(pending.job)
-            if not running and pending.build_next:
-                made = partial(build, self.corpus, pending.job.value, self._folder(pending.step), self.stage)
-                pending.job = Background(made)
-                pending.build_next = False
-            elif not running or not wait:
-                break
+        done = self._done(pending, wait)
+        if done:
+            self.pending = None
+            self._swap(pending.job.value, pending.step, pending.model, pending.whole)
         seconds = time.monotonic() - began
         self.stalled += seconds
         pending.stalled += seconds
-        if running:
-            return None
-        self.pending = None
-        self._swap(pending.job.value, pending.step, pending.model, pending.whole)
-        return self._land(step, pending.retriever, pending.began, pending.stalled)
+        return self._land(step, pending.retriever, pending.began, pending.stalled) if done else None
 
-    def _agree(self, job: Background) -> bool:
+    def _done(self, pending: Pending, wait: bool) -> bool:
+        """On all ranks; where shares are merged, that is begun once all are there."""
+        while True:
+            if wait:
+                pending.job.join()
+            if self._agree_runs(pending.job):
+                return False
+            if not pending.build_next:
+                return True
+            share, where = pending.job.value, self._folder(pending.step)
+            pending.job, pending.build_next = Background(partial(build, self.corpus, share, where, self.stage)), False
+
+    def _agree_runs(self, job: Background) -> bool:
         """Does any rank's job still run? Raises on every rank what one of them met."""
         running, error = job.running, job.error  # in this order: one that does not run has all its error
         found = dist.all_sum({"running": float(running), "failed": float(error is not None)}, self.parts.device)
@@ -271,7 +248,7 @@ class IndexStage:
         self.loop_seconds = time.monotonic() - self.loop_began
         if self.pending is not None:
             self.cancel.set()
-            self.pending.job.thread.join()
+            self.pending.job.join()
             self.pending = None
 
     @property

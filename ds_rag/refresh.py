@@ -134,8 +134,7 @@ def update_share(
     fresh_sD = np.concatenate([np.zeros((0, corpus.dimension), np.float32), *embed(sample_s)])
     drift_s = drift(old.vectors_nD[sample_s], fresh_sD)
     estimate_n = estimate(old.vectors_nD, np.maximum(1, step - old.steps_n), sample_s, drift_s)
-    estimate_n[sample_s] = 0  # these are done
-    chosen = np.setdiff1d(choose_rows(estimate_n, fraction), sample_s)
+    chosen = choose_rows(estimate_n, sample_s, fraction)
     steps_n = old.steps_n.copy()
     steps_n[sample_s] = steps_n[chosen] = step
     path, cursor = corpus.path(folder), 0
@@ -162,7 +161,7 @@ def update_share(
     figures = {
         "drift": float(drift_s.sum()),
         "sampled": float(len(sample_s)),
-        "drift_left": float(np.delete(estimate_n, chosen).sum()),
+        "drift_left": float(np.delete(estimate_n, np.concatenate([chosen, sample_s])).sum()),
         "encoded": float(len(chosen) + len(sample_s)),
     }
     return Share(old.numbers_n, open_shard(path), steps_n, figures)

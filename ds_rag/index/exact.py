@@ -56,7 +56,8 @@ def threshold(kth: np.ndarray, error: np.ndarray) -> np.ndarray:
     order): one of the k best has c >= T too, hence b > the float32 below T, hence a > that - error.
     """
     rounded = (kth - error).astype(np.float32)
-    return np.nextafter(rounded, np.float32(-np.inf)).astype(np.float64) - error
+    with np.errstate(over="ignore"):  # below a miss
+        return np.nextafter(rounded, np.float32(-np.inf)).astype(np.float64) - error
 
 
 def search_flat(

@@ -97,7 +97,8 @@ class ShardWriter:
     ) -> None:
         with self.file:
             if kind is None:
-                self._write()
+                if self.held or not self.chunks:
+                    self._write()
                 assert self.written == self.rows, f"{self.path}: {self.written} of {self.rows} rows"
 
     def _write(self) -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "ds_rag"
 
 # A room is a module or a package directly below ds_rag. What a file's name promises is in CONTRIBUTING.md.
 FLOORS: list[set[str]] = [
-    {"errors", "config", "flags", "deepspeed_config", "dist", "log", "schedule", "random_state"},
+    {"errors", "config", "flags", "deepspeed_config", "dist", "log", "schedule", "random_state", "background"},
     {"losses", "pooling", "metrics", "batch", "thinning", "drift"},
     {"models", "data", "index"},
     {"engine", "cards", "encode", "generate", "objective", "memory"},
@@ -26,7 +26,17 @@ FLOORS: list[set[str]] = [
 ]
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
 # Ground-floor rooms stand on each other in this order; nothing else of the ground floor is imported by it.
-GROUND_ORDER = ["errors", "config", "flags", "deepspeed_config", "dist", "log", "schedule", "random_state"]
+GROUND_ORDER = [
+    "errors",
+    "config",
+    "flags",
+    "deepspeed_config",
+    "dist",
+    "log",
+    "schedule",
+    "random_state",
+    "background",
+]
 
 
 def rooms_imported(path: Path) -> set[str]:
