@@ -36,7 +36,8 @@ from ds_rag.snapshot import fingerprint, snapshot
 @dataclass
 class Landed:
     """An index that was swapped in. step: of its weights; at: the step after which it was. whole: every vector by those
-    weights. retriever: those weights, for queries to this index. figures: for metrics.jsonl."""
+    weights. retriever: those weights, for queries to this index; under `sync` the one that is trained, so until the
+    next step. figures: for metrics.jsonl."""
 
     result: Evaluation
     step: int
