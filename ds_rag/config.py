@@ -151,7 +151,7 @@ class StageConfig:
     )
     refresh_staleness: int = option(100, "async: steps after which training waits for an index still in the making")
     refresh_fraction: str = option(
-        "1.0", "share of the corpus that a refresh encodes again, what has moved most; auto: what has moved at all"
+        "1.0", "share of the corpus that a refresh encodes again; the rest is moved as a sample moved; auto: as needed"
     )
     per_device_eval_batch_size: int = option(64, "texts (or answers) per rank and batch")
     index_factory: str = option("Flat", "a faiss.index_factory string; inner product")

@@ -275,7 +275,7 @@ def share_figures(share: Share, at: int, count: int, device: torch.device) -> di
         found[f"index_age_p{100 * share_of_all:.0f}"] = float(ages[place])
     if all(figures for _, figures in every):
         sums = {name: sum(figures[name] for _, figures in every) for name in every[0][1]}
-        found["drift"] = sums["drift"] / max(1.0, sums["sampled"])
+        found |= {name: sums[name] / max(1.0, sums["sampled"]) for name in ("drift", "drift_moved")}
         found["drift_left"] = sums["drift_left"] / count
         found["encoded"] = sums["encoded"] / count
     return found

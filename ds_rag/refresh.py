@@ -22,7 +22,7 @@ import numpy as np
 from ds_rag import dist
 from ds_rag.config import StageConfig
 from ds_rag.data.dataset import TokenTable
-from ds_rag.drift import choose_rows, drift, estimate, sample_rows
+from ds_rag.drift import choose_rows, drift, estimate, fit_map, move, sample_rows
 from ds_rag.encode import Agree, embed_rows, token_budget
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import CorpusIndex, build_part
@@ -121,10 +121,11 @@ def update_share(
     watch: Watch = lambda count: None,
     agree: Agree | None = None,
 ) -> Share:
-    """This rank's share with those passages encoded again that have moved most, as far as a sample tells (drift.py).
+    """This rank's share with those passages encoded again whose vectors are worst, as far as a sample tells (drift.py),
+    and the others moved as the sample has moved.
 
-    figures: sums over this rank's passages, for the mean over all ranks: of `drift` over the sample, of the estimated
-    drift that is left in what is not encoded again.
+    figures: sums over this rank's passages, for the means over all ranks: over the sample, of the drift before anything
+    is done (`drift`) and of that which moving leaves (`drift_moved`); the estimate of what is left (`drift_left`).
     """
 
     def embed(rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -132,20 +133,20 @@ def update_share(
 
     sample_s = sample_rows(len(old.numbers_n), [seed, step, corpus.rank])
     fresh_sD = np.concatenate([np.zeros((0, corpus.dimension), np.float32), *embed(sample_s)])
-    drift_s = drift(old.vectors_nD[sample_s], fresh_sD)
+    map_DD, drift_s = fit_map(old.vectors_nD[sample_s], fresh_sD)
     estimate_n = estimate(old.vectors_nD, np.maximum(1, step - old.steps_n), sample_s, drift_s)
     chosen = choose_rows(estimate_n, sample_s, fraction)
     steps_n = old.steps_n.copy()
     steps_n[sample_s] = steps_n[chosen] = step
-    path, cursor = corpus.path(folder), 0
+    path, cursor, unit = corpus.path(folder), 0, retriever.settings.normalize
     path.with_suffix(".json").unlink(missing_ok=True)  # an update is not continued: it starts from the old vectors
     with ShardWriter(path, len(steps_n), corpus.origin(model, whole=False)) as writer:
 
         def copy_up_to(stop: int, rows: np.ndarray, rows_bD: np.ndarray) -> None:
-            """The old vectors from the cursor on, the new ones in their places."""
+            """The old vectors from the cursor on, moved, and the new ones in their places."""
             for part in slices(stop - cursor, chunk_rows(corpus.dimension)):
                 first, last = cursor + part.start, cursor + part.stop
-                block = np.array(old.vectors_nD[first:last])
+                block = move(old.vectors_nD[first:last], map_DD, unit)
                 for places, new in ((sample_s, fresh_sD), (rows, rows_bD)):
                     inside = (places >= first) & (places < last)
                     block[places[inside] - first] = new[inside]
@@ -159,7 +160,8 @@ def update_share(
             watch(len(rows))
         copy_up_to(len(steps_n), chosen[:0], fresh_sD[:0])
     figures = {
-        "drift": float(drift_s.sum()),
+        "drift": float(drift(old.vectors_nD[sample_s], fresh_sD).sum()),
+        "drift_moved": float(drift_s.sum()),
         "sampled": float(len(sample_s)),
         "drift_left": float(np.delete(estimate_n, np.concatenate([chosen, sample_s])).sum()),
         "encoded": float(len(chosen) + len(sample_s)),

@@ -116,13 +116,13 @@ def test_an_update_encodes_that_share_and_keeps_the_rest(retriever, moved, tmp_p
     assert (new.steps_n[~done] == 3).all() and (old.steps_n == 3).all()
     share = {"0.1": 11, "0.4": 41, "1.0": 101, "auto": 101}[fraction]  # all have moved far
     assert done.sum() == sum(counts) == share == new.figures["encoded"]
-    assert np.array_equal(new.vectors_nD[~done], old.vectors_nD[~done])
+    rest = drift(new.vectors_nD[~done], fresh[~done])
+    assert done.all() or rest.mean() < drift(old.vectors_nD[~done], fresh[~done]).mean(), "moved towards the new ones"
     np.testing.assert_allclose(new.vectors_nD[done], fresh[done], atol=1e-5)
     assert np.abs(new.vectors_nD[done] - old.vectors_nD[done]).max(1).min() > 1e-3
     mean = new.figures["drift"] / new.figures["sampled"]
     assert mean == pytest.approx(drift(old.vectors_nD, fresh).mean(), rel=0.5) and new.figures["sampled"] == 10
-    left = drift(old.vectors_nD[~done], fresh[~done]).sum()
-    assert new.figures["drift_left"] == pytest.approx(left, rel=0.5)
+    assert new.figures["drift_left"] == pytest.approx(rest.sum(), rel=0.7)
     third = update_share(moved, corpus, tmp_path / "third", "n", 6, new, "auto", 0)  # nothing moves any more
     assert third.figures["drift"] == pytest.approx(0 if share == 101 else third.figures["drift"], abs=1e-6)
     assert encode_share(moved, corpus, tmp_path / "new", "n", 5).vectors_nD.shape == (101, 16)
