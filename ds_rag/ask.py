@@ -11,7 +11,6 @@ from ds_rag.data.dataset import tokenize
 from ds_rag.encode import encode
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
-from ds_rag.index.faiss_index import search
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
 from ds_rag.saved import Saved, open_saved, write_json
@@ -26,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
     silent = Console(speaks=False)
     tokens = tokenize(lambda t: saved.retriever.tokenize(t, "query"), [args.question], silent, "the question")
     query = encode(saved.retriever, tokens, "query", 1)
-    scores, numbers = search(stored.index, query, stage.top_k)
+    scores, numbers = stored.index.search(query, stage.top_k)
     found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]
     prior = log_softmax(np.array([s for s, _ in found]) / float(saved.retriever.temperature))
     answer = None

@@ -90,7 +90,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     candidates = None
     if source != "batch":
         count, batch = config.objective.index_candidates, config.stage.per_device_eval_batch_size
-        candidates = Candidates(loader, retriever, count, data.corpus_size, batch)
+        candidates = Candidates(loader, count, data.corpus_size, batch)
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
     if in_pieces:

@@ -28,20 +28,23 @@ CHUNK = 4096  # queries searched at once
 class Candidates:
     """Fills the loader's table. `step`: of the weights that the table was made with; -1 before the first."""
 
-    def __init__(self, loader: Loader, retriever: Retriever, count: int, corpus_size: int, batch: int):
-        self.loader, self.retriever, self.count = loader, retriever, count
+    def __init__(self, loader: Loader, count: int, corpus_size: int, batch: int):
+        self.loader, self.count = loader, count
         self.corpus_size, self.batch = corpus_size, batch
         self.step = -1
 
-    def refresh(self, step: int, search: Search, console: Console | None = None) -> dict[str, float]:
+    def refresh(
+        self, step: int, search: Search, retriever: Retriever, console: Console | None = None
+    ) -> dict[str, float]:
         """Encodes and searches all training queries, on all ranks together; offers the loader what was found.
 
-        search: collective, with the same answer on every rank; numbers below 0 stand for no passage. Returns
+        retriever: with the weights that the index was made with, those of `step`. search: collective, with the same
+        answer on every rank; numbers below 0 stand for no passage. Returns
         `distinct`, how many different passages the table holds (few: the retriever has collapsed), and, where rows
         are labelled, `retrieved_positive`: the share of these with a positive among their first `count` passages.
         """
         rows = self.loader.rows
-        queries_RD = encode(self.retriever, self.loader.tokens.queries, "query", self.batch, console)
+        queries_RD = encode(retriever, self.loader.tokens.queries, "query", self.batch, console)
         parts, hits = [], []
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]

@@ -34,7 +34,14 @@ def train(argv: Sequence[str]) -> int:
     return run(config, folder, console)
 
 
-STARTED_ONLY = {"config.json", "run.log", "tokenizers", "deepspeed_retriever.json", "deepspeed_generator.json"}
+STARTED_ONLY = {
+    "config.json",
+    "run.log",
+    "tokenizers",
+    "deepspeed_retriever.json",
+    "deepspeed_generator.json",
+    "refresh",
+}
 
 
 def claim_folder(config: RunConfig) -> Path:

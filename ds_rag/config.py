@@ -157,8 +157,20 @@ class StageConfig:
     """The index stage: when the corpus is re-encoded and held-out queries are scored, and how."""
 
     refresh_index: str = option("500", 'every N steps, or a schedule such as "0-100:10,100-:500"; 0: only at the end')
+    refresh_mode: str = option(
+        "sync",
+        "sync: training waits for the index; async: it goes on meanwhile, on a copy's vectors",
+        ("sync", "async"),
+    )
+    refresh_staleness: int = option(100, "async: steps after which training waits for an index still in the making")
+    refresh_fraction: str = option(
+        "1.0", "share of the corpus that a refresh encodes again; the rest is moved as a sample moved; auto: as needed"
+    )
     per_device_eval_batch_size: int = option(64, "texts (or answers) per rank and batch")
     index_factory: str = option("Flat", "a faiss.index_factory string; inner product")
+    index_shards: str = option(
+        "merge", "merge: one index, on rank 0; keep: every rank has and searches its own shard", ("merge", "keep")
+    )
     top_k: int = option(4, "passages the generator reads for an answer")
     decode: str = option(
         "rag_sequence", "rag_sequence: an answer per passage, rescored; top1", ("rag_sequence", "top1")
@@ -243,7 +255,7 @@ AT_LEAST_ONE = {
     "model": ("lora_r", "lora_alpha"),
     "objective": ("index_candidates",),
     "optim": ("per_device_train_batch_size", "gradient_accumulation_steps"),
-    "stage": ("per_device_eval_batch_size", "top_k", "max_new_tokens"),
+    "stage": ("per_device_eval_batch_size", "top_k", "max_new_tokens", "refresh_staleness"),
 }
 
 
@@ -266,6 +278,7 @@ def validate(config: RunConfig) -> None:
         raise UserError("--candidates: unknown value", found=objective.candidates, expected="a number >= 1, or 'all'")
     check_adapters(config.model)
     check_scoring(config.scoring)
+    check_stage(config.stage)
     if optim.max_steps == 0 or optim.num_train_epochs <= 0:
         raise UserError("nothing to train", found=f"--max_steps {optim.max_steps}", expected="-1, or 1 and more")
 
@@ -298,3 +311,21 @@ def check_scoring(scoring: ScoringConfig) -> None:
         raise UserError("--posterior_threshold: not a share", found=scoring.posterior_threshold, expected="0 to 1")
     if scoring.retriever_chunk < 0:
         raise UserError("--retriever_chunk: negative", found=scoring.retriever_chunk, expected="0 (all) or more")
+
+
+def check_stage(stage: StageConfig) -> None:
+    if stage.refresh_fraction != "auto":
+        try:
+            fits = 0 < float(stage.refresh_fraction) <= 1
+        except ValueError:
+            fits = False
+        if not fits:
+            raise UserError(
+                "--refresh_fraction: not a share", found=stage.refresh_fraction, expected="more than 0 to 1, or 'auto'"
+            )
+    if stage.refresh_mode == "async" and stage.load_best_model_at_end:
+        raise UserError(
+            "--load_best_model_at_end needs --refresh_mode sync",
+            found="--refresh_mode async: the figures come when the weights they belong to are gone",
+            fix="leave one of them out",
+        )

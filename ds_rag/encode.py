@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch
 from ds_rag import dist
 from ds_rag.batch import pad_right
 from ds_rag.data.dataset import TokenTable
+from ds_rag.index.shards import share_of
 from ds_rag.log import Console
 from ds_rag.models.retriever import Retriever
 
@@ -17,36 +18,69 @@ from ds_rag.models.retriever import Retriever
 # every layer, and a wider batch holds more padding (benchmarks/encode.py).
 CPU_TOKENS = 512
 
+Agree = Callable[[int], int]  # a rank's number of forwards -> all ranks' largest
 
-@torch.no_grad()
+
 def encode(
     retriever: Retriever, tokens: TokenTable, side: str, batch: int, console: Console | None = None
 ) -> np.ndarray:
-    """(N, D) float32 vectors of all texts, in their own order, on every rank. `side`: 'query' or 'passage'.
+    """(N, D) float32 vectors of all texts, in their own order, on every rank: for queries, which are few.
 
-    `batch` texts of the longest length go in one forward, more of shorter ones: as many as fill it with no more
-    tokens, padding included. On a CPU it is fewer where CPU_TOKENS says so.
+    `side`: 'query' or 'passage'. Each rank encodes every world-th text of the length-sorted order, so shares are equal
+    in work.
+    """
+    numbers = share_of(tokens.lengths, dist.rank(), dist.world())
+    parts = []
+    with (console or Console(speaks=False)).progress(len(numbers), f"encoding {side}s", unit=side) as meter:
+        for vectors in embed_rows(retriever, tokens, numbers, side, token_budget(retriever, tokens, batch)):
+            parts.append(vectors)
+            meter.advance(len(vectors))
+    mine = np.concatenate(parts) if parts else np.zeros((0, retriever.hidden_size), np.float32)
+    return join(dist.gather_objects((numbers, mine)), len(tokens))
 
-    Each rank encodes every world-th text of the length-sorted order, so shares are equal in work. The wrapped
-    module is called, not the engine: no gradient is kept and DeepSpeed counts no forward (stages 0 to 2 hold whole
-    weights on every rank).
+
+def token_budget(retriever: Retriever, tokens: TokenTable, batch: int) -> int:
+    """Tokens of one forward, padding included: `batch` texts of the longest length. On a CPU it is less where
+    CPU_TOKENS says so."""
+    budget = batch * int(tokens.lengths.max(initial=1))
+    on_cpu = retriever.log_temperature.device.type == "cpu"
+    return min(budget, CPU_TOKENS * torch.get_num_threads()) if on_cpu else budget
+
+
+def most_forwards(retriever: Retriever) -> Agree:
+    """The ranks' agreement on a number of forwards: one small reduction. All call it together."""
+    device = retriever.log_temperature.device
+    return lambda count: int(dist.all_max({"forwards": count}, device)["forwards"])
+
+
+def embed_rows(
+    retriever: Retriever,
+    tokens: TokenTable,
+    numbers: np.ndarray,
+    side: str,
+    budget: int,
+    agree: Agree | None = None,
+) -> Iterator[np.ndarray]:
+    """Vectors (b, D) float32 of the texts of these numbers, batch by batch, in their order (longest first).
+
+    All ranks run equally many forwards, those that are done early on one token: a sharded module (ZeRO stage 3)
+    gathers its weights in each, and would wait for a rank that has stopped. agree: how the number is found; `int`
+    where the module is whole and no rank waits, as in a thread. The wrapped module is called, not the engine: no
+    gradient is kept and DeepSpeed counts no forward.
     """
     retriever.eval()
-    device = retriever.log_temperature.device
-    lengths = tokens.lengths
-    order = np.argsort(-lengths, kind="stable")[dist.rank() :: dist.world()]
-    budget = batch * int(lengths.max(initial=1))
-    if device.type == "cpu":
-        budget = min(budget, CPU_TOKENS * torch.get_num_threads())
-    parts = []
-    with (console or Console(speaks=False)).progress(len(order), f"encoding {side}s", unit=side) as meter:
-        for part in cut(lengths[order], budget):
-            numbers = order[part]
-            padded = pad_right([tokens[n] for n in numbers], retriever.tokenizer.pad_token_id).to(device)
-            parts.append(retriever.embed(padded, side).float().cpu().numpy())
-            meter.advance(len(numbers))
-    mine = np.concatenate(parts) if parts else np.zeros((0, retriever.hidden_size), np.float32)
-    return join(dist.gather_objects((order, mine)), len(tokens))
+    device, pad = retriever.log_temperature.device, retriever.tokenizer.pad_token_id
+    parts = list(cut(tokens.lengths[numbers], budget))
+    most = (agree or most_forwards(retriever))(len(parts))
+    for part in parts:
+        padded = pad_right([tokens[n] for n in numbers[part]], pad).to(device)
+        with torch.no_grad():
+            vectors = retriever.embed(padded, side).float().cpu().numpy()
+        yield vectors
+    one = pad_right([np.array([pad], dtype=np.int32)], pad).to(device)
+    for _ in range(most - len(parts)):
+        with torch.no_grad():
+            retriever.embed(one, side)
 
 
 def cut(lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[slice]:

@@ -133,11 +133,15 @@ class Engines:
 
     def whole_state(self, name: str, keep: bool) -> dict[str, torch.Tensor]:
         """A model's whole `state_dict`, of this stage or that; `keep` as in `sharded.whole_state`. On all ranks."""
+        self.settle(name)
+        return whole_state(self.modules[name], keep)
+
+    def settle(self, name: str) -> None:
+        """Before parameters of ZeRO-3 are gathered outside of a forward: those fetched ahead are still on their way."""
         module = self.modules[name]
         engine = self.learning.get(name) or module.__dict__.get("held_by")
         if engine is not None and is_sharded(module):
-            engine.empty_partition_cache()  # pieces that were fetched ahead are still on their way
-        return whole_state(module, keep)
+            engine.empty_partition_cache()
 
     def train(self, mode: bool = True) -> None:
         """Training mode for what learns; a model that does not learn stays in evaluation mode."""

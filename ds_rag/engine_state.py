@@ -87,7 +87,7 @@ def held(engine: Any, p: torch.nn.Parameter, keys: list[str]) -> Held | None:
         return Held(0, {MASTER: master.data.view(-1)} | {k: state[master][k].view(-1) for k in keys}, alike=True)
     if hasattr(p, "ds_id"):
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(p)]
-        flat, width = optimizer.fp32_partitioned_groups_flat[group], p.partition_numel()
+        flat, width = optimizer.fp32_partitioned_groups_flat[group], piece_of(p).numel()
         start = dist.rank() * width
         count = max(0, min(width, shape_of(p).numel() - start))  # the last pieces are padded
         views = {MASTER: flat.data} | {k: state[flat][k] for k in keys}
@@ -99,6 +99,11 @@ def held(engine: Any, p: torch.nn.Parameter, keys: list[str]) -> Held | None:
     views = {MASTER: flat.data} | {k: state[flat][k] for k in keys}
     pieces = {k: v.narrow(0, place.start, place.numel) for k, v in views.items()}
     return Held(mapping.lp_fragment_address.start, pieces)
+
+
+def piece_of(p: Any) -> torch.Tensor:
+    """What this rank holds of a parameter at stage 3."""
+    return p.ds_tensor
 
 
 def whole_tensors(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -201,7 +206,7 @@ def put_weights(p: torch.nn.Parameter, whole: Any) -> None:
     if not hasattr(p, "ds_id"):
         p.data.view(-1).copy_(whole[:])
         return
-    piece: torch.Tensor = p.ds_tensor  # type: ignore[attr-defined]
+    piece = piece_of(p)
     start = dist.rank() * piece.numel()
     count = max(0, min(piece.numel(), shape_of(p).numel() - start))
     piece.data.view(-1)[:count].copy_(whole[start : start + count])

@@ -1,4 +1,4 @@
-"""Measuring a pair of models: encode the corpus, build the index, score held-out queries and their answers.
+"""Measuring a pair of models: held-out queries scored on an index of the corpus, and their answers.
 
 Called by the index stage while training, and by `ds-rag evaluate`.
 """
@@ -6,7 +6,6 @@ Called by the index stage while training, and by `ds-rag evaluate`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,12 @@ from ds_rag.data.prompt import Prompt
 from ds_rag.encode import encode
 from ds_rag.errors import UserError
 from ds_rag.generate import Answerer
-from ds_rag.index.faiss_index import build_index, search
+from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.log import Console
 from ds_rag.metrics import answer_metrics, retrieval_metrics
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
+from ds_rag.refresh import Corpus, index_corpus, scratch
 
 KS = (1, 5, 10)
 DEPTH = 101  # passages retrieved for the metrics: beyond every cutoff, so that ties at the end can be seen
@@ -40,14 +40,11 @@ class Sample:
 
 @dataclass
 class Evaluation:
-    """retrieval and answers: metric -> value in 0..1, empty where they could not be taken; index (on rank
-    0) and vectors are those the evaluation searched."""
+    """retrieval and answers: metric -> value in 0..1, empty where they could not be taken."""
 
     retrieval: dict[str, float] = field(default_factory=dict)
     answers: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
-    index: Any = None
-    vectors: np.ndarray | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -101,20 +98,24 @@ class Evaluator:
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
     def run(self, progress: bool = False) -> Evaluation:
-        """Everything, on all ranks together: all encode, rank 0 builds the index and searches it, all answer."""
-        console = self.console if progress else None
-        batch = self.stage.per_device_eval_batch_size
-        vectors = encode(self.retriever, self.tokens.passages, "passage", batch, console)
-        index = build_index(vectors, self.stage.index_factory) if dist.rank() == 0 else None
-        result = Evaluation(index=index, vectors=vectors)
+        """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index."""
+        corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
+        with scratch() as folder:
+            console = self.console if progress else None
+            built = index_corpus(self.retriever, corpus, self.stage, folder, "", console=console)
+            return self.measure(built.index)
+
+    def measure(self, index: CorpusIndex, retriever: Retriever | None = None) -> Evaluation:
+        """On an index that is there, on all ranks together. retriever: that whose vectors it holds, where it is not the
+        evaluator's own: it embeds the queries."""
+        result, retriever = Evaluation(), retriever or self.retriever
         if not self.data.evaluation:
             return result
-        query_vectors = encode(self.retriever, self.tokens.queries, "query", batch)
-        depth = max(DEPTH, self.stage.top_k)
-        scores, numbers = dist.from_first(search(index, query_vectors, depth) if index is not None else None)
+        queries = encode(retriever, self.tokens.queries, "query", self.stage.per_device_eval_batch_size)
+        scores, numbers = index.search(queries, max(DEPTH, self.stage.top_k))
         result.retrieval = self._retrieval(scores, numbers)
         if self.with_answers:
-            result.answers, result.samples = self._answers(scores, numbers)
+            result.answers, result.samples = self._answers(scores, numbers, float(retriever.temperature))
         return result
 
     def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
@@ -131,12 +132,14 @@ class Evaluator:
             ks=KS,
         )
 
-    def _answers(self, scores: np.ndarray, numbers: np.ndarray) -> tuple[dict[str, float], list[Sample]]:
+    def _answers(
+        self, scores: np.ndarray, numbers: np.ndarray, temperature: float
+    ) -> tuple[dict[str, float], list[Sample]]:
         """Answer metrics over rows with answers, every rank its share of them; the first rows as samples."""
         rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
         top = numbers[:, : self.stage.top_k]
         wide = scores[:, : self.stage.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
-        priors = log_softmax(wide / float(self.retriever.temperature))
+        priors = log_softmax(wide / temperature)
         texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.stage.decode)
         references = [list(self.data.evaluation[r].answers) for r in rows]
         samples = [

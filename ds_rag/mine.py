@@ -29,7 +29,7 @@ from ds_rag.encode import encode
 from ds_rag.errors import UserError
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
-from ds_rag.index.faiss_index import build_index, search
+from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
 from ds_rag.saved import Saved, open_saved, write_json
@@ -196,7 +196,7 @@ def main(args: argparse.Namespace) -> int:
     tokens = tokenize(lambda t: saved.retriever.tokenize(t, "query"), [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.stage.per_device_eval_batch_size, console)
     miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
-    chunks = mine_chunks(miner, rows, queries, lambda queries_BD: search(index, queries_BD, args.depth)[1], console)
+    chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
     if dist.rank() == 0:
         with replacing(out) as stream:
             for written in chunks:
@@ -245,7 +245,7 @@ def check(out: Path, args: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def encode_corpus(saved: Saved, rows: list[Row], console: Console) -> tuple[RagData, np.ndarray, Any]:
+def encode_corpus(saved: Saved, rows: list[Row], console: Console) -> tuple[RagData, np.ndarray, CorpusIndex]:
     """(table of passages, their vectors_ND, index over its corpus).
 
     The corpus is `--corpus`, else a BEIR folder's, else the run's own with its index as it is, else the rows' passages.
@@ -263,13 +263,16 @@ def encode_corpus(saved: Saved, rows: list[Row], console: Console) -> tuple[RagD
     table = assemble(corpus, rows, [])
     for notice in table.notices:
         console.say(f"note: {notice}", style="yellow")
-    done = np.load(saved.run / "index" / "vectors.npy") if stored and saved.run else None
+    done = None
+    if stored and saved.run and (file := saved.run / "index" / "vectors.npy").is_file():  # not of one in shards
+        done = np.load(file)
     texts = table.texts[len(done) if done is not None else 0 :]  # of the run's own corpus, what only rows have
     tokens = tokenize(lambda t: saved.retriever.tokenize(t, "passage"), texts, console, "passages")
     vectors_ND = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)
     if stored and done is not None:
         return table, np.concatenate([done, vectors_ND]), stored.index
-    return table, vectors_ND, build_index(vectors_ND[: table.corpus_size], stage.index_factory)
+    part = build_part(vectors_ND[: table.corpus_size], stage.index_factory)
+    return table, vectors_ND, CorpusIndex([part] if part else [], table.corpus_size)
 
 
 @contextmanager

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from ds_rag import dist
-from ds_rag.data.dataset import assemble, tokenize
+from ds_rag.data.dataset import RagData, TokenTable, assemble, tokenize
 from ds_rag.data.formats import Passage, read_corpus
-from ds_rag.encode import encode
 from ds_rag.errors import UserError
-from ds_rag.index.faiss_index import build_index
-from ds_rag.index.store import describe, hash_model, read_passages, write_index
+from ds_rag.index.store import describe, hash_model, read_passages
 from ds_rag.log import Console
-from ds_rag.saved import open_saved
+from ds_rag.refresh import Corpus, index_corpus, publish
+from ds_rag.saved import Saved, open_saved
 
 
 def main(args: argparse.Namespace) -> int:
@@ -33,13 +33,23 @@ def main(args: argparse.Namespace) -> int:
     for notice in table.notices:
         console.say(f"note: {notice}", style="yellow")
     tokens = tokenize(lambda t: saved.retriever.tokenize(t, "passage"), table.texts, console, "passages")
-    batch, factory = saved.config.stage.per_device_eval_batch_size, saved.config.stage.index_factory
-    vectors = encode(saved.retriever, tokens, "passage", batch, console)
+    write(saved, tokens, table, Path(args.out) if args.out else own, console)
     dist.stop()
-    if dist.rank() > 0:
-        return 0
-    manifest = describe(hash_model(saved.run / "retriever"), vectors, table.texts, factory, saved.retriever.settings)
-    folder = Path(args.out) if args.out else own
-    write_index(folder, build_index(vectors, factory), vectors, table.ids, table.texts, manifest)
-    console.say(f"{len(table.texts)} passages of {vectors.shape[1]} dimensions in {folder} ({factory})")
     return 0
+
+
+def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console) -> None:
+    """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
+    stopped got to; all ranks together."""
+    assert saved.run is not None
+    stage, model = saved.config.stage, hash_model(saved.run / "retriever")
+    corpus = Corpus(tokens, saved.retriever, stage.per_device_eval_batch_size)
+    partial = folder.with_name(folder.name + ".partial")
+    built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
+    shards = dist.world() if stage.index_shards == "keep" else 0
+    settings, factory = saved.retriever.settings, stage.index_factory
+    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards)
+    publish(folder, built, table.ids, table.texts, manifest)
+    dist.barrier()
+    shutil.rmtree(partial, ignore_errors=True)
+    console.say(f"{len(table.texts)} passages of {corpus.dimension} dimensions in {folder} ({factory})")

@@ -182,6 +182,8 @@ def _facts(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
             facts[label] = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
     if found := values("memory_gb"):
         facts["peak memory"] = f"{found[-1]:.2f} GB"
+    if (waited := _number(results.get("refresh_stall_fraction"))) is not None:
+        facts["waiting for the index"] = f"{waited:.1%}"
     if skipped := sum(values("skipped")):
         facts["skipped steps"] = f"{skipped:,.0f}"
     cells = "".join(f'<div><b>{value}</b><span class="dim">{key}</span></div>' for key, value in facts.items())

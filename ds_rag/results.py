@@ -14,9 +14,11 @@ from ds_rag.cards import card, warmed
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.evaluate import Evaluation
-from ds_rag.index.store import describe, hash_model, write_index
+from ds_rag.index.store import describe, hash_model
+from ds_rag.index_stage import IndexStage
 from ds_rag.log import Console
 from ds_rag.models.sharded import count_of
+from ds_rag.refresh import publish
 from ds_rag.report import write_report
 
 
@@ -52,6 +54,7 @@ def leave(
     config: RunConfig,
     state: TrainState,
     result: Evaluation,
+    index: IndexStage,
     folder: Path,
     console: Console,
     began: float,
@@ -62,9 +65,9 @@ def leave(
         name: card(name, config, steps, result.metrics, facts(name, parts, config)) for name in parts.engines.modules
     }
     checkpoint.export(folder, parts.engines, cards)
+    save_index(parts, config, index, folder)
     if dist.rank() != 0:
         return
-    save_index(parts, config, result, folder)
     results = {
         "before": state.before or {},
         "after": result.metrics,
@@ -72,6 +75,7 @@ def leave(
         "steps": state.step,
         "best_step": state.best_step,
         "skipped_steps": state.skipped,
+        "refresh_stall_fraction": round(index.stall_fraction, 4),
         "seconds": round(time.monotonic() - began, 1),
         "lm_warmup_steps": config.optim.lm_warmup_steps if warmed(config) else 0,
         "ds_rag": __version__,
@@ -92,14 +96,16 @@ def facts(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
     return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template}
 
 
-def save_index(parts: Parts, config: RunConfig, result: Evaluation, folder: Path) -> None:
-    """The last index, with what made it."""
-    assert result.vectors is not None
-    data = parts.data
-    texts = data.texts[: data.corpus_size]
-    model = hash_model(folder / "retriever")
-    manifest = describe(model, result.vectors, texts, config.stage.index_factory, parts.retriever.settings)
-    write_index(folder / "index", result.index, result.vectors, data.ids[: data.corpus_size], texts, manifest)
+def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path) -> None:
+    """The last index, with what made it; all ranks together."""
+    assert index.built is not None and index.whole
+    data, stage = parts.data, config.stage
+    ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
+    shards = dist.world() if stage.index_shards == "keep" else 0
+    settings, dimension = parts.retriever.settings, index.corpus.dimension
+    manifest = describe(hash_model(folder / "retriever"), dimension, texts, stage.index_factory, settings, shards)
+    publish(folder / "index", index.built, ids, texts, manifest)
+    index.clear()
 
 
 def show(results: dict[str, Any], report: Path, console: Console) -> None:

@@ -23,7 +23,7 @@ from ds_rag.config import RunConfig
 from ds_rag.engine import StepResult
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluation, Evaluator
-from ds_rag.index.faiss_index import search
+from ds_rag.index_stage import IndexStage, Landed
 from ds_rag.log import Console, Metrics
 from ds_rag.objective import StepOutput
 from ds_rag.results import introduce, leave
@@ -60,7 +60,7 @@ def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput]
 def train(
     parts: Parts,
     config: RunConfig,
-    evaluator: Evaluator,
+    index: IndexStage,
     state: TrainState,
     folder: Path,
     console: Console,
@@ -71,27 +71,20 @@ def train(
     optim, stage, run = config.optim, config.stage, config.run
     last = None
     live = Live(state.before or {})
-    with console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
+    with index, console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         for step in range(state.step, parts.total_steps):
             began = time.monotonic()
             parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
             values = summarise(*train_step(parts, step, factor), began, parts)
-            state.step, last = step + 1, None
+            state.step = step + 1
             state.skipped += int(values["skipped"])
             if parts.candidates:
                 values["index_age"] = parts.candidates.age(step)
             metrics.write("train", state.step, values)
-            stop = False
-            due = parts.schedule.due(state.step) and state.step < parts.total_steps
-            if due and (parts.data.evaluation or parts.candidates):
-                last = evaluator.run()
-                refresh_candidates(parts, last, state.step, metrics)
-            if due and parts.data.evaluation:
-                assert last is not None
-                metrics.write("eval", state.step, last.metrics)
-                live.metrics = last.metrics
-                stop = judge(state, last.metrics, config)
+            landed = index.after_step(state.step)
+            stop = landed is not None and book(landed, parts, index, state, config, metrics, live)
+            last = landed.result if landed is not None and landed.step == state.step and landed.whole else None
             if (run.save_steps and state.step % run.save_steps == 0) or (
                 stage.load_best_model_at_end and state.best_step == state.step
             ):
@@ -100,33 +93,43 @@ def train(
             if stop:
                 console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
                 break
+        if late := index.drain(state.step):
+            book(late, parts, index, state, config, metrics, live)
     return last
 
 
-def refresh_candidates(
-    parts: Parts, evaluation: Evaluation, step: int, metrics: Metrics, console: Console | None = None
-) -> None:
-    """Where the index supplies candidates: those that the one just built holds for the training queries."""
-    if not parts.candidates:
-        return
+def book(
+    landed: Landed,
+    parts: Parts,
+    index: IndexStage,
+    state: TrainState,
+    config: RunConfig,
+    metrics: Metrics,
+    live: Live | None = None,
+) -> bool:
+    """Writes down what an index and its evaluation gave, and offers its candidates to the rows to come; True when it is
+    time to stop early."""
+    metrics.write("refresh", landed.step, landed.figures)
+    if parts.candidates and state.step < parts.total_steps:
+        found = parts.candidates.refresh(landed.step, index.search, landed.retriever)
+        metrics.write("candidates", landed.step, found)
+    if parts.data.evaluation:
+        metrics.write("eval", landed.step, landed.metrics)
+    if live is not None:
+        live.metrics = landed.result.metrics
+    return judge(state, landed.result.metrics, config, landed.step)
 
-    def search_first(queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The index is rank 0's."""
-        return dist.from_first(search(evaluation.index, queries_BD, k) if dist.rank() == 0 else None)
 
-    metrics.write("candidates", step, parts.candidates.refresh(step, search_first, console))
-
-
-def resume_candidates(
-    parts: Parts, evaluator: Evaluator, state: TrainState, resumed: Path, metrics: Metrics, console: Console
-) -> None:
+def resume_candidates(parts: Parts, index: IndexStage, state: TrainState, resumed: Path, metrics: Metrics) -> None:
     """The checkpoint's table. A new one where it holds none, or where the run ended at a step that a longer run would
     have refreshed it after."""
     if not parts.candidates or state.step >= parts.total_steps:
         return
     found = parts.candidates.restore(resumed)
     if not found or (parts.schedule.due(state.step) and parts.candidates.step != state.step):
-        refresh_candidates(parts, evaluator.run(progress=True), state.step, metrics, console)
+        landed = index.refresh(state.step, progress=True)
+        figures = parts.candidates.refresh(state.step, index.search, landed.retriever)
+        metrics.write("candidates", state.step, figures)
 
 
 def kept(parts: Parts) -> dict[str, np.ndarray]:
@@ -179,8 +182,9 @@ class Live:
         return "  ".join([f"loss {loss if self.loss is None else self.loss:.3f}", *parts])
 
 
-def judge(state: TrainState, metrics: dict[str, float], config: RunConfig) -> bool:
-    """Books the chosen metric; True when it is time to stop early. All metrics here are better when higher."""
+def judge(state: TrainState, metrics: dict[str, float], config: RunConfig, step: int) -> bool:
+    """Books the chosen metric of the weights of `step`; True when it is time to stop early. All metrics here are better
+    when higher."""
     name, patience = config.stage.metric_for_best_model, config.stage.early_stopping_patience
     if name not in metrics:
         if patience or config.stage.load_best_model_at_end:
@@ -190,7 +194,7 @@ def judge(state: TrainState, metrics: dict[str, float], config: RunConfig) -> bo
             )
         return False
     if state.best is None or metrics[name] > state.best:
-        state.best, state.best_step, state.evaluations_without_gain = metrics[name], state.step, 0
+        state.best, state.best_step, state.evaluations_without_gain = metrics[name], step, 0
     else:
         state.evaluations_without_gain += 1
     return bool(patience) and state.evaluations_without_gain >= patience
@@ -209,40 +213,38 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
     )
+    needed = parts.candidates is not None
+    index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, needed)
     state = TrainState(world=dist.world())
     if resumed:
         state = checkpoint.load(resumed, parts.engines)
         console.say(f"resumed from {resumed} at step {state.step}")
-        resume_candidates(parts, evaluator, state, resumed, metrics, console)
+        resume_candidates(parts, index, state, resumed, metrics)
     else:
         lm_warmup(parts, config, console, metrics)
-        measure_before(parts, config, evaluator, state, folder, console, metrics)
-    last = train(parts, config, evaluator, state, folder, console, metrics)
-    result = finish(parts, config, evaluator, state, last, folder, console, metrics)
+        measure_before(parts, config, index, state, folder, metrics)
+    last = train(parts, config, index, state, folder, console, metrics)
+    result = finish(parts, config, index, state, last, folder, console, metrics)
     metrics.close()
-    leave(parts, config, state, result, folder, console, began)
+    leave(parts, config, state, result, index, folder, console, began)
     dist.stop()
     return 0
 
 
 def measure_before(
-    parts: Parts,
-    config: RunConfig,
-    evaluator: Evaluator,
-    state: TrainState,
-    folder: Path,
-    console: Console,
-    metrics: Metrics,
+    parts: Parts, config: RunConfig, index: IndexStage, state: TrainState, folder: Path, metrics: Metrics
 ) -> None:
     """The figures before the first step, and its candidates; these weights too may turn out to be the best, so they
     are kept."""
-    if parts.data.evaluation or parts.candidates:
-        first = evaluator.run(progress=True)
-        refresh_candidates(parts, first, 0, metrics, console)
+    if index.wanted:
+        first = index.refresh(0, progress=True)
+        metrics.write("refresh", 0, first.figures)
+        if parts.candidates:
+            metrics.write("candidates", 0, parts.candidates.refresh(0, index.search, first.retriever))
     if parts.data.evaluation:
-        state.before = first.metrics
+        state.before = first.result.metrics
         metrics.write("eval", 0, state.before)
-    judge(state, state.before or {}, config)
+    judge(state, state.before or {}, config, 0)
     if config.stage.load_best_model_at_end:
         checkpoint.save(folder, parts.engines, state, config.run.save_total_limit, kept(parts))
 
@@ -250,7 +252,7 @@ def measure_before(
 def finish(
     parts: Parts,
     config: RunConfig,
-    evaluator: Evaluator,
+    index: IndexStage,
     state: TrainState,
     last: Evaluation | None,
     folder: Path,
@@ -261,12 +263,13 @@ def finish(
     if config.run.save_steps and state.step % config.run.save_steps:
         checkpoint.save(folder, parts.engines, state, config.run.save_total_limit, kept(parts))
     if last is None:
-        last = evaluator.run(progress=True)
-        metrics.write("eval", state.step, last.metrics)
-        judge(state, last.metrics, config)
+        landed = index.refresh(state.step, progress=True)
+        book(landed, parts, index, state, config, metrics)
+        last = landed.result
     best = folder / "checkpoints" / f"step-{state.best_step}"
     if not config.stage.load_best_model_at_end or state.best_step in (state.step, None) or not best.exists():
         return last
+    assert state.best_step is not None
     checkpoint.load_engines(best, parts.engines, weights_only=True)
     console.say(f"exporting step {state.best_step}, the best by {config.stage.metric_for_best_model}")
-    return evaluator.run(progress=True)
+    return index.refresh(state.best_step, progress=True).result

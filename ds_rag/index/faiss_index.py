@@ -83,3 +83,13 @@ def search(index: Any, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.n
     index found fewer."""
     scores_Bk, numbers_Bk = index.search(np.ascontiguousarray(queries_BD, dtype=np.float32), min(k, index.ntotal))
     return scores_Bk, numbers_Bk
+
+
+def flat_vectors(index: Any) -> np.ndarray | None:
+    """(N, D) vectors of a flat inner-product index, not a copy; None of any other kind."""
+    import faiss
+
+    if type(index) not in (faiss.IndexFlat, faiss.IndexFlatIP) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        return None
+    pointer: Any = index.get_xb()
+    return faiss.rev_swig_ptr(pointer, index.ntotal * index.d).reshape(index.ntotal, index.d)

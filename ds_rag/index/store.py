@@ -12,6 +12,7 @@ import numpy as np
 
 import ds_rag
 from ds_rag.errors import UserError
+from ds_rag.index.corpus_index import CorpusIndex, Part
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Manifest:
     pooling: str
     corpus_hash: str
     metric: str = "inner product"
+    shards: int = 0  # files of a part of the passages each; 0: one index of all
     version: str = ds_rag.__version__
 
 
@@ -33,7 +35,7 @@ class Manifest:
 class StoredIndex:
     """An opened index: number n is passage `ids[n]`, `texts[n]`."""
 
-    index: Any
+    index: CorpusIndex
     ids: list[str]
     texts: list[str]
     manifest: Manifest
@@ -58,32 +60,62 @@ def hash_texts(texts: list[str]) -> str:
     return digest.hexdigest()
 
 
-def describe(model_hash: str, vectors_ND: np.ndarray, texts: list[str], factory: str, settings: Any) -> Manifest:
+def describe(
+    model_hash: str, dimension: int, texts: list[str], factory: str, settings: Any, shards: int = 0
+) -> Manifest:
     """The manifest of an index; `settings` are the retriever's (pooling, normalisation)."""
     return Manifest(
         model_hash=model_hash,
         count=len(texts),
-        dimension=vectors_ND.shape[1],
+        dimension=dimension,
         factory=factory,
         normalize=settings.normalize,
         pooling=settings.pooling,
         corpus_hash=hash_texts(texts),
+        shards=shards,
     )
 
 
 def write_index(
     folder: Path, index: Any, vectors_ND: np.ndarray, ids: list[str], texts: list[str], manifest: Manifest
 ) -> None:
-    """Writes the folder; the manifest goes last, so that a folder without one is no index."""
+    """Writes the folder of one index of all passages; the manifest goes last, so that a folder without one is no
+    index."""
     import faiss
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    begin_index(folder)
     np.save(folder / "vectors.npy", vectors_ND)
+    faiss.write_index(index, str(folder / "index.faiss"))
+    write_passages(folder, ids, texts, manifest)
+
+
+def begin_index(folder: Path) -> None:
+    """An empty folder for an index: what an earlier one, of whichever layout, has left there goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)  # first: from now on it is none
+    for old in [folder / "vectors.npy", folder / "index.faiss", *folder.glob("shard-*-of-*.*")]:
+        old.unlink(missing_ok=True)
+
+
+def write_shard(
+    folder: Path, rank: int, parts: list[Part], vectors_nD: np.ndarray, numbers_n: np.ndarray, manifest: Manifest
+) -> None:
+    """One rank's files of an index in shards: vectors, the passages' numbers, and the FAISS index where there is any
+    passage."""
+    import faiss
+
+    name = f"shard-{rank}-of-{manifest.shards}"
+    np.save(folder / f"{name}.npy", vectors_nD)
+    np.save(folder / f"{name}.numbers.npy", numbers_n)
+    for part in parts:
+        faiss.write_index(part.index, str(folder / f"{name}.faiss"))
+
+
+def write_passages(folder: Path, ids: list[str], texts: list[str], manifest: Manifest) -> None:
+    """What is said of all passages, and last the manifest."""
     (folder / "ids.json").write_text(json.dumps(ids))
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(text) + "\n" for text in texts)
-    faiss.write_index(index, str(folder / "index.faiss"))
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
 
 
@@ -102,8 +134,6 @@ def read_passages(folder: Path) -> list[tuple[str, str]]:
 
 def read_index(folder: Path, model_hash: str) -> StoredIndex:
     """Opens an index for the model of that hash. Raises UserError: none there, another model's, or inconsistent."""
-    import faiss
-
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: no index", expected="manifest.json in it", fix="ds-rag index --run RUN")
@@ -115,10 +145,28 @@ def read_index(folder: Path, model_hash: str) -> StoredIndex:
             expected=f"model {model_hash[:12]}",
             fix="ds-rag index --run RUN",
         )
-    index = faiss.read_index(str(folder / "index.faiss"))
+    parts = read_parts(folder, manifest.shards)
     ids, texts = read_ids_and_texts(folder)
-    sizes = {"index.faiss": index.ntotal, "ids.json": len(ids), "texts.jsonl": len(texts)}
+    name = f"{manifest.shards} shards" if manifest.shards else "index.faiss"
+    sizes = {name: sum(p.index.ntotal for p in parts), "ids.json": len(ids), "texts.jsonl": len(texts)}
     wrong = {name: size for name, size in sizes.items() if size != manifest.count}
     if wrong:
         raise UserError(f"{folder}: files disagree", found=wrong, expected=f"{manifest.count} passages in each")
-    return StoredIndex(index, ids, texts, manifest)
+    return StoredIndex(CorpusIndex(parts, manifest.count), ids, texts, manifest)
+
+
+def read_parts(folder: Path, shards: int) -> list[Part]:
+    """The index of all passages, or those of all shards. Raises UserError where a file is missing."""
+    import faiss
+
+    if not shards:
+        return [Part(faiss.read_index(str(folder / "index.faiss")))]
+    parts = []
+    for name in (f"shard-{rank}-of-{shards}" for rank in range(shards)):
+        numbers = folder / f"{name}.numbers.npy"
+        if not numbers.is_file():
+            raise UserError(f"{folder}: a shard is missing", found=f"no {numbers.name}", fix="ds-rag index --run RUN")
+        numbers_n = np.load(numbers)
+        if len(numbers_n):
+            parts.append(Part(faiss.read_index(str(folder / f"{name}.faiss")), numbers_n))
+    return parts

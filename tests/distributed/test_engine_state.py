@@ -1,4 +1,4 @@
-"""Engines saved whole: at the same place the run goes on bit by bit, elsewhere from the very same weights and moments."""
+"""Engines saved whole: at the same place the run goes on bit by bit, elsewhere from the same weights and moments."""
 
 from __future__ import annotations
 

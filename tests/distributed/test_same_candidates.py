@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ranks import run_ranks
@@ -19,20 +18,17 @@ def table() -> tuple[np.ndarray, dict[str, float], list[list[int]]]:
     from ds_rag import dist
     from ds_rag.candidates import Candidates
     from ds_rag.encode import encode
-    from ds_rag.evaluate import Evaluation
-    from ds_rag.index.faiss_index import build_index
-    from ds_rag.train import refresh_candidates
+    from ds_rag.index.corpus_index import CorpusIndex, build_part
 
     parts = small_parts(candidates_from="index", pool="world")
-    parts.candidates = Candidates(parts.loader, parts.retriever, 3, parts.data.corpus_size, 4)
+    parts.candidates = Candidates(parts.loader, 3, parts.data.corpus_size, 4)
     vectors = encode(parts.retriever, parts.eval_tokens.passages, "passage", 4)
-    written: list[dict[str, Any]] = []
-    metrics: Any = type("Lines", (), {"write": lambda self, kind, step, values: written.append(values)})()
-    index = build_index(vectors, "Flat") if dist.rank() == 0 else None
-    refresh_candidates(parts, Evaluation(index=index, vectors=vectors), 0, metrics)
+    part = build_part(vectors, "Flat")
+    index = CorpusIndex([part] if part and dist.rank() == 0 else [], len(vectors))
+    figures = parts.candidates.refresh(0, index.search, parts.retriever)
     found = parts.loader.found_RK
     assert found is not None
-    return found, written[0], [batch.rows for batch in parts.loader.micro_batches(0)]
+    return found, figures, [batch.rows for batch in parts.loader.micro_batches(0)]
 
 
 def test_ranks_see_one_table() -> None:

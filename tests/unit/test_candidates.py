@@ -39,14 +39,23 @@ def numbers(count: int) -> TokenTable:
     return TokenTable(np.arange(count, dtype=np.int32), np.arange(1, count + 1))
 
 
-def made(rows: list[Example], corpus: int = 12, count: int = 3, seed: int = 0) -> tuple[Candidates, Any, np.ndarray]:
+class Made(Candidates):
+    """With the retriever whose queries the test has chosen."""
+
+    chosen: Any
+
+    def again(self, step: int, search: Any) -> dict[str, float]:
+        return self.refresh(step, search, self.chosen)
+
+
+def made(rows: list[Example], corpus: int = 12, count: int = 3, seed: int = 0) -> tuple[Made, Any, np.ndarray]:
     """(candidates, search, scores of every row on every passage)."""
     rng = np.random.default_rng(seed)
     queries, passages = rng.normal(size=(len(rows), 6)), rng.normal(size=(corpus, 6)).astype(np.float32)
     loader = Loader(rows, TrainTokens(numbers(len(rows)), numbers(50)), 2, 1, 0, 1, 0, 0)
     index = build_index(passages, "Flat")
-    retriever: Any = Chosen(queries)
-    made = Candidates(loader, retriever, count, corpus, 4)
+    made = Made(loader, count, corpus, 4)
+    made.chosen = Chosen(queries)
     return made, lambda queries_BD, k: search(index, queries_BD, k), queries @ passages.T
 
 
@@ -67,7 +76,7 @@ ROWS = [
 def test_each_row_gets_its_best_passages_but_for_its_positives(monkeypatch, chunk):
     monkeypatch.setattr(module, "CHUNK", chunk)
     made_of, find, scores = made(ROWS)
-    figures = made_of.refresh(7, find)
+    figures = made_of.again(7, find)
     table = made_of.loader.found_RK
     assert table is not None and table.dtype == np.int32
     assert table.tolist() == [best(scores[r], row.positives, 3) for r, row in enumerate(ROWS)]
@@ -81,19 +90,19 @@ def test_other_vectors_find_other_passages():
     tables = []
     for seed in (0, 1):
         made_of, find, _ = made(ROWS, seed=seed)
-        made_of.refresh(0, find)
+        made_of.again(0, find)
         tables.append(made_of.loader.found_RK.tolist())
     assert tables[0] != tables[1]
 
 
 def test_unlabelled_rows_have_no_rate():
     made_of, find, _ = made([ROWS[0], ROWS[4]])
-    assert set(made_of.refresh(0, find)) == {"distinct"}
+    assert set(made_of.again(0, find)) == {"distinct"}
 
 
 def test_fewer_passages_than_wanted_are_padded_and_never_read():
     made_of, _, _ = made(ROWS[:3], count=3)
-    made_of.refresh(0, lambda queries_BD, k: (np.zeros((3, 3)), np.array([[2, -1, -1], [3, 9, -1], [0, 1, 2]])))
+    made_of.again(0, lambda queries_BD, k: (np.zeros((3, 3)), np.array([[2, -1, -1], [3, 9, -1], [0, 1, 2]])))
     assert made_of.loader.found_RK.tolist() == [[2, -1, -1], [9, -1, -1], [-1, -1, -1]]
     made_of.loader.keep_own = False
     assert [made_of.loader.passages_of(r) for r in range(3)] == [(2,), (3, 9), (0, 1, 2, 6)]
@@ -105,14 +114,14 @@ def test_a_positive_under_two_ids_is_no_negative():
     data = assemble(corpus, [Row("q", "q", ("a",), ("gold",), (), (), "f:1")], [])
     assert data.corpus_size == 2
     made_of, find, _ = made(data.train, corpus=2)
-    made_of.refresh(0, find)
+    made_of.again(0, find)
     assert made_of.loader.found_RK.tolist() == [[1, -1, -1]]
 
 
 def test_a_checkpoint_keeps_the_table_and_its_step(tmp_path):
     made_of, find, _ = made(ROWS)
     assert made_of.arrays == {} and not made_of.restore(tmp_path)
-    made_of.refresh(11, find)
+    made_of.again(11, find)
     for name, array in made_of.arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     again, _, _ = made(ROWS, seed=5)

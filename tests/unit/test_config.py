@@ -273,3 +273,24 @@ def test_the_module_itself_prints_help():
     done = subprocess.run([sys.executable, "launch/train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "--refresh_index" in done.stdout
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "-0.1", "some", "nan", ""])
+def test_a_refresh_fraction_that_is_no_share(value):
+    with pytest.raises(UserError, match="--refresh_fraction") as caught:
+        build({"refresh_fraction": value})
+    assert "auto" in str(caught.value)
+
+
+def test_refresh_fractions_that_are():
+    for value in ("auto", "1", "0.01", "1.0"):
+        assert build({"refresh_fraction": value}).stage.refresh_fraction == value
+
+
+def test_the_best_weights_are_gone_when_async_figures_come():
+    with pytest.raises(UserError, match="--load_best_model_at_end") as caught:
+        build({"refresh_mode": "async", "load_best_model_at_end": True})
+    assert "--refresh_mode" in str(caught.value)
+    build({"refresh_mode": "async", "early_stopping_patience": 2})
+    with pytest.raises(UserError, match="--refresh_staleness"):
+        build({"refresh_staleness": 0})

@@ -11,7 +11,7 @@ from small import small_retriever
 from ds_rag import encode as module
 from ds_rag.data.dataset import TokenTable, tokenize
 from ds_rag.data.world import make_world
-from ds_rag.encode import cut, encode, join
+from ds_rag.encode import cut, embed_rows, encode, join
 from ds_rag.log import Console
 
 TEXTS = [" ".join(p.text for p in make_world(0).corpus[n : n + 1 + n % 3]) for n in range(23)]  # of many lengths
@@ -80,6 +80,7 @@ def test_on_a_cpu_a_batch_holds_no_more_than_its_threads_want(retriever, monkeyp
 def test_every_rank_encodes_its_share_and_all_get_everything(retriever, monkeypatch):
     tokens, world = table(retriever), 3
     monkeypatch.setattr(module.dist, "world", lambda: world)
+    monkeypatch.setattr(module, "most_forwards", lambda retriever: int)
     shares: list[tuple[np.ndarray, np.ndarray]] = []
     monkeypatch.setattr(module.dist, "gather_objects", lambda share: shares.append(share) or [share])
     for rank in range(world):
@@ -95,11 +96,27 @@ def test_a_rank_without_a_share(retriever, monkeypatch):
     """More ranks than texts: its part is empty, and of the right width."""
     monkeypatch.setattr(module.dist, "world", lambda: 4)
     monkeypatch.setattr(module.dist, "rank", lambda: 3)
+    monkeypatch.setattr(module, "most_forwards", lambda retriever: int)
     seen: list[Any] = []
     full = (np.arange(2), np.ones((2, 16), np.float32))
     monkeypatch.setattr(module.dist, "gather_objects", lambda share: seen.append(share) or [full, share])
     assert encode(retriever, table(retriever, TEXTS[:2]), "passage", 4).shape == (2, 16)
     assert seen[0][1].shape == (0, 16)
+
+
+def test_a_rank_that_is_done_early_runs_forwards_of_one_token_to_the_last(retriever, monkeypatch):
+    tokens = table(retriever)
+    shapes: list[tuple[int, int]] = []
+    embed = retriever.embed
+    monkeypatch.setattr(retriever, "embed", lambda t, side: shapes.append(tuple(t.ids_BT.shape)) or embed(t, side))
+    asked: list[int] = []
+    rows = np.array([5, 1, 4])
+    found = list(embed_rows(retriever, tokens, rows, "passage", 1, lambda count: asked.append(count) or 7))
+    assert asked == [3] and len(found) == 3 and len(shapes) == 7
+    assert shapes[3:] == [(1, 1)] * 4 and shapes[0] != (1, 1)
+    none = list(embed_rows(retriever, tokens, rows[:0], "passage", 1, lambda count: 2))
+    assert none == [] and shapes[7:] == [(1, 1)] * 2
+    np.testing.assert_allclose(np.concatenate(found), direct(retriever, [TEXTS[n] for n in rows]), atol=1e-5)
 
 
 def test_the_sides_differ_where_there_are_two_encoders():

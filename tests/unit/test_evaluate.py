@@ -43,6 +43,8 @@ class Parrot:
 
     calls: ClassVar[list[dict[str, Any]]] = []
 
+    in_step = False
+
     def __init__(self, generator: Any, prompt: Any, decode: str, max_new_tokens: int, batch: int):
         self.decode = decode
 
@@ -120,9 +122,9 @@ def test_rows_without_a_label_are_left_out_of_retrieval_alone(parrot):
 
 def test_nothing_to_measure():
     unlabelled = evaluator([ranked(1)], np.eye(30), [row(answers=("x",))]).run()
-    assert unlabelled.metrics == {} and unlabelled.index.ntotal == 30
+    assert unlabelled.metrics == {}
     empty = evaluator(np.zeros((0, 30)), np.eye(30), []).run()
-    assert empty.metrics == {} and empty.vectors.shape == (30, 30)
+    assert empty.metrics == {}
 
 
 @pytest.mark.parametrize("case", ["no generator", "no answers", "not wanted"])

@@ -11,22 +11,50 @@ PACKAGE = Path(__file__).resolve().parents[2] / "ds_rag"
 
 # A room is a module or a package directly below ds_rag. What a file's name promises is in CONTRIBUTING.md.
 FLOORS: list[set[str]] = [
-    {"errors", "config", "flags", "deepspeed_config", "launched", "dist", "log", "schedule", "random_state"},
-    {"losses", "pooling", "metrics", "batch", "thinning"},
+    {
+        "errors",
+        "config",
+        "flags",
+        "deepspeed_config",
+        "launched",
+        "dist",
+        "log",
+        "schedule",
+        "random_state",
+        "background",
+        "faults",
+        "stopping",
+        "commit",
+    },
+    {"losses", "pooling", "metrics", "batch", "thinning", "drift"},
     {"models", "data", "index"},
     {"engine", "cards", "encode", "generate", "objective", "memory"},
-    {"passes", "engine_state"},
+    {"passes", "engine_state", "refresh", "snapshot"},
     {"scoring"},
     {"evaluate", "saved", "checkpoint", "candidates"},
     {"assemble"},
-    {"warmup", "report"},
+    {"warmup", "report", "index_stage"},
     {"results"},
     {"train", "measure", "reindex", "merge", "mine", "ask"},
     {"cli"},
 ]
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
 # Ground-floor rooms stand on each other in this order; nothing else of the ground floor is imported by it.
-GROUND_ORDER = ["errors", "config", "flags", "deepspeed_config", "launched", "dist", "log", "schedule", "random_state"]
+GROUND_ORDER = [
+    "errors",
+    "config",
+    "flags",
+    "deepspeed_config",
+    "launched",
+    "dist",
+    "log",
+    "schedule",
+    "random_state",
+    "background",
+    "faults",
+    "stopping",
+    "commit",
+]
 
 
 def rooms_imported(path: Path) -> set[str]:

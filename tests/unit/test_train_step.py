@@ -176,18 +176,18 @@ def test_judge_keeps_the_best_and_counts_patience():
     stops = []
     for step, value in enumerate([0.2, 0.5, 0.5, 0.6, 0.1, 0.6]):
         state.step = step
-        stops.append(judge(state, {"mrr@10": value}, config))
+        stops.append(judge(state, {"mrr@10": value}, config, state.step))
     assert stops == [False, False, False, False, False, True]
     assert (state.best, state.best_step) == (0.6, 3)
 
 
 def test_judge_without_patience_never_stops_and_an_unknown_metric_is_an_error_only_where_it_matters():
     state = TrainState()
-    assert not any(judge(state, {"recall@1": 0.1}, build({})) for _ in range(9))
-    assert not judge(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"}))
+    assert not any(judge(state, {"recall@1": 0.1}, build({}), 0) for _ in range(9))
+    assert not judge(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"}), 0)
     for wish in ({"load_best_model_at_end": True}, {"early_stopping_patience": 1}):
         with pytest.raises(UserError, match="bleu") as caught:
-            judge(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"} | wish))
+            judge(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"} | wish), 0)
         assert "recall@1" in str(caught.value)
 
 

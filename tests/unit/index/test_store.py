@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ds_rag.errors import UserError
-from ds_rag.index.faiss_index import build_index, search
+from ds_rag.index.corpus_index import Part
+from ds_rag.index.faiss_index import build_index
 from ds_rag.index.store import describe, hash_model, hash_texts, read_index, write_index
 
 TEXTS = ["one", "zwei\nlines", "三", "  four", "line\u2028separator", "\x85 next"]
@@ -23,7 +24,7 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path, vectors: np.ndarray) -> Path:
-    manifest = describe("a-model", vectors, TEXTS, "Flat", SETTINGS)
+    manifest = describe("a-model", vectors.shape[1], TEXTS, "Flat", SETTINGS)
     write_index(tmp_path / "index", build_index(vectors, "Flat"), vectors, IDS, TEXTS, manifest)
     return tmp_path / "index"
 
@@ -32,8 +33,8 @@ def test_round_trip(folder, vectors):
     stored = read_index(folder, "a-model")
     assert (stored.ids, stored.texts) == (IDS, TEXTS)
     assert np.array_equal(np.load(folder / "vectors.npy"), vectors)
-    scores, numbers = search(stored.index, vectors, 3)
-    expected = search(build_index(vectors, "Flat"), vectors, 3)
+    scores, numbers = stored.index.search(vectors, 3)
+    expected = Part(build_index(vectors, "Flat")).search(vectors, 3)
     assert np.array_equal(scores, expected[0]) and np.array_equal(numbers, expected[1])
     m = stored.manifest
     assert (m.model_hash, m.count, m.dimension, m.factory) == ("a-model", len(TEXTS), 8, "Flat")
@@ -74,7 +75,7 @@ def test_an_index_that_was_not_finished_is_none(folder, vectors, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(faiss, "write_index", crash)
-    manifest = describe("a-model", vectors, TEXTS, "Flat", SETTINGS)
+    manifest = describe("a-model", vectors.shape[1], TEXTS, "Flat", SETTINGS)
     with pytest.raises(OSError, match="disk full"):
         write_index(folder, None, vectors, IDS, TEXTS, manifest)
     with pytest.raises(UserError, match="no index"):

@@ -1,0 +1,34 @@
+"""Work beside the main thread: a function in a thread of its own, and what became of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Cancelled(Exception):
+    """Ends the thread of a run that ends."""
+
+
+class Background:
+    """A function in a thread; what it raised is kept."""
+
+    def __init__(self, work: Callable[[], Any]):
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(work,), name="index stage")
+        self.thread.start()
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        try:
+            self.value = work()
+        except BaseException as error:
+            self.error = error
+
+    def join(self) -> None:
+        self.thread.join()
+
+    @property
+    def running(self) -> bool:
+        return self.thread.is_alive()

@@ -1,0 +1,182 @@
+"""Folders that are there whole or not at all.
+
+All ranks write into a folder beside the final one; then every file is brought to the disk and hashed, `manifest.json`
+is written last, the folder gets its final name by one rename, and the parent is brought to the disk. Who reads checks
+every file against the manifest first, so that nothing half-written, cut or altered is ever opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_rag import dist, faults
+from ds_rag.errors import UserError
+
+MANIFEST = "manifest.json"
+PARTIAL = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong with a file of a folder."""
+
+    file: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: found {self.found}, expected {self.expected}"
+
+
+def begin(final: Path) -> Path:
+    """A new, empty folder beside `final`, the same on every rank, for all of them to write into. What earlier attempts
+    left behind goes. A collective."""
+    name = dist.from_first(f"{final.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
+    folder = final.with_name(name)
+    if dist.rank() == 0:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for old in partials(final.parent, final.name):
+            shutil.rmtree(old, ignore_errors=True)
+        folder.mkdir()
+    dist.barrier()
+    return folder
+
+
+def partials(parent: Path, name: str = "") -> list[Path]:
+    """Folders in `parent` that were begun (for `name`, or any) and never finished."""
+    return sorted(f for f in parent.glob(f"{name}*{PARTIAL}*") if f.is_dir())
+
+
+def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None = None) -> None:
+    """`folder` becomes `final`, which it replaces. A collective; `facts` are rank 0's and go into the manifest.
+
+    failure: what went wrong on this rank while it wrote. Raises OSError on every rank where any failed: then `folder`
+    is removed, and what was there before stays.
+    """
+    agree(folder, failure)
+    names = dist.from_first([f.relative_to(folder).as_posix() for f in sorted(folder.rglob("*")) if f.is_file()])
+    mine: dict[str, dict[str, Any]] = {}
+    try:
+        for name in names[dist.rank() :: dist.world()]:
+            mine[name] = measure(folder / name, to_disk=True)
+    except OSError as error:
+        failure = str(error)
+    agree(folder, failure)
+    files = {name: entry for part in dist.gather_objects(mine) for name, entry in part.items()}
+    if dist.rank() == 0:
+        try:
+            faults.point("before_manifest")
+            write_whole(folder / MANIFEST, json.dumps(facts | {"files": dict(sorted(files.items()))}, indent=1))
+            for inner in {folder, *(f for f in folder.rglob("*") if f.is_dir())}:
+                sync_folder(inner)
+            faults.point("before_rename")
+            replace_folder(folder, final)
+        except OSError as error:
+            failure = str(error)
+    agree(folder, failure)
+
+
+def agree(folder: Path, failure: str | None) -> None:
+    """Every rank goes on, or every rank raises what the first of them that failed has met."""
+    failures = [(r, f) for r, f in enumerate(dist.gather_objects(failure)) if f]
+    if not failures:
+        return
+    if dist.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    rank, text = failures[0]
+    raise OSError(f"{folder.name.split(PARTIAL)[0]} could not be written (rank {rank}): {text}")
+
+
+def measure(file: Path, to_disk: bool = False) -> dict[str, Any]:
+    """Size and sha256 of a file; to_disk: only after it is there."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        if to_disk:
+            os.fsync(stream.fileno())
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        size = stream.tell()
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that it is there whole or as it was."""
+    part = file.with_name(f"{file.name}{PARTIAL}{os.getpid()}")
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
+    sync_folder(file.parent)
+
+
+def replace_folder(folder: Path, final: Path) -> None:
+    """One rename; of a folder that is there already two, with the old one put aside until the new one has its name."""
+    old = final.with_name(f"{final.name}{PARTIAL}old-{uuid.uuid4().hex[:8]}")
+    if final.exists():
+        os.rename(final, old)
+    os.rename(folder, final)
+    sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest, or None where there is none that can be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def damages(folder: Path) -> list[Damage]:
+    """What is wrong with a sealed folder: empty where all is well. Reads every file."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        found = "one that cannot be read" if (folder / MANIFEST).is_file() else "none"
+        return [Damage(MANIFEST, found, "a JSON object with files")]
+    wrong: list[Damage] = []
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not isinstance(entry, dict) or not contained(folder, name):
+            wrong.append(Damage(str(name), "an entry that names no file of this folder", "a path inside it"))
+        elif not path.is_file():
+            wrong.append(Damage(name, "no such file", f"{entry.get('size')} bytes"))
+        elif path.stat().st_size != entry.get("size"):
+            wrong.append(Damage(name, f"{path.stat().st_size} bytes", f"{entry.get('size')} bytes"))
+        elif (found := measure(path)["sha256"]) != entry.get("sha256"):
+            wrong.append(Damage(name, f"sha256 {found}", f"sha256 {entry.get('sha256')}"))
+    return wrong
+
+
+def contained(folder: Path, name: object) -> bool:
+    return isinstance(name, str) and (folder / name).resolve().is_relative_to(folder.resolve())
+
+
+def damages_on_ranks(folder: Path) -> list[Damage]:
+    """`damages`, found by rank 0 and known to all: no rank opens what another found wrong. A collective."""
+    return dist.from_first(damages(folder) if dist.rank() == 0 else None)
+
+
+def refuse(folder: Path, wrong: list[Damage], fix: str) -> UserError:
+    """The error for a damaged folder; `wrong` is not empty."""
+    return UserError(
+        f"{folder}: damaged, so it is not opened",
+        found="".join(f"\n    - {damage}" for damage in wrong[:10]),
+        fix=fix,
+    )

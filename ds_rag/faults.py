@@ -1,0 +1,58 @@
+"""Places where a test may break a run. Inert unless DS_RAG_FAULT says so.
+
+DS_RAG_FAULT=point:rank:action[:times]     several with commas; the action happens at the times-th passing (1)
+
+kill   SIGKILL to this process        term, usr1   that signal to this process
+stop   SIGSTOP: it hangs              full         the error of a full disk
+die    SIGKILL to its whole group     slow         sleeps for two seconds
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+POINTS = (
+    "start",
+    "step",
+    "micro_batch",
+    "evaluate",
+    "encode",
+    "index_written",
+    "save_model",
+    "save_optimizer",
+    "before_manifest",
+    "before_rename",
+    "before_latest",
+    "after_latest",
+)
+_passed: dict[str, int] = {}
+
+
+def point(name: str) -> None:
+    """To be called where a fault may happen; `name` is one of POINTS."""
+    wanted = os.environ.get("DS_RAG_FAULT")
+    if not wanted:
+        return
+    assert name in POINTS, name
+    _passed[name] = _passed.get(name, 0) + 1
+    for fault in wanted.split(","):
+        where, rank, action, *times = fault.split(":")
+        assert where in POINTS, f"DS_RAG_FAULT: no point {where}"
+        if where == name and rank in (os.environ.get("RANK", "0"), "*") and _passed[name] == int((times or ["1"])[0]):
+            act(action)
+
+
+def act(action: str) -> None:
+    signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
+    if action in signals:
+        os.kill(os.getpid(), signals[action])
+    elif action == "die":
+        os.killpg(0, signal.SIGKILL)
+    elif action == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    else:
+        assert action == "slow", f"DS_RAG_FAULT: no action {action}"
+        time.sleep(2)

@@ -1,0 +1,175 @@
+"""A corpus's vectors on disk while they are made: each rank writes its shard as it encodes, and goes on where it
+stopped.
+
+Rank r of W holds every W-th passage of the corpus sorted by length, longest first: shares that are equal in work. In
+a folder those are `shard-r-of-W.npy` (float32, in that order) and `shard-r-of-W.json`, its progress: what is encoded
+with what, and for each chunk written where it ends and its CRC-32. Chunks are on the disk before the progress names
+them, and the progress is replaced whole. So what a crash cuts short is a chunk without a line, which is written again;
+one whose bytes are not those of its line (a torn page, a file copied in part) is found by its CRC.
+
+Shape legend: n passages of a shard, N of the corpus, D embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+CHUNK_BYTES = 8 << 20  # written, and kept in memory, at once; as much is encoded again after a crash, at most
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What vectors are made of. A shard of another origin is not continued. `whole`: every row by this model."""
+
+    model: str  # a hash of weights and settings
+    corpus: str  # a hash of the passages' token ids
+    count: int  # passages of the corpus
+    dimension: int
+    whole: bool = True
+
+
+def share_of(lengths_N: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The numbers (int64) of a rank's passages, longest first; together the ranks hold each passage once."""
+    return np.argsort(-lengths_N, kind="stable")[rank::world]
+
+
+def shard_path(folder: Path, rank: int, world: int) -> Path:
+    return folder / f"shard-{rank}-of-{world}.npy"
+
+
+def chunk_rows(dimension: int) -> int:
+    return max(1, CHUNK_BYTES // (4 * dimension))
+
+
+class ShardWriter:
+    """Writes a shard from its first row to its last; `done` rows are there already when it is opened.
+
+    with ShardWriter(path, len(numbers), origin) as writer:
+        for rows_bD in vectors_from(writer.done):
+            writer.append(rows_bD)
+    vectors_nD = open_shard(path)
+
+    Left by an exception it keeps its whole chunks; the rows of a chunk not yet full are lost. Plain writes and no
+    memory map: a full disk is an OSError, not a signal that kills the process.
+    """
+
+    def __init__(self, path: Path, rows: int, origin: Origin):
+        self.path, self.rows, self.origin = path, rows, origin
+        self.progress = path.with_suffix(".json")
+        self.chunks: list[tuple[int, int]] = []  # (rows up to its end, CRC-32)
+        self.held: list[np.ndarray] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = self._known_chunks()
+        if not known:
+            path.unlink(missing_ok=True)  # who maps the old file keeps it
+        self.file = path.open("r+b" if known else "w+b")
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, origin.dimension)}
+        np.lib.format.write_array_header_1_0(self.file, shape)  # the same bytes again where it goes on
+        self.start = self.file.tell()
+        self.chunks = self._verified(known)
+        self.done = self.written
+
+    @property
+    def written(self) -> int:
+        return self.chunks[-1][0] if self.chunks else 0
+
+    def append(self, rows_bD: np.ndarray) -> None:
+        """The next rows, of any number."""
+        self.held.append(np.ascontiguousarray(rows_bD, dtype=np.float32))
+        self.done += len(rows_bD)
+        if self.done - self.written >= chunk_rows(self.origin.dimension):
+            self._write()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self.file:
+            if kind is None:
+                if self.held or not self.chunks:
+                    self._write()
+                assert self.written == self.rows, f"{self.path}: {self.written} of {self.rows} rows"
+
+    def _write(self) -> None:
+        """The held rows to the disk, then their line to the progress."""
+        if self.held:
+            data = np.concatenate(self.held).tobytes()
+            self.file.seek(self.start + 4 * self.origin.dimension * self.written)
+            self.file.write(data)
+            self.chunks.append((self.done, zlib.crc32(data)))
+            self.held = []
+        sync(self.file)
+        note = {"origin": asdict(self.origin), "rows": self.rows, "chunks": self.chunks}
+        replace_text(self.progress, json.dumps(note))
+
+    def _known_chunks(self) -> list[tuple[int, int]]:
+        """Those of the progress, where it is of this shard."""
+        try:
+            note = json.loads(self.progress.read_text())
+            same = note["origin"] == asdict(self.origin) and note["rows"] == self.rows and self.path.is_file()
+            return [(int(stop), int(crc)) for stop, crc in note["chunks"]] if same else []
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def _verified(self, known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The first of them, up to one whose bytes are not there."""
+        self.file.seek(self.start)
+        first = 0
+        for place, (stop, crc) in enumerate(known):
+            data = self.file.read(4 * self.origin.dimension * (stop - first))
+            if zlib.crc32(data) != crc:
+                return list(known[:place])
+            first = stop
+        return list(known)
+
+
+def open_shard(path: Path) -> np.ndarray:
+    """(n, D) float32 of a finished shard, mapped from the disk."""
+    return np.load(path, mmap_mode="r")
+
+
+def merge_shards(shards: Sequence[np.ndarray], numbers: Sequence[np.ndarray], path: Path) -> np.ndarray:
+    """Writes `path`, (N, D) float32 in the corpus's order, and opens it mapped. A chunk of it is in memory at a time.
+
+    numbers[r]: the passages of shards[r]'s rows; together they are 0 .. N - 1.
+    """
+    count, dimension = sum(len(n) for n in numbers), shards[0].shape[1]
+    path.unlink(missing_ok=True)
+    whole_ND = np.lib.format.open_memmap(path, "w+", np.float32, (count, dimension))
+    with path.open("r+b") as file:  # a full disk shows here, as an OSError, and not as a signal at some page
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    for shard_nD, own in zip(shards, numbers, strict=True):
+        for rows in slices(len(own), chunk_rows(dimension)):
+            whole_ND[own[rows]] = shard_nD[rows]
+    whole_ND.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(n, min(n + size, count)) for n in range(0, count, size))
+
+
+def sync(file: IO[Any]) -> None:
+    """To the disk, and not only to the system's memory."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """The file is the old one or the new one, whenever the process dies."""
+    beside = path.with_suffix(path.suffix + ".new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        sync(file)
+    os.replace(beside, path)

@@ -1,0 +1,63 @@
+"""Being asked to stop: signals, a file, a launcher that is gone. No torch: handlers are set before the heavy imports.
+
+A handler only notes the wish, for ranks get their signals at different times, and a collective in a handler would
+meet another rank's training step. Where ranks are in step they ask each other (`dist`), and all stop at one place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_FILE = "STOP"  # in the run's folder
+EXIT_CODE = 75  # EX_TEMPFAIL: run me again
+EXIT_FILE = "exit.json"
+_wish: str | None = None
+_parent = os.getppid()
+
+
+class Stopped(Exception):
+    """All ranks have agreed to stop; raised at the same place on each."""
+
+
+def watch() -> None:
+    """From now on a signal is a wish to stop at the next place where it is safe. Further ones change nothing."""
+    global _wish, _parent
+    _wish, _parent = None, os.getppid()
+
+    def note(number: int, frame: Any) -> None:
+        global _wish
+        _wish = _wish or signal.Signals(number).name
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+
+
+def wish(folder: Path) -> str | None:
+    """Why this process should stop, or None: a signal, the file STOP in the run's folder, or an end of the launcher,
+    which would leave its ranks behind as orphans."""
+    if _wish:
+        return _wish
+    if (folder / STOP_FILE).exists():
+        return f"the file {STOP_FILE}"
+    return "the launcher's end" if os.getppid() != _parent and "LOCAL_RANK" in os.environ else None
+
+
+def leave_word(folder: Path, reason: str, step: int | None, again: bool) -> None:
+    """`exit.json`: why the run ended before its end, and whether it may simply be started again."""
+    word = {"reason": reason, "step": step, "requeue": again, "code": EXIT_CODE if again else 1}
+    word["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    part = folder / f"{EXIT_FILE}.tmp"
+    part.write_text(json.dumps(word, indent=1) + "\n")
+    os.replace(part, folder / EXIT_FILE)
+
+
+def forget(folder: Path) -> None:
+    """At a start: what an earlier one was told does not count for this one."""
+    for name in (EXIT_FILE, STOP_FILE):
+        (folder / name).unlink(missing_ok=True)
