@@ -1,6 +1,6 @@
 """What the index stage costs training, and what its shortcuts cost: stalls, sharded search, partial refreshes.
 
-    python benchmarks/index_stage.py                     # about eight minutes on 2 cores
+    python benchmarks/index_stage.py                     # about ten minutes on 2 cores
     python benchmarks/index_stage.py --steps 50 --repeats 1 --json index_stage.json
 
 Stalls: the built-in run by the real command, a refresh every 25 steps as by default, `sync` and `async` in random
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from index import make_vectors, recall
 from measure import interleave, quartiles, table
 
 from ds_rag import dist
@@ -30,6 +31,7 @@ from ds_rag.config import RunConfig
 from ds_rag.encode import encode
 from ds_rag.flags import parse
 from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.faiss_index import build_index, search
 from ds_rag.log import Console
 from ds_rag.refresh import Corpus, Share, build, encode_share, update_share
 from ds_rag.schedule import lr_factor
@@ -60,7 +62,7 @@ def run_once(mode: str, steps: int, found: dict[str, list[dict[str, float]]]) ->
         {
             "fraction": results["refresh_stall_fraction"],
             "stall_seconds": stall,
-            "loop_seconds": stall / max(results["refresh_stall_fraction"], 1e-9),
+            "loop_seconds": results["loop_seconds"],
             "refresh_seconds": sum(line["seconds"] for line in in_loop),
             "loss": next(line["loss"] for line in reversed(lines) if line["kind"] == "train"),
         }
@@ -101,6 +103,21 @@ def sharded_search_equal(sizes: tuple[int, ...] = (1, 7, 1000, 20_011), dimensio
                         if not np.array_equal(a, b):
                             return False
     return True
+
+
+def approximate_recall(count: int = 20_000, dimension: int = 96, seed: int = 0) -> list[dict[str, Any]]:
+    """A row for each kind of index: recall@10 against exact search, whole and in shards, on the vectors of index.py."""
+    vectors, asked = make_vectors(count, 200, dimension, seed)
+    exact = search(build_index(vectors, "flat"), asked, 10)[1]
+    order, rows = np.random.default_rng(seed).permutation(count), []
+    for factory in ("hnsw", "ivf", "ivfpq"):
+        cells: dict[str, Any] = {"index": factory}
+        for shards in (1, 2, 4, 8):
+            parts = [build_part(vectors[n], factory, n) for n in np.array_split(order, shards)]
+            found = CorpusIndex([p for p in parts if p], count).search(asked, 10)[1]
+            cells[f"{shards} shards" if shards > 1 else "whole"] = recall(found, exact)
+        rows.append(cells)
+    return rows
 
 
 def partial_refresh(first: int = 50, later: int = EVERY) -> list[dict[str, Any]]:
@@ -177,7 +194,8 @@ def show(found: dict[str, Any]) -> str:
         )
     text.append(table(rows) + f"\nlosses are the same: {stalls['same_loss']}")
     text.append(f"sharded search is the whole one, bit by bit: {found['sharded_search_equal']}")
-    text.append(table([{k: v if isinstance(v, str) else f"{v:.3g}" for k, v in r.items()} for r in found["partial"]]))
+    for name in ("approximate_recall", "partial"):
+        text.append(table([{k: v if isinstance(v, str) else f"{v:.3g}" for k, v in r.items()} for r in found[name]]))
     return "\n\n".join(text)
 
 
@@ -193,6 +211,7 @@ def main() -> int:
         "refresh_stall_fraction": stalls["refresh_stall_fraction"],
         "sharded_search_equal": sharded_search_equal(),
         "stalls": stalls,
+        "approximate_recall": approximate_recall(),
         "partial": partial_refresh(),
     }
     print(show(found))
