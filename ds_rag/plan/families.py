@@ -31,6 +31,7 @@ class Family:
     gated: bool = True  # three matrices in the MLP, else two
     rms: bool = True  # RMSNorm (d weights, computed in float32), else LayerNorm
     norm_bias: bool = False
+    wide_norms: bool = False  # RMSNorm's product with the weight is in float32 too
     norms: int = 2  # of a layer
     qkv_bias: bool = False  # may be overridden by the configuration's `attention_bias`
     out_bias: bool = False
@@ -44,6 +45,8 @@ class Family:
     skips_first_norm: bool = False  # the first layer has one norm less
     tied: bool = True  # where the configuration does not say
     activation_kept: float = 2  # tensors of the MLP's width that its activation leaves for the backward pass
+    fused_rotary: bool = False  # q, k, v are one tensor, kept beside the rotated q and k
+    copies_output: bool = False  # attention's output is kept twice: as the kernel leaves it, and with heads joined
     dropout: str = ""  # configuration key of the dropout on the residual stream
     sizes: dict[str, str] = field(default_factory=dict)  # where names differ from SIZES
     defaults: dict[str, Any] = field(default_factory=dict)  # of keys that a configuration may leave out
@@ -64,26 +67,34 @@ _BERT: dict[str, Any] = {
     "dropout": "hidden_dropout_prob",
 }
 _PLAIN: dict[str, Any] = _BERT | {"causal": True, "final_norm": True, "embedding_norm": False, "dropout": ""}
-_GEMMA: dict[str, Any] = {"activation_kept": 4, "defaults": {"head_dim": 256}}
+_GEMMA: dict[str, Any] = {"activation_kept": 4, "wide_norms": True, "defaults": {"head_dim": 256}}
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(**_BERT, pooler=True, defaults={"type_vocab_size": 2}),
-    "roberta": Family(**_BERT, pooler=True, defaults={"type_vocab_size": 2}),
-    "xlm-roberta": Family(**_BERT, pooler=True, defaults={"type_vocab_size": 2}),
-    "mpnet": Family(**_BERT, pooler=True, relative_buckets=32),
+    "bert": Family(**_BERT, pooler=True, copies_output=True, defaults={"type_vocab_size": 2}),
+    "roberta": Family(**_BERT, pooler=True, copies_output=True, defaults={"type_vocab_size": 2}),
+    "xlm-roberta": Family(**_BERT, pooler=True, copies_output=True, defaults={"type_vocab_size": 2}),
+    "mpnet": Family(**_BERT, pooler=True, copies_output=True, relative_buckets=32),
     "distilbert": Family(
         **_BERT | {"dropout": "dropout"},
         sizes={"hidden": "dim", "layers": "n_layers", "heads": "n_heads", "mlp": "hidden_dim"},
     ),
     "modernbert": Family(
-        causal=False, rms=False, embedding_norm=True, skips_first_norm=True, activation_kept=4, dropout="mlp_dropout"
+        causal=False,
+        rms=False,
+        embedding_norm=True,
+        skips_first_norm=True,
+        activation_kept=4,
+        fused_rotary=True,
+        dropout="mlp_dropout",
     ),
     "gpt2": Family(
         **_PLAIN | {"dropout": "resid_pdrop"},
         sizes={"hidden": "n_embd", "layers": "n_layer", "heads": "n_head", "mlp": "n_inner", "positions": "n_positions"},
         defaults={"resid_pdrop": 0.1},
     ),
-    "gpt_neox": Family(**_PLAIN | {"learned_positions": None, "tied": False, "dropout": "hidden_dropout"}),
+    "gpt_neox": Family(
+        **_PLAIN | {"learned_positions": None, "tied": False, "dropout": "hidden_dropout"}, fused_rotary=True
+    ),
     "opt": Family(
         **_PLAIN | {"learned_positions": 2, "activation_kept": 1, "dropout": "dropout"},
         sizes={"mlp": "ffn_dim"},
@@ -91,7 +102,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": _LLAMA,
     "mistral": Family(tied=False, activation_kept=4, defaults={"num_key_value_heads": 8}),
-    "phi3": _LLAMA,
+    "phi3": Family(tied=False, activation_kept=4, fused_rotary=True),
     "qwen2": Family(tied=False, activation_kept=4, qkv_bias=True),
     "qwen3": Family(tied=False, activation_kept=4, qk_norm=True, defaults={"head_dim": 128}),
     "gemma": Family(**_GEMMA),
