@@ -6,16 +6,16 @@ What scaling.py measures goes through the product's own `train_step` on these. L
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from joint_runs import DROPOUTS, Run
 from variants import Joined
 
 from ds_rag import deepspeed_config, dist
 from ds_rag.assemble import Parts
-from ds_rag.config import ScoringConfig, build
+from ds_rag.config import build
 from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.deepspeed_config import Known
@@ -28,28 +28,6 @@ from ds_rag.objective import Objective
 from ds_rag.passes import Embedding
 from ds_rag.schedule import Schedule
 from ds_rag.scoring import Scoring
-
-DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob")
-
-
-@dataclass(frozen=True)
-class Run:
-    """Configurations of both models (keys of a config.json), the batch of one rank, and how it is trained.
-
-    flags: keys of ds_rag's own configuration (pool, generator_backward, retriever_chunk, ...).
-    """
-
-    retriever: dict[str, Any]
-    generator: dict[str, Any]
-    batch: int = 4
-    passages: int = 1  # of a row
-    query: int = 20
-    passage: int = 100
-    answer: int = 20
-    stage: int = 2
-    precision: str = "fp32"
-    accumulation: int = 1
-    flags: dict[str, Any] = field(default_factory=dict)
 
 
 def build_model(keys: dict[str, Any], head: bool) -> Any:
@@ -143,9 +121,7 @@ def known(run: Run, hidden_size: int) -> Known:
 def make_rows(run: Run) -> RagData:
     """One step's rows, each with passages of its own, the first of them labelled."""
     rows, each = run.batch * run.accumulation * dist.world(), run.passages
-    train = [
-        Example("", ("",), (r * each,), tuple(range(r * each + 1, (r + 1) * each))) for r in range(rows)
-    ]
+    train = [Example("", ("",), (r * each,), tuple(range(r * each + 1, (r + 1) * each))) for r in range(rows)]
     return RagData([""] * rows * each, [""] * rows * each, 0, train)
 
 
@@ -165,12 +141,3 @@ def make_tokens(run: Run, rows: int, passages: int, retriever: Retriever, genera
         texts(passages, run.passage, words[1]),
         texts(rows, run.answer, words[1]),
     )
-
-
-def as_flags(run: Run) -> dict[str, Any]:
-    """For a child process's JSON."""
-    return asdict(run)
-
-
-def scoring_of(run: Run) -> ScoringConfig:
-    return build(run.flags).scoring

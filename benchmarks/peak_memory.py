@@ -6,14 +6,15 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-from joint_parts import Run, make_parts
+from joint_parts import make_parts
+from joint_runs import Run
 from memory_child import resident
 
 from ds_rag import dist
 from ds_rag.train import train_step
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h
-STEPS = 3  # the optimizer's state is there from the second on
+STEPS = 2  # the optimizer's state is there from the second on
 TINY: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
 WARM = Run(
     {"model_type": "bert", "intermediate_size": 64, **TINY},

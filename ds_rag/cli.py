@@ -102,11 +102,18 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def plan(argv: Sequence[str]) -> int:
+    from ds_rag.plan.command import main as run
+
+    return run(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train retriever and generator together"),
     "evaluate": (evaluate, "score a run, or a pair of model folders, on held-out rows"),
     "index": (index, "re-encode a corpus with a run's retriever"),
     "ask": (ask, "answer a question with a run"),
+    "plan": (plan, "what a run will need: memory, GPUs, time, the index; and its flags"),
     "report": (report, "write report.html of a run again"),
 }
 

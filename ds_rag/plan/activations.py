@@ -72,10 +72,11 @@ class Activations:
         return gradients + (self.layer if self.checkpointing else 0.0)
 
     def logits(self, targets: float, keep: bool) -> float:
-        """Kept logits, and three chunks' worth while one is computed. keep: all, for they fit."""
+        """Kept for the backward, with the hidden states that they are made of. keep: whatever they take."""
         whole = targets * self.shape.vocabulary
         kept = whole * self.size if keep or whole * 4 <= KEEP_BYTES else 0.0
         return kept + targets * self.shape.hidden * self.size
 
     def logit_work(self, targets: float) -> float:
-        return 3 * min(targets * self.shape.vocabulary * 4, CHUNK_BYTES)
+        """Of a chunk: its float32 exponentials, and in half precision its float32 copy too."""
+        return (1 if self.size == 4 else 2) * min(targets * self.shape.vocabulary * 4, CHUNK_BYTES)

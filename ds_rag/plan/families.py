@@ -1,7 +1,7 @@
 """What the model families have in common and where they differ, as far as counting goes.
 
-A family is a `model_type` of transformers; the flags say which of its matrices have biases, how often it normalises, and
-under which names its configuration keeps its sizes. tests/unit/plan/test_shapes.py holds every line against the
+A family is a `model_type` of transformers; the flags say which of its matrices have biases, how often it normalises,
+and under which names its configuration keeps its sizes. tests/unit/plan/test_shapes.py holds every line against the
 transformers model, built on the meta device.
 """
 
@@ -39,7 +39,9 @@ class Family:
     qk_norm: bool = False  # norms of head_dim over queries and keys
     final_norm: bool = True
     embedding_norm: bool = False
-    learned_positions: int | None = None  # rows beside the configuration's `max_position_embeddings`; None: none learned
+    learned_positions: int | None = (
+        None  # rows beside the configuration's `max_position_embeddings`; None: none learned
+    )
     pooler: bool = False
     relative_buckets: int = 0  # rows of a table (buckets, heads) of relative positions
     skips_first_norm: bool = False  # the first layer has one norm less
@@ -66,17 +68,19 @@ _BERT: dict[str, Any] = {
     "learned_positions": 0,
     "dropout": "hidden_dropout_prob",
 }
+_512: dict[str, Any] = {"max_position_embeddings": 512}
 _PLAIN: dict[str, Any] = _BERT | {"causal": True, "final_norm": True, "embedding_norm": False, "dropout": ""}
 _GEMMA: dict[str, Any] = {"activation_kept": 4, "wide_norms": True, "defaults": {"head_dim": 256}}
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(**_BERT, pooler=True, copies_output=True, defaults={"type_vocab_size": 2}),
-    "roberta": Family(**_BERT, pooler=True, copies_output=True, defaults={"type_vocab_size": 2}),
-    "xlm-roberta": Family(**_BERT, pooler=True, copies_output=True, defaults={"type_vocab_size": 2}),
-    "mpnet": Family(**_BERT, pooler=True, copies_output=True, relative_buckets=32),
+    "bert": Family(**_BERT, pooler=True, copies_output=True, defaults=_512 | {"type_vocab_size": 2}),
+    "roberta": Family(**_BERT, pooler=True, copies_output=True, defaults=_512 | {"type_vocab_size": 2}),
+    "xlm-roberta": Family(**_BERT, pooler=True, copies_output=True, defaults=_512 | {"type_vocab_size": 2}),
+    "mpnet": Family(**_BERT, pooler=True, copies_output=True, relative_buckets=32, defaults=_512),
     "distilbert": Family(
         **_BERT | {"dropout": "dropout"},
         sizes={"hidden": "dim", "layers": "n_layers", "heads": "n_heads", "mlp": "hidden_dim"},
+        defaults=_512,
     ),
     "modernbert": Family(
         causal=False,
@@ -89,8 +93,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt2": Family(
         **_PLAIN | {"dropout": "resid_pdrop"},
-        sizes={"hidden": "n_embd", "layers": "n_layer", "heads": "n_head", "mlp": "n_inner", "positions": "n_positions"},
-        defaults={"resid_pdrop": 0.1},
+        sizes={
+            "hidden": "n_embd",
+            "layers": "n_layer",
+            "heads": "n_head",
+            "mlp": "n_inner",
+            "positions": "n_positions",
+        },
+        defaults={"resid_pdrop": 0.1, "n_positions": 1024},
     ),
     "gpt_neox": Family(
         **_PLAIN | {"learned_positions": None, "tied": False, "dropout": "hidden_dropout"}, fused_rotary=True
@@ -98,7 +108,7 @@ FAMILIES: dict[str, Family] = {
     "opt": Family(
         **_PLAIN | {"learned_positions": 2, "activation_kept": 1, "dropout": "dropout"},
         sizes={"mlp": "ffn_dim"},
-        defaults={"dropout": 0.1},
+        defaults={"dropout": 0.1, "max_position_embeddings": 2048},
     ),
     "llama": _LLAMA,
     "mistral": Family(tied=False, activation_kept=4, defaults={"num_key_value_heads": 8}),

@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"assemble"},
     {"warmup", "report"},
     {"results"},
-    {"train", "measure", "reindex", "ask"},
+    {"train", "measure", "reindex", "ask", "plan"},
     {"cli"},
 ]
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
@@ -92,6 +92,7 @@ def test_ground_floor_and_mathematics_import_no_heavy_library_at_module_level() 
         "deepspeed_config",
         "schedule",
         "cli",
+        "plan",
     }  # these not even torch
     for path in FILES:
         room = room_of(path)
