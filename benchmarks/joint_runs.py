@@ -98,14 +98,14 @@ TIED = LLAMA | {
 }
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "8", "retriever_chunk": 4}
-_GPT2, _LLAMA = Run(SMALL_BERT, GPT2, flags=ONE_PASS), Run(SMALL_BERT, LLAMA, 8, flags=ONE_PASS)
+_GPT2, _LLAMA = Run(SMALL_BERT, GPT2, 3, flags=ONE_PASS), Run(SMALL_BERT, LLAMA, 8, flags=ONE_PASS)
 
 # name -> (ranks, run); the shorter first.
 MEMORY_RUNS: dict[str, tuple[int, Run]] = {
     "gpt2 39M, stage 2": (1, _GPT2),
     "gpt2 39M, stage 0": (1, replace(_GPT2, stage=0)),
-    "llama 21M, stage 2, chunks": (1, Run(SMALL_BERT, TIED, 8, flags=CHUNKS)),
-    "llama 46M, stage 2, two ranks": (2, replace(_LLAMA, retriever=MINILM, batch=4)),
+    "llama 21M, stage 2, chunks": (1, Run(SMALL_BERT, TIED, 6, flags=CHUNKS)),
+    "llama 46M, stage 2, two ranks": (2, replace(_LLAMA, retriever=MINILM, batch=3)),
     "llama 46M, stage 2, checkpointing": (1, replace(_LLAMA, flags=ONE_PASS | {"gradient_checkpointing": True})),
     "llama 46M, stage 2": (1, _LLAMA),
     "llama 63M, stage 0": (1, replace(_LLAMA, retriever=MINILM, stage=0)),

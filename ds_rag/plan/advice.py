@@ -15,7 +15,7 @@ from ds_rag.plan.memory import plan_memory
 from ds_rag.plan.setup import Setup
 
 # (retriever's, generator's): plainest first; what comes later is taken only where it fits and is quicker.
-PAIRS = (("1", "1"), ("2", "2"), ("1", "2"), ("2", "3"), ("1", "3"), ("3", "3"))
+PAIRS = (("1", "1"), ("2", "2"), ("1", "2"), ("1", "3"), ("2", "3"), ("3", "3"))
 PLAINER = 0.95  # of a plainer option's time that another must stay below to be preferred
 PLAIN = (("0", "0"), *PAIRS)
 OFFLOADED = (("2", "3+offload"), ("3+offload", "3+offload"))

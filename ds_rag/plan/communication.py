@@ -72,14 +72,16 @@ def gathers(setup: Setup, name: str) -> float:
     """How often stage 3 collects a model's weights in an optimizer step.
 
     Up to MAX_LIVE elements stay from forward to backward; a larger model is collected for each of them. The first,
-    graphless pass of the two-pass ways is a forward of its own for each chunk.
+    graphless pass of the two-pass ways is a forward of its own for each chunk, and breaks the trace by which DeepSpeed
+    knows what to keep.
     """
     backwards, whole = setup.backwards(name), sum(setup.parameters(name))
     if name == setup.frozen:
         return backwards
-    passes = 1 if whole <= MAX_LIVE else 2
     two_pass = setup.micro_cells > 0 if name == "generator" else setup.retriever_chunks > 1
-    return backwards * (passes + two_pass)
+    if two_pass:
+        return 3 * backwards
+    return backwards * (1 if whole <= MAX_LIVE else 2)
 
 
 def pool_traffic(setup: Setup) -> Traffic:
