@@ -5,7 +5,8 @@
 
     bytes   what a rank sends in a step, counted where the collectives are called: a pool a rank and a pool of the
             world; nothing is timed
-    plan    the peak memory of training processes of several shapes, against the plan's prediction
+    plan    the peak memory of training processes of several shapes, against the plan's prediction; and what the plan
+            says of more ranks and larger corpora than there are here (planned_scaling.py)
 
 Each part gives its own keys to the JSON.
 """
@@ -21,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import planned_scaling
 from joint_runs import MEMORY_RUNS, TRAFFIC_RUN, Run, setup_of
 from measure import table
 from rank_children import run_on_ranks
@@ -74,7 +76,8 @@ def measure_plan(args: argparse.Namespace) -> dict[str, Any]:
         error = plan.peak / MB / measured - 1
         rows.append({"run": name, "measured_mb": measured, "planned_mb": plan.peak / MB, "error": error})
         print(f"{name}: {measured:.0f} MB measured, {plan.peak / MB:.0f} planned", file=sys.stderr, flush=True)
-    return {"plan_memory_error": max(abs(float(row["error"])) for row in rows), "plan_memory": rows}
+    worst = max(abs(float(row["error"])) for row in rows)
+    return {"plan_memory_error": worst, "plan_memory": rows, "planned": planned_scaling.everything()}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"bytes": measure_bytes, "plan": measure_plan}

@@ -127,7 +127,7 @@ def setup_of(config: RunConfig, args: dict[str, Any]) -> Setup:
         config.objective.pool == "world",
         shared=scoring.share_prefixes,
     )
-    lora = args["lora"] if "lora" in args else getattr(config.model, "lora", "none")
+    lora = str((config.flat() | args).get("lora") or "none")
     if lora not in LORA:
         raise UserError("--lora: unknown value", found=lora, expected=" | ".join(LORA))
     stages = [args[f"{name}_stage"] for name in NAMES]
@@ -144,7 +144,7 @@ def setup_of(config: RunConfig, args: dict[str, Any]) -> Setup:
         micro_cells=chunk_of(config),
         retriever_chunk=scoring.retriever_chunk,
         lora={"none": (), "both": NAMES}.get(lora, (lora,)),
-        lora_rank=int(args["lora_r"] if "lora_r" in args else getattr(config.model, "lora_r", 16)),
+        lora_rank=int((config.flat() | args)["lora_r"]),
         frozen="" if config.model.freeze == "none" else config.model.freeze,
         encoders=2 if config.model.encoders == "two" else 1,
     )
