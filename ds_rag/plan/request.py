@@ -13,7 +13,7 @@ from ds_rag.errors import UserError, choose
 from ds_rag.flags import build_parser, parse_strictly
 from ds_rag.plan.advice import Fixed, Limits, candidates
 from ds_rag.plan.duration import Rates
-from ds_rag.plan.hardware import GPUS, GPUS_PER_NODE, HOST_MEMORY
+from ds_rag.plan.hardware import GPUS, GPUS_PER_NODE, HOST_MEMORY, Gpu
 from ds_rag.plan.presets import MODELS
 from ds_rag.plan.setup import NAMES, STAGES, Setup
 from ds_rag.plan.shapes import read_shape
@@ -92,7 +92,7 @@ def read_request(argv: Sequence[str]) -> Request:
             raise UserError(f"--{name}: which?", expected=f"{' | '.join(MODELS)}, a folder, or config:FILE")
     gpu = choose(GPUS, args["gpu"], "--gpu")
     rates = Rates(gpu, args["mfu"], args["bandwidth"] or 0.0, args["gpus_per_node"])
-    setup = replace(setup_of(config, args), world=args["gpus"] or 1)
+    setup = replace(setup_of(config, args, gpu), world=args["gpus"] or 1)
     if "candidates" not in given:
         setup = replace(setup, work=replace(setup.work, candidates=candidates(setup)))
     if not setup.retriever.positions >= config.data.max_passage_length:
@@ -105,7 +105,7 @@ def read_request(argv: Sequence[str]) -> Request:
     return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"])
 
 
-def setup_of(config: RunConfig, args: dict[str, Any]) -> Setup:
+def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
     data, optim, scoring = config.data, config.optim, config.scoring
     retriever = read_shape(config.model.retriever, "--retriever", head=False)
     generator = read_shape(config.model.generator, "--generator", head=True)
@@ -139,7 +139,7 @@ def setup_of(config: RunConfig, args: dict[str, Any]) -> Setup:
         generator,
         work,
         stages=(stages[0] or stages[1] or "2", stages[1] or stages[0] or "2"),
-        precision=precision_of(config),
+        precision=precision_of(config, gpu),
         checkpointing=config.model.gradient_checkpointing,
         micro_cells=chunk_of(config),
         retriever_chunk=scoring.retriever_chunk,
@@ -150,11 +150,13 @@ def setup_of(config: RunConfig, args: dict[str, Any]) -> Setup:
     )
 
 
-def precision_of(config: RunConfig) -> str:
-    """bf16 where nothing is said, as on a GPU that has it."""
-    if config.optim.fp16:
+def precision_of(config: RunConfig, gpu: Gpu) -> str:
+    """As training chooses: where nothing is said, bf16 on a GPU that has it, else fp32."""
+    optim = config.optim
+    if optim.fp16:
         return "fp16"
-    return "bf16" if config.optim.bf16 in (None, True) else "fp32"
+    wanted = gpu.bf16 and optim.fp16 is None if optim.bf16 is None else optim.bf16
+    return "bf16" if wanted else "fp32"
 
 
 def chunk_of(config: RunConfig) -> int:

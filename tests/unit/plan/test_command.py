@@ -59,6 +59,20 @@ def test_flags_reach_the_plan():
 
 
 @pytest.mark.parametrize(
+    ("gpu", "flags", "wanted"),
+    [
+        ("h100", [], "bf16"),
+        ("t4", [], "fp32"),
+        ("t4", ["--fp16"], "fp16"),
+        ("h100", ["--bf16", "false"], "fp32"),
+        ("h100", ["--fp16", "false"], "fp32"),
+    ],
+)
+def test_precision_is_chosen_as_in_training(gpu, flags, wanted):
+    assert read_request([*QUESTION, "--gpu", gpu, *flags]).setup.precision == wanted
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "--retriever: which"),
