@@ -16,7 +16,7 @@ from ds_rag.plan.duration import step_time
 from ds_rag.plan.flags import command_line, training_flags
 from ds_rag.plan.index_cost import RECALL, IndexPlan, plan_index
 from ds_rag.plan.memory import plan_memory
-from ds_rag.plan.reasons import explain
+from ds_rag.plan.reasons import explain, of_others
 from ds_rag.plan.request import Request, read_request
 from ds_rag.plan.setup import NAMES, STAGES, Setup
 
@@ -42,12 +42,13 @@ def main(argv: Sequence[str]) -> int:
         )
     stages = stage_rows(best, request)
     console.table(f"Memory of one of {best.world} GPUs by ZeRO stage, GB", *stage_table(stages))
-    reasons = explain(best, request.fixed, request.rates, request.limits)
+    console.table("The same by the way a step is computed, GB", *variant_table(variants := variant_rows(best, request)))
+    reasons = explain(best, request.fixed, request.rates, request.limits) | of_others(found, request.rates)
     console.say("Recommended, and why", style="bold")
     for name, text in reasons.items():
         console.say(f"  {name:22} {text}")
     show_step(best, request, console)
-    figures |= {"stages": stages, "recommended": chosen(best, request, reasons, index)}
+    figures |= {"stages": stages, "variants": variants, "recommended": chosen(best, request, reasons, index)}
     if index is not None:
         console.table(*index_table(index, request, best.world))
         console.say(f"index: {index.recommended}. {index.reason}")
@@ -172,6 +173,29 @@ def stage_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
         name = row["stages"][0] if len(set(row["stages"])) == 1 else ", ".join(row["stages"])
         figures = [f"{row[key]:.1f}" if row[key] < 1000 else f"{row[key]:,.0f}" for key in keys]
         shown.append([name, *figures, "yes" if row["fits"] else "no"])
+    return heads, shown
+
+
+def variant_rows(best: Setup, request: Request) -> list[dict[str, Any]]:
+    """With and without activation checkpointing; in one pass, and in two with chunks of several sizes."""
+    cells = best.work.cells(best.world)
+    sizes = dict.fromkeys([0, best.micro_cells, *(n for n in (64, 8) if n < cells)])
+    pairs = [(again, size) for again in (False, True) for size in sizes]
+    return [
+        {"checkpointing": again, "micro_cells": size}
+        | stage_row(replace(best, checkpointing=again, micro_cells=size), request)
+        for again, size in pairs
+    ]
+
+
+def variant_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    heads = ["generator_backward", "checkpointing", "act G", "logits", "peak", "sent", "step s", "fits"]
+    shown = []
+    for row in rows:
+        way = f"exact, {row['micro_cells']} cells" if row["micro_cells"] else "one_pass"
+        keys = ("generator_activations", "logits", "peak", "sent_gb_a_step", "step_s")
+        figures = [f"{row[key]:,.1f}" for key in keys]
+        shown.append([way, "on" if row["checkpointing"] else "off", *figures, "yes" if row["fits"] else "no"])
     return heads, shown
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from ds_rag.plan.advice import PLAINER, SIMPLER, WORLDS, Fixed, Limits, least_memory
+from ds_rag.plan.advice import PLAINER, SIMPLER, WORLDS, Fixed, Limits, Way, least_memory
 from ds_rag.plan.duration import Rates, step_time
 from ds_rag.plan.memory import plan_memory
 from ds_rag.plan.setup import NAMES, Setup
@@ -26,6 +27,31 @@ def explain(setup: Setup, fixed: Fixed, rates: Rates, limits: Limits) -> dict[st
         trained, whole = setup.parameters(setup.lora[0])
         reasons["LoRA"] = f"trains {trained / 1e6:,.0f}M elements beside {whole / 1e9:,.2f}e9 that stay as they are"
     return {name: f"{text} (as given)" if given(name, fixed) else text for name, text in reasons.items()}
+
+
+def of_others(found: Sequence[Way], rates: Rates) -> dict[str, str]:
+    """Why the first way that fits, and not offload or LoRA; by the fewest GPUs of each and what they do."""
+    best = next((way for way in found if way.setup is not None), None)
+    if best is None or best.setup is None:
+        return {}
+    reasons = {}
+    for way in found:
+        if way is best:
+            continue
+        if way.setup is None:
+            reasons[way.name] = "does not fit on any number" if found.index(way) > 0 else "does not fit"
+            continue
+        mine, its = (rate(s, rates) for s in (best.setup, way.setup))
+        less = "not needed" if found.index(way) > found.index(best) else "not possible"
+        reasons[way.name] = (
+            f"{less}; it would do with {way.setup.world} GPUs, at {its:.3g} queries/s on each and not {mine:.3g}"
+        )
+    return reasons
+
+
+def rate(setup: Setup, rates: Rates) -> float:
+    """Queries a second of each GPU."""
+    return setup.work.batch * setup.work.accumulation / step_time(setup, rates).total
 
 
 def given(name: str, fixed: Fixed) -> bool:

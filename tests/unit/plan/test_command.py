@@ -23,12 +23,16 @@ def test_the_question(tmp_path, capsys):
     for words in ("Recommended, and why", "Ways to train on h100", "by ZeRO stage", "3+offload", "ivfpq", "torchrun"):
         assert words in printed
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert found.keys() == {"models", "ways", "stages", "recommended", "index"}
+    assert found.keys() == {"models", "ways", "stages", "variants", "recommended", "index"}
     assert found["models"]["retriever"]["parameters"] == 335_141_888
     assert [row["stages"] for row in found["stages"]][:5] == [[s] * 2 for s in ("0", "1", "2", "3", "3+offload")]
     best = found["recommended"]
     assert best["gpus"] == found["ways"][0]["gpus"] and best["command"] in printed.replace("\n", " ")
     assert f"{found['index']['encode_gpu_hours']:,.2f} GPU-hours" in printed
+    assert {"offload", "LoRA, generator"} <= best["reasons"].keys()
+    assert {(row["checkpointing"], row["micro_cells"] > 0) for row in found["variants"]} == {
+        (again, chunked) for again in (True, False) for chunked in (True, False)
+    }
     assert all(reason in printed for reason in best["reasons"].values())
 
 
