@@ -93,10 +93,13 @@ def backward(state: EngineState, flow: Flow, held: float, logits: float = 0.0) -
     with gradients whole and activations gone."""
     if not state.gradients and not state.largest:
         return flow.work
+    if state.second:  # the sum of the backwards before, and the next buffer
+        held = state.gradients
+    buffers = held + state.early if state.second else max(held, state.early)
     head = flow.kept + logits + held + (state.largest if logits else 0.0)
-    begun = flow.kept + flow.work + max(held, state.early) + state.buckets
-    ended = state.gradients + state.largest + state.buckets + state.reduce_work
-    return state.second + max(head, begun, ended)
+    begun = flow.kept + flow.work + buffers + state.buckets
+    ended = state.gradients + state.second + state.largest + state.buckets + state.reduce_work
+    return max(head, begun, ended)
 
 
 def step(r: EngineState, g: EngineState) -> float:

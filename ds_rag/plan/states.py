@@ -93,7 +93,7 @@ def stage_1(whole: EngineState, trained: int, setup: Setup, bucket: int) -> Engi
         state,
         gradients=4.0 * trained,
         buckets=4.0 * bucket,
-        reduce_work=4 * share + (2 * whole.largest if setup.world > 1 else 0.0),
+        reduce_work=(4 * share if setup.device == "cuda" else 0.0) + (whole.largest if setup.world > 1 else 0.0),
         step_work=4 * share if b == 4 else 0.0,
     )
 
