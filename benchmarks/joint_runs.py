@@ -96,6 +96,8 @@ TIED = LLAMA | {
     "intermediate_size": 1024,
     "tie_word_embeddings": True,
 }
+QWEN = LLAMA | {"model_type": "qwen2", "num_hidden_layers": 6, "num_key_value_heads": 2, "vocab_size": 24000}
+WIDE = GPT2 | {"n_embd": 640, "n_head": 10, "n_layer": 6, "vocab_size": 32000}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "8", "retriever_chunk": 4}
 _GPT2, _LLAMA = Run(SMALL_BERT, GPT2, 3, flags=ONE_PASS), Run(SMALL_BERT, LLAMA, 8, flags=ONE_PASS)
@@ -111,5 +113,9 @@ MEMORY_RUNS: dict[str, tuple[int, Run]] = {
     "llama 63M, stage 0": (1, replace(_LLAMA, retriever=MINILM, stage=0)),
     "gpt2 39M, stage 1, two ranks": (2, replace(_GPT2, stage=1)),
     "llama 46M, stage 2, two micro-batches": (1, replace(_LLAMA, batch=4, accumulation=2)),
+    # Not looked at before the plan's phases were settled.
+    "qwen2 49M, stage 2, two ranks, one pool": (2, Run(SMALL_BERT, QWEN, 3, flags=ONE_PASS | {"pool": "world"})),
+    "gpt2 64M, stage 1, two micro-batches": (1, Run(SMALL_BERT, WIDE, 3, 2, stage=1, accumulation=2, flags=ONE_PASS)),
+    "llama 46M, stage 2, bf16": (1, replace(_LLAMA, batch=4, precision="bf16")),
 }
 TRAFFIC_RUN = Run(SMALL_BERT, TIED, 4, flags=ONE_PASS | {"candidates": "4"})

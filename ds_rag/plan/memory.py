@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from ds_rag.plan.setup import NAMES, Setup
 from ds_rag.plan.states import EngineState, engine_state
 
-NORM_BYTES = 8  # DeepSpeed takes gradient norms in float64, a tensor at a time
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -98,12 +96,12 @@ def backward(state: EngineState, flow: Flow, held: float, logits: float = 0.0) -
     buffers = held + state.early if state.second else max(held, state.early)
     head = flow.kept + logits + held + (state.largest if logits else 0.0)
     begun = flow.kept + flow.work + buffers + state.buckets
+    begun += state.largest + state.reduce_work if state.early else 0.0  # the head's gradient is reduced at once
     ended = state.gradients + state.second + state.largest + state.buckets + state.reduce_work
     return max(head, begun, ended)
 
 
 def step(r: EngineState, g: EngineState) -> float:
     """Gradient norms of both; then one engine's step after the other."""
-    norms = max(s.largest for s in (r, g)) / 2 * NORM_BYTES / 2
-    first = r.gradients + g.gradients + max(norms, r.step_work)
+    first = r.gradients + g.gradients + max(r.norm_work, g.norm_work, r.step_work)
     return max(first, g.gradients + g.step_work + (r.gradients if r.always else 0.0))

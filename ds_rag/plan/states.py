@@ -43,6 +43,7 @@ class EngineState:
     buckets: float = 0.0  # in the backward
     largest: float = 0.0  # one gradient as autograd makes it: of the embedding, or the head
     reduce_work: float = 0.0  # at the end of the backward
+    norm_work: float = 0.0  # gradient norms are taken in float64, a tensor at a time
     step_work: float = 0.0
     live: float = 0.0  # weights that stage 3 has gathered
     host: float = 0.0
@@ -61,7 +62,8 @@ def engine_state(setup: Setup, name: str) -> EngineState:
     shape, several = setup.shape(name), setup.backwards(name) > 1
     largest = min(trained, shape.largest_parameter)
     bucket = max(shape.hidden**2, MIN_BUCKET)
-    whole = EngineState(weights=b * (trained + still), largest=b * largest)
+    wide = 0.0 if setup.stage(name) == "0" else 8.0 * largest
+    whole = EngineState(weights=b * (trained + still), largest=b * largest, norm_work=wide)
     if setup.stage(name) == "0":
         return stage_0(whole, trained, b)
     if setup.stage(name) == "1":
@@ -105,10 +107,10 @@ def stage_2(whole: EngineState, trained: int, setup: Setup, bucket: int, several
         masters=4 * share,
         moments=8 * share,
         gradients=4 * share,
-        early=4 * share if setup.device == "cuda" else 0.0,
+        early=4 * share if setup.device == "cuda" or b < 4 else 0.0,  # zeroed in half types, else only allocated
         second=4 * share if several and b == 4 else 0.0,  # in the half types they accumulate in place
         buckets=float(b * bucket),
-        reduce_work=whole.largest if setup.world > 1 else 0.0,
+        reduce_work=(whole.largest if setup.world > 1 else 0.0) + (2 * whole.largest if b < 4 else 0.0),
         step_work=4 * share if b == 4 else 0.0,  # joined to one flat tensor
     )
 
