@@ -139,6 +139,12 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def plan(argv: Sequence[str]) -> int:
+    from ds_rag.plan.command import main as run
+
+    return run(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train retriever and generator together"),
     "evaluate": (evaluate, "score a run, or a pair of model folders, on held-out rows"),
@@ -146,6 +152,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "merge": (merge, "whole models from a run that learned adapters"),
     "ask": (ask, "answer a question with a run"),
     "mine": (mine, "write rows with hard negatives, found by a retriever"),
+    "plan": (plan, "what a run will need: memory, GPUs, time, the index; and its flags"),
     "report": (report, "write report.html of a run again"),
 }
 

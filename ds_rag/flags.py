@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, get_args, get_origin, get_type_hints
@@ -129,13 +129,17 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message, fix="see --help")
 
 
-def build_parser(prog: str, description: str, sections: Sequence[str] = tuple(SECTIONS)) -> argparse.ArgumentParser:
-    """argparse over the fields of these sections."""
+def build_parser(
+    prog: str, description: str, sections: Sequence[str] = tuple(SECTIONS), only: Collection[str] | None = None
+) -> argparse.ArgumentParser:
+    """argparse over the fields of these sections, or `only` over these of them."""
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     for section in sections:
         cls = SECTIONS[section]
         group = parser.add_argument_group(section, cls.__doc__)
         for f in fields(cls):
+            if only is not None and f.name not in only:
+                continue
             is_bool = get_type_hints(cls)[f.name] in (bool, bool | None)
             group.add_argument(
                 *(f"--{n}" for n in (f.name, *f.metadata["aliases"])),

@@ -1,4 +1,4 @@
-"""benchmarks/step.py in small: the keys that are compared, exactness, and the FLOPs it counts."""
+"""benchmarks/step.py and scaling.py in small: the keys that are compared, exactness, and what they count."""
 
 from __future__ import annotations
 
@@ -59,3 +59,30 @@ def test_a_child_prints_its_memory():
         shown = execute([sys.executable, ROOT / "benchmarks/step.py", *size, name]).stdout
         found = json.loads(shown.strip().splitlines()[-1])
         assert found.keys() == {"peak_mb", "activations_mb"} and found["peak_mb"] > 0
+
+
+@pytest.fixture(scope="module")
+def scaling(tmp_path_factory):
+    file = tmp_path_factory.mktemp("scaling") / "scaling.json"
+    size = ["--parts", "bytes", "plan", "--ranks", "1", "2", "--runs", "1"]
+    shown = execute([sys.executable, ROOT / "benchmarks/scaling.py", *size, "--json", file], timeout=600).stdout
+    return json.loads(file.read_text()), shown
+
+
+def test_counted_bytes_are_the_planned_ones(scaling):
+    found, shown = scaling
+    by_ranks = found["bytes_per_step_by_ranks"]
+    assert by_ranks["1"] == 0 < by_ranks["2"] and "bytes_error" in shown
+    assert found["bytes_error"] < 0.03
+    counted, planned = (found["bytes_per_step"][kind] for kind in ("counted", "planned"))
+    assert counted["world"].keys() == {"1", "2"} and planned["world"].keys() == {"1", "2", "8", "64", "512"}
+    of_the_pool = [each["world"]["2"] - each["rank"]["2"] for each in (counted, planned)]
+    assert of_the_pool[1] == pytest.approx(of_the_pool[0], rel=0.05), "embeddings, candidates, log-probabilities"
+
+
+def test_the_planned_memory_is_measured(scaling):
+    found, _ = scaling
+    assert 0 <= found["plan_memory_error"] < 0.2
+    (row,) = found["plan_memory"]
+    assert row["error"] == pytest.approx(row["planned_mb"] / row["measured_mb"] - 1)
+    assert found["planned"].keys() == {"pools", "stages", "corpora"}

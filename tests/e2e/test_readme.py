@@ -16,6 +16,7 @@ from slurm_stand_in import job, put_stand_ins
 from ds_rag.config import ALIASES, OWNER
 from ds_rag.data.world import make_world
 from ds_rag.flags import parse
+from ds_rag.plan.request import make_parser
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Flags that are a command's own, a launcher's or make's.
@@ -23,6 +24,8 @@ OTHER_FLAGS = {"config", "data", "json", "controls", "run", "out", "index", "hel
 OTHER_FLAGS |= {"negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite"}  # mine
 OTHER_FLAGS |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "hostfile", "nodes", "array", "variants"}
 OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # benchmarks
+OTHER_FLAGS |= {"parts", "ranks", "runs", "stage", "nnodes"}
+OTHER_FLAGS |= {o[2:] for action in make_parser()._actions for o in action.option_strings}  # of ds-rag plan
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
 LITTLE += ["--lm_warmup_steps", "1", "--max_eval_samples", "3", "--save_steps", "0"]

@@ -35,7 +35,7 @@ FLOORS: list[set[str]] = [
     {"assemble"},
     {"warmup", "report", "index_stage"},
     {"results"},
-    {"train", "measure", "reindex", "merge", "mine", "ask"},
+    {"train", "measure", "reindex", "merge", "mine", "ask", "plan"},
     {"cli"},
 ]
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
@@ -121,6 +121,7 @@ def test_ground_floor_and_mathematics_import_no_heavy_library_at_module_level() 
         "launched",
         "schedule",
         "cli",
+        "plan",
     }  # these not even torch
     for path in FILES:
         room = room_of(path)

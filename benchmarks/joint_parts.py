@@ -1,0 +1,143 @@
+"""A training run's parts at given shapes, on real DeepSpeed engines: new models, rows of random tokens of equal length.
+
+What scaling.py measures goes through the product's own `train_step` on these. Like a run, it needs a process group
+(`dist.start`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from joint_runs import DROPOUTS, Run
+from variants import Joined
+
+from ds_rag import deepspeed_config, dist
+from ds_rag.assemble import Parts
+from ds_rag.config import build
+from ds_rag.data.dataset import Example, RagData, TokenTable
+from ds_rag.data.loader import Loader, TrainTokens
+from ds_rag.deepspeed_config import Known
+from ds_rag.engine import Engines, make_engine
+from ds_rag.models.generator import Generator
+from ds_rag.models.loading import checkpoint_activations, fuse_activations
+from ds_rag.models.retriever import Retriever, RetrieverSettings
+from ds_rag.models.sharing import share_prefixes
+from ds_rag.objective import Objective
+from ds_rag.passes import Embedding
+from ds_rag.schedule import Schedule
+from ds_rag.scoring import Scoring
+
+
+def build_model(keys: dict[str, Any], head: bool) -> Any:
+    """In float32 with random weights and no dropout."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**keys)
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    auto: Any = transformers.AutoModelForCausalLM if head else transformers.AutoModel
+    model = auto.from_config(config)
+    fuse_activations(model)
+    return model
+
+
+def make_models(run: Run, checkpointing: bool) -> tuple[Retriever, Generator]:
+    torch.manual_seed(0)
+    retriever = Retriever(build_model(run.retriever, False), None, RetrieverSettings())
+    generator = Generator(build_model(run.generator, True), None)
+    checkpoint_activations((retriever.encoder, generator.lm), checkpointing)
+    reason = share_prefixes(generator)
+    assert reason is None, reason
+    return retriever, generator
+
+
+def make_parts(run: Run) -> Parts:
+    config = build({"candidates": "all"} | run.flags)
+    objective = Objective(config.objective, dist.world())
+    retriever, generator = make_models(run, config.model.gradient_checkpointing)
+    data = make_rows(run)
+    loader = Loader(
+        data.train,
+        make_tokens(run, len(data.train), len(data.texts), retriever, generator),
+        run.batch,
+        run.accumulation,
+        dist.rank(),
+        dist.world(),
+        0,
+        0,
+        config.objective.pool == "world",
+    )
+    made: dict[str, Any] = {}
+    for name, module in (("retriever", retriever), ("generator", generator)):
+        resolved = deepspeed_config.resolve(deepspeed_json(run.stage), known(run, module.hidden_size))
+        made[name] = make_engine(module, resolved, config.optim, 1e-4)
+    engines = Engines(made["retriever"], made["generator"], 1.0)
+    scoring = Scoring(engines, generator, config.scoring, 0)
+    return Parts(
+        data,
+        loader,
+        None,  # type: ignore[arg-type]  # nothing is evaluated
+        objective,
+        Joined(),
+        retriever,
+        generator,
+        engines,
+        Embedding(engines, config.scoring.retriever_chunk),
+        scoring,
+        1,
+        Schedule("0"),
+        torch.device("cpu"),
+    )
+
+
+def deepspeed_json(stage: int) -> dict[str, Any]:
+    """As ds_configs/ has it."""
+    zero: dict[str, Any] = {"stage": stage} | ({"reduce_bucket_size": "auto"} if stage else {})
+    if stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
+    return {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "zero_optimization": zero}
+
+
+def known(run: Run, hidden_size: int) -> Known:
+    return Known(
+        per_device_batch=run.batch,
+        accumulation=run.accumulation,
+        world=dist.world(),
+        max_grad_norm=1.0,
+        learning_rate=1e-4,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.0,
+        warmup_steps=0,
+        total_steps=10,
+        precision=run.precision,
+        hidden_size=hidden_size,
+    )
+
+
+def make_rows(run: Run) -> RagData:
+    """One step's rows, each with passages of its own, the first of them labelled."""
+    rows, each = run.batch * run.accumulation * dist.world(), run.passages
+    train = [Example("", ("",), (r * each,), tuple(range(r * each + 1, (r + 1) * each))) for r in range(rows)]
+    return RagData([""] * rows * each, [""] * rows * each, 0, train)
+
+
+def make_tokens(run: Run, rows: int, passages: int, retriever: Retriever, generator: Generator) -> TrainTokens:
+    """The same on every rank."""
+    rng = np.random.default_rng(0)
+    words = retriever.encoder.config.vocab_size, generator.vocabulary
+
+    def texts(count: int, length: int, vocabulary: int) -> TokenTable:
+        ids = rng.integers(5, vocabulary, count * length).astype(np.int32)
+        return TokenTable(ids, np.arange(1, count + 1) * length)
+
+    return TrainTokens(
+        texts(rows, run.query, words[0]),
+        texts(passages, run.passage, words[0]),
+        texts(rows, run.query, words[1]),
+        texts(passages, run.passage, words[1]),
+        texts(rows, run.answer, words[1]),
+    )

@@ -1,0 +1,54 @@
+"""One rank's work for scaling.py: `scaling_child.py JOB JSON` under RANK, WORLD_SIZE and MASTER_*; prints JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import collectives  # before DeepSpeed
+from joint_parts import make_parts
+from joint_runs import Run
+from peak_memory import peak_of_training
+
+from ds_rag import dist
+from ds_rag.train import train_step
+
+
+def count_bytes(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each run: bytes that a rank sends in one optimizer step (the mean over ranks), by collective."""
+    found = []
+    for run in runs:
+        parts = make_parts(Run(**run))
+        parts.engines.train()
+        train_step(parts, 0, 1.0)  # what only the first step does
+        collectives.start_counting()
+        train_step(parts, 1, 1.0)
+        sent = collectives.stop_counting()
+        total = dist.all_sum({"bytes": sum(sent.values())})["bytes"] / dist.world()
+        found.append({"bytes": total, "by": sent})
+    return found
+
+
+def peak_memory(run: dict[str, Any]) -> dict[str, float]:
+    return peak_of_training(Run(**run))
+
+
+JOBS: dict[str, Callable[[Any], Any]] = {"bytes": count_bytes, "peak": peak_memory}
+
+
+def main() -> int:
+    logging.disable(logging.WARNING)
+    dist.start()
+    answer = JOBS[sys.argv[1]](json.loads(sys.argv[2]))
+    dist.barrier()
+    if dist.rank() == 0:
+        print("\n" + json.dumps(answer))
+    dist.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

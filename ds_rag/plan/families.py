@@ -1,0 +1,121 @@
+"""What the model families have in common and where they differ, as far as counting goes.
+
+A family is a `model_type` of transformers; the flags say which of its matrices have biases, how often it normalises,
+and under which names its configuration keeps its sizes. tests/unit/plan/test_shapes.py holds every line against the
+transformers model, built on the meta device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SIZES = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp": "intermediate_size",
+    "vocabulary": "vocab_size",
+    "positions": "max_position_embeddings",
+    "types": "type_vocab_size",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one `model_type` is built."""
+
+    causal: bool = True
+    gated: bool = True  # three matrices in the MLP, else two
+    rms: bool = True  # RMSNorm (d weights, computed in float32), else LayerNorm
+    norm_bias: bool = False
+    wide_norms: bool = False  # RMSNorm's product with the weight is in float32 too
+    norms: int = 2  # of a layer
+    qkv_bias: bool = False  # may be overridden by the configuration's `attention_bias`
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # norms of head_dim over queries and keys
+    final_norm: bool = True
+    embedding_norm: bool = False
+    learned_positions: int | None = (
+        None  # rows beside the configuration's `max_position_embeddings`; None: none learned
+    )
+    pooler: bool = False
+    relative_buckets: int = 0  # rows of a table (buckets, heads) of relative positions
+    skips_first_norm: bool = False  # the first layer has one norm less
+    tied: bool = True  # where the configuration does not say
+    activation_kept: float = 2  # tensors of the MLP's width that its activation leaves for the backward pass
+    fused_rotary: bool = False  # q, k, v are one tensor, kept beside the rotated q and k
+    copies_output: bool = False  # attention's output is kept twice: as the kernel leaves it, and with heads joined
+    dropout: str = ""  # configuration key of the dropout on the residual stream
+    sizes: dict[str, str] = field(default_factory=dict)  # where names differ from SIZES
+    defaults: dict[str, Any] = field(default_factory=dict)  # of keys that a configuration may leave out
+
+
+_LLAMA = Family(tied=False, activation_kept=4)
+_BERT: dict[str, Any] = {
+    "causal": False,
+    "gated": False,
+    "rms": False,
+    "norm_bias": True,
+    "qkv_bias": True,
+    "out_bias": True,
+    "mlp_bias": True,
+    "final_norm": False,
+    "embedding_norm": True,
+    "learned_positions": 0,
+    "dropout": "hidden_dropout_prob",
+}
+_512: dict[str, Any] = {"max_position_embeddings": 512}
+_PLAIN: dict[str, Any] = _BERT | {"causal": True, "final_norm": True, "embedding_norm": False, "dropout": ""}
+_GEMMA: dict[str, Any] = {"activation_kept": 4, "wide_norms": True, "defaults": {"head_dim": 256}}
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family(**_BERT, pooler=True, copies_output=True, defaults=_512 | {"type_vocab_size": 2}),
+    "roberta": Family(**_BERT, pooler=True, copies_output=True, defaults=_512 | {"type_vocab_size": 2}),
+    "xlm-roberta": Family(**_BERT, pooler=True, copies_output=True, defaults=_512 | {"type_vocab_size": 2}),
+    "mpnet": Family(**_BERT, pooler=True, copies_output=True, relative_buckets=32, defaults=_512),
+    "distilbert": Family(
+        **_BERT | {"dropout": "dropout"},
+        sizes={"hidden": "dim", "layers": "n_layers", "heads": "n_heads", "mlp": "hidden_dim"},
+        defaults=_512,
+    ),
+    "modernbert": Family(
+        causal=False,
+        rms=False,
+        embedding_norm=True,
+        skips_first_norm=True,
+        activation_kept=4,
+        fused_rotary=True,
+        dropout="mlp_dropout",
+    ),
+    "gpt2": Family(
+        **_PLAIN | {"dropout": "resid_pdrop"},
+        sizes={
+            "hidden": "n_embd",
+            "layers": "n_layer",
+            "heads": "n_head",
+            "mlp": "n_inner",
+            "positions": "n_positions",
+        },
+        defaults={"resid_pdrop": 0.1, "n_positions": 1024},
+    ),
+    "gpt_neox": Family(
+        **_PLAIN | {"learned_positions": None, "tied": False, "dropout": "hidden_dropout"}, fused_rotary=True
+    ),
+    "opt": Family(
+        **_PLAIN | {"learned_positions": 2, "activation_kept": 1, "dropout": "dropout"},
+        sizes={"mlp": "ffn_dim"},
+        defaults={"dropout": 0.1, "max_position_embeddings": 2048},
+    ),
+    "llama": _LLAMA,
+    "mistral": Family(tied=False, activation_kept=4, defaults={"num_key_value_heads": 8}),
+    "phi3": Family(tied=False, activation_kept=4, fused_rotary=True),
+    "qwen2": Family(tied=False, activation_kept=4, qkv_bias=True),
+    "qwen3": Family(tied=False, activation_kept=4, qk_norm=True, defaults={"head_dim": 128}),
+    "gemma": Family(**_GEMMA),
+    "gemma2": Family(**_GEMMA, norms=4),
+    "gemma3_text": Family(**_GEMMA, norms=4, qk_norm=True),
+}

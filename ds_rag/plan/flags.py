@@ -1,0 +1,62 @@
+"""The flags of `ds-rag train` that a setup stands for."""
+
+from __future__ import annotations
+
+import shlex
+
+from ds_rag.plan.presets import MODELS
+from ds_rag.plan.setup import NAMES, Setup
+
+FILES = {stage: f"ds_configs/zero{stage.replace('+', '_')}.json" for stage in ("0", "1", "2", "3", "3+offload")}
+
+
+def deepspeed_flags(setup: Setup) -> dict[str, str]:
+    first, second = (FILES[stage] for stage in setup.stages)
+    if first == second:
+        return {"deepspeed": first}
+    return {"deepspeed_retriever": first, "deepspeed_generator": second}
+
+
+def folder(name: str) -> str:
+    """A preset's name stands for a folder that the user has."""
+    return f"path/to/{name}" if name in MODELS else name
+
+
+def training_flags(setup: Setup, index: str | None) -> dict[str, str]:
+    """Flag without dashes -> value."""
+    work = setup.work
+    flags = {name: folder(setup.shape(name).name) for name in NAMES} | deepspeed_flags(setup)
+    flags |= {f"max_{what}_length": str(getattr(work, what)) for what in ("query", "passage", "answer")}
+    flags |= {
+        "per_device_train_batch_size": str(work.batch),
+        "gradient_accumulation_steps": str(work.accumulation),
+        "candidates": "all" if work.candidates is None else str(work.candidates),
+        "pool": "world" if work.world_pool else "rank",
+        "generator_backward": "exact" if setup.micro_cells else "one_pass",
+    }
+    if setup.micro_cells:
+        flags["micro_cells"] = str(setup.micro_cells)
+    if setup.retriever_chunk:
+        flags["retriever_chunk"] = str(setup.retriever_chunk)
+    if setup.checkpointing:
+        flags["gradient_checkpointing"] = "true"
+    if setup.precision != "fp32":
+        flags[setup.precision] = "true"
+    if setup.lora:
+        flags |= {"lora": "both" if len(setup.lora) == 2 else setup.lora[0], "lora_r": str(setup.lora_rank)}
+    if setup.frozen:
+        flags["freeze"] = setup.frozen
+    if setup.encoders == 2:
+        flags["encoders"] = "two"
+    if index:
+        flags["index_factory"] = index
+    return flags
+
+
+def command_line(setup: Setup, gpus_per_node: int, index: str | None) -> str:
+    """What to type on one machine, or on each of several under torchrun."""
+    nodes = -(-setup.world // gpus_per_node)
+    here = min(setup.world, gpus_per_node)
+    launcher = f"torchrun --nproc_per_node {here}" + (f" --nnodes {nodes}" if nodes > 1 else "")
+    words = [word for name, value in training_flags(setup, index).items() for word in (f"--{name}", value)]
+    return f"{launcher} launch/train.py {shlex.join(words)}"

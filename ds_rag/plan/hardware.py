@@ -1,0 +1,52 @@
+"""GPUs, as their vendors' data sheets give them; what a machine around them usually is.
+
+Peak rates are dense (without the sheets' factor two for sparsity), bandwidths are peaks too: a plan multiplies the
+first by --mfu and divides bytes by --bandwidth, which says per GPU what a ring over all of them really gets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU. GB are 1e9 bytes here and in every figure of a plan."""
+
+    name: str
+    memory: float  # GB that programs can use: the sheet's GiB less what the driver keeps
+    tflops: float  # bf16 matrix products (fp16 where there is no bf16)
+    fp32_tflops: float  # float32 as torch computes by default: without TF32
+    memory_bandwidth: float  # GB/s
+    link: float  # GB/s a GPU sends to others in its machine: half of what the sheet adds over both directions
+    bf16: bool = True
+
+
+# Sources: NVIDIA's data sheets of each product (V100 2020, T4 2019, A10 2021, A100 2021, L4 and L40S 2023, RTX 4090
+# and RTX 5090 pages, H100 2023, H200 2024, B200 in the HGX sheet of 2024), AMD's of the MI300X (2023).
+GPUS: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("t4", 15.6, 65, 8.1, 320, 16, bf16=False),
+        Gpu("v100-32gb", 33.8, 125, 15.7, 900, 150, bf16=False),
+        Gpu("a10", 23.6, 125, 31.2, 600, 32),
+        Gpu("l4", 23.6, 121, 30.3, 300, 32),
+        Gpu("l40s", 47.6, 362, 91.6, 864, 32),
+        Gpu("rtx-4090", 25.2, 165, 82.6, 1008, 32),
+        Gpu("rtx-5090", 33.6, 210, 105, 1792, 64),
+        Gpu("a100-40gb", 42.3, 312, 19.5, 1555, 300),
+        Gpu("a100-80gb", 84.9, 312, 19.5, 2039, 300),
+        Gpu("h100", 84.9, 989, 67, 3350, 450),
+        Gpu("h200", 150.7, 989, 67, 4800, 450),
+        Gpu("b200", 191.0, 2250, 80, 8000, 900),
+        Gpu("mi300x", 205.0, 1307, 163, 5300, 448),
+    )
+}
+
+LINK_SHARE = 0.7  # of a link's peak that a ring of large buffers gets, within a machine
+NETWORK = 50.0  # GB/s a GPU sends between machines: one 400 Gbit/s adapter for each, the usual of H100 machines
+GPUS_PER_NODE = 8
+HOST_MEMORY = 1000.0  # GB of a machine
+HOST_LINK = 25.0  # GB/s between a GPU and its host, of PCIe 4.0 x16's 32
+HOST_ADAM = 1.0  # parameters, in units of 1e9, that a host's AdamW updates in a second for each rank
+SHARE_OF_MEMORY = 0.92  # of a GPU that is planned for: the rest is CUDA's context, NCCL's buffers, fragmentation

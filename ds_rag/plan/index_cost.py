@@ -1,0 +1,89 @@
+"""What an index over N passages takes: memory by its type, and GPU time to encode them again.
+
+Types are those of `INDEXES` in ds_rag/index/faiss_index.py, their parameters as `spell` chooses them. Sizes are those
+of FAISS's own structures; tests/unit/plan/test_index_cost.py builds them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ds_rag.plan.duration import Rates, forward_flops
+from ds_rag.plan.shapes import ModelShape
+from ds_rag.plan.workload import Load
+
+LEAST_POINTS = 39  # as in faiss_index.py
+ID_BYTES, LINKS, CODE_BYTES, CODEBOOK = 8, 2 * 32, 48, 256
+# What docs/performance.md measured on 100,000 vectors of 384: recall@10 against exact search.
+RECALL = {"flat": 1.0, "hnsw": 0.85, "ivf": 0.87, "ivfpq": 0.45}
+EXACT_UP_TO = 1_000_000  # vectors that exact search on a host's cores serves well
+
+
+def lists(count: int) -> int:
+    return max(1, min(round(4 * math.sqrt(count)), count // LEAST_POINTS))
+
+
+def flat(count: int, dimension: int) -> float:
+    return 4.0 * dimension * count
+
+
+def hnsw(count: int, dimension: int) -> float:
+    """Vectors, and of each its links (a 32nd of the points have a further level of half as many), level and offset."""
+    return flat(count, dimension) + count * (4.0 * LINKS + 4 * (LINKS / 2) / 31 + 12)
+
+
+def ivf(count: int, dimension: int) -> float:
+    """Vectors, their ids, and the centroids."""
+    return flat(count, dimension) + ID_BYTES * count + flat(lists(count), dimension)
+
+
+def ivfpq(count: int, dimension: int) -> float:
+    """Codes, ids, centroids, and one codebook."""
+    return (CODE_BYTES + ID_BYTES) * count + flat(lists(count) + CODEBOOK, dimension)
+
+
+SIZES: dict[str, Callable[[int, int], float]] = {"flat": flat, "hnsw": hnsw, "ivf": ivf, "ivfpq": ivfpq}
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """Bytes; times are of encoding all passages once."""
+
+    passages: int
+    sizes: dict[str, float]
+    vectors: float  # float32, as encoding gathers them
+    encode_flops: float
+    encode_gpu_hours: float
+    recommended: str
+    reason: str
+
+
+def plan_index(shape: ModelShape, passages: int, tokens: int, rates: Rates, precision: str, host: float) -> IndexPlan:
+    """tokens: of a passage. host: bytes of one machine's memory that the index may take."""
+    load = Load(float(passages) * tokens, float(passages) * tokens**2)
+    flops = forward_flops(shape, load)
+    sizes = {name: size(passages, shape.hidden) for name, size in SIZES.items()}
+    name, reason = choose_index(passages, sizes, host)
+    hours = flops / rates.flops(precision) / 3600
+    return IndexPlan(passages, sizes, sizes["flat"], flops, hours, name, reason)
+
+
+def choose_index(passages: int, sizes: dict[str, float], host: float) -> tuple[str, str]:
+    def gb(name: str) -> str:
+        return f"{sizes[name] / 1e9:,.3g} GB"
+
+    if passages <= EXACT_UP_TO and sizes["flat"] <= host:
+        return "flat", f"exact, {gb('flat')}; up to {EXACT_UP_TO:,} passages its searches are fast enough"
+    if sizes["ivf"] <= host:
+        return (
+            "ivf",
+            f"exact search over {passages:,} is slow; ivf keeps whole vectors, {gb('ivf')}, and most of the recall",
+        )
+    fits = sizes["ivfpq"] <= host
+    more = "" if fits else ", and even that must be cut over several machines"
+    return "ivfpq", (
+        f"whole vectors take {gb('ivf')} of a machine's {host / 1e9:,.3g} GB; codes take {gb('ivfpq')}{more}, at a "
+        "loss of recall: look at more passages (--top_k)"
+    )

@@ -1,0 +1,180 @@
+"""From the command line to what is planned: `ds-rag train`'s own flags, and the machine."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ds_rag.config import OWNER, RunConfig, build
+from ds_rag.errors import UserError, choose
+from ds_rag.flags import build_parser, parse_strictly
+from ds_rag.plan.advice import Fixed, Limits, candidates
+from ds_rag.plan.duration import Rates
+from ds_rag.plan.hardware import GPUS, GPUS_PER_NODE, HOST_MEMORY, Gpu
+from ds_rag.plan.presets import MODELS
+from ds_rag.plan.setup import NAMES, STAGES, Setup
+from ds_rag.plan.shapes import read_shape
+from ds_rag.plan.workload import Workload
+
+# Flags of training that change what a run takes. `lora` and `lora_r` are the plan's own while training has none.
+TRAINING = (
+    "retriever", "generator", "encoders", "freeze", "gradient_checkpointing", "lora", "lora_r",
+    "candidates", "pool", "generator_backward", "micro_cells", "retriever_chunk", "share_prefixes",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
+    "max_query_length", "max_passage_length", "max_answer_length",
+)  # fmt: skip
+LORA = ("none", "retriever", "generator", "both")
+PLANNED_WAYS = ("auto", "one_pass", "exact")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked, and of which machine."""
+
+    setup: Setup
+    fixed: Fixed
+    rates: Rates
+    limits: Limits
+    passages: int  # of the corpus; 0: no index
+    json: str | None
+
+
+def positive(name: str, whole: bool = False, most: float = math.inf) -> Callable[[str], Any]:
+    def convert(text: str) -> float | int:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most or value == math.inf or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            bound = "" if most == math.inf else f", at most {most:g}"
+            raise UserError(f"--{name}: wrong value", found=text, expected=f"{kind} above 0{bound}")
+        return int(value) if whole else value
+
+    return convert
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = build_parser("ds-rag plan", "What a training run will need, and how to launch it.", only=TRAINING)
+    group = parser.add_argument_group("plan", f"Models are folders, config:FILE, or one of: {', '.join(MODELS)}.")
+
+    def add(name: str, text: str, kind: Callable[[str], Any] = str, **more: Any) -> None:
+        if name not in OWNER:
+            group.add_argument(f"--{name}", help=text, type=kind, **more)
+
+    add("gpu", f"one of: {', '.join(GPUS)} (default: h100)", default="h100")
+    add("gpus", "how many (default: the fewest that do)", positive("gpus", whole=True))
+    add("gpu_memory", "GB of a GPU, where it is another than the preset's", positive("gpu_memory"))
+    add("gpus_per_node", "GPUs of a machine", positive("gpus_per_node", whole=True), default=GPUS_PER_NODE)
+    add("host_memory", "GB of a machine", positive("host_memory"), default=HOST_MEMORY)
+    add("mfu", "share of the GPU's peak that training reaches", positive("mfu", most=1), default=0.4)
+    add("bandwidth", "GB/s a GPU sends to all others (default: its link's, or the network's)", positive("bandwidth"))
+    add("passages", "passages of the corpus, such as 21e6", positive("passages", whole=True))
+    add("passages_per_row", "of a training row", positive("passages_per_row", whole=True), default=1)
+    for name in NAMES:
+        add(f"{name}_stage", f"the {name}'s ZeRO stage: {', '.join(STAGES)} (default: the best)")
+    add("lora", f"which model trains thin matrices only: {', '.join(LORA)}", default="none")
+    add("lora_r", "their rank", positive("lora_r", whole=True), default=16)
+    add("json", "write every figure to this file too")
+    return parser
+
+
+def read_request(argv: Sequence[str]) -> Request:
+    """Raises UserError for what cannot be planned."""
+    args = vars(parse_strictly(make_parser(), argv))
+    given = frozenset(args)
+    config = build({k: v for k, v in args.items() if k in OWNER}, given & set(OWNER))
+    for name in NAMES:
+        if name not in given:
+            raise UserError(f"--{name}: which?", expected=f"{' | '.join(MODELS)}, a folder, or config:FILE")
+    gpu = choose(GPUS, args["gpu"], "--gpu")
+    rates = Rates(gpu, args["mfu"], args["bandwidth"] or 0.0, args["gpus_per_node"])
+    setup = replace(setup_of(config, args, gpu), world=args["gpus"] or 1)
+    if "candidates" not in given:
+        setup = replace(setup, work=replace(setup.work, candidates=candidates(setup)))
+    if not setup.retriever.positions >= config.data.max_passage_length:
+        raise UserError(
+            f"--max_passage_length: longer than {setup.retriever.name} reads",
+            found=config.data.max_passage_length,
+            expected=f"{setup.retriever.positions} or less",
+        )
+    limits = Limits((args["gpu_memory"] or gpu.memory) * 1e9, args["host_memory"] * 1e9, args["gpus_per_node"])
+    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"])
+
+
+def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
+    data, optim, scoring = config.data, config.optim, config.scoring
+    retriever = read_shape(config.model.retriever, "--retriever", head=False)
+    generator = read_shape(config.model.generator, "--generator", head=True)
+    if scoring.generator_backward not in PLANNED_WAYS:
+        raise UserError(
+            "--generator_backward: not planned, for it depends on the data",
+            found=scoring.generator_backward,
+            expected=" | ".join(PLANNED_WAYS),
+            fix="exact bounds its memory and its time",
+        )
+    work = Workload(
+        optim.per_device_train_batch_size,
+        None if config.objective.candidates == "all" else int(config.objective.candidates),
+        args["passages_per_row"],
+        data.max_query_length,
+        data.max_passage_length,
+        data.max_answer_length,
+        optim.gradient_accumulation_steps,
+        config.objective.pool == "world",
+        shared=scoring.share_prefixes,
+    )
+    lora = str((config.flat() | args).get("lora") or "none")
+    if lora not in LORA:
+        raise UserError("--lora: unknown value", found=lora, expected=" | ".join(LORA))
+    stages = [args[f"{name}_stage"] for name in NAMES]
+    for name, stage in zip(NAMES, stages, strict=True):
+        if stage not in (None, *STAGES):
+            raise UserError(f"--{name}_stage: unknown value", found=stage, expected=" | ".join(STAGES))
+    return Setup(
+        retriever,
+        generator,
+        work,
+        stages=(stages[0] or stages[1] or "2", stages[1] or stages[0] or "2"),
+        precision=precision_of(config, gpu),
+        checkpointing=config.model.gradient_checkpointing,
+        micro_cells=chunk_of(config),
+        retriever_chunk=scoring.retriever_chunk,
+        lora={"none": (), "both": NAMES}.get(lora, (lora,)),
+        lora_rank=int((config.flat() | args)["lora_r"]),
+        frozen="" if config.model.freeze == "none" else config.model.freeze,
+        encoders=2 if config.model.encoders == "two" else 1,
+    )
+
+
+def precision_of(config: RunConfig, gpu: Gpu) -> str:
+    """As training chooses: where nothing is said, bf16 on a GPU that has it, else fp32."""
+    optim = config.optim
+    if optim.fp16:
+        return "fp16"
+    wanted = gpu.bf16 and optim.fp16 is None if optim.bf16 is None else optim.bf16
+    return "bf16" if wanted else "fp32"
+
+
+def chunk_of(config: RunConfig) -> int:
+    """Cells of a chunk; 0: one pass, or to be found."""
+    scoring = config.scoring
+    if scoring.generator_backward != "exact":
+        return 0
+    return 8 if scoring.micro_cells == "auto" else int(scoring.micro_cells)
+
+
+def fixed_by(args: dict[str, Any], given: frozenset[str]) -> Fixed:
+    """What the search leaves as the user has it."""
+    said = {
+        "world": args["gpus"] is not None,
+        "stages": any(args[f"{name}_stage"] is not None for name in NAMES),
+        "checkpointing": "gradient_checkpointing" in given,
+        "pass": args.get("generator_backward") in ("one_pass", "exact"),
+        "retriever_chunk": "retriever_chunk" in given,
+        "candidates": "candidates" in given,
+    }
+    return Fixed(frozenset(name for name, yes in said.items() if yes))

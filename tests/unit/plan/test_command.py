@@ -1,0 +1,106 @@
+"""`ds-rag plan` itself: what it prints and writes, and its errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ds_rag.cli import main
+from ds_rag.errors import UserError
+from ds_rag.plan.command import main as plan
+from ds_rag.plan.hardware import GPUS
+from ds_rag.plan.request import read_request
+
+QUESTION = ["--retriever", "bge-large", "--generator", "llama-8b", "--passages", "21e6"]
+
+
+def test_the_question(tmp_path, capsys):
+    assert main(["plan", *QUESTION, "--json", str(tmp_path / "plan.json")]) == 0
+    printed = capsys.readouterr().out
+    for words in ("Recommended, and why", "Ways to train on h100", "by ZeRO stage", "3+offload", "ivfpq", "torchrun"):
+        assert words in printed
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found.keys() == {"models", "ways", "stages", "variants", "recommended", "index"}
+    assert found["models"]["retriever"]["parameters"] == 335_141_888
+    assert [row["stages"] for row in found["stages"]][:5] == [[s] * 2 for s in ("0", "1", "2", "3", "3+offload")]
+    best = found["recommended"]
+    assert best["gpus"] == found["ways"][0]["gpus"] and best["command"] in printed.replace("\n", " ")
+    assert f"{found['index']['encode_gpu_hours']:,.2f} GPU-hours" in printed
+    assert {"offload", "LoRA, generator"} <= best["reasons"].keys()
+    assert {(row["checkpointing"], row["micro_cells"] > 0) for row in found["variants"]} == {
+        (again, chunked) for again in (True, False) for chunked in (True, False)
+    }
+    assert all(reason in printed for reason in best["reasons"].values())
+
+
+def test_no_heavy_library_is_imported():
+    code = f"from ds_rag.cli import main; import sys; main(['plan', *{QUESTION!r}]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert "ds_rag.plan.command" in modules
+    assert not modules & {"torch", "transformers", "deepspeed", "faiss", "numpy"}
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_gpu_answers_for_small_models(gpu, capsys):
+    assert plan(["--retriever", "minilm", "--generator", "gpt2", "--gpu", gpu]) == 0
+    assert f"Ways to train on {gpu}" in capsys.readouterr().out
+
+
+def test_flags_reach_the_plan():
+    argv = [*QUESTION, "--candidates", "all", "--pool", "world", "--gpus", "16", "--fp16", "--lora", "both"]
+    argv += ["--generator_stage", "3", "--retriever_stage", "1", "--generator_backward", "exact", "--micro_cells", "4"]
+    argv += ["--passages_per_row", "5", "--max_passage_length", "300", "--freeze", "none", "--gpu_memory", "40"]
+    request = read_request(argv)
+    made = request.setup
+    assert (made.work.candidates, made.work.world_pool, made.work.passages, made.work.passage) == (None, True, 5, 300)
+    assert (made.world, made.precision, made.stages, made.micro_cells) == (16, "fp16", ("1", "3"), 4)
+    assert made.lora == ("retriever", "generator") and request.limits.gpu == 40e9
+    assert {"world", "stages", "pass", "candidates"} <= request.fixed.names
+
+
+@pytest.mark.parametrize(
+    ("gpu", "flags", "wanted"),
+    [
+        ("h100", [], "bf16"),
+        ("t4", [], "fp32"),
+        ("t4", ["--fp16"], "fp16"),
+        ("h100", ["--bf16", "false"], "fp32"),
+        ("h100", ["--fp16", "false"], "fp32"),
+    ],
+)
+def test_precision_is_chosen_as_in_training(gpu, flags, wanted):
+    assert read_request([*QUESTION, "--gpu", gpu, *flags]).setup.precision == wanted
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--retriever: which"),
+        (["--retriever", "minilm"], "--generator: which"),
+        (["--retriever", "mini", "--generator", "gpt2"], "no such model"),
+        (["--retriever", "minilm", "--generator", "bge-base"], "not a causal LM"),
+        ([*QUESTION, "--gpu", "h101"], "did you mean 'h100'"),
+        ([*QUESTION, "--gpus", "1.5"], "a whole number above 0"),
+        ([*QUESTION, "--mfu", "40"], "at most 1"),
+        ([*QUESTION, "--passages", "many"], "--passages: wrong value"),
+        ([*QUESTION, "--passages", "nan"], "--passages: wrong value"),
+        ([*QUESTION, "--generator_stage", "4"], "3\\+offload"),
+        ([*QUESTION, "--lora", "all"], "unknown value"),
+        ([*QUESTION, "--generator_backward", "sample"], "depends on the data"),
+        ([*QUESTION, "--candidates", "none"], "--candidates"),
+        ([*QUESTION, "--max_passage_length", "2000"], "longer than bge-large reads"),
+        ([*QUESTION, "--gpuz", "2"], "did you mean"),
+        ([*QUESTION, "--gpus", "1"], None),
+        ([*QUESTION, "--gpus", "1", "--gpu", "t4", "--host_memory", "16", "--lora", "both"], "no way fits"),
+    ],
+)
+def test_wrong_input(argv, message, capsys):
+    if message is None:  # offload or LoRA still fit
+        assert plan(argv) == 0
+        return
+    with pytest.raises(UserError, match=message):
+        plan(argv)

@@ -1,0 +1,57 @@
+"""Sizes of indexes against those that FAISS builds, and what is recommended."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+
+from ds_rag.index.faiss_index import INDEXES, build_index, spell
+from ds_rag.plan.duration import Rates
+from ds_rag.plan.hardware import GPUS
+from ds_rag.plan.index_cost import SIZES, lists, plan_index
+from ds_rag.plan.shapes import read_shape
+
+
+def test_every_named_index_has_a_size():
+    assert set(SIZES) == set(INDEXES)
+
+
+@pytest.mark.parametrize("count", [100, 5_000, 10**6, 21_000_000])
+def test_lists_are_those_that_are_built(count):
+    assert f"IVF{lists(count)}," in spell("ivf", count)[0]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_faisss(name):
+    vectors_ND = np.random.default_rng(0).standard_normal((20_000, 96), np.float32)
+    found = len(faiss.serialize_index(build_index(vectors_ND, name)))
+    assert SIZES[name](20_000, 96) == pytest.approx(found, rel=0.02)
+
+
+def test_measured_bytes_a_vector():
+    """docs/performance.md: 100,000 vectors of 384."""
+    measured = {"flat": 1536, "hnsw": 1808, "ivf": 1564, "ivfpq": 79}
+    for name, bytes_each in measured.items():
+        assert SIZES[name](100_000, 384) / 100_000 == pytest.approx(bytes_each, rel=0.01)
+
+
+def recommended(passages: int, host: float = 5e11) -> str:
+    shape = read_shape("bge-large", "--retriever", False)
+    return plan_index(shape, passages, 200, Rates(GPUS["h100"]), "bf16", host).recommended
+
+
+def test_what_is_recommended():
+    assert recommended(10**5) == "flat"
+    assert recommended(21_000_000) == "ivf"
+    assert recommended(21_000_000, host=6e10) == "ivfpq"
+    assert recommended(10**9) == "ivfpq"
+
+
+def test_encoding_by_hand():
+    """bge-large: 2 FLOPs for each of 24 * 12 * 1024^2 weights and a token, attention of 4 * 1024 * 24 a pair."""
+    plan = plan_index(read_shape("bge-large", "--retriever", False), 1000, 200, Rates(GPUS["h100"], 0.5), "bf16", 1e12)
+    wanted = 1000 * (200 * 2 * 24 * 12 * 1024**2 + 200**2 * 4 * 1024 * 24)
+    assert plan.encode_flops == pytest.approx(wanted)
+    assert plan.encode_gpu_hours == pytest.approx(wanted / (0.5 * 989e12) / 3600)
+    assert plan.vectors == 1000 * 1024 * 4
