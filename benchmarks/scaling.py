@@ -7,6 +7,8 @@
             world; nothing is timed
     plan    the peak memory of training processes of several shapes, against the plan's prediction; and what the plan
             says of more ranks and larger corpora than there are here (planned_scaling.py)
+    index   the share of training's time that it waits for a refresh of the index, and whether a search in shards is the
+            whole one's (index_stage.py)
 
 Each part gives its own keys to the JSON.
 """
@@ -22,6 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import index_stage
 import planned_scaling
 from joint_runs import MEMORY_RUNS, TRAFFIC_RUN, Run, setup_of
 from measure import table
@@ -80,7 +83,22 @@ def measure_plan(args: argparse.Namespace) -> dict[str, Any]:
     return {"plan_memory_error": worst, "plan_memory": rows, "planned": planned_scaling.everything()}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"bytes": measure_bytes, "plan": measure_plan}
+def measure_index(args: argparse.Namespace) -> dict[str, Any]:
+    """refresh_stall_fraction (async; sync beside it), sharded_search_equal."""
+    stalls = index_stage.refresh_stall_fraction(args.steps, args.repeats)
+    return {
+        "refresh_stall_fraction": stalls["refresh_stall_fraction"],
+        "refresh_stall_fraction_sync": stalls["sync"],
+        "refresh_same_loss": stalls["same_loss"],
+        "sharded_search_equal": index_stage.sharded_search_equal(),
+    }
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "bytes": measure_bytes,
+    "plan": measure_plan,
+    "index": measure_index,
+}
 
 
 def show(found: dict[str, Any]) -> None:
@@ -113,6 +131,8 @@ def main() -> int:
     parser.add_argument("--ranks", nargs="*", type=int, default=[1, 2, 4], help="of the counted bytes")
     parser.add_argument("--stage", type=int, default=2, help="ZeRO stage of the counted bytes")
     parser.add_argument("--runs", type=int, default=len(MEMORY_RUNS), help="measure only the first N memory runs")
+    parser.add_argument("--steps", type=int, default=75, help="of the runs whose waits for the index are measured")
+    parser.add_argument("--repeats", type=int, default=3, help="of each of them")
     parser.add_argument("--json", help="write every figure to this file")
     args = parser.parse_args()
     begin = time.monotonic()
