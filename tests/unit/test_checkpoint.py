@@ -145,11 +145,12 @@ def test_the_state_is_readable_json(tmp_path):
 
 def test_export_writes_every_model_with_its_card(tmp_path):
     class Module:
-        def save(self, folder: Path) -> None:
+        def save(self, folder: Path, state: str) -> None:
             folder.mkdir()
-            (folder / "weights").write_text(folder.name)
+            (folder / "weights").write_text(state)
 
-    engines: Any = SimpleNamespace(modules={"retriever": Module(), "generator": Module()})
+    modules = {"retriever": Module(), "generator": Module()}
+    engines: Any = SimpleNamespace(modules=modules, whole_state=lambda name, keep: f"{name} {keep}")
     export(tmp_path, engines, {"retriever": "# R – ü", "generator": "# G"})
     assert (tmp_path / "retriever/README.md").read_text(encoding="utf-8") == "# R – ü"
-    assert (tmp_path / "generator/weights").read_text() == "generator"
+    assert (tmp_path / "generator/weights").read_text() == "generator True"
