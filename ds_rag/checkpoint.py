@@ -71,8 +71,8 @@ def save(
     points = dict(zip(engines.learning, ("save_model", "save_optimizer"), strict=False))
     for name, engine in engines.learning.items():
         failure = save_engine(engine, folder / name) or failure
-        failure = attempt(lambda name=name: faults.point(points[name])) or failure  # type: ignore[misc]
-    failure = failure or attempt(lambda: write_rest(folder, state, arrays or {}))
+        failure = commit.attempt(lambda name=name: faults.point(points[name])) or failure  # type: ignore[misc]
+    failure = failure or commit.attempt(lambda: write_rest(folder, state, arrays or {}))
     about = {"kind": "checkpoint", "step": state.step, "world": dist.world(), **(facts or {})}
     commit.seal(folder, final, about, failure)
     if dist.rank() == 0:
@@ -91,15 +91,6 @@ def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]
         (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
-
-
-def attempt(work: Callable[[], None]) -> str | None:
-    """What went wrong in writing, if anything: other ranks must hear of it before this one may stop."""
-    try:
-        work()
-        return None
-    except Exception as error:  # safetensors has its own for a full disk
-        return f"{type(error).__name__}: {error}"
 
 
 def prune(run: Path, keep: int, best_step: int | None) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,15 @@ def agree(folder: Path, failure: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     rank, text = failures[0]
     raise OSError(f"{folder.name.split(PARTIAL)[0]} could not be written (rank {rank}): {text}")
+
+
+def attempt(work: Callable[[], None]) -> str | None:
+    """What went wrong in writing, if anything: other ranks must hear of it before this one may stop."""
+    try:
+        work()
+        return None
+    except Exception as error:  # safetensors and faiss have their own for a full disk
+        return f"{type(error).__name__}: {error}"
 
 
 def measure(file: Path, to_disk: bool = False) -> dict[str, Any]:
