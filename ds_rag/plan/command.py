@@ -30,7 +30,6 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     found = ways(request.setup, request.fixed, request.rates, request.limits)
     best = next((way.setup for way in found if way.setup), None)
-    index = index_of(request)
     figures: dict[str, Any] = {"models": models(request.setup), "ways": way_figures(found, request)}
     console.table("Models", *model_table(request.setup))
     console.table(f"Ways to train on {request.rates.gpu.name}", *way_table(found, request))
@@ -40,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
             found=f"{least_memory(request.setup, request.fixed) / GB:.3g} GB at the least on {request.setup.world}",
             fix="more --gpus, a larger --gpu, --lora generator, shorter texts or a smaller batch",
         )
+    index = index_of(request, best.world)
     stages = stage_rows(best, request)
     console.table(f"Memory of one of {best.world} GPUs by ZeRO stage, GB", *stage_table(stages))
     console.table("The same by the way a step is computed, GB", *variant_table(variants := variant_rows(best, request)))
@@ -52,27 +52,23 @@ def main(argv: Sequence[str]) -> int:
     if index is not None:
         console.table(*index_table(index, request, best.world))
         console.say(f"index: {index.recommended}. {index.reason}")
-        ranks = min(best.world, request.limits.gpus_per_node)
-        console.say(
-            f"note: encoding gathers all vectors, {index.vectors / GB:,.3g} GB in float32, on every rank: "
-            f"{ranks * index.vectors / GB:,.3g} GB of a host with {ranks}"
-        )
+        console.say(f"on the disk: {index.vectors / GB:,.3g} GB of float32 vectors beside it")
         figures["index"] = asdict(index)
-    console.say("\n" + command_line(best, request.limits.gpus_per_node, recommended(index)))
+    console.say("\n" + command_line(best, request.limits.gpus_per_node, index))
     if request.json:
         Path(request.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def index_of(request: Request) -> IndexPlan | None:
+def index_of(request: Request, world: int) -> IndexPlan | None:
+    """world: GPUs, and with them machines that can share an index."""
     if not request.passages:
         return None
     setup, host = request.setup, INDEX_SHARE * request.limits.host
-    return plan_index(setup.retriever, request.passages, setup.work.passage, request.rates, setup.precision, host)
-
-
-def recommended(index: IndexPlan | None) -> str | None:
-    return index.recommended if index is not None else None
+    hosts = -(-world // request.limits.gpus_per_node)
+    return plan_index(
+        setup.retriever, request.passages, setup.work.passage, request.rates, setup.precision, host, hosts
+    )
 
 
 def models(setup: Setup) -> dict[str, Any]:
@@ -218,8 +214,8 @@ def chosen(best: Setup, request: Request, reasons: dict[str, str], index: IndexP
     return {
         "gpu": request.rates.gpu.name,
         "gpus": best.world,
-        "flags": training_flags(best, recommended(index)),
-        "command": command_line(best, request.limits.gpus_per_node, recommended(index)),
+        "flags": training_flags(best, index),
+        "command": command_line(best, request.limits.gpus_per_node, index),
         "reasons": reasons,
         "phases_gb": {name: value / GB for name, value in plan_memory(best).phases.items()},
         "step": asdict(step_time(best, request.rates)),

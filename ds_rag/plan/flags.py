@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from ds_rag.plan.index_cost import IndexPlan
 from ds_rag.plan.presets import MODELS
 from ds_rag.plan.setup import NAMES, Setup
 
@@ -22,7 +23,7 @@ def folder(name: str) -> str:
     return f"path/to/{name}" if name in MODELS else name
 
 
-def training_flags(setup: Setup, index: str | None) -> dict[str, str]:
+def training_flags(setup: Setup, index: IndexPlan | None) -> dict[str, str]:
     """Flag without dashes -> value."""
     work = setup.work
     flags = {name: folder(setup.shape(name).name) for name in NAMES} | deepspeed_flags(setup)
@@ -48,12 +49,12 @@ def training_flags(setup: Setup, index: str | None) -> dict[str, str]:
         flags["freeze"] = setup.frozen
     if setup.encoders == 2:
         flags["encoders"] = "two"
-    if index:
-        flags["index_factory"] = index
+    if index is not None:
+        flags |= {"index_factory": index.recommended, "index_shards": index.shards}
     return flags
 
 
-def command_line(setup: Setup, gpus_per_node: int, index: str | None) -> str:
+def command_line(setup: Setup, gpus_per_node: int, index: IndexPlan | None) -> str:
     """What to type on one machine, or on each of several under torchrun."""
     nodes = -(-setup.world // gpus_per_node)
     here = min(setup.world, gpus_per_node)

@@ -53,37 +53,47 @@ class IndexPlan:
 
     passages: int
     sizes: dict[str, float]
-    vectors: float  # float32, as encoding gathers them
+    vectors: float  # float32, as they lie on the disk
     encode_flops: float
     encode_gpu_hours: float
     recommended: str
+    shards: str  # --index_shards
     reason: str
 
 
-def plan_index(shape: ModelShape, passages: int, tokens: int, rates: Rates, precision: str, host: float) -> IndexPlan:
-    """tokens: of a passage. host: bytes of one machine's memory that the index may take."""
+def plan_index(
+    shape: ModelShape, passages: int, tokens: int, rates: Rates, precision: str, host: float, hosts: int = 1
+) -> IndexPlan:
+    """tokens: of a passage. host: bytes of one machine's memory that the index may take; hosts: machines."""
     load = Load(float(passages) * tokens, float(passages) * tokens**2)
     flops = forward_flops(shape, load)
     sizes = {name: size(passages, shape.hidden) for name, size in SIZES.items()}
-    name, reason = choose_index(passages, sizes, host)
     hours = flops / rates.flops(precision) / 3600
-    return IndexPlan(passages, sizes, sizes["flat"], flops, hours, name, reason)
+    return IndexPlan(passages, sizes, sizes["flat"], flops, hours, *choose_index(passages, sizes, host, hosts))
 
 
-def choose_index(passages: int, sizes: dict[str, float], host: float) -> tuple[str, str]:
-    def gb(name: str) -> str:
-        return f"{sizes[name] / 1e9:,.3g} GB"
-
+def choose_index(passages: int, sizes: dict[str, float], host: float, hosts: int) -> tuple[str, str, str]:
+    """(type, --index_shards, reason): whole vectors where one machine holds them, or all together; else codes."""
     if passages <= EXACT_UP_TO and sizes["flat"] <= host:
-        return "flat", f"exact, {gb('flat')}; up to {EXACT_UP_TO:,} passages its searches are fast enough"
-    if sizes["ivf"] <= host:
         return (
-            "ivf",
-            f"exact search over {passages:,} is slow; ivf keeps whole vectors, {gb('ivf')}, and most of the recall",
+            "flat",
+            "merge",
+            f"exact, {gb(sizes['flat'])}; up to {EXACT_UP_TO:,} passages its searches are fast enough",
         )
-    fits = sizes["ivfpq"] <= host
-    more = "" if fits else ", and even that must be cut over several machines"
-    return "ivfpq", (
-        f"whole vectors take {gb('ivf')} of a machine's {host / 1e9:,.3g} GB; codes take {gb('ivfpq')}{more}, at a "
-        "loss of recall: look at more passages (--top_k)"
+    whole = (
+        f"exact search over {passages:,} is slow; ivf keeps whole vectors ({gb(sizes['ivf'])}) and most of the recall"
     )
+    if sizes["ivf"] <= host:
+        return "ivf", "merge", whole
+    if sizes["ivf"] <= host * hosts:
+        return "ivf", "keep", f"{whole}; its shards on {hosts} machines are {gb(sizes['ivf'] / hosts)} each"
+    codes = f"whole vectors take {gb(sizes['ivf'])}, of {hosts} x {gb(host)}; codes take {gb(sizes['ivfpq'])}"
+    loss = "at a loss of recall: read more passages (--top_k)"
+    if sizes["ivfpq"] <= host:
+        return "ivfpq", "merge", f"{codes}, {loss}"
+    fits = "" if sizes["ivfpq"] <= host * hosts else ", which does not fit either: more machines"
+    return "ivfpq", "keep", f"{codes}{fits}, {loss}"
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:,.3g} GB"

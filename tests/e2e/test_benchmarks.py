@@ -64,7 +64,7 @@ def test_a_child_prints_its_memory():
 @pytest.fixture(scope="module")
 def scaling(tmp_path_factory):
     file = tmp_path_factory.mktemp("scaling") / "scaling.json"
-    size = ["--parts", "bytes", "plan", "--ranks", "1", "2", "--runs", "1"]
+    size = ["--ranks", "1", "2", "--runs", "1", "--steps", "12", "--repeats", "1"]
     shown = execute([sys.executable, ROOT / "benchmarks/scaling.py", *size, "--json", file], timeout=600).stdout
     return json.loads(file.read_text()), shown
 
@@ -78,6 +78,12 @@ def test_counted_bytes_are_the_planned_ones(scaling):
     assert counted["world"].keys() == {"1", "2"} and planned["world"].keys() == {"1", "2", "8", "64", "512"}
     of_the_pool = [each["world"]["2"] - each["rank"]["2"] for each in (counted, planned)]
     assert of_the_pool[1] == pytest.approx(of_the_pool[0], rel=0.05), "embeddings, candidates, log-probabilities"
+
+
+def test_the_index_keeps_its_promises(scaling):
+    found, _ = scaling
+    assert found["sharded_search_equal"] is True and found["refresh_same_loss"] is True
+    assert 0 <= found["refresh_stall_fraction"] < 1
 
 
 def test_the_planned_memory_is_measured(scaling):

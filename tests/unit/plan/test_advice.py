@@ -13,6 +13,7 @@ from ds_rag.plan.advice import WORLDS, Fixed, Limits, candidates, fewest, option
 from ds_rag.plan.duration import Rates, step_time
 from ds_rag.plan.flags import FILES, training_flags
 from ds_rag.plan.hardware import GPUS
+from ds_rag.plan.index_cost import plan_index
 from ds_rag.plan.memory import plan_memory
 from ds_rag.plan.reasons import explain
 from ds_rag.plan.setup import STAGES
@@ -88,7 +89,8 @@ def test_candidates_follow_the_passages(passages, wanted):
 @pytest.mark.parametrize("stages", [("2", "2"), ("2", "3"), ("3+offload", "3+offload")])
 def test_flags_are_those_of_training(stages):
     plan = setup(stages=stages, micro_cells=8, retriever_chunk=4, checkpointing=True, encoders=2)
-    flags = training_flags(plan, "ivf")
+    index = plan_index(plan.retriever, 21_000_000, 200, H100, "bf16", 5e11)
+    flags = training_flags(plan, index)
     argv = [word for name, value in flags.items() for word in (f"--{name}", value)]
     config = parse([*argv, "--train_data", "rows.jsonl"])
     assert config.scoring.micro_cells == "8" and config.scoring.generator_backward == "exact"

@@ -36,16 +36,19 @@ def test_measured_bytes_a_vector():
         assert SIZES[name](100_000, 384) / 100_000 == pytest.approx(bytes_each, rel=0.01)
 
 
-def recommended(passages: int, host: float = 5e11) -> str:
+def recommended(passages: int, host: float = 5e11, hosts: int = 1) -> tuple[str, str]:
     shape = read_shape("bge-large", "--retriever", False)
-    return plan_index(shape, passages, 200, Rates(GPUS["h100"]), "bf16", host).recommended
+    plan = plan_index(shape, passages, 200, Rates(GPUS["h100"]), "bf16", host, hosts)
+    return plan.recommended, plan.shards
 
 
 def test_what_is_recommended():
-    assert recommended(10**5) == "flat"
-    assert recommended(21_000_000) == "ivf"
-    assert recommended(21_000_000, host=6e10) == "ivfpq"
-    assert recommended(10**9) == "ivfpq"
+    assert recommended(10**5) == ("flat", "merge")
+    assert recommended(21_000_000) == ("ivf", "merge")
+    assert recommended(21_000_000, host=6e10) == ("ivfpq", "merge")
+    assert recommended(21_000_000, host=6e10, hosts=2) == ("ivf", "keep")
+    assert recommended(10**9) == ("ivfpq", "merge")
+    assert recommended(10**10, hosts=2) == ("ivfpq", "keep")
 
 
 def test_encoding_by_hand():
