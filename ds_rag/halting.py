@@ -1,7 +1,7 @@
 """Ranks agree to stop: at places that all of them pass together each says whether it was asked to, and all heed one.
 
-Beside it, what becomes of ranks that wait in vain: every such place is a sign of life, and where none comes for long the
-stacks of all threads are written down.
+Beside it, what becomes of ranks that wait in vain: every such place is a sign of life, and where none comes for long
+the stacks of all threads are written down.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 import transformers
 
 import ds_rag
-from ds_rag import commit, dist
+from ds_rag import checkpoint, commit, dist
 from ds_rag.assemble import Parts
+from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
-from ds_rag.deepspeed_config import listed
+from ds_rag.deepspeed_config.keys import listed
 from ds_rag.errors import UserError
 from ds_rag.refresh import hash_tokens
 
@@ -30,6 +32,38 @@ FREE |= {"load_best_model_at_end", "early_stopping_patience", "max_bad_steps", "
 LENGTH = {"max_steps", "num_train_epochs"}
 
 
+class Keeper:
+    """Saves this run's checkpoints. `saved`: the last step there is one of."""
+
+    def __init__(self, folder: Path, config: RunConfig, parts: Parts, saved: int = -1):
+        self.folder, self.parts, self.limit = folder, parts, config.run.save_total_limit
+        self.facts, self.saved = facts(config, parts), saved
+        self.seconds = 0.0  # spent on the last one
+
+    def save(self, state: TrainState) -> bool:
+        """A checkpoint of this step; False where there is one already. Raises UserError where it could not be written; the
+        one before still stands."""
+        if state.step == self.saved:
+            return False
+        began = time.monotonic()
+        arrays = self.parts.candidates.arrays if self.parts.candidates else {}  # so that a resumed run reads the same
+        try:
+            checkpoint.save(self.folder, self.parts.engines, state, self.limit, self.facts, arrays)
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint of step {state.step} could not be saved",
+                found=error,
+                expected=f"room in {self.folder}",
+                fix="free some, then --resume auto: the checkpoint before it is whole",
+            ) from None
+        self.saved, self.seconds = state.step, time.monotonic() - began
+        return True
+
+
+def step_of(folder: Path) -> int:
+    return int((commit.read_manifest(folder) or {})["step"])
+
+
 def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
     """For a checkpoint's manifest."""
     return {
@@ -37,7 +71,11 @@ def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
         "per_device_batch": parts.loader.batch,
         "data": data_hash(parts),
         "config": config.flat(),
-        "versions": {"ds_rag": ds_rag.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "ds_rag": ds_rag.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     }
 
 
@@ -52,33 +90,33 @@ def data_hash(parts: Parts) -> str:
     return digest.hexdigest()
 
 
-def fit_batch(checkpoint: Path, config: RunConfig, say: Callable[[str], None]) -> None:
+def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> None:
     """The same rows a step on this number of ranks: accumulation follows, where no flag fixes it.
 
     Raises UserError where the ranks cannot share a step's rows evenly.
     """
-    saved = (commit.read_manifest(checkpoint) or {}).get("global_batch")
+    saved = (commit.read_manifest(folder) or {}).get("global_batch")
     optim, world = config.optim, dist.world()
     batch = optim.per_device_train_batch_size
     if saved is None or batch * optim.gradient_accumulation_steps * world == saved:
         return
     if "gradient_accumulation_steps" not in config.explicit and saved % (batch * world) == 0:
         optim.gradient_accumulation_steps = saved // (batch * world)
-        say(f"note: {optim.gradient_accumulation_steps} micro-batches a step on {world} ranks, for the same {saved} rows")
+        say(f"note: {optim.gradient_accumulation_steps} micro-batches a step on {world} ranks: the same {saved} rows")
         return
     sizes = [n for n in range(1, saved // batch + 1) if saved % (batch * n) == 0]
     raise UserError(
-        f"{checkpoint}: a step of its run has {saved} rows",
+        f"{folder}: a step of its run has {saved} rows",
         found=f"{batch} a rank and micro-batch x {optim.gradient_accumulation_steps} micro-batches x {world} ranks",
-        expected=f"a product of {saved}: with {batch} a micro-batch, {' | '.join(map(str, sizes)) or 'no number of'} ranks",
+        expected=f"a product of {saved}: with {batch} a micro-batch, {' | '.join(map(str, sizes)) or 'no'} ranks",
         fix="another number of ranks, or --per_device_train_batch_size",
     )
 
 
-def check_unchanged(checkpoint: Path, config: RunConfig, parts: Parts, say: Callable[[str], None]) -> None:
+def check_unchanged(folder: Path, config: RunConfig, parts: Parts, say: Callable[[str], None]) -> None:
     """Raises UserError for other rows, another tokenizer or other settings than the checkpoint's; with
     `--resume_changed` says so instead."""
-    saved = commit.read_manifest(checkpoint) or {}
+    saved = commit.read_manifest(folder) or {}
     if "config" not in saved:
         return
     now, then = facts(config, parts), saved
@@ -100,7 +138,7 @@ def check_unchanged(checkpoint: Path, config: RunConfig, parts: Parts, say: Call
         say(f"warning: resumed although this has changed:{listed(wrong)}")
         return
     raise UserError(
-        f"{checkpoint}: of a run that was another",
+        f"{folder}: of a run that was another",
         found=listed(wrong),
         expected="the data, tokenizers and settings that it was saved with",
         fix="put them back, or --resume_changed to go on all the same",

@@ -20,7 +20,7 @@ EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 EXIT_FILE = "exit.json"
 _wish: str | None = None
 _launchers: list[int] = []
-safe_place: Callable[[], None] = lambda: None  # training puts the ranks' agreement here (halting.py)
+_agreement: Callable[[], None] | None = None
 
 
 class Stopped(Exception):
@@ -40,6 +40,18 @@ def watch() -> None:
         signal.signal(number, note)
 
 
+def agree_by(check: Callable[[], None] | None) -> None:
+    """What `safe_place` does from now on: the ranks' agreement (halting.py), or nothing."""
+    global _agreement
+    _agreement = check
+
+
+def safe_place() -> None:
+    """To be called where all ranks pass together and nothing is half done. Raises Stopped on all, if one was asked."""
+    if _agreement is not None:
+        _agreement()
+
+
 def wish(folder: Path) -> str | None:
     """Why this process should stop, or None: a signal, the file STOP in the run's folder, or an end of the launcher,
     which would leave its ranks behind as orphans."""
@@ -51,8 +63,8 @@ def wish(folder: Path) -> str | None:
 
 
 def launchers() -> list[int]:
-    """The processes above this one whose end is a wish to stop: its parent, and of `deepspeed`'s two the upper one, which
-    a signal kills without a word to the lower."""
+    """The processes above this one whose end is a wish to stop: its parent, and of `deepspeed`'s two the upper one,
+    which a signal kills without a word to the lower."""
     parent = os.getppid()
     try:
         lower = b"deepspeed.launcher.launch" in Path(f"/proc/{parent}/cmdline").read_bytes()
@@ -69,6 +81,15 @@ def leave_word(folder: Path, reason: str, step: int | None, again: bool) -> None
     part = folder / f"{EXIT_FILE}.tmp"
     part.write_text(json.dumps(word, indent=1) + "\n")
     os.replace(part, folder / EXIT_FILE)
+
+
+def last_word(folder: Path) -> dict[str, Any] | None:
+    """What `leave_word` left, or None."""
+    try:
+        word = json.loads((folder / EXIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return word if isinstance(word, dict) and {"reason", "step"} <= word.keys() else None
 
 
 def forget(folder: Path) -> None:

@@ -117,7 +117,8 @@ def read_passages(folder: Path) -> list[tuple[str, str]]:
     """(id, text) of every passage of an index, whatever model made it. Raises UserError where there is none."""
     if not (folder / "ids.json").is_file() or not (folder / "texts.jsonl").is_file():
         raise UserError(f"{folder}: holds no passages", expected="ids.json and texts.jsonl", fix="pass --corpus FILE")
-    if wrong := commit.damages(folder):
+    # Only these: an index whose FAISS file is damaged is made again from them.
+    if wrong := [d for d in commit.damages(folder) if d.file in ("ids.json", "texts.jsonl", commit.MANIFEST)]:
         raise commit.refuse(folder, wrong, "pass --corpus FILE")
     ids, texts = read_ids_and_texts(folder)
     return list(zip(ids, texts, strict=True))
@@ -128,8 +129,8 @@ def read_index(folder: Path, model_hash: str) -> StoredIndex:
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: no index", expected="manifest.json in it", fix="ds-rag index --run RUN")
-    if wrong := commit.damages(folder):  # before FAISS reads what may be damaged, or made to harm
-        raise commit.refuse(folder, wrong, "ds-rag index --run RUN")
+    if damage := commit.damages(folder):  # before FAISS reads what may be damaged, or made to harm
+        raise commit.refuse(folder, damage, "ds-rag index --run RUN")
     facts = commit.read_manifest(folder) or {}
     try:
         manifest = Manifest(**{name: facts[name] for name in NAMES})
