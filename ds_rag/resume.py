@@ -41,8 +41,8 @@ class Keeper:
         self.seconds = 0.0  # spent on the last one
 
     def save(self, state: TrainState) -> bool:
-        """A checkpoint of this step; False where there is one already. Raises UserError where it could not be written; the
-        one before still stands."""
+        """A checkpoint of this step; False where there is one already. Raises UserError where it could not be written:
+        the one before still stands."""
         if state.step == self.saved:
             return False
         began = time.monotonic()

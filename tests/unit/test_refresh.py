@@ -193,7 +193,7 @@ def test_the_command_goes_on_after_it_was_stopped(retriever, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         reindex.main(args)
     monkeypatch.setattr(module, "embed_rows", encode_batches)
-    assert (tmp_path / "run/index.partial").is_dir() and not (tmp_path / "run/index/manifest.json").exists()
+    assert (tmp_path / "run/index.partial").is_dir() and not (tmp_path / "run/index/index.faiss").exists()
     first = sum(counts)
     assert reindex.main(args) == 0
     assert 101 < sum(counts) < 101 + first
