@@ -12,14 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import lines
+from small_runs import lines
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
-from commands import environment, launcher
+from commands import environment, launcher  # noqa: E402
 
-from ds_rag.checkpoint import checkpoints
+from ds_rag.checkpoint import checkpoints  # noqa: E402
 
 LAUNCHERS = {"torchrun": ["--nproc_per_node", "2"], "deepspeed": ["--num_accelerators", "2"]}
 
