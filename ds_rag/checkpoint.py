@@ -1,12 +1,21 @@
-"""Saving a run to continue it, finding where to continue, and exporting folders that other tools open."""
+"""Saving a run to continue it, finding where to continue, and exporting folders that other tools open.
+
+    RUN/checkpoints/LATEST                      the newest one's name
+    RUN/checkpoints/step-N/manifest.json        size and hash of every file, and what the run was (facts)
+                    /retriever/, /generator/    whole parameters and optimizer (engine_state.py)
+                    /random-rankR.safetensors   what each rank draws from
+                    /state.json                 where the run stands
+                    /*.npy                      what the index had offered the rows
+
+A checkpoint is there whole or not at all (commit.py), and is verified before it is opened.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag import dist
+from ds_rag import commit, dist, faults
 from ds_rag.engine import Engines
+from ds_rag.engine_state import load_engine, save_engine
 from ds_rag.errors import UserError
-from ds_rag.models.sharded import is_sharded
 from ds_rag.random_state import random_states, set_random_states
+
+LATEST = "LATEST"
+LEAST_KEPT = 2  # one may turn out to be damaged
 
 
 @dataclass
@@ -30,83 +42,125 @@ class TrainState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     skipped: int = 0
-    world: int = 1
+    refreshed: int = -1  # the last step at which the index stage was done, before this one was saved
     before: dict[str, float] | None = None  # metrics before training
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """The finished checkpoints of a run, oldest first; whether they are sound is not looked at."""
     folders = [f for f in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", f.name)]
-    return sorted((f for f in folders if (f / "state.json").is_file()), key=lambda f: int(f.name[5:]))
+    return sorted((f for f in folders if (f / commit.MANIFEST).is_file()), key=lambda f: int(f.name[5:]))
 
 
 def save(
-    run: Path, engines: Engines, state: TrainState, keep: int, arrays: Mapping[str, np.ndarray] | None = None
+    run: Path,
+    engines: Engines,
+    state: TrainState,
+    keep: int,
+    facts: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """All ranks write both engines and their random states to a temporary folder, which is then renamed; older
-    checkpoints beyond `keep` go, except the best one. arrays: what rank 0 keeps beside them, as NAME.npy."""
-    final = run / "checkpoints" / f"step-{state.step}"
-    folder = final.with_name(final.name + ".tmp")
-    if dist.rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    dist.barrier()
+    """A checkpoint of `state.step`, by all ranks; older ones beyond `keep` go, except the best one.
+
+    facts: what the run is (see `resume.py`); arrays: what rank 0 keeps beside the engines, as NAME.npy. Raises OSError
+    on every rank where one could not write: what was there before is still there.
+    """
+    root, final = run / "checkpoints", run / "checkpoints" / f"step-{state.step}"
+    folder = commit.begin(final)
+    failure = None
+    points = dict(zip(engines.learning, ("save_model", "save_optimizer"), strict=False))
     for name, engine in engines.learning.items():
-        engine.save_checkpoint(str(folder), tag=name, save_latest=False)
-    torch.save(random_states(), folder / f"random-rank{dist.rank()}.pt")
-    dist.barrier()
+        failure = save_engine(engine, folder / name) or failure
+        failure = commit.attempt(lambda name=name: faults.point(points[name])) or failure  # type: ignore[misc]
+    failure = failure or commit.attempt(lambda: write_rest(folder, state, arrays or {}))
+    about = {"kind": "checkpoint", "step": state.step, "world": dist.world(), **(facts or {})}
+    commit.seal(folder, final, about, failure)
     if dist.rank() == 0:
-        for name, array in (arrays or {}).items():
-            np.save(folder / f"{name}.npy", array)
-        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(folder, final)
-        complete = checkpoints(run)
-        for old in complete[: max(0, len(complete) - max(1, keep))]:
-            if old.name != f"step-{state.best_step}":
-                shutil.rmtree(old)
+        faults.point("before_latest")
+        commit.write_whole(root / LATEST, final.name)
+        faults.point("after_latest")
+        prune(run, keep, state.best_step)
     dist.barrier()
 
 
-def find(run: Path, resume: str) -> Path | None:
-    """The checkpoint to continue from: None under 'never', and under 'auto' when there is none yet.
+def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors.torch import save_file
 
-    An explicit path is a checkpoint or a run; one that holds none is an error, never a start at step 0.
+    save_file(random_states(), folder / f"random-rank{dist.rank()}.safetensors")
+    if dist.rank() == 0:
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+
+
+def prune(run: Path, keep: int, best_step: int | None) -> None:
+    """Only after a newer one is there whole."""
+    complete = checkpoints(run)
+    for old in complete[: max(0, len(complete) - max(LEAST_KEPT, keep))]:
+        if old.name != f"step-{best_step}":
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The checkpoint to continue from, on all ranks: None under 'never', and under 'auto' where there is none yet.
+
+    'auto' passes over damaged ones and says so; where all are damaged it is an error, as it is for an explicit path (a
+    checkpoint, or a run): a run never starts at step 0 in the place of one that is lost.
     """
     if resume == "never":
         return None
     if resume == "auto":
-        return checkpoints(run)[-1] if checkpoints(run) else None
+        return newest_sound(run, say)
     path = Path(resume)
-    if (path / "state.json").is_file():
-        return path
-    if not checkpoints(path):
+    if not (path / commit.MANIFEST).is_file():
+        if not checkpoints(path):
+            raise UserError(
+                f"--resume {resume}: no checkpoint there",
+                expected="a run folder with checkpoints/step-N, or such a step-N folder",
+                fix="--resume auto starts anew where there is none",
+            )
+        path = checkpoints(path)[-1]
+    if wrong := commit.damages_on_ranks(path):
+        raise commit.refuse(path, wrong, "another checkpoint, or --resume auto, which takes the newest sound one")
+    return path
+
+
+def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
+    for torn in commit.partials(run / "checkpoints", "step-"):
+        say(f"note: {torn.name} was never finished; it is passed over, and cleared by the next save")
+    every = checkpoints(run)
+    for folder in reversed(every):
+        wrong = commit.damages_on_ranks(folder)
+        if not wrong:
+            return folder
+        say(f"warning: {folder} is damaged and passed over: {'; '.join(map(str, wrong[:3]))}")
+    if every:
         raise UserError(
-            f"--resume {resume}: no checkpoint there",
-            expected="a run folder with checkpoints/step-N, or such a step-N folder",
-            fix="--resume auto starts anew where there is none",
+            f"--resume auto: no checkpoint of {run} is sound",
+            found=", ".join(f.name for f in every),
+            fix="ds-rag verify RUN says what is damaged; another --output_dir starts anew",
         )
-    return checkpoints(path)[-1]
+    return None
 
 
-def load(folder: Path, engines: Engines) -> TrainState:
-    """Restores weights, optimizers and random states on every rank."""
+def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
+    """Restores weights, optimizers and random states on every rank. A rank that the saved run did not have draws from
+    states of its own, made of the seed."""
+    from safetensors.torch import load_file
+
     state = TrainState(**json.loads((folder / "state.json").read_text()))
-    if state.world != dist.world():
-        raise UserError(
-            f"{folder}: saved by another number of processes",
-            found=f"{dist.world()} now",
-            expected=state.world,
-            fix=f"launch with {state.world}",
-        )
     load_engines(folder, engines)
-    set_random_states(torch.load(folder / f"random-rank{dist.rank()}.pt", weights_only=True))
+    manifest = commit.read_manifest(folder) or {}
+    file = folder / f"random-rank{dist.rank()}.safetensors"
+    if manifest.get("world") == dist.world() and file.is_file():
+        set_random_states(load_file(file))
+    else:
+        torch.manual_seed(hash((seed, state.step, dist.rank())) % 2**63)
     return state
 
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
-    """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are (but at stage 3, where DeepSpeed
-    loads weights only together with them)."""
+    """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
     held = {f.name for f in folder.iterdir() if f.is_dir()}
     if held != set(engines.learning):  # one held but frozen now would start from its first weights
         raise UserError(
@@ -116,14 +170,15 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
             fix="resume with the same --freeze and --objective",
         )
     for name, engine in engines.learning.items():
-        alone = weights_only and not is_sharded(engine.module)
-        engine.load_checkpoint(
-            str(folder),
-            tag=name,
-            load_module_only=alone,
-            load_optimizer_states=not alone,
-            load_lr_scheduler_states=not alone,
-        )
+        try:
+            load_engine(engine, folder / name, weights_only)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{folder}: holds another {name}",
+                found=str(error),
+                expected="the parameters of the model that learns now",
+                fix=f"resume with the same --{name}, --encoders, --learn_temperature and --lora",
+            ) from None
 
 
 def export(run: Path, engines: Engines, cards: dict[str, str]) -> None:

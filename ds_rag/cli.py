@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ds_rag
+from ds_rag import stopping
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError, choose
 from ds_rag.flags import parse, parse_strictly, reading_parser
@@ -21,6 +22,7 @@ from ds_rag.log import capture, run_command
 
 def train(argv: Sequence[str]) -> int:
     config = parse(argv)
+    stopping.watch()  # before the heavy imports, which take longer than a scheduler's patience
     rank = int(os.environ.get("RANK", 0))
     if rank == 0:
         folder = claim_folder(config)
@@ -65,6 +67,7 @@ def claim_folder(config: RunConfig) -> Path:
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    stopping.forget(folder)
     if config.run.resume == "never":
         (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))  # from now on it is a run's
     return folder
@@ -86,6 +89,17 @@ def index(argv: Sequence[str]) -> int:
     parser.add_argument("--out", help="folder of the index (default: RUN/index, which is replaced)")
     args = parse_strictly(parser, argv)
     from ds_rag.reindex import main as run
+
+    return run(args)
+
+
+def verify(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("ds-rag verify", description="Is a run, a checkpoint or an index whole?")
+    parser.add_argument("path", help="the folder")
+    parser.add_argument("--json", help="write what was found to this file too")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+    args = parse_strictly(parser, argv)
+    from ds_rag.verify import main as run
 
     return run(args)
 
@@ -150,6 +164,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "evaluate": (evaluate, "score a run, or a pair of model folders, on held-out rows"),
     "index": (index, "re-encode a corpus with a run's retriever"),
     "merge": (merge, "whole models from a run that learned adapters"),
+    "verify": (verify, "is a run, a checkpoint or an index whole?"),
     "ask": (ask, "answer a question with a run"),
     "mine": (mine, "write rows with hard negatives, found by a retriever"),
     "plan": (plan, "what a run will need: memory, GPUs, time, the index; and its flags"),

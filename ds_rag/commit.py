@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None =
     if dist.rank() == 0:
         try:
             faults.point("before_manifest")
-            write_whole(folder / MANIFEST, json.dumps(facts | {"files": dict(sorted(files.items()))}, indent=1))
+            manifest = facts | {"files": dict(sorted(files.items()))}
+            write_whole(folder / MANIFEST, json.dumps(manifest | {"seal": seal_of(manifest)}, indent=1))
             for inner in {folder, *(f for f in folder.rglob("*") if f.is_dir())}:
                 sync_folder(inner)
             faults.point("before_rename")
@@ -92,6 +94,15 @@ def agree(folder: Path, failure: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     rank, text = failures[0]
     raise OSError(f"{folder.name.split(PARTIAL)[0]} could not be written (rank {rank}): {text}")
+
+
+def attempt(work: Callable[[], None]) -> str | None:
+    """What went wrong in writing, if anything: other ranks must hear of it before this one may stop."""
+    try:
+        work()
+        return None
+    except Exception as error:  # safetensors and faiss have their own for a full disk
+        return f"{type(error).__name__}: {error}"
 
 
 def measure(file: Path, to_disk: bool = False) -> dict[str, Any]:
@@ -136,20 +147,28 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None where there is none that can be read."""
+    """The manifest, or None where there is none that is as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return None
+    own = manifest.pop("seal", None)
+    return manifest if own == seal_of(manifest) else None
+
+
+def seal_of(manifest: dict[str, Any]) -> str:
+    """sha256 of what a manifest says, so that it too cannot change unseen."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def damages(folder: Path) -> list[Damage]:
     """What is wrong with a sealed folder: empty where all is well. Reads every file."""
     manifest = read_manifest(folder)
     if manifest is None:
-        found = "one that cannot be read" if (folder / MANIFEST).is_file() else "none"
-        return [Damage(MANIFEST, found, "a JSON object with files")]
+        found = "one that is damaged" if (folder / MANIFEST).is_file() else "none"
+        return [Damage(MANIFEST, found, "the one that was written last")]
     wrong: list[Damage] = []
     for name, entry in manifest["files"].items():
         path = folder / name

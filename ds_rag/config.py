@@ -192,7 +192,9 @@ class RunSection:
     deepspeed_generator: str | None = option(None, "another one for the generator's engine")
     resume: str = option("never", "auto | PATH | never", aliases=("resume_from_checkpoint",))
     save_steps: int = option(500, "steps between checkpoints; 0: none")
-    save_total_limit: int = option(2, "checkpoints kept, the best one besides")
+    save_total_limit: int = option(2, "checkpoints kept (at least 2), the best one besides")
+    resume_changed: bool = option(False, "go on from a checkpoint although data or settings have changed since")
+    collective_timeout: float = option(30.0, "minutes that a rank waits for the others, and without a sign of life")
     report_to: str = option("none", "trackers beside metrics.jsonl", ("none", "tensorboard"))
     debug: bool = option(False, "show tracebacks of user errors")
 
@@ -276,6 +278,8 @@ def validate(config: RunConfig) -> None:
         raise UserError("--temperature: not positive", found=config.model.temperature, expected="more than 0")
     if objective.candidates != "all" and (not objective.candidates.isdigit() or int(objective.candidates) < 1):
         raise UserError("--candidates: unknown value", found=objective.candidates, expected="a number >= 1, or 'all'")
+    if config.run.collective_timeout <= 0:
+        raise UserError("--collective_timeout: not positive", found=config.run.collective_timeout, expected="minutes")
     check_adapters(config.model)
     check_scoring(config.scoring)
     check_stage(config.stage)

@@ -20,7 +20,7 @@ import torch.distributed as torch_dist
 from ds_rag.launched import set_launch_defaults
 
 
-def start(timeout_minutes: int = 30, engines: bool = True) -> torch.device:
+def start(timeout_minutes: float = 30, engines: bool = True) -> torch.device:
     """Joins the process group (NCCL with a GPU, else gloo) and returns this rank's device.
 
     Without engines DeepSpeed is left out of it: it would take seconds to import and speak on the console.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from ds_rag import dist
+from ds_rag import dist, faults, stopping
 from ds_rag.batch import pad_right
 from ds_rag.data.dataset import TokenTable
 from ds_rag.index.shards import share_of
@@ -17,6 +17,7 @@ from ds_rag.models.retriever import Retriever
 # Tokens a thread of a CPU encodes at once. More is slower there: activations leave the cache, are mapped anew for
 # every layer, and a wider batch holds more padding (benchmarks/encode.py).
 CPU_TOKENS = 512
+PAUSE = 16  # forwards between two places where the ranks may agree to stop
 
 Agree = Callable[[int], int]  # a rank's number of forwards -> all ranks' largest
 
@@ -72,13 +73,19 @@ def embed_rows(
     device, pad = retriever.log_temperature.device, retriever.tokenizer.pad_token_id
     parts = list(cut(tokens.lengths[numbers], budget))
     most = (agree or most_forwards(retriever))(len(parts))
-    for part in parts:
+    together = agree is not int  # not in a thread: there no rank may ask another
+    for n, part in enumerate(parts):
+        if together and n % PAUSE == 0:
+            stopping.safe_place()
         padded = pad_right([tokens[n] for n in numbers[part]], pad).to(device)
+        faults.point("encode")
         with torch.no_grad():
             vectors = retriever.embed(padded, side).float().cpu().numpy()
         yield vectors
     one = pad_right([np.array([pad], dtype=np.int32)], pad).to(device)
-    for _ in range(most - len(parts)):
+    for n in range(len(parts), most):
+        if together and n % PAUSE == 0:
+            stopping.safe_place()
         with torch.no_grad():
             retriever.embed(one, side)
 

@@ -125,19 +125,25 @@ def whole_tensors(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{name}:{key}", whole.detach().to("cpu", torch.float32, copy=True) if keeps else torch.empty(0)
 
 
-def save_engine(engine: Any, folder: Path) -> None:
-    """Writes `folder`: each rank its share of the parameters, in files of about FILE_BYTES, and rank 0 the numbers."""
+def save_engine(engine: Any, folder: Path) -> str | None:
+    """Writes `folder`: each rank its share of the parameters, in files of about FILE_BYTES, and rank 0 the numbers.
+
+    Returns what went wrong on this rank, if anything: it goes on to help the others with theirs.
+    """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     waiting: dict[str, torch.Tensor] = {}
-    count = 0
+    count, failure = 0, None
 
     def write() -> None:
-        nonlocal waiting, count
-        if waiting:
-            save_file(waiting, folder / f"rank{dist.rank():04d}-{count:04d}.safetensors")
-            waiting, count = {}, count + 1
+        nonlocal waiting, count, failure
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if waiting:
+                save_file(waiting, folder / f"rank{dist.rank():04d}-{count:04d}.safetensors")
+        except Exception as error:  # a full disk is safetensors' own exception
+            failure = failure or f"{type(error).__name__}: {error}"
+        waiting, count = {}, count + 1
 
     for name, tensor in whole_tensors(engine):
         if tensor.numel():
@@ -145,8 +151,12 @@ def save_engine(engine: Any, folder: Path) -> None:
         if sum(t.nbytes for t in waiting.values()) >= FILE_BYTES:
             write()
     write()
-    if dist.rank() == 0:
-        (folder / "numbers.json").write_text(json.dumps(numbers(engine), indent=1))
+    if dist.rank() == 0 and failure is None:
+        try:
+            (folder / "numbers.json").write_text(json.dumps(numbers(engine), indent=1))
+        except OSError as error:
+            failure = str(error)
+    return failure
 
 
 def numbers(engine: Any) -> dict[str, Any]:

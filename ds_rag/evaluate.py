@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ds_rag import dist
+from ds_rag import dist, stopping
 from ds_rag.config import DataConfig, StageConfig
 from ds_rag.data.dataset import RagData, TokenTable, tokenize
 from ds_rag.data.prompt import Prompt
@@ -183,7 +183,11 @@ class Evaluator:
         if answerer.in_step:  # every rank the same number of rows; the last may be read in vain
             mine += rows[: -(-len(rows) // dist.world()) - own]
         answers: list[str] = []
-        for start in range(0, len(mine), batch):
+        rounds = int(dist.all_max({"n": -(-len(mine) // batch)}, answerer.device)["n"])
+        for start in range(0, rounds * batch, batch):
+            stopping.safe_place()
+            if start >= len(mine):
+                continue
             chunk = mine[start : start + batch]
             read = [[table[n] for n in passages[r]] or [np.zeros(0, np.int32)] for r in chunk]
             found = answerer.answer(

@@ -121,8 +121,15 @@ def duration(seconds: float) -> str:
 class Metrics:
     """`metrics.jsonl`: one JSON object a step or evaluation; on request to TensorBoard too. Rank 0 writes."""
 
-    def __init__(self, folder: Path | None, report_to: str = "none", resume: bool = False):
-        self.file = (folder / "metrics.jsonl").open("a" if resume else "w", encoding="utf-8") if folder else None
+    def __init__(self, folder: Path | None, report_to: str = "none", resumed_at: int | None = None):
+        """resumed_at: lines of later steps are taken back, for they come again; None: a new run."""
+        self.file = None
+        if folder:
+            kept = lines_up_to(folder / "metrics.jsonl", resumed_at) if resumed_at is not None else []
+            part = folder / "metrics.jsonl.tmp"
+            part.write_text("".join(kept), encoding="utf-8")
+            os.replace(part, folder / "metrics.jsonl")
+            self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.board = None
         if folder and report_to == "tensorboard":
             try:
@@ -147,6 +154,18 @@ class Metrics:
             self.file.close()
         if self.board:
             self.board.close()
+
+
+def lines_up_to(file: Path, step: int) -> list[str]:
+    """Lines of steps up to this one; one that a crash has cut short is none."""
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept
 
 
 def printable(text: str) -> str:

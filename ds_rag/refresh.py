@@ -14,12 +14,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ds_rag import dist
+from ds_rag import commit, dist, faults
 from ds_rag.config import StageConfig
 from ds_rag.data.dataset import TokenTable
 from ds_rag.drift import choose_rows, drift, estimate, fit_map, move, sample_rows
@@ -36,7 +36,7 @@ from ds_rag.index.shards import (
     share_of,
     slices,
 )
-from ds_rag.index.store import Manifest, begin_index, write_index, write_passages, write_shard
+from ds_rag.index.store import Manifest, write_index, write_passages, write_shard
 from ds_rag.log import Console
 from ds_rag.models.retriever import Retriever
 
@@ -208,19 +208,21 @@ def index_corpus(
 
 
 def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest) -> None:
-    """Writes the index to `folder`, all ranks together; the manifest, rank 0's, goes last."""
-    if not manifest.shards:
-        if dist.rank() == 0:
+    """Writes the index beside `folder`, all ranks together, and puts it in its place whole: until then an index that is
+    there serves, and after a failure it still does. Raises OSError on every rank where one could not write."""
+    part = commit.begin(folder)
+
+    def write() -> None:
+        if manifest.shards:
+            write_shard(part, dist.rank(), built.index.parts, built.share.vectors_nD, built.share.numbers_n, manifest)
+        elif dist.rank() == 0:
             assert built.vectors_ND is not None
-            write_index(folder, built.index.parts[0].index, built.vectors_ND, ids, texts, manifest)
-        return
-    if dist.rank() == 0:
-        begin_index(folder)
-    dist.barrier()
-    write_shard(folder, dist.rank(), built.index.parts, built.share.vectors_nD, built.share.numbers_n, manifest)
-    dist.barrier()
-    if dist.rank() == 0:
-        write_passages(folder, ids, texts, manifest)
+            write_index(part, built.index.parts[0].index, built.vectors_ND)
+        if dist.rank() == 0:
+            write_passages(part, ids, texts)
+        faults.point("index_written")
+
+    commit.seal(part, folder, {"kind": "index", **asdict(manifest)}, commit.attempt(write))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ STOP_FILE = "STOP"  # in the run's folder
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 EXIT_FILE = "exit.json"
 _wish: str | None = None
-_parent = os.getppid()
+_launchers: list[int] = []
+_agreement: Callable[[], None] | None = None
 
 
 class Stopped(Exception):
@@ -27,8 +29,8 @@ class Stopped(Exception):
 
 def watch() -> None:
     """From now on a signal is a wish to stop at the next place where it is safe. Further ones change nothing."""
-    global _wish, _parent
-    _wish, _parent = None, os.getppid()
+    global _wish, _launchers
+    _wish, _launchers = None, launchers()
 
     def note(number: int, frame: Any) -> None:
         global _wish
@@ -38,6 +40,18 @@ def watch() -> None:
         signal.signal(number, note)
 
 
+def agree_by(check: Callable[[], None] | None) -> None:
+    """What `safe_place` does from now on: the ranks' agreement (halting.py), or nothing."""
+    global _agreement
+    _agreement = check
+
+
+def safe_place() -> None:
+    """To be called where all ranks pass together and nothing is half done. Raises Stopped on all, if one was asked."""
+    if _agreement is not None:
+        _agreement()
+
+
 def wish(folder: Path) -> str | None:
     """Why this process should stop, or None: a signal, the file STOP in the run's folder, or an end of the launcher,
     which would leave its ranks behind as orphans."""
@@ -45,16 +59,37 @@ def wish(folder: Path) -> str | None:
         return _wish
     if (folder / STOP_FILE).exists():
         return f"the file {STOP_FILE}"
-    return "the launcher's end" if os.getppid() != _parent and "LOCAL_RANK" in os.environ else None
+    return "the launcher's end" if launchers() != _launchers and "LOCAL_RANK" in os.environ else None
+
+
+def launchers() -> list[int]:
+    """The processes above this one whose end is a wish to stop: its parent, and of `deepspeed`'s two the upper one,
+    which a signal kills without a word to the lower."""
+    parent = os.getppid()
+    try:
+        lower = b"deepspeed.launcher.launch" in Path(f"/proc/{parent}/cmdline").read_bytes()
+        status = Path(f"/proc/{parent}/stat").read_text() if lower else ""
+    except OSError:  # gone just now, or no such system
+        return [parent]
+    return [parent, *([int(status.rpartition(")")[2].split()[1])] if status else [])]
 
 
 def leave_word(folder: Path, reason: str, step: int | None, again: bool) -> None:
     """`exit.json`: why the run ended before its end, and whether it may simply be started again."""
-    word = {"reason": reason, "step": step, "requeue": again, "code": EXIT_CODE if again else 1}
+    word: dict[str, Any] = {"reason": reason, "step": step, "requeue": again, "code": EXIT_CODE if again else 1}
     word["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     part = folder / f"{EXIT_FILE}.tmp"
     part.write_text(json.dumps(word, indent=1) + "\n")
     os.replace(part, folder / EXIT_FILE)
+
+
+def last_word(folder: Path) -> dict[str, Any] | None:
+    """What `leave_word` left, or None."""
+    try:
+        word = json.loads((folder / EXIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return word if isinstance(word, dict) and {"reason", "step"} <= word.keys() else None
 
 
 def forget(folder: Path) -> None:

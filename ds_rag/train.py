@@ -12,22 +12,26 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import torch
 
-from ds_rag import checkpoint, dist, log
+from ds_rag import checkpoint, dist, faults, log, resume, stopping
 from ds_rag.assemble import Parts, assemble
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.engine import StepResult
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluation, Evaluator
+from ds_rag.halting import Halt
 from ds_rag.index_stage import IndexStage, Landed
 from ds_rag.log import Console, Metrics
 from ds_rag.objective import StepOutput
 from ds_rag.results import introduce, leave
+from ds_rag.resume import Keeper
 from ds_rag.schedule import lr_factor
+from ds_rag.stopping import Stopped
 from ds_rag.warmup import lm_warmup
 
 
@@ -38,6 +42,7 @@ def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput]
     totals = dist.all_sum(objective.counts(micros, parts.prompt), parts.device)  # means are over the whole step
     outputs, tokens = [], 0
     for m, batch in enumerate(micros):
+        faults.point("micro_batch")
         last = m == len(micros) - 1
         q_BD, p_ND, temperature = embedding.forward(batch, last)  # leaves: no graph spans the two models
         scores_BN = q_BD @ p_ND.T / temperature
@@ -57,22 +62,30 @@ def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput]
     return outputs, totals | {"tokens": float(tokens)}, engines.step(factor)
 
 
-def train(
-    parts: Parts,
-    config: RunConfig,
-    index: IndexStage,
-    state: TrainState,
-    folder: Path,
-    console: Console,
-    metrics: Metrics,
-) -> Evaluation | None:
+@dataclass
+class Run:
+    """What the loop and what stands around it work with."""
+
+    parts: Parts
+    config: RunConfig
+    index: IndexStage
+    keeper: Keeper
+    halt: Halt
+    state: TrainState
+    console: Console
+    metrics: Metrics
+
+
+def train(run: Run) -> Evaluation | None:
     """The loop: steps, the index stage when it is due, checkpoints. Returns the evaluation of the last step, if one
-    was made there."""
-    optim, stage, run = config.optim, config.stage, config.run
-    last = None
+    was made there. Raises Stopped, on all ranks, where one was asked to stop."""
+    parts, state, index, optim, last = run.parts, run.state, run.index, run.config.optim, None
     live = Live(state.before or {})
-    with index, console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
+    with index, run.console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
+        catch_up(run, live)
         for step in range(state.step, parts.total_steps):
+            faults.point("step")
+            run.halt.begin(f"step {step + 1}")
             began = time.monotonic()
             parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
@@ -81,60 +94,68 @@ def train(
             state.skipped += int(values["skipped"])
             if parts.candidates:
                 values["index_age"] = parts.candidates.age(step)
-            metrics.write("train", state.step, values)
+            run.metrics.write("train", state.step, values)
+            run.halt.begin(f"the index stage after step {state.step}")
             landed = index.after_step(state.step)
-            stop = landed is not None and book(landed, parts, index, state, config, metrics, live)
+            stop = landed is not None and book(run, landed, live)
             last = landed.result if landed is not None and landed.step == state.step and landed.whole else None
-            if (run.save_steps and state.step % run.save_steps == 0) or (
-                stage.load_best_model_at_end and state.best_step == state.step
-            ):
-                checkpoint.save(folder, parts.engines, state, run.save_total_limit, kept(parts))
+            if due_for_saving(run):
+                save(run)
             meter.advance(1, live.line(values["loss"]))
             if stop:
-                console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
+                stage = run.config.stage
+                run.console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
                 break
+            run.halt.check()
         if late := index.drain(state.step):
-            book(late, parts, index, state, config, metrics, live)
+            book(run, late, live)
     return last
 
 
-def book(
-    landed: Landed,
-    parts: Parts,
-    index: IndexStage,
-    state: TrainState,
-    config: RunConfig,
-    metrics: Metrics,
-    live: Live | None = None,
-) -> bool:
+def due_for_saving(run: Run) -> bool:
+    state, every = run.state, run.config.run.save_steps
+    best_now = run.config.stage.load_best_model_at_end and state.best_step == state.step
+    return bool(every and state.step % every == 0) or best_now
+
+
+def save(run: Run) -> None:
+    """A checkpoint of this step; what it took is logged."""
+    run.halt.begin(f"saving the checkpoint of step {run.state.step}")
+    if run.keeper.save(run.state):
+        run.metrics.write("checkpoint", run.state.step, {"seconds": run.keeper.seconds})
+
+
+def catch_up(run: Run, live: Live) -> None:
+    """Where a run was stopped while it refreshed the index of its last step, or ended just before: that comes first."""
+    if run.state.step and run.state.refreshed < run.state.step:
+        landed = run.index.after_step(run.state.step)
+        if landed is not None:
+            book(run, landed, live)
+
+
+def book(run: Run, landed: Landed, live: Live | None = None) -> bool:
     """Writes down what an index and its evaluation gave, and offers its candidates to the rows to come; True when it is
     time to stop early."""
+    parts, state, metrics = run.parts, run.state, run.metrics
     metrics.write("refresh", landed.step, landed.figures)
     if parts.candidates and state.step < parts.total_steps:
-        found = parts.candidates.refresh(landed.step, index.search, landed.retriever)
+        found = parts.candidates.refresh(landed.step, run.index.search, landed.retriever)
         metrics.write("candidates", landed.step, found)
     if parts.data.evaluation:
         metrics.write("eval", landed.step, landed.metrics)
     if live is not None:
         live.metrics = landed.result.metrics
-    return judge(state, landed.result.metrics, config, landed.step)
+    state.refreshed = landed.step
+    return judge(state, landed.result.metrics, run.config, landed.step)
 
 
-def resume_candidates(parts: Parts, index: IndexStage, state: TrainState, resumed: Path, metrics: Metrics) -> None:
-    """The checkpoint's table. A new one where it holds none, or where the run ended at a step that a longer run would
-    have refreshed it after."""
-    if not parts.candidates or state.step >= parts.total_steps:
-        return
-    found = parts.candidates.restore(resumed)
-    if not found or (parts.schedule.due(state.step) and parts.candidates.step != state.step):
-        landed = index.refresh(state.step, progress=True)
-        figures = parts.candidates.refresh(state.step, index.search, landed.retriever)
-        metrics.write("candidates", state.step, figures)
-
-
-def kept(parts: Parts) -> dict[str, np.ndarray]:
-    """What a checkpoint holds beside engines and state, so that a resumed run reads the same candidates."""
-    return parts.candidates.arrays if parts.candidates else {}
+def resume_candidates(run: Run, resumed: Path) -> None:
+    """The checkpoint's table; a new one where it holds none."""
+    parts, state = run.parts, run.state
+    if parts.candidates and state.step < parts.total_steps and not parts.candidates.restore(resumed):
+        landed = run.index.refresh(state.step, progress=True)
+        figures = parts.candidates.refresh(state.step, run.index.search, landed.retriever)
+        run.metrics.write("candidates", state.step, figures)
 
 
 MEANS = ("embedding_spread", "kept_cells", "dropped_mass")  # over micro-batches and ranks
@@ -201,41 +222,83 @@ def judge(state: TrainState, metrics: dict[str, float], config: RunConfig, step:
 
 
 def main(config: RunConfig, folder: Path, console: Console) -> int:
-    """One run, from its configuration to its report."""
+    """One run, from its configuration to its report. Returns 0, or 75 where it was asked to stop and can go on."""
     began = time.monotonic()
-    device = dist.start()
+    device = dist.start(config.run.collective_timeout)
     dist.barrier()
     log.redirect(folder, dist.rank())  # rank 0 has made the folder by now
-    resumed = checkpoint.find(folder, config.run.resume)
+    halt = Halt(folder, device, 60 * config.run.collective_timeout)
+    stopping.agree_by(halt.check)
+    run: Run | None = None
+    try:
+        halt.check()
+        run = set_up(config, folder, console, device, halt)
+        last = train(run)
+        result = finish(run, last)
+        run.metrics.close()
+        leave(run.parts, config, run.state, result, run.index, folder, console, began)
+    except Stopped as reason:
+        return stop_here(run, halt, str(reason), folder, console)
+    except RuntimeError as error:
+        raise halt.lost(error) or error from error
+    finally:
+        stopping.agree_by(None)
+        halt.close()
+    dist.stop()
+    return 0
+
+
+def set_up(config: RunConfig, folder: Path, console: Console, device: torch.device, halt: Halt) -> Run:
+    """Everything up to the first step: parts, and a checkpoint's state or the figures before training."""
+    faults.point("start")
+    halt.begin("start: reading rows, models and checkpoint")
+    resumed = checkpoint.find(folder, config.run.resume, console.say)
+    if resumed:
+        resume.fit_batch(resumed, config, console.say)
     parts = assemble(config, console, folder, device)
-    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, resume=resumed is not None)
+    if resumed:
+        resume.check_unchanged(resumed, config, parts, console.say)
+    step = resume.step_of(resumed) if resumed else None
+    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step)
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
     )
     needed = parts.candidates is not None
     index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, needed)
-    state = TrainState(world=dist.world())
+    own = resumed is not None and resumed.parent == folder / "checkpoints"
+    keeper = Keeper(folder, config, parts, step if own and step is not None else -1)
+    run = Run(parts, config, index, keeper, halt, TrainState(), console, metrics)
     if resumed:
-        state = checkpoint.load(resumed, parts.engines)
-        console.say(f"resumed from {resumed} at step {state.step}")
-        resume_candidates(parts, index, state, resumed, metrics)
+        run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
+        console.say(f"resumed from {resumed} at step {run.state.step}")
+        resume_candidates(run, resumed)
     else:
         lm_warmup(parts, config, console, metrics)
-        measure_before(parts, config, index, state, folder, metrics)
-    last = train(parts, config, index, state, folder, console, metrics)
-    result = finish(parts, config, index, state, last, folder, console, metrics)
-    metrics.close()
-    leave(parts, config, state, result, index, folder, console, began)
+        measure_before(run)
+    return run
+
+
+def stop_here(run: Run | None, halt: Halt, reason: str, folder: Path, console: Console) -> int:
+    """Keeps what is done and says so. Before the first step there is nothing to keep."""
+    step = run.state.step if run is not None else 0
+    if run is not None and step:
+        save(run)
+        run.metrics.close()
+    if dist.rank() == 0:
+        stopping.leave_word(folder, reason, step or None, again=True)
+        (folder / stopping.STOP_FILE).unlink(missing_ok=True)
+    where = f"at step {step}, saved" if step else "before the first step"
+    console.say(f"stopped {where} ({reason}); --resume auto goes on")
+    dist.barrier()
     dist.stop()
-    return 0
+    return stopping.EXIT_CODE
 
 
-def measure_before(
-    parts: Parts, config: RunConfig, index: IndexStage, state: TrainState, folder: Path, metrics: Metrics
-) -> None:
+def measure_before(run: Run) -> None:
     """The figures before the first step, and its candidates; these weights too may turn out to be the best, so they
     are kept."""
+    parts, index, state, metrics = run.parts, run.index, run.state, run.metrics
     if index.wanted:
         first = index.refresh(0, progress=True)
         metrics.write("refresh", 0, first.figures)
@@ -244,32 +307,28 @@ def measure_before(
     if parts.data.evaluation:
         state.before = first.result.metrics
         metrics.write("eval", 0, state.before)
-    judge(state, state.before or {}, config, 0)
-    if config.stage.load_best_model_at_end:
-        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit, kept(parts))
+    judge(state, state.before or {}, run.config, 0)
+    state.refreshed = 0
+    if run.config.stage.load_best_model_at_end:
+        run.keeper.save(state)
 
 
-def finish(
-    parts: Parts,
-    config: RunConfig,
-    index: IndexStage,
-    state: TrainState,
-    last: Evaluation | None,
-    folder: Path,
-    console: Console,
-    metrics: Metrics,
-) -> Evaluation:
+def finish(run: Run, last: Evaluation | None) -> Evaluation:
     """The last checkpoint and evaluation; under `load_best_model_at_end` the best weights, evaluated again."""
-    if config.run.save_steps and state.step % config.run.save_steps:
-        checkpoint.save(folder, parts.engines, state, config.run.save_total_limit, kept(parts))
+    state, stage = run.state, run.config.stage
+    if run.config.run.save_steps:
+        save(run)
     if last is None:
-        landed = index.refresh(state.step, progress=True)
-        book(landed, parts, index, state, config, metrics)
+        run.halt.begin("the last evaluation")
+        landed = run.index.refresh(state.step, progress=True)
+        refreshed = state.refreshed
+        book(run, landed)
+        state.refreshed = refreshed  # a run that is made longer would refresh here for the rows to come
         last = landed.result
-    best = folder / "checkpoints" / f"step-{state.best_step}"
-    if not config.stage.load_best_model_at_end or state.best_step in (state.step, None) or not best.exists():
+    best = run.keeper.folder / "checkpoints" / f"step-{state.best_step}"
+    if not stage.load_best_model_at_end or state.best_step in (state.step, None) or not best.exists():
         return last
     assert state.best_step is not None
-    checkpoint.load_engines(best, parts.engines, weights_only=True)
-    console.say(f"exporting step {state.best_step}, the best by {config.stage.metric_for_best_model}")
-    return index.refresh(state.best_step, progress=True).result
+    checkpoint.load_engines(best, run.parts.engines, weights_only=True)
+    run.console.say(f"exporting step {state.best_step}, the best by {stage.metric_for_best_model}")
+    return run.index.refresh(state.best_step, progress=True).result

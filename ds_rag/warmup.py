@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ds_rag import dist
+from ds_rag import dist, stopping
 from ds_rag.assemble import Parts
 from ds_rag.batch import lengths_to_mask, list_cells
 from ds_rag.config import RunConfig
@@ -36,6 +36,7 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
     engines.train()
     with console.progress(steps, "language modelling of the corpus") as meter:
         for step in range(steps):
+            stopping.safe_place()
             rows = rng.integers(len(table), size=(dist.world(), size))[dist.rank()]
             targets = [np.concatenate([table[n][:room], last]) for n in rows]
             tokens = dist.all_sum({"n": float(sum(len(t) for t in targets))}, parts.device)["n"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ds_rag
+from ds_rag import commit
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import CorpusIndex, Part
 
@@ -29,6 +30,9 @@ class Manifest:
     metric: str = "inner product"
     shards: int = 0  # files of a part of the passages each; 0: one index of all
     version: str = ds_rag.__version__
+
+
+NAMES = tuple(f.name for f in fields(Manifest))
 
 
 @dataclass
@@ -76,25 +80,12 @@ def describe(
     )
 
 
-def write_index(
-    folder: Path, index: Any, vectors_ND: np.ndarray, ids: list[str], texts: list[str], manifest: Manifest
-) -> None:
-    """Writes the folder of one index of all passages; the manifest goes last, so that a folder without one is no
-    index."""
+def write_index(folder: Path, index: Any, vectors_ND: np.ndarray) -> None:
+    """The files of one index of all passages."""
     import faiss
 
-    begin_index(folder)
     np.save(folder / "vectors.npy", vectors_ND)
     faiss.write_index(index, str(folder / "index.faiss"))
-    write_passages(folder, ids, texts, manifest)
-
-
-def begin_index(folder: Path) -> None:
-    """An empty folder for an index: what an earlier one, of whichever layout, has left there goes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: from now on it is none
-    for old in [folder / "vectors.npy", folder / "index.faiss", *folder.glob("shard-*-of-*.*")]:
-        old.unlink(missing_ok=True)
 
 
 def write_shard(
@@ -111,12 +102,10 @@ def write_shard(
         faiss.write_index(part.index, str(folder / f"{name}.faiss"))
 
 
-def write_passages(folder: Path, ids: list[str], texts: list[str], manifest: Manifest) -> None:
-    """What is said of all passages, and last the manifest."""
+def write_passages(folder: Path, ids: list[str], texts: list[str]) -> None:
     (folder / "ids.json").write_text(json.dumps(ids))
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(text) + "\n" for text in texts)
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
 
 
 def read_ids_and_texts(folder: Path) -> tuple[list[str], list[str]]:
@@ -128,6 +117,9 @@ def read_passages(folder: Path) -> list[tuple[str, str]]:
     """(id, text) of every passage of an index, whatever model made it. Raises UserError where there is none."""
     if not (folder / "ids.json").is_file() or not (folder / "texts.jsonl").is_file():
         raise UserError(f"{folder}: holds no passages", expected="ids.json and texts.jsonl", fix="pass --corpus FILE")
+    # Only these: an index whose FAISS file is damaged is made again from them.
+    if wrong := [d for d in commit.damages(folder) if d.file in ("ids.json", "texts.jsonl", commit.MANIFEST)]:
+        raise commit.refuse(folder, wrong, "pass --corpus FILE")
     ids, texts = read_ids_and_texts(folder)
     return list(zip(ids, texts, strict=True))
 
@@ -137,7 +129,13 @@ def read_index(folder: Path, model_hash: str) -> StoredIndex:
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: no index", expected="manifest.json in it", fix="ds-rag index --run RUN")
-    manifest = Manifest(**json.loads(file.read_text()))
+    if damage := commit.damages(folder):  # before FAISS reads what may be damaged, or made to harm
+        raise commit.refuse(folder, damage, "ds-rag index --run RUN")
+    facts = commit.read_manifest(folder) or {}
+    try:
+        manifest = Manifest(**{name: facts[name] for name in NAMES})
+    except KeyError as error:
+        raise UserError(f"{file}: not an index's manifest", found=f"no {error}", fix="ds-rag index --run RUN") from None
     if manifest.model_hash != model_hash:
         raise UserError(
             f"{folder}: the index was made by another model",

@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
         "faults",
         "stopping",
         "commit",
+        "halting",
     },
     {"losses", "pooling", "metrics", "batch", "thinning", "drift"},
     {"models", "data", "index"},
@@ -33,9 +34,9 @@ FLOORS: list[set[str]] = [
     {"scoring"},
     {"evaluate", "saved", "checkpoint", "candidates"},
     {"assemble"},
-    {"warmup", "report", "index_stage"},
+    {"warmup", "report", "index_stage", "resume"},
     {"results"},
-    {"train", "measure", "reindex", "merge", "mine", "ask", "plan"},
+    {"train", "measure", "reindex", "merge", "mine", "ask", "verify", "plan"},
     {"cli"},
 ]
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
@@ -54,6 +55,7 @@ GROUND_ORDER = [
     "faults",
     "stopping",
     "commit",
+    "halting",
 ]
 
 

@@ -78,8 +78,8 @@ def test_track_yields_what_it_is_given(console):
 
 
 def test_metrics_are_a_line_each(tmp_path):
-    for resume in (False, True):
-        metrics = Metrics(tmp_path, resume=resume)
+    for resumed_at in (None, 2):
+        metrics = Metrics(tmp_path, resumed_at=resumed_at)
         metrics.write("step", 1, {"loss": 0.5})
         assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n"), "written at once"
         metrics.write("evaluation", 2, {"recall@1": 1, "name": "x"})
@@ -91,6 +91,14 @@ def test_metrics_are_a_line_each(tmp_path):
     ]
     Metrics(tmp_path).close()
     assert (tmp_path / "metrics.jsonl").read_text() == "", "a new run starts anew"
+
+
+def test_what_comes_after_the_step_that_is_resumed_is_taken_back(tmp_path):
+    first = '{"kind": "train", "step": 3}\n{"kind": "eval", "step": 4}\n'
+    torn = '{"kind": "train", "step": 5}\nnot json\n{"kind": "train", "ste'
+    (tmp_path / "metrics.jsonl").write_text(first + torn)
+    Metrics(tmp_path, resumed_at=4).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == first
 
 
 def test_metrics_without_a_folder_write_nothing(tmp_path, monkeypatch):

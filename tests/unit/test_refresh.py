@@ -12,8 +12,8 @@ import pytest
 import torch
 from small import small_retriever
 
+from ds_rag import commit, reindex
 from ds_rag import refresh as module
-from ds_rag import reindex
 from ds_rag.config import StageConfig
 from ds_rag.data.dataset import TokenTable, tokenize
 from ds_rag.data.world import make_world
@@ -169,10 +169,10 @@ def test_a_shard_that_is_missing_is_said(retriever, tmp_path, monkeypatch):
 def saved_run(folder: Path, retriever: Any) -> argparse.Namespace:
     """What `ds-rag index --run` opens, without a generator."""
     retriever.save(folder / "retriever")
-    own = folder / "index"
-    own.mkdir()
+    own = commit.begin(folder / "index")
     (own / "ids.json").write_text(json.dumps([f"p{n}" for n in range(101)]))
     (own / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in TEXTS))
+    commit.seal(own, folder / "index", {})
     config = {"retriever": "r", "generator": "g", "per_device_eval_batch_size": 4, "max_passage_length": 48}
     (folder / "config.json").write_text(json.dumps(config | {"train_data": "x.jsonl"}))
     return argparse.Namespace(run=str(folder), device="cpu", out=None)
@@ -193,7 +193,7 @@ def test_the_command_goes_on_after_it_was_stopped(retriever, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         reindex.main(args)
     monkeypatch.setattr(module, "embed_rows", encode_batches)
-    assert (tmp_path / "run/index.partial").is_dir() and not (tmp_path / "run/index/manifest.json").exists()
+    assert (tmp_path / "run/index.partial").is_dir() and not (tmp_path / "run/index/index.faiss").exists()
     first = sum(counts)
     assert reindex.main(args) == 0
     assert 101 < sum(counts) < 101 + first

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ds_rag import commit
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import Part
 from ds_rag.index.faiss_index import build_index
-from ds_rag.index.store import describe, hash_model, hash_texts, read_index, write_index
+from ds_rag.index.store import describe, hash_model, hash_texts, read_index, write_index, write_passages
 
 TEXTS = ["one", "zwei\nlines", "三", "  four", "line\u2028separator", "\x85 next"]
 IDS = [f"id-{n}" for n in range(len(TEXTS))]
@@ -24,9 +26,20 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path, vectors: np.ndarray) -> Path:
-    manifest = describe("a-model", vectors.shape[1], TEXTS, "Flat", SETTINGS)
-    write_index(tmp_path / "index", build_index(vectors, "Flat"), vectors, IDS, TEXTS, manifest)
+    put(tmp_path / "index", build_index(vectors, "Flat"), vectors)
     return tmp_path / "index"
+
+
+def put(folder: Path, index: Any, vectors: np.ndarray, ids: list[str] = IDS, texts: list[str] = TEXTS) -> None:
+    """As `publish` does."""
+    part = commit.begin(folder)
+
+    def write() -> None:
+        write_index(part, index, vectors)
+        write_passages(part, ids, texts)
+
+    failure = commit.attempt(write)
+    commit.seal(part, folder, asdict(describe("a-model", vectors.shape[1], TEXTS, "Flat", SETTINGS)), failure)
 
 
 def test_round_trip(folder, vectors):
@@ -53,33 +66,39 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["ids.json", "texts.jsonl", "index.faiss"])
-def test_files_that_disagree(folder, vectors, file):
-    if file == "ids.json":
-        (folder / file).write_text(json.dumps(IDS[:-1]))
-    elif file == "texts.jsonl":
-        (folder / file).write_text('"one"\n')
-    else:
-        import faiss
-
-        faiss.write_index(build_index(vectors[:2], "Flat"), str(folder / file))
+def test_files_that_disagree(tmp_path, vectors, file):
+    """Sealed as they are: each by itself is sound."""
+    wrong = {"ids.json": {"ids": IDS[:-1]}, "texts.jsonl": {"texts": ["one"]}, "index.faiss": {}}[file]
+    put(tmp_path / "index", build_index(vectors[:2] if not wrong else vectors, "Flat"), vectors, **wrong)
     with pytest.raises(UserError, match="files disagree") as caught:
-        read_index(folder, "a-model")
+        read_index(tmp_path / "index", "a-model")
     assert file in str(caught.value)
 
 
-def test_an_index_that_was_not_finished_is_none(folder, vectors, monkeypatch):
-    """The manifest goes first and comes last: a crash in between leaves no index rather than a mixed one."""
+@pytest.mark.parametrize("file", ["ids.json", "texts.jsonl", "index.faiss", "vectors.npy"])
+def test_a_damaged_file_is_named_before_anything_reads_it(folder, monkeypatch, file):
+    import faiss
+
+    data = bytearray((folder / file).read_bytes())
+    data[len(data) // 2] ^= 4
+    (folder / file).write_bytes(data)
+    monkeypatch.setattr(faiss, "read_index", lambda path: pytest.fail("faiss read a damaged index"))
+    with pytest.raises(UserError, match="damaged") as caught:
+        read_index(folder, "a-model")
+    assert file in str(caught.value) and "sha256" in str(caught.value) and "ds-rag index" in str(caught.value)
+
+
+def test_while_a_new_index_fails_the_old_one_serves(folder, vectors, monkeypatch):
     import faiss
 
     def crash(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(faiss, "write_index", crash)
-    manifest = describe("a-model", vectors.shape[1], TEXTS, "Flat", SETTINGS)
     with pytest.raises(OSError, match="disk full"):
-        write_index(folder, None, vectors, IDS, TEXTS, manifest)
-    with pytest.raises(UserError, match="no index"):
-        read_index(folder, "a-model")
+        put(folder, None, vectors)
+    assert read_index(folder, "a-model").ids == IDS
+    assert [f.name for f in folder.parent.iterdir()] == ["index"], "nothing half-written is left"
 
 
 def test_hash_texts_minds_boundaries_and_order():

@@ -1,0 +1,73 @@
+"""Ranks agree to stop: at places that all of them pass together each says whether it was asked to, and all heed one.
+
+Beside it, what becomes of ranks that wait in vain: every such place is a sign of life, and where none comes for long
+the stacks of all threads are written down.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_rag import dist, stopping
+from ds_rag.errors import UserError
+from ds_rag.stopping import Stopped
+
+LOST = ("timed out", "connection closed", "connection reset", "socket", "gloo", "nccl", "peer")
+
+
+class Halt:
+    """`check` is the safe place. operation: what is being done, for who reads of its end.
+
+    seconds: without a sign of life for so long, RUN/stacks-rankR.txt says where each thread is; again and again.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, seconds: float):
+        self.folder, self.device, self.seconds = folder, device, seconds
+        self.operation, self.reason = "start", ""
+        self.stacks: Any = (folder / f"stacks-rank{dist.rank()}.txt").open("a")
+        self.begin("start")
+
+    def begin(self, operation: str) -> None:
+        """A sign of life, and the name of what comes now."""
+        self.operation = operation
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.dump_traceback_later(self.seconds, repeat=True, file=self.stacks)
+
+    def asked(self) -> bool:
+        """Has any rank been asked to stop? A collective; `reason` then says by what."""
+        mine = stopping.wish(self.folder)
+        if not dist.all_max({"stop": float(mine is not None)}, self.device)["stop"]:
+            return False
+        said = [reason for reason in dist.gather_objects(mine) if reason]
+        self.reason = said[0]
+        return True
+
+    def check(self) -> None:
+        """Raises Stopped on all ranks, if any was asked to. A collective."""
+        self.begin(self.operation)
+        if self.asked():
+            raise Stopped(self.reason)
+
+    def lost(self, error: RuntimeError) -> UserError | None:
+        """What to say of a collective that did not come to its end, or None if `error` is another."""
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not any(word in str(error).lower() for word in LOST) or dist.world() == 1:
+            return None
+        return UserError(
+            f"rank {dist.rank()} waited in vain for another rank, in: {self.operation}",
+            found=text,
+            expected="all ranks alive and at the same place",
+            fix=f"{self.folder}/run*.log and stacks-rank*.txt say what the others did; --resume auto goes on",
+        )
+
+    def close(self) -> None:
+        """Nothing is watched any more; a file without stacks goes."""
+        faulthandler.cancel_dump_traceback_later()
+        self.stacks.close()
+        path = Path(self.stacks.name)
+        if path.exists() and not path.stat().st_size:
+            path.unlink()

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from forked import start
+from small_runs import SMALL
+
+from ds_rag.data.world import make_world
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags that name small files: labelled rows, held-out rows, a corpus."""
+    folder, world = tmp_path_factory.mktemp("rows"), make_world(1)
+    table = [
+        {"query": r.query, "answer": r.answers[0], "positive": r.passages[0], "passages": list(r.passages[1:])}
+        for r in world.train[:24]
+    ]
+    corpus = [{"id": p.id, "text": p.text} for p in world.corpus[:60]]
+    files = {"train_data": table, "eval_data": table[:6], "corpus": corpus}
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [word for name in files for word in (f"--{name}", str(folder / f"{name}.jsonl"))]
+
+
+@pytest.fixture(scope="session")
+def flags(data: list[str]) -> list[str]:
+    """Of a run of eight steps, a checkpoint at each second, an index at the fourth."""
+    return [*SMALL.split(), *data]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> dict[str, Path]:
+    """Uninterrupted runs by the number of ranks, and with accumulation; made when they are asked for."""
+    folder = tmp_path_factory.mktemp("whole")
+    kinds: dict[str, tuple[int, list[str]]] = {
+        "1": (1, []),
+        "2": (2, []),
+        "accumulation": (1, ["--gradient_accumulation_steps", "2"]),
+    }
+
+    class Lazy(dict[str, Path]):
+        def __missing__(self, kind: str) -> Path:
+            world, more = kinds[kind]
+            codes = start(["train", "--output_dir", folder / kind, *flags, *more], world).wait()
+            assert codes == [0] * world
+            self[kind] = folder / kind
+            return self[kind]
+
+    return Lazy()

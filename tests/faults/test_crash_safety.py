@@ -1,0 +1,296 @@
+"""Rows 1 to 15 of the promises in docs/reliability.md: what a crash, a full disk, a damaged file or a signal may do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forked import start
+from small_runs import lines, same
+
+from ds_rag import commit
+from ds_rag.checkpoint import checkpoints
+from ds_rag.index.store import hash_model, read_index
+
+Whole = dict[str, Path]
+
+
+def steps(run: Path) -> list[int]:
+    return [int(f.name[5:]) for f in checkpoints(run)]
+
+
+def resume(run: Path, flags: list[str], world: int = 1, *more: str) -> str:
+    """To the end; what was said."""
+    ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto", *more], world)
+    codes = ranks.wait()
+    assert codes == [0] * world, ranks.said()
+    return ranks.said()
+
+
+def test_row_1_one_of_two_ranks_killed_in_a_step(tmp_path: Path, flags: list[str], whole: Whole) -> None:
+    run, began = tmp_path / "run", time.monotonic()
+    ranks = start(["train", "--output_dir", run, *flags], 2, "micro_batch:1:kill:6")
+    codes = ranks.wait(60)
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None), ranks.said()
+    assert time.monotonic() - began < 60 and steps(run) == [2, 4]
+    assert "waited in vain" in ranks.said() and "step 6" in ranks.said()
+    resume(run, flags, 2)
+    same(run, whole["2"])
+
+
+POINTS = ["save_model", "save_optimizer", "before_manifest", "before_rename", "before_latest", "after_latest"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_row_2_killed_at_each_point_of_a_save(tmp_path: Path, flags: list[str], whole: Whole, point: str) -> None:
+    run = tmp_path / "run"
+    assert start(["train", "--output_dir", run, *flags], 1, f"{point}:0:kill:2").wait() == [-signal.SIGKILL]
+    renamed = point in ("before_latest", "after_latest")
+    assert steps(run) == ([2, 4] if renamed else [2])
+    assert (run / "checkpoints" / "LATEST").read_text() == ("step-4" if point == "after_latest" else "step-2")
+    said = resume(run, flags)
+    assert ("never finished" in said) == (not renamed) and f"at step {4 if renamed else 2}" in said
+    assert not commit.partials(run / "checkpoints")
+    same(run, whole["1"])
+
+
+def test_row_3_latest_never_names_an_incomplete_step(tmp_path: Path, flags: list[str]) -> None:
+    run, seen = tmp_path / "run", set()
+    ranks = start(["train", "--output_dir", run, *flags], 2, "save_model:1:slow:1,save_model:1:slow:3")
+    while any(p.exitcode is None for p in ranks.processes):
+        if (run / "checkpoints" / "LATEST").exists():
+            named = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text()
+            wrong = commit.damages(named)
+            assert not wrong or not named.exists(), wrong  # pruned while it was looked at
+            seen.add(named.name)
+        time.sleep(0.02)
+    assert ranks.wait() == [0, 0] and len(seen) >= 2
+
+
+def test_row_4_killed_while_an_index_is_written(tmp_path: Path, whole: Whole) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["1"], run)
+    before = (run / "index" / "vectors.npy").read_bytes()
+    argv = ["index", "--run", run, "--index_factory", "hnsw"]
+    assert start(argv, 1, "index_written:0:kill", where=tmp_path).wait() == [-signal.SIGKILL]
+    stored = read_index(run / "index", hash_model(run / "retriever"))
+    assert stored.manifest.factory == "Flat" and (run / "index" / "vectors.npy").read_bytes() == before
+    assert start(argv, 1, where=tmp_path).wait() == [0]
+    assert read_index(run / "index", hash_model(run / "retriever")).manifest.factory == "hnsw"
+    assert not commit.partials(run)
+
+
+def test_row_5_one_rank_hangs(tmp_path: Path, flags: list[str]) -> None:
+    run = tmp_path / "run"
+    ranks = start(["train", "--output_dir", run, *flags, "--collective_timeout", "0.15"], 2, "micro_batch:1:stop:6")
+    ranks.processes[0].join(60)
+    said = ranks.said()
+    try:
+        assert ranks.processes[0].exitcode not in (0, None), said
+        assert "waited in vain" in said and "step 6" in said and "--resume auto" in said
+        assert ranks.processes[1].exitcode is None  # only stopped: its launcher would end it
+        stacks = (run / "stacks-rank0.txt").read_text()
+        assert "train_step" in stacks or "all_reduce" in stacks or "Timeout" in stacks
+    finally:
+        ranks.end()
+
+
+@pytest.mark.parametrize("kind", ["1", "accumulation"])
+def test_row_6_cut_in_mid_epoch_and_mid_accumulation(tmp_path: Path, flags: list[str], whole: Whole, kind: str) -> None:
+    """24 rows are 12 or 6 steps an epoch. A half-done accumulation window is done again."""
+    run, more = tmp_path / "run", ["--gradient_accumulation_steps", "2"] * (kind == "accumulation")
+    at = 6 if kind == "1" else 12  # the second micro-batch of step 6
+    assert start(["train", "--output_dir", run, *flags, *more], 1, f"micro_batch:0:kill:{at}").wait() == [-9]
+    resume(run, flags, 1, *more)
+    same(run, whole[kind])
+
+
+STAGES = ["ds_configs/zero3.json", "ds_configs/zero0.json"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("stage", STAGES)
+def test_row_7_goes_on_with_other_ranks_and_another_stage(
+    tmp_path: Path, flags: list[str], whole: Whole, before: int, after: int, stage: str
+) -> None:
+    """The same rows in the same order: two micro-batches of two rows a step, on two ranks or one after the other."""
+    run, both = tmp_path / "run", ["--gradient_accumulation_steps", "2"]
+    more = both if before == 1 else []
+    argv = ["train", "--output_dir", run, *flags, *more]
+    ranks = start(argv, before, f"step:{before - 1}:term:5")
+    assert ranks.wait() == [75] * before, ranks.said()
+    said = resume(run, flags, after, "--deepspeed", stage)
+    assert ("the same 4 rows" in said) == (after == 1), "accumulation follows where it must"
+    found, wanted = (dict(lines(folder, "train", "loss")) for folder in (run, whole["2"]))
+    assert found.keys() == wanted.keys() and found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_row_8_ranks_that_do_not_divide_the_global_batch(tmp_path: Path, flags: list[str], whole: Whole) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["2"], run)
+    ranks = start(["train", "--output_dir", run, *flags, "--max_steps", "10", "--resume", "auto"], 3)
+    assert ranks.wait() == [2, 2, 2]
+    assert "a step of its run has 4 rows" in ranks.said() and "1 | 2 ranks" in ranks.said()
+
+
+PLACES = {
+    "in a step": "micro_batch:0:term:5",
+    "in an evaluation": "encode:0:usr1:7",
+    "in the first index": "encode:0:term:2",
+    "in a save": "save_model:0:usr1:2,save_optimizer:0:term:2",
+    "on another rank": "step:1:usr1:5",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_row_10_a_signal_leaves_one_checkpoint_and_75(
+    tmp_path: Path, flags: list[str], whole: Whole, place: str
+) -> None:
+    run, world = tmp_path / "run", 2 if place == "on another rank" else 1
+    ranks = start(["train", "--output_dir", run, *flags], world, PLACES[place])
+    assert ranks.wait() == [75] * world, ranks.said()
+    word = json.loads((run / "exit.json").read_text())
+    assert word["requeue"] is True and word["code"] == 75 and word["reason"] in ("SIGTERM", "SIGUSR1")
+    assert steps(run)[-1:] == ([word["step"]] if word["step"] else [])
+    assert (word["step"] is None) == (place == "in the first index")
+    assert not commit.partials(run / "checkpoints")
+    resume(run, flags, world)
+    same(run, whole[str(world)])
+    assert not (run / "exit.json").exists()
+
+
+def test_row_10_a_signal_at_the_start_leaves_no_checkpoint(tmp_path: Path, flags: list[str], whole: Whole) -> None:
+    run = tmp_path / "run"
+    assert start(["train", "--output_dir", run, *flags], 1, "start:0:term").wait() == [75]
+    word = json.loads((run / "exit.json").read_text())
+    assert word["step"] is None and word["requeue"] is True and steps(run) == []
+    resume(run, flags)
+    same(run, whole["1"])
+
+
+def test_row_10_a_file_named_stop_is_a_signal_too(tmp_path: Path, flags: list[str]) -> None:
+    run = tmp_path / "run"
+    ranks = start(["train", "--output_dir", run, *flags, "--max_steps", "2000"], 2)
+    while not (run / "metrics.jsonl").exists() or not lines(run, "train", "loss"):
+        time.sleep(0.05)
+    (run / "STOP").touch()
+    assert ranks.wait() == [75, 75]
+    assert json.loads((run / "exit.json").read_text())["reason"] == "the file STOP"
+    assert not (run / "STOP").exists(), "or the next start would stop at once"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_row_12_a_full_disk_on_one_rank(tmp_path: Path, flags: list[str], rank: int, whole: Whole) -> None:
+    run = tmp_path / "run"
+    ranks = start(["train", "--output_dir", run, *flags], 2, f"save_optimizer:{rank}:full:2")
+    assert ranks.wait() == [2, 2]
+    assert "No space left on device" in ranks.said() and "could not be saved" in ranks.said()
+    assert f"rank {rank}" in ranks.said()
+    assert steps(run) == [2] and not commit.damages(run / "checkpoints" / "step-2")
+    resume(run, flags, 2)
+    same(run, whole["2"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small tmpfs")
+def test_row_12_a_disk_that_is_really_full(tmp_path: Path, flags: list[str]) -> None:
+    run, disk = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    disk.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs may be mounted here: {mounted.stderr.strip()}")
+    try:
+        ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto"], 1)
+        assert ranks.wait() == [2], ranks.said()
+        assert "could not be saved" in ranks.said() and "is whole" in ranks.said()
+        assert steps(run) and all(not commit.damages(folder) for folder in checkpoints(run))
+        assert not commit.partials(disk)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+FILES = {
+    "weights": "retriever/rank0000-0000.safetensors",
+    "numbers": "generator/numbers.json",
+    "state": "state.json",
+    "random states": "random-rank0.safetensors",
+    "manifest": "manifest.json",
+}
+HARM = {
+    "flipped": lambda f: f.write_bytes(flip(f.read_bytes())),
+    "truncated": lambda f: f.write_bytes(f.read_bytes()[:-9]),
+    "deleted": lambda f: f.unlink(),
+}
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(("what", "how"), [("weights", "flipped"), ("state", "truncated"), ("numbers", "deleted")])
+def test_row_13_a_damaged_checkpoint(tmp_path: Path, flags: list[str], whole: Whole, what: str, how: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["1"], run)
+    file = run / "checkpoints" / "step-8" / FILES[what]
+    HARM[how](file)
+    verdict = start(["verify", run, "--json", tmp_path / "found.json"], where=tmp_path)
+    assert verdict.wait() == [1] and FILES[what] in verdict.said() and "step-6" in verdict.said()
+    assert json.loads((tmp_path / "found.json").read_text())["sound"] is False
+    explicit = start(
+        ["train", "--output_dir", tmp_path / "other", *flags, "--resume", file.parents[FILES[what].count("/")]]
+    )
+    assert explicit.wait() == [2]
+    assert FILES[what] in explicit.said() and ("sha256" in explicit.said() or "bytes" in explicit.said())
+    said = resume(run, flags)
+    assert "damaged and passed over" in said and FILES[what] in said and "at step 6" in said
+    same(run, whole["1"])
+
+
+@pytest.mark.parametrize("how", HARM)
+@pytest.mark.parametrize("name", ["index.faiss", "texts.jsonl", "manifest.json"])
+def test_row_13_a_damaged_index(tmp_path: Path, whole: Whole, name: str, how: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["1"], run)
+    HARM[how](run / "index" / name)
+    asked = start(["ask", run, "who?"], where=tmp_path)
+    assert asked.wait() == [2]
+    assert name in asked.said() and "ds-rag index" in asked.said()
+
+
+def test_row_14_a_path_that_holds_none(tmp_path: Path, flags: list[str]) -> None:
+    ranks = start(["train", "--output_dir", tmp_path / "run", *flags, "--resume", tmp_path])
+    assert ranks.wait() == [2] and "no checkpoint there" in ranks.said()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+CHANGES: dict[str, list[str]] = {
+    "settings": ["--candidates", "3"],
+    "lengths": ["--max_passage_length", "16"],
+    "objective": ["--objective", "rag_token"],
+}
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "rows"])
+def test_row_15_what_has_changed_since(tmp_path: Path, flags: list[str], whole: Whole, what: str) -> None:
+    run, now = tmp_path / "run", [*flags, *CHANGES.get(what, [])]
+    shutil.copytree(whole["1"], run)
+    if what == "rows":
+        file = Path(flags[flags.index("--train_data") + 1])
+        other = tmp_path / "other.jsonl"
+        other.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+        now[now.index("--train_data") + 1] = str(other)
+    argv: list[Any] = ["train", "--output_dir", run, *now, "--resume", "auto", "--max_steps", "9"]
+    refused = start(argv)
+    assert refused.wait() == [2]
+    assert "of a run that was another" in refused.said() and "--resume_changed" in refused.said()
+    assert ("other tokens than then" if what == "rows" else CHANGES[what][1]) in refused.said()
+    forced = start([*argv, "--resume_changed", "true"])
+    assert forced.wait() == [0] and "although this has changed" in forced.said()
+    assert "the learning rate follows it" in forced.said()
