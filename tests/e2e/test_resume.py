@@ -29,7 +29,7 @@ def half(tmp_path_factory) -> Path:
 
 
 def checkpoints(run: Path) -> list[str]:
-    return sorted(f.name for f in (run / "checkpoints").iterdir())
+    return sorted(f.name for f in (run / "checkpoints").iterdir() if f.is_dir())
 
 
 def test_four_steps_and_four_more_are_eight(whole, half, tmp_path):
@@ -80,7 +80,9 @@ def test_a_path_without_a_checkpoint_is_an_error_and_no_start_at_step_0(tmp_path
 def test_other_models_than_the_checkpoints_are_an_error(half, tmp_path):
     flags = ["--max_steps", "8", *FLAGS, "--resume", half / "checkpoints" / "step-4"]
     failed = train(tmp_path / "run", *flags, "--freeze", "generator", code=2)
-    assert "holds other models" in failed.stderr and "--freeze" in failed.stderr
+    assert "of a run that was another" in failed.stderr and "--freeze: 'none' then, 'generator' now" in failed.stderr
+    forced = train(tmp_path / "again", *flags, "--freeze", "generator", "--resume_changed", "true", code=2)
+    assert "holds other models" in forced.stderr and "--freeze" in forced.stderr
 
 
 def test_the_best_checkpoint_is_exported_and_training_stops_early(tmp_path):
