@@ -140,6 +140,9 @@ class OptimConfig:
     adam_beta1: float = option(0.9, "AdamW's")
     adam_beta2: float = option(0.999, "AdamW's")
     adam_epsilon: float = option(1e-8, "AdamW's")
+    max_bad_steps: int = option(
+        20, "stop after so many skipped steps in a row whose loss or gradients were not finite; 0: never"
+    )
     max_grad_norm: float = option(1.0, "clip the joint gradient norm of both models to this; 0: never")
     num_train_epochs: float = option(1.0, "passes over the rows, unless max_steps is set")
     max_steps: int = option(-1, "optimizer steps; -1: from num_train_epochs")
@@ -269,7 +272,8 @@ def validate(config: RunConfig) -> None:
             value = getattr(getattr(config, section), name)
             if value is not None and value < 1:
                 raise UserError(f"--{name}: too small", found=value, expected="1 or more")
-    for name in ("learning_rate", "retriever_learning_rate", "generator_learning_rate", "weight_decay", "warmup_steps"):
+    rates = ("learning_rate", "retriever_learning_rate", "generator_learning_rate", "weight_decay")
+    for name in (*rates, "warmup_steps", "max_bad_steps"):
         if (getattr(optim, name) or 0) < 0:
             raise UserError(f"--{name}: negative", found=getattr(optim, name), expected="0 or more")
     if config.model.temperature is not None and config.model.temperature <= 0:

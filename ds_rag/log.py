@@ -201,7 +201,7 @@ def capture(folder: Path, rank: int) -> Console:
 
 
 def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
-    """Runs a command's body; a UserError becomes exit code 2 and, on rank 0, a message on the terminal.
+    """Runs a command's body; a UserError becomes its exit code and, on rank 0, a message on the terminal.
 
     Every rank meets the same mistake, so one speaks; the others' messages are in their logs.
     """
@@ -215,4 +215,4 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
             print(message, file=sys.stderr)  # the log
         if os.environ.get("RANK", "0") == "0":
             print(message, file=_terminal_error or sys.stderr)
-        return 2
+        return error.code

@@ -41,6 +41,7 @@ class StepOutput:
 
     loss: float
     sums: Counts
+    sign: tuple[int, int] | None = None  # of a value that is not finite, see bad_steps.py
 
 
 class Objective:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ds_rag import checkpoint, dist, log
 from ds_rag.assemble import Parts, assemble
+from ds_rag.bad_steps import BadSteps, any_loss_is_bad, look
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.engine import StepResult
@@ -51,10 +52,13 @@ def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput]
         if scoring is not None:
             output.sums |= scoring.backward((step, m))
         tokens += int(batch.queries.mask_BT.sum() + batch.passages.mask_BT.sum())
+        mine = scoring.mine if scoring is not None else ()
+        output.sign = look(m, batch, q_BD, p_ND, logp_CA, mine, output.loss)
         output.sums["embedding_spread"] = float(p_ND.detach().std(0).mean()) if len(p_ND) > 1 else 0.0
         outputs.append(output)
     tokens += scoring.tokens_read() if scoring is not None else 0
-    return outputs, totals | {"tokens": float(tokens)}, engines.step(factor)
+    bad = any_loss_is_bad([o.sign for o in outputs], parts.device)
+    return outputs, totals | {"tokens": float(tokens)}, engines.step(factor, skip=bad)
 
 
 def train(
@@ -71,23 +75,27 @@ def train(
     optim, stage, run = config.optim, config.stage, config.run
     last = None
     live = Live(state.before or {})
+    bad = BadSteps(optim.max_bad_steps, lambda text: console.say(text, style="yellow"))
     with index, console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         for step in range(state.step, parts.total_steps):
             began = time.monotonic()
             parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
-            values = summarise(*train_step(parts, step, factor), began, parts)
+            outputs, totals, result = train_step(parts, step, factor)
+            values = summarise(outputs, totals, result, began, parts)
             state.step = step + 1
-            state.skipped += int(values["skipped"])
+            state.skipped += int(result.skipped)
+            in_row = bad.count(state.step, result, [o.sign for o in outputs])
+            values |= {"skipped_total": state.skipped, "skipped_in_row": in_row}
             if parts.candidates:
                 values["index_age"] = parts.candidates.age(step)
             metrics.write("train", state.step, values)
+            bad.check(newest(folder))
             landed = index.after_step(state.step)
             stop = landed is not None and book(landed, parts, index, state, config, metrics, live)
             last = landed.result if landed is not None and landed.step == state.step and landed.whole else None
-            if (run.save_steps and state.step % run.save_steps == 0) or (
-                stage.load_best_model_at_end and state.best_step == state.step
-            ):
+            due = run.save_steps and state.step % run.save_steps == 0 and not in_row  # or they push good ones out
+            if due or (stage.load_best_model_at_end and state.best_step == state.step):
                 checkpoint.save(folder, parts.engines, state, run.save_total_limit, kept(parts))
             meter.advance(1, live.line(values["loss"]))
             if stop:
@@ -96,6 +104,12 @@ def train(
         if late := index.drain(state.step):
             book(late, parts, index, state, config, metrics, live)
     return last
+
+
+def newest(folder: Path) -> str | None:
+    """The last checkpoint, for a message."""
+    found = checkpoint.checkpoints(folder)
+    return str(found[-1]) if found else None
 
 
 def book(

@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
     {"losses", "pooling", "metrics", "batch", "thinning", "drift"},
     {"models", "data", "index"},
     {"engine", "cards", "encode", "generate", "objective", "memory"},
-    {"passes", "engine_state", "refresh", "snapshot"},
+    {"bad_steps", "passes", "engine_state", "refresh", "snapshot"},
     {"scoring"},
     {"evaluate", "saved", "checkpoint", "candidates"},
     {"assemble"},
