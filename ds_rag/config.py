@@ -197,6 +197,7 @@ class RunSection:
     save_steps: int = option(500, "steps between checkpoints; 0: none")
     save_total_limit: int = option(2, "checkpoints kept, the best one besides")
     report_to: str = option("none", "trackers beside metrics.jsonl", ("none", "tensorboard"))
+    detect_collapse: bool = option(True, "warn when embeddings fall together or the posterior says nothing")
     debug: bool = option(False, "show tracebacks of user errors")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ds_rag import checkpoint, dist, log
 from ds_rag.assemble import Parts, assemble
 from ds_rag.bad_steps import BadSteps, any_loss_is_bad, look
 from ds_rag.checkpoint import TrainState
+from ds_rag.collapse import CollapseWatch
 from ds_rag.config import RunConfig
 from ds_rag.engine import StepResult
 from ds_rag.errors import UserError
@@ -76,6 +78,7 @@ def train(
     last = None
     live = Live(state.before or {})
     bad = BadSteps(optim.max_bad_steps, lambda text: console.say(text, style="yellow"))
+    collapse = CollapseWatch(warn_in(console, metrics, state), run.detect_collapse)
     with index, console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         for step in range(state.step, parts.total_steps):
             began = time.monotonic()
@@ -91,8 +94,11 @@ def train(
                 values["index_age"] = parts.candidates.age(step)
             metrics.write("train", state.step, values)
             bad.check(newest(folder))
+            collapse.after_step(state.step, values)
             landed = index.after_step(state.step)
             stop = landed is not None and book(landed, parts, index, state, config, metrics, live)
+            if landed is not None:
+                collapse.after_evaluation(landed.step, landed.result.retrieved)
             last = landed.result if landed is not None and landed.step == state.step and landed.whole else None
             due = run.save_steps and state.step % run.save_steps == 0 and not in_row  # or they push good ones out
             if due or (stage.load_best_model_at_end and state.best_step == state.step):
@@ -104,6 +110,16 @@ def train(
         if late := index.drain(state.step):
             book(late, parts, index, state, config, metrics, live)
     return last
+
+
+def warn_in(console: Console, metrics: Metrics, state: TrainState) -> Callable[[str, str], None]:
+    """A warning's way to the console, and as a line of its kind into metrics.jsonl."""
+
+    def warn(kind: str, text: str) -> None:
+        console.say(text, style="yellow")
+        metrics.write("warning", state.step, {"about": kind, "text": text})
+
+    return warn
 
 
 def newest(folder: Path) -> str | None:
