@@ -109,6 +109,6 @@ class BadSteps:
             f"{self.in_row} steps in a row were not finite, so none was made; the run stops and saves nothing",
             found=self.found,
             expected="losses and gradients that are finite",
-            fix=f"a smaller {rate} or --max_grad_norm, a longer --warmup_steps, --bf16 rather than --fp16, rows without "
-            f"extremes; --max_bad_steps (now {self.most}) bears more. Last checkpoint: {kept or 'none'}",
+            fix=f"a smaller {rate} or --max_grad_norm, a longer --warmup_steps, --bf16 rather than --fp16; "
+            f"--max_bad_steps (now {self.most}) bears more. Last checkpoint: {kept or 'none'}",
         )

@@ -35,8 +35,8 @@ from ds_rag.models.sharded import allow_another, is_sharded, shape_of, whole_sta
 class StepResult:
     """What the joint step did: the norm before clipping (all stepped models), and whether it was skipped.
 
-    not_finite: the models whose gradients were the reason. loss_scale: the smallest that the step had; scale_may_shrink:
-    it is a dynamic one above its minimum.
+    not_finite: the models whose gradients were the reason. loss_scale: the smallest that the step had.
+    scale_may_shrink: it is a dynamic one above its minimum.
     """
 
     grad_norm: float
@@ -227,7 +227,7 @@ def scale_may_shrink(engine: Any) -> bool:
     if is_half_wrapper(engine.optimizer):
         scale = engine.optimizer.loss_scale_config
         return bool(scale.dynamic_loss_scale) and scale.cur_scale > scale.min_loss_scale
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
     return bool(getattr(scaler, "dynamic", False)) and scaler.cur_scale > scaler.min_scale
 
 
@@ -274,7 +274,7 @@ def skip_step(engine: Any) -> None:
         engine.skipped_steps += 1
         return
     optimizer = engine.optimizer
-    scaler = getattr(optimizer, "loss_scaler", None)
+    scaler: Any = getattr(optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # DeepSpeed would end the run at the first skip there
     offload = getattr(optimizer, "cpu_offload", False)  # stages 1 and 2
