@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.errors import UserError
+from ds_rag.masking import masked
 
 BUILTIN = "builtin"
 MODEL_CHOICES = ("none", "retriever", "generator", "both")
@@ -215,8 +216,8 @@ class RunConfig:
     explicit: frozenset[str] = frozenset()  # keys that a recipe or a flag set
 
     def flat(self) -> dict[str, Any]:
-        """All keys and values in one level, as a recipe would hold them."""
-        return {k: v for section in SECTIONS for k, v in asdict(getattr(self, section)).items()}
+        """All keys and values in one level, as a recipe would hold them, without the credentials of addresses."""
+        return {k: masked(v) for section in SECTIONS for k, v in asdict(getattr(self, section)).items()}
 
     @property
     def is_builtin(self) -> bool:

@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ds_rag.errors import UserError
+from ds_rag.masking import masked
 
 Item = TypeVar("Item")
 QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
@@ -150,8 +151,8 @@ class Metrics:
 
 
 def printable(text: str) -> str:
-    """Without control characters, which a passage could use to write over the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+    """Without control characters, which a passage could use to write over the terminal, and without credentials."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in masked(text))
 
 
 def redirect(folder: Path, rank: int) -> Path:
@@ -191,7 +192,7 @@ def capture(folder: Path, rank: int) -> Console:
     loud = Console(_terminal_error)
 
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        traceback.print_exception(kind, error, trace)  # into the log file
+        print(printable("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)  # into the log file
         if not issubclass(kind, KeyboardInterrupt):
             loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip())
         loud.say(f"rank {rank} stopped: {kind.__name__}; the libraries' messages are in {path}")

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ds_rag import checkpoint, dist, log
 from ds_rag.assemble import Parts, assemble
-from ds_rag.bad_steps import BadSteps, any_loss_is_bad, look
+from ds_rag.bad_steps import any_loss_is_bad, look
 from ds_rag.checkpoint import TrainState
-from ds_rag.collapse import CollapseWatch
 from ds_rag.config import RunConfig
 from ds_rag.engine import StepResult
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluation, Evaluator
+from ds_rag.guards import Guards
 from ds_rag.index_stage import IndexStage, Landed
 from ds_rag.log import Console, Metrics
 from ds_rag.objective import StepOutput
@@ -77,8 +76,7 @@ def train(
     optim, stage, run = config.optim, config.stage, config.run
     last = None
     live = Live(state.before or {})
-    bad = BadSteps(optim.max_bad_steps, lambda text: console.say(text, style="yellow"))
-    collapse = CollapseWatch(warn_in(console, metrics, state), run.detect_collapse)
+    guards = Guards(config, folder, console, metrics)
     with index, console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         for step in range(state.step, parts.total_steps):
             began = time.monotonic()
@@ -88,19 +86,17 @@ def train(
             values = summarise(outputs, totals, result, began, parts)
             state.step = step + 1
             state.skipped += int(result.skipped)
-            in_row = bad.count(state.step, result, [o.sign for o in outputs])
-            values |= {"skipped_total": state.skipped, "skipped_in_row": in_row}
+            values |= guards.count(state.step, state.skipped, result, outputs)
             if parts.candidates:
                 values["index_age"] = parts.candidates.age(step)
             metrics.write("train", state.step, values)
-            bad.check(newest(folder))
-            collapse.after_step(state.step, values)
+            guards.after_step(values)
             landed = index.after_step(state.step)
             stop = landed is not None and book(landed, parts, index, state, config, metrics, live)
             if landed is not None:
-                collapse.after_evaluation(landed.step, landed.result.retrieved)
+                guards.after_evaluation(landed.step, landed.result.retrieved)
             last = landed.result if landed is not None and landed.step == state.step and landed.whole else None
-            due = run.save_steps and state.step % run.save_steps == 0 and not in_row  # or they push good ones out
+            due = run.save_steps and state.step % run.save_steps == 0 and guards.healthy
             if due or (stage.load_best_model_at_end and state.best_step == state.step):
                 checkpoint.save(folder, parts.engines, state, run.save_total_limit, kept(parts))
             meter.advance(1, live.line(values["loss"]))
@@ -110,22 +106,6 @@ def train(
         if late := index.drain(state.step):
             book(late, parts, index, state, config, metrics, live)
     return last
-
-
-def warn_in(console: Console, metrics: Metrics, state: TrainState) -> Callable[[str, str], None]:
-    """A warning's way to the console, and as a line of its kind into metrics.jsonl."""
-
-    def warn(kind: str, text: str) -> None:
-        console.say(text, style="yellow")
-        metrics.write("warning", state.step, {"about": kind, "text": text})
-
-    return warn
-
-
-def newest(folder: Path) -> str | None:
-    """The last checkpoint, for a message."""
-    found = checkpoint.checkpoints(folder)
-    return str(found[-1]) if found else None
 
 
 def book(

@@ -25,6 +25,9 @@ FLOORS: list[set[str]] = [
         "faults",
         "stopping",
         "commit",
+        "masking",
+        "lock",
+        "run_folder",
     },
     {"losses", "pooling", "metrics", "batch", "thinning", "drift", "collapse"},
     {"models", "data", "index"},
@@ -33,7 +36,7 @@ FLOORS: list[set[str]] = [
     {"scoring"},
     {"evaluate", "saved", "checkpoint", "candidates"},
     {"assemble"},
-    {"warmup", "report", "index_stage"},
+    {"warmup", "report", "index_stage", "guards"},
     {"results"},
     {"train", "measure", "reindex", "merge", "mine", "ask", "plan"},
     {"cli"},
@@ -42,6 +45,7 @@ FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
 # Ground-floor rooms stand on each other in this order; nothing else of the ground floor is imported by it.
 GROUND_ORDER = [
     "errors",
+    "masking",
     "config",
     "flags",
     "deepspeed_config",
@@ -54,6 +58,8 @@ GROUND_ORDER = [
     "faults",
     "stopping",
     "commit",
+    "lock",
+    "run_folder",
 ]
 
 
@@ -119,6 +125,9 @@ def test_ground_floor_and_mathematics_import_no_heavy_library_at_module_level() 
         "flags",
         "deepspeed_config",
         "launched",
+        "lock",
+        "masking",
+        "run_folder",
         "schedule",
         "cli",
         "plan",
