@@ -117,13 +117,23 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
         )
     for name, engine in engines.learning.items():
         alone = weights_only and not is_sharded(engine.module)
-        engine.load_checkpoint(
-            str(folder),
-            tag=name,
-            load_module_only=alone,
-            load_optimizer_states=not alone,
-            load_lr_scheduler_states=not alone,
-        )
+        with torch.serialization.safe_globals(classes_of_shards()):
+            engine.load_checkpoint(
+                str(folder),
+                tag=name,
+                load_module_only=alone,
+                load_optimizer_states=not alone,
+                load_lr_scheduler_states=not alone,
+            )
+
+
+def classes_of_shards() -> list[Any]:
+    """What DeepSpeed pickles beside tensors; nothing else of a shard is unpickled (`forbid_pickles`)."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
 
 def export(run: Path, engines: Engines, cards: dict[str, str]) -> None:

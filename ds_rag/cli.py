@@ -13,7 +13,7 @@ import ds_rag
 from ds_rag import lock
 from ds_rag.errors import UserError, choose
 from ds_rag.flags import parse, parse_strictly, reading_parser
-from ds_rag.launched import adopt_srun
+from ds_rag.launched import adopt_srun, forbid_pickles
 from ds_rag.log import capture, run_command
 from ds_rag.run_folder import claim as claim_folder
 
@@ -68,6 +68,7 @@ def ask(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag ask", "Answer a question with a run's models and index.", "run")
     parser.add_argument("question", help="the question, in quotes")
     parser.add_argument("--index", help="folder of another index (default: RUN/index)")
+    parser.add_argument("--allow_stale", action="store_true", help="search an index of other weights, and say so")
     parser.add_argument("--json", help="write answer and passages to this file too")
     args = parse_strictly(parser, argv)
     from ds_rag.ask import main as run
@@ -132,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(ds_rag.__version__)
         return 0
+
+    forbid_pickles()
 
     def body() -> int:
         adopt_srun()  # a command must know its rank before it claims a folder

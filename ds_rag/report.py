@@ -7,16 +7,17 @@ plot_curves(Path("runs/quickstart/metrics.jsonl"), Path("docs/curves.png"))
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import math
 from collections.abc import Iterator
-from html import escape
 from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_rag.errors import UserError
+from ds_rag.log import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +66,11 @@ td.code { font: 13px/1.6 ui-monospace, monospace; overflow-wrap: anywhere; }
 .sample .question { margin: 0; font-weight: 600; }
 summary { cursor: pointer; } .label { display: inline-block; min-width: 84px; color: var(--dim); }
 """
+
+
+def escape(text: str) -> str:
+    """For HTML, and without control characters, whatever a passage holds."""
+    return html.escape(printable(text))
 
 
 def write_report(run_dir: Path) -> Path:
