@@ -30,7 +30,7 @@ def hold(folder: Path) -> bool:
 
     Raises UserError, which names the holder, where another process does.
     """
-    path = str((folder / FILE).resolve())
+    path = str(folder.resolve() / FILE)
     while True:
         if path in _held and still_there(path, _held[path]):
             return True
@@ -65,7 +65,7 @@ def let_go(path: str, pid: int) -> None:
 
 def release(folder: Path) -> None:
     """Before the process ends."""
-    let_go(str((folder / FILE).resolve()), os.getpid())
+    let_go(str(folder.resolve() / FILE), os.getpid())
 
 
 def open_file(path: str) -> int:
