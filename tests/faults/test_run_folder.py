@@ -36,8 +36,19 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize(
     "path",
-    ["run", "runs/one", "./runs/one/", "runs/../runs/one", "/scratch/me/runs/one", "/scratch/a/../b/one", "r" * 100]
-    + ["runs/a b/one", "runs/2024-01-01_12.30", "runs/-x", "..run"],
+    [
+        "run",
+        "runs/one",
+        "./runs/one/",
+        "runs/../runs/one",
+        "/scratch/me/runs/one",
+        "/scratch/a/../b/one",
+        "r" * 100,
+        "runs/a b/one",
+        "runs/2024-01-01_12.30",
+        "runs/-x",
+        "..run",
+    ],
 )
 def test_row_31_names_that_are_taken(here, path):
     assert check_path(path) == Path(path)
