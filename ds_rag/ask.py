@@ -19,9 +19,12 @@ from ds_rag.saved import Saved, open_saved, write_json
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py."""
     console = Console()
-    saved = open_saved(args, {"question", "index", "json"})
+    saved = open_saved(args, {"question", "index", "json", "allow_stale"})
     run, stage = Path(args.run), saved.config.stage
-    stored = read_index(Path(args.index) if args.index else run / "index", hash_model(run / "retriever"))
+    folder = Path(args.index) if args.index else run / "index"
+    stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
+    if stored.stale:
+        console.say(f"warning: {folder} was made by another model's weights than those that ask: stale", style="yellow")
     silent = Console(speaks=False)
     tokens = tokenize(lambda t: saved.retriever.tokenize(t, "query"), [args.question], silent, "the question")
     query = encode(saved.retriever, tokens, "query", 1)
@@ -41,7 +44,8 @@ def main(args: argparse.Namespace) -> int:
         {"id": stored.ids[n], "text": stored.texts[n], "score": s, "prior": float(np.exp(p))}
         for (s, n), p in zip(found, prior, strict=True)
     ]
-    write_json(args.json, {"question": args.question, "answer": answer, "passages": passages})
+    found_what = {"question": args.question, "answer": answer, "passages": passages}
+    write_json(args.json, found_what | ({"stale_index": True} if stored.stale else {}))
     return 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import ds_rag
 from ds_rag.config import RunConfig
+from ds_rag.log import printable
 
 USE = {
     "retriever": 'from sentence_transformers import SentenceTransformer\nmodel = SentenceTransformer("retriever")',
@@ -25,19 +27,27 @@ def warmed(config: RunConfig) -> bool:
     return bool(config.optim.lm_warmup_steps) and new and config.model.freeze != "generator"
 
 
+def code(text: str) -> str:
+    """A Markdown code span that `text` cannot leave, in which it is no markup: prompts and paths come from anywhere."""
+    text = printable(text).replace("\n", " ")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
 def card(name: str, config: RunConfig, steps: int, metrics: dict[str, float], facts: dict[str, Any]) -> str:
     """A Markdown card for 'retriever' or 'generator'. facts: further lines, such as the pooling or the prompt."""
     source = getattr(config.model, name)
     frozen = config.model.freeze == name
     rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in metrics.items())
-    lines = "\n".join(f"- {key}: {value!r}" for key, value in facts.items())
+    lines = "\n".join(f"- {key}: {code(repr(value))}" for key, value in facts.items())
     return f"""{KIND[name]}
 
 # A {name} {"kept frozen" if frozen else "trained"} by ds_rag {ds_rag.__version__}
 
-Started from `{source}`; {steps} optimizer steps of `{config.objective.objective}`
+Started from {code(source)}; {steps} optimizer steps of `{config.objective.objective}`
 ({config.objective.candidates} candidates a query, {config.optim.per_device_train_batch_size} queries a rank and
-micro-batch) on `{config.data.train_data}`.
+micro-batch) on {code(config.data.train_data)}.
 {
         "Before that, " + str(config.optim.lm_warmup_steps) + " steps of plain language modelling on the corpus."
         if name == "generator" and warmed(config)

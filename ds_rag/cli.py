@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ds_rag
-from ds_rag import stopping
-from ds_rag.config import RunConfig
+from ds_rag import lock, stopping
 from ds_rag.errors import UserError, choose
 from ds_rag.flags import parse, parse_strictly, reading_parser
-from ds_rag.launched import adopt_srun
+from ds_rag.launched import adopt_srun, forbid_pickles
 from ds_rag.log import capture, run_command
+from ds_rag.run_folder import claim as claim_folder
 
 
 def train(argv: Sequence[str]) -> int:
@@ -36,43 +34,6 @@ def train(argv: Sequence[str]) -> int:
     return run(config, folder, console)
 
 
-STARTED_ONLY = {
-    "config.json",
-    "run.log",
-    "tokenizers",
-    "deepspeed_retriever.json",
-    "deepspeed_generator.json",
-    "refresh",
-}
-
-
-def claim_folder(config: RunConfig) -> Path:
-    """The run's folder: new, empty, or to be resumed.
-
-    Replaced are the built-in run's own default folder, and what a run left that failed before its first figure.
-    """
-    folder = Path(config.run.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError("--output_dir: not a folder", found=folder)
-    names = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
-    if names and config.run.resume == "never":
-        own = config.is_builtin and "output_dir" not in config.explicit and "config.json" in names
-        failed = {"config.json", "run.log"} <= names and all(n in STARTED_ONLY or n.startswith("run-") for n in names)
-        if not own and not failed:
-            raise UserError(
-                "--output_dir is not empty",
-                found=folder,
-                expected="a new or empty folder",
-                fix="--resume auto, or another folder",
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    stopping.forget(folder)
-    if config.run.resume == "never":
-        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))  # from now on it is a run's
-    return folder
-
-
 def evaluate(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag evaluate", "Score a run, or a pair of model folders, on held-out rows.")
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
@@ -88,6 +49,8 @@ def index(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag index", "Encode a corpus with a run's retriever and build its FAISS index.")
     parser.add_argument("--out", help="folder of the index (default: RUN/index, which is replaced)")
     args = parse_strictly(parser, argv)
+    if args.run and not args.out and int(os.environ.get("RANK", 0)) == 0 and Path(args.run).is_dir():
+        lock.hold(Path(args.run))  # RUN/index is written; a training run would too
     from ds_rag.reindex import main as run
 
     return run(args)
@@ -117,6 +80,7 @@ def ask(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag ask", "Answer a question with a run's models and index.", "run")
     parser.add_argument("question", help="the question, in quotes")
     parser.add_argument("--index", help="folder of another index (default: RUN/index)")
+    parser.add_argument("--allow_stale", action="store_true", help="search an index of other weights, and say so")
     parser.add_argument("--json", help="write answer and passages to this file too")
     args = parse_strictly(parser, argv)
     from ds_rag.ask import main as run
@@ -182,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(ds_rag.__version__)
         return 0
+
+    forbid_pickles()
 
     def body() -> int:
         adopt_srun()  # a command must know its rank before it claims a folder

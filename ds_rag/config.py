@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.errors import UserError
+from ds_rag.masking import masked
 
 BUILTIN = "builtin"
 MODEL_CHOICES = ("none", "retriever", "generator", "both")
@@ -140,6 +141,9 @@ class OptimConfig:
     adam_beta1: float = option(0.9, "AdamW's")
     adam_beta2: float = option(0.999, "AdamW's")
     adam_epsilon: float = option(1e-8, "AdamW's")
+    max_bad_steps: int = option(
+        20, "stop after so many skipped steps in a row whose loss or gradients were not finite; 0: never"
+    )
     max_grad_norm: float = option(1.0, "clip the joint gradient norm of both models to this; 0: never")
     num_train_epochs: float = option(1.0, "passes over the rows, unless max_steps is set")
     max_steps: int = option(-1, "optimizer steps; -1: from num_train_epochs")
@@ -196,6 +200,7 @@ class RunSection:
     resume_changed: bool = option(False, "go on from a checkpoint although data or settings have changed since")
     collective_timeout: float = option(30.0, "minutes that a rank waits for the others, and without a sign of life")
     report_to: str = option("none", "trackers beside metrics.jsonl", ("none", "tensorboard"))
+    detect_collapse: bool = option(True, "warn when embeddings fall together or the posterior says nothing")
     debug: bool = option(False, "show tracebacks of user errors")
 
 
@@ -213,8 +218,8 @@ class RunConfig:
     explicit: frozenset[str] = frozenset()  # keys that a recipe or a flag set
 
     def flat(self) -> dict[str, Any]:
-        """All keys and values in one level, as a recipe would hold them."""
-        return {k: v for section in SECTIONS for k, v in asdict(getattr(self, section)).items()}
+        """All keys and values in one level, as a recipe would hold them, without the credentials of addresses."""
+        return {k: masked(v) for section in SECTIONS for k, v in asdict(getattr(self, section)).items()}
 
     @property
     def is_builtin(self) -> bool:
@@ -271,7 +276,8 @@ def validate(config: RunConfig) -> None:
             value = getattr(getattr(config, section), name)
             if value is not None and value < 1:
                 raise UserError(f"--{name}: too small", found=value, expected="1 or more")
-    for name in ("learning_rate", "retriever_learning_rate", "generator_learning_rate", "weight_decay", "warmup_steps"):
+    rates = ("learning_rate", "retriever_learning_rate", "generator_learning_rate", "weight_decay")
+    for name in (*rates, "warmup_steps", "max_bad_steps"):
         if (getattr(optim, name) or 0) < 0:
             raise UserError(f"--{name}: negative", found=getattr(optim, name), expected="0 or more")
     if config.model.temperature is not None and config.model.temperature <= 0:

@@ -33,10 +33,17 @@ from ds_rag.models.sharded import allow_another, is_sharded, shape_of, whole_sta
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the joint step did: the norm before clipping (all stepped models), and whether it was skipped."""
+    """What the joint step did: the norm before clipping (all stepped models), and whether it was skipped.
+
+    not_finite: the models whose gradients were the reason. loss_scale: the smallest that the step had.
+    scale_may_shrink: it is a dynamic one above its minimum.
+    """
 
     grad_norm: float
     skipped: bool
+    not_finite: tuple[str, ...] = ()
+    loss_scale: float = 1.0
+    scale_may_shrink: bool = False
 
 
 def param_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -174,8 +181,9 @@ class Engines:
             surrogate = surrogate * engine.optimizer.loss_scale
         engine.backward(surrogate, scale_wrt_gas=False)
 
-    def step(self, lr_factor: float, only: Collection[str] | None = None) -> StepResult:
-        """One optimizer step of all that learns (or of `only` these), or of none.
+    def step(self, lr_factor: float, only: Collection[str] | None = None, skip: bool = False) -> StepResult:
+        """One optimizer step of all that learns (or of `only` these), or of none. skip, the same on all ranks: of none,
+        whatever the gradients are.
 
         A gradient that is not finite, in any of them, skips all on every rank; their loss scales then shrink
         together, as under one scaler. The norms are those of the averaged gradients, equal on all ranks, so
@@ -185,7 +193,10 @@ class Engines:
         engines = {name: e for name, e in self.learning.items() if only is None or name in only}
         assert engines, f"nothing to step: {only} of {sorted(self.learning)}"
         norms = {name: own_norm(engine) for name, engine in engines.items()}
-        skip = not all(math.isfinite(n) and n >= 0 for n in norms.values())
+        not_finite = tuple(name for name, n in norms.items() if not (math.isfinite(n) and n >= 0))
+        skip = skip or bool(not_finite)
+        scale = min(getattr(e.optimizer, "loss_scale", 1.0) for e in engines.values())
+        may_shrink = any(scale_may_shrink(e) for e in engines.values())
         joint = math.nan if skip else math.hypot(*norms.values())
         shrink = self.max_grad_norm / joint if 0 < self.max_grad_norm < joint else 1.0
         for name, engine in engines.items():
@@ -198,7 +209,7 @@ class Engines:
                 scale_gradients(engine, shrink, norms[name])
                 engine.step()
                 assert engine.was_step_applied(), f"DeepSpeed skips the {name} alone"
-        return StepResult(joint, skip)
+        return StepResult(joint, skip, not_finite, float(scale), may_shrink)
 
 
 def is_bare(engine: Any) -> bool:
@@ -209,6 +220,15 @@ def is_bare(engine: Any) -> bool:
 def is_half_wrapper(optimizer: Any) -> bool:
     """Stage 0 in bf16 or fp16: FP16_UnfusedOptimizer (or, around DeepSpeed's FusedAdam, FP16_Optimizer)."""
     return hasattr(optimizer, "loss_scale_config")
+
+
+def scale_may_shrink(engine: Any) -> bool:
+    """Is the loss scale a dynamic one that is above its minimum?"""
+    if is_half_wrapper(engine.optimizer):
+        scale = engine.optimizer.loss_scale_config
+        return bool(scale.dynamic_loss_scale) and scale.cur_scale > scale.min_loss_scale
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    return bool(getattr(scaler, "dynamic", False)) and scaler.cur_scale > scaler.min_scale
 
 
 def held_gradients(engine: Any) -> list[torch.Tensor]:
@@ -254,6 +274,9 @@ def skip_step(engine: Any) -> None:
         engine.skipped_steps += 1
         return
     optimizer = engine.optimizer
+    scaler: Any = getattr(optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False  # DeepSpeed would end the run at the first skip there
     offload = getattr(optimizer, "cpu_offload", False)  # stages 1 and 2
     if offload or getattr(optimizer, "offload_optimizer", False):  # the norms were kept from the backward
         norms = optimizer.norm_for_param_grads

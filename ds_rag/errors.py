@@ -10,7 +10,9 @@ Value = TypeVar("Value")
 
 
 class UserError(Exception):
-    """A mistake in a flag, a file or a row. The command line prints it without a traceback and exits with 2."""
+    """A mistake in a flag, a file or a row. The command line prints it without a traceback and exits with `code`."""
+
+    code = 2
 
     def __init__(self, message: str, *, found: object = None, expected: object = None, fix: str | None = None):
         self.message, self.found, self.expected, self.fix = message, found, expected, fix
@@ -22,6 +24,12 @@ class UserError(Exception):
         if fix is not None:
             lines.append(f"  to mend:  {fix}")
         super().__init__("\n".join(lines))
+
+
+class RunError(UserError):
+    """What ends a run that was rightly begun, and that the user may be able to mend."""
+
+    code = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

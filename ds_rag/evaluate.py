@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ds_rag import dist, stopping
+from ds_rag.collapse import Retrieved
 from ds_rag.config import DataConfig, StageConfig
 from ds_rag.data.dataset import RagData, TokenTable, tokenize
 from ds_rag.data.prompt import Prompt
@@ -45,6 +46,7 @@ class Evaluation:
     retrieval: dict[str, float] = field(default_factory=dict)
     answers: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
+    retrieved: Retrieved | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -114,6 +116,7 @@ class Evaluator:
         queries = encode(retriever, self.tokens.queries, "query", self.stage.per_device_eval_batch_size)
         scores, numbers = index.search(queries, max(DEPTH, self.stage.top_k))
         result.retrieval = self._retrieval(scores, numbers)
+        result.retrieved = self._retrieved(numbers[:, : self.stage.top_k])
         if self.with_answers:
             result.answers, result.samples = self._answers(scores, numbers, float(retriever.temperature))
         return result
@@ -131,6 +134,12 @@ class Evaluator:
             corpus_size=len(self.corpus),
             ks=KS,
         )
+
+    def _retrieved(self, numbers_Qk: np.ndarray) -> Retrieved:
+        """How many different passages all queries together find, and how many they should."""
+        found = np.unique(numbers_Qk[numbers_Qk >= 0])
+        wanted = {p for row in self.data.evaluation for p in row.positives}
+        return Retrieved(len(found), len(numbers_Qk), numbers_Qk.shape[1], len(self.corpus), len(wanted))
 
     def _answers(
         self, scores: np.ndarray, numbers: np.ndarray, temperature: float

@@ -237,6 +237,8 @@ class IndexStage:
         figures = {"landed": at, "seconds": time.monotonic() - began, "stall_seconds": stalled}
         figures |= share_figures(self.built.share, at, len(self.corpus.tokens), self.parts.device)
         result = self.evaluator.measure(self.built.index, retriever)
+        if result.retrieved is not None:
+            figures["distinct_passages"] = result.retrieved.share
         return Landed(result, self.step, at, self.whole, retriever, figures)
 
     def __enter__(self) -> IndexStage:

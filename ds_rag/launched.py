@@ -31,6 +31,12 @@ def set_launch_defaults() -> None:
     os.environ.update({k: str(v) for k, v in single.items()} | {"MASTER_ADDR": "127.0.0.1"})
 
 
+def forbid_pickles() -> None:
+    """From now on torch reads no file that could run code, whichever library asks it to. Before torch is used."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # torch refuses to have both
+
+
 def adopt_srun() -> None:
     """One of several tasks of `srun` becomes a rank. Raises UserError where they have no address to meet at."""
     ranks = from_srun(os.environ)

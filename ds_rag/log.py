@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ds_rag.errors import UserError
+from ds_rag.masking import masked
 
 Item = TypeVar("Item")
 QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
@@ -169,8 +170,8 @@ def lines_up_to(file: Path, step: int) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Without control characters, which a passage could use to write over the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+    """Without control characters, which a passage could use to write over the terminal, and without credentials."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in masked(text))
 
 
 def redirect(folder: Path, rank: int) -> Path:
@@ -210,7 +211,7 @@ def capture(folder: Path, rank: int) -> Console:
     loud = Console(_terminal_error)
 
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        traceback.print_exception(kind, error, trace)  # into the log file
+        print(printable("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)  # into the log file
         if not issubclass(kind, KeyboardInterrupt):
             loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip())
         loud.say(f"rank {rank} stopped: {kind.__name__}; the libraries' messages are in {path}")
@@ -220,7 +221,7 @@ def capture(folder: Path, rank: int) -> Console:
 
 
 def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
-    """Runs a command's body; a UserError becomes exit code 2 and, on rank 0, a message on the terminal.
+    """Runs a command's body; a UserError becomes its exit code and, on rank 0, a message on the terminal.
 
     Every rank meets the same mistake, so one speaks; the others' messages are in their logs.
     """
@@ -234,4 +235,4 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
             print(message, file=sys.stderr)  # the log
         if os.environ.get("RANK", "0") == "0":
             print(message, file=_terminal_error or sys.stderr)
-        return 2
+        return error.code

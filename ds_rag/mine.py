@@ -254,7 +254,7 @@ def encode_corpus(saved: Saved, rows: list[Row], console: Console) -> tuple[RagD
     if has_corpus(data, MINE):
         corpus = read_given_corpus(data, MINE)
     elif saved.run:
-        stored = read_index(saved.run / "index", hash_model(saved.run / "retriever"))
+        stored = read_index(saved.run / "index", hash_model(saved.run / "retriever"), retriever=saved.retriever)
         corpus = [Passage(*pair) for pair in zip(stored.ids, stored.texts, strict=True)]
     else:
         corpus = passages_of(rows)

@@ -9,6 +9,7 @@ Shape legend: B queries, N passages of the pool, K candidates, C = B * K cells, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class StepOutput:
 
     loss: float
     sums: Counts
+    sign: tuple[int, int] | None = None  # of a value that is not finite, see bad_steps.py
 
 
 class Objective:
@@ -233,9 +235,11 @@ class Objective:
             return {"prior_entropy": float(entropy(log_prior(scores_BN).exp()).sum())}
         args, common = self._arguments(scores_BN, candidates_BK, logp_CA, batch)
         after = posterior(*args, **common, answer_logprob=self.config.answer_logprob)
+        B, K = candidates_BK.shape
         return {
             "prior_entropy": float(entropy(log_prior(args[0]).exp()).sum()),
             "posterior_entropy": float(entropy(after).sum()),
+            "uniform_entropy": B * math.log(K),
         }
 
 

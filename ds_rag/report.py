@@ -7,21 +7,24 @@ plot_curves(Path("runs/quickstart/metrics.jsonl"), Path("docs/curves.png"))
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
-from html import escape
 from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_rag.errors import UserError
+from ds_rag.masking import masked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Curve = tuple[list[float], list[float]]  # steps, values
 
 # title -> (kind of line, beginnings of the keys to draw)
@@ -65,6 +68,11 @@ td.code { font: 13px/1.6 ui-monospace, monospace; overflow-wrap: anywhere; }
 .sample .question { margin: 0; font-weight: 600; }
 summary { cursor: pointer; } .label { display: inline-block; min-width: 84px; color: var(--dim); }
 """
+
+
+def escape(text: str) -> str:
+    """For HTML, without control characters (a report is also looked at in a terminal) and without credentials."""
+    return html.escape(CONTROL.sub("�", masked(text)))
 
 
 def write_report(run_dir: Path) -> Path:

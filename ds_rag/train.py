@@ -19,11 +19,13 @@ import torch
 
 from ds_rag import checkpoint, dist, faults, log, resume, stopping
 from ds_rag.assemble import Parts, assemble
+from ds_rag.bad_steps import any_loss_is_bad, look
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.engine import StepResult
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluation, Evaluator
+from ds_rag.guards import Guards
 from ds_rag.halting import Halt
 from ds_rag.index_stage import IndexStage, Landed
 from ds_rag.log import Console, Metrics
@@ -56,10 +58,13 @@ def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput]
         if scoring is not None:
             output.sums |= scoring.backward((step, m))
         tokens += int(batch.queries.mask_BT.sum() + batch.passages.mask_BT.sum())
+        mine = scoring.mine if scoring is not None else ()
+        output.sign = look(m, batch, q_BD, p_ND, logp_CA, mine, output.loss)
         output.sums["embedding_spread"] = float(p_ND.detach().std(0).mean()) if len(p_ND) > 1 else 0.0
         outputs.append(output)
     tokens += scoring.tokens_read() if scoring is not None else 0
-    return outputs, totals | {"tokens": float(tokens)}, engines.step(factor)
+    bad = any_loss_is_bad([o.sign for o in outputs], parts.device)
+    return outputs, totals | {"tokens": float(tokens)}, engines.step(factor, skip=bad)
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Run:
     index: IndexStage
     keeper: Keeper
     halt: Halt
+    guards: Guards
     state: TrainState
     console: Console
     metrics: Metrics
@@ -79,7 +85,7 @@ class Run:
 def train(run: Run) -> Evaluation | None:
     """The loop: steps, the index stage when it is due, checkpoints. Returns the evaluation of the last step, if one
     was made there. Raises Stopped, on all ranks, where one was asked to stop."""
-    parts, state, index, optim, last = run.parts, run.state, run.index, run.config.optim, None
+    parts, state, index, optim, guards, last = run.parts, run.state, run.index, run.config.optim, run.guards, None
     live = Live(state.before or {})
     with index, run.console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         catch_up(run, live)
@@ -89,12 +95,15 @@ def train(run: Run) -> Evaluation | None:
             began = time.monotonic()
             parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
-            values = summarise(*train_step(parts, step, factor), began, parts)
+            outputs, totals, result = train_step(parts, step, factor)
+            values = summarise(outputs, totals, result, began, parts)
             state.step = step + 1
-            state.skipped += int(values["skipped"])
+            state.skipped += int(result.skipped)
+            values |= guards.count(state.step, state.skipped, result, outputs)
             if parts.candidates:
                 values["index_age"] = parts.candidates.age(step)
             run.metrics.write("train", state.step, values)
+            guards.after_step(values)
             run.halt.begin(f"the index stage after step {state.step}")
             landed = index.after_step(state.step)
             stop = landed is not None and book(run, landed, live)
@@ -115,7 +124,7 @@ def train(run: Run) -> Evaluation | None:
 def due_for_saving(run: Run) -> bool:
     state, every = run.state, run.config.run.save_steps
     best_now = run.config.stage.load_best_model_at_end and state.best_step == state.step
-    return bool(every and state.step % every == 0) or best_now
+    return bool(every and state.step % every == 0 and run.guards.healthy) or best_now
 
 
 def save(run: Run) -> None:
@@ -146,6 +155,7 @@ def book(run: Run, landed: Landed, live: Live | None = None) -> bool:
     if live is not None:
         live.metrics = landed.result.metrics
     state.refreshed = landed.step
+    run.guards.after_evaluation(landed.step, landed.result.retrieved)
     return judge(state, landed.result.metrics, run.config, landed.step)
 
 
@@ -268,7 +278,8 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, needed)
     own = resumed is not None and resumed.parent == folder / "checkpoints"
     keeper = Keeper(folder, config, parts, step if own and step is not None else -1)
-    run = Run(parts, config, index, keeper, halt, TrainState(), console, metrics)
+    guards = Guards(config, folder, console, metrics)
+    run = Run(parts, config, index, keeper, halt, guards, TrainState(), console, metrics)
     if resumed:
         run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
         console.say(f"resumed from {resumed} at step {run.state.step}")

@@ -6,6 +6,7 @@ import numpy as np
 
 from ds_rag import dist, stopping
 from ds_rag.assemble import Parts
+from ds_rag.bad_steps import LOSS, BadSteps
 from ds_rag.batch import lengths_to_mask, list_cells
 from ds_rag.config import RunConfig
 from ds_rag.log import Console, Metrics
@@ -34,6 +35,7 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
     room = parts.generator.max_length - 2
     ratio = optim.lm_warmup_learning_rate / engines.base_lrs["generator"][0]
     engines.train()
+    bad = BadSteps(optim.max_bad_steps)
     with console.progress(steps, "language modelling of the corpus") as meter:
         for step in range(steps):
             stopping.safe_place()
@@ -49,7 +51,10 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
             loss = -leaf[mask].sum() * dist.world() / tokens
             loss.backward()
             engines.backward("generator", [logp_CA], [leaf.grad])
-            engines.step(ratio * lr_factor(step, steps, min(20, steps // 5), "linear"), only={"generator"})
+            factor = ratio * lr_factor(step, steps, min(20, steps // 5), "linear")
+            result = engines.step(factor, only={"generator"})
+            bad.count(step + 1, result, [None if loss.isfinite() else (0, LOSS)])
+            bad.check()
             value = dist.all_sum({"loss": float(loss.detach()) / dist.world()}, parts.device)["loss"]
             metrics.write("lm_warmup", step + 1, {"loss": value})
             meter.advance(1, f"loss {value:.3f} a token")

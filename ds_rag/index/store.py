@@ -14,6 +14,7 @@ import ds_rag
 from ds_rag import commit
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import CorpusIndex, Part
+from ds_rag.index.fits import METRIC, check_fits, check_parts
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Manifest:
     normalize: bool
     pooling: str
     corpus_hash: str
-    metric: str = "inner product"
+    metric: str = METRIC
     shards: int = 0  # files of a part of the passages each; 0: one index of all
     version: str = ds_rag.__version__
 
@@ -43,6 +44,7 @@ class StoredIndex:
     ids: list[str]
     texts: list[str]
     manifest: Manifest
+    stale: bool = False  # of other weights than it was opened for
 
 
 def hash_model(folder: Path) -> str:
@@ -124,8 +126,11 @@ def read_passages(folder: Path) -> list[tuple[str, str]]:
     return list(zip(ids, texts, strict=True))
 
 
-def read_index(folder: Path, model_hash: str) -> StoredIndex:
-    """Opens an index for the model of that hash. Raises UserError: none there, another model's, or inconsistent."""
+def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriever: Any = None) -> StoredIndex:
+    """Opens an index for the model of that hash. Raises UserError: none there, another model's, or inconsistent.
+
+    allow_stale: another model's too, marked so. retriever: what will embed the queries, which must fit (fits.py).
+    """
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: no index", expected="manifest.json in it", fix="ds-rag index --run RUN")
@@ -136,21 +141,25 @@ def read_index(folder: Path, model_hash: str) -> StoredIndex:
         manifest = Manifest(**{name: facts[name] for name in NAMES})
     except KeyError as error:
         raise UserError(f"{file}: not an index's manifest", found=f"no {error}", fix="ds-rag index --run RUN") from None
-    if manifest.model_hash != model_hash:
+    stale = manifest.model_hash != model_hash
+    if stale and not allow_stale:
         raise UserError(
             f"{folder}: the index was made by another model",
             found=f"model {manifest.model_hash[:12]}",
             expected=f"model {model_hash[:12]}",
-            fix="ds-rag index --run RUN",
+            fix="ds-rag index --run RUN, or --allow_stale to ask it all the same",
         )
+    if retriever is not None:
+        check_fits(folder, manifest, retriever)
     parts = read_parts(folder, manifest.shards)
+    check_parts(folder, manifest, parts)
     ids, texts = read_ids_and_texts(folder)
     name = f"{manifest.shards} shards" if manifest.shards else "index.faiss"
     sizes = {name: sum(p.index.ntotal for p in parts), "ids.json": len(ids), "texts.jsonl": len(texts)}
     wrong = {name: size for name, size in sizes.items() if size != manifest.count}
     if wrong:
         raise UserError(f"{folder}: files disagree", found=wrong, expected=f"{manifest.count} passages in each")
-    return StoredIndex(CorpusIndex(parts, manifest.count), ids, texts, manifest)
+    return StoredIndex(CorpusIndex(parts, manifest.count), ids, texts, manifest, stale)
 
 
 def read_parts(folder: Path, shards: int) -> list[Part]:

@@ -16,6 +16,7 @@ from ds_rag.config import DataConfig, ModelConfig, find_file
 from ds_rag.errors import UserError, choose
 from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, base_folder, four_bit, merge_adapters, wanted_by
 from ds_rag.models.generator import Generator
+from ds_rag.models.opening import opening
 from ds_rag.models.retriever import OWN_SETTINGS, PASSAGE_ENCODER, Retriever, RetrieverSettings
 from ds_rag.models.sharded import keep_todays_names, loading_in_pieces
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
@@ -139,7 +140,8 @@ def open_encoder(folder: Path, model: ModelConfig, pieces: dict[str, Any] | None
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
     base = base_folder(folder, "--retriever")
-    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    with opening(f"--retriever {folder}"):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
     auto: Any = AutoModelForTextEncoding if getattr(config, "is_encoder_decoder", False) else AutoModel
     return open_weights(auto, folder, "retriever", model, pieces)
 
@@ -154,11 +156,12 @@ def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces:
             raise UserError(
                 f"--{name} {folder}: ZeRO stage 3 together with {what}", expected="stage 0, 1 or 2, or whole weights"
             )
-    with loading_in_pieces(pieces):
+    with opening(f"--{name} {folder}"), loading_in_pieces(pieces):
         weights = auto.from_pretrained(base, dtype=torch.float32, trust_remote_code=model.trust_remote_code, **small)
     if pieces is not None:
         keep_todays_names(weights)
-    weights = merge_adapters(weights, folder)
+    with opening(f"--{name} {folder}"):
+        weights = merge_adapters(weights, folder)
     if wanted_by(model.lora, name):
         add_adapters(weights, model, base)
     return weights

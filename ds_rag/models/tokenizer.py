@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.errors import UserError
+from ds_rag.models.opening import opening
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -71,9 +72,10 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(folder), padding_side=padding_side, trust_remote_code=trust_remote_code
-    )  # set here, or it would not be saved
+    with opening(f"tokenizer of {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), padding_side=padding_side, trust_remote_code=trust_remote_code
+        )  # padding_side is set here, or it would not be saved
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(

@@ -72,9 +72,9 @@ def train_one(run: Run) -> Found:
     found = Found([], {}, start, {}, {}, [])
     step = parts.engines.step
 
-    def keep_gradients(factor: float) -> Any:
+    def keep_gradients(factor: float, skip: bool = False) -> Any:
         found.gradients = found.gradients or full_gradients(parts.engines)
-        return step(factor)
+        return step(factor, skip=skip)
 
     parts.engines.step = keep_gradients  # type: ignore[method-assign]
     for n in range(STEPS):

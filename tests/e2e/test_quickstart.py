@@ -22,6 +22,7 @@ RETRIEVAL = {"recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "m
 ANSWERS = {"exact_match", "f1", "rougeL"}
 LOGGED = {"loss", "prior_entropy", "posterior_entropy", "embedding_spread", "grad_share/rag_sequence", "grad_norm"}
 LOGGED |= {"skipped", "tokens_per_s", "queries_per_s", "memory_gb", "lr/retriever", "lr/generator", "kind", "step"}
+LOGGED |= {"skipped_total", "skipped_in_row", "uniform_entropy"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 SEEN: dict[str, list[float]] = {}  # losses, by command
 MODEL = {"README.md", "config.json", "model.safetensors", *TOKENIZER}

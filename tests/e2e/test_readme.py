@@ -20,7 +20,7 @@ from ds_rag.plan.request import make_parser
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Flags that are a command's own, a launcher's or make's.
-OTHER_FLAGS = {"config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
+OTHER_FLAGS = {"allow_stale", "config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
 OTHER_FLAGS |= {"negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite"}  # mine
 OTHER_FLAGS |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "hostfile", "nodes", "array", "variants"}
 OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # benchmarks

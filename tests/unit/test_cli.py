@@ -41,7 +41,7 @@ def test_a_new_folder_is_made_and_signed(here):
 def test_the_builtin_run_replaces_its_own_folder(here):
     folder = put(here / "runs/quickstart", "config.json", "old.txt")
     claim_folder(parse([]))
-    assert [f.name for f in folder.iterdir()] == ["config.json"]
+    assert sorted(f.name for f in folder.iterdir()) == ["config.json", "lock"]
 
 
 def test_the_builtin_run_does_not_replace_what_is_no_run(here):

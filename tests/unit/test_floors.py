@@ -26,15 +26,18 @@ FLOORS: list[set[str]] = [
         "stopping",
         "commit",
         "halting",
+        "masking",
+        "lock",
+        "run_folder",
     },
-    {"losses", "pooling", "metrics", "batch", "thinning", "drift"},
+    {"losses", "pooling", "metrics", "batch", "thinning", "drift", "collapse"},
     {"models", "data", "index"},
     {"engine", "cards", "encode", "generate", "objective", "memory"},
-    {"passes", "engine_state", "refresh", "snapshot"},
+    {"bad_steps", "passes", "engine_state", "refresh", "snapshot"},
     {"scoring"},
     {"evaluate", "saved", "checkpoint", "candidates"},
     {"assemble"},
-    {"warmup", "report", "index_stage", "resume"},
+    {"warmup", "report", "index_stage", "resume", "guards"},
     {"results"},
     {"train", "measure", "reindex", "merge", "mine", "ask", "verify", "plan"},
     {"cli"},
@@ -43,6 +46,7 @@ FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
 # Ground-floor rooms stand on each other in this order; nothing else of the ground floor is imported by it.
 GROUND_ORDER = [
     "errors",
+    "masking",
     "config",
     "flags",
     "deepspeed_config",
@@ -56,6 +60,8 @@ GROUND_ORDER = [
     "stopping",
     "commit",
     "halting",
+    "lock",
+    "run_folder",
 ]
 
 
@@ -121,6 +127,9 @@ def test_ground_floor_and_mathematics_import_no_heavy_library_at_module_level() 
         "flags",
         "deepspeed_config",
         "launched",
+        "lock",
+        "masking",
+        "run_folder",
         "schedule",
         "cli",
         "plan",

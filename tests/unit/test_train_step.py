@@ -53,7 +53,7 @@ def label(variant: dict[str, Any]) -> str:
 @pytest.fixture(autouse=True)
 def keep_the_gradients(monkeypatch):
     """The step itself is the engines' business: here it leaves the gradients to be looked at."""
-    monkeypatch.setattr(Engines, "step", lambda self, factor: StepResult(0.0, False))
+    monkeypatch.setattr(Engines, "step", lambda self, factor, skip: StepResult(0.0, skip))
 
 
 def one_graph(parts: Parts) -> float:

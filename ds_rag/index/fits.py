@@ -1,0 +1,45 @@
+"""May these vectors be searched with that retriever's queries? Held against the manifest before any search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ds_rag.errors import UserError
+
+METRIC = "inner product"
+
+
+def check_fits(folder: Path, manifest: Any, retriever: Any) -> None:
+    """retriever: what embeds the queries (`hidden_size`, `settings`). Raises UserError where dimension, metric,
+    normalisation or pooling is another: scores would mean nothing, whatever the weights are."""
+    settings = retriever.settings
+    pairs = {
+        "dimension": (manifest.dimension, retriever.hidden_size),
+        "metric": (manifest.metric, METRIC),
+        "normalize": (manifest.normalize, settings.normalize),
+        "pooling": (manifest.pooling, settings.pooling),
+    }
+    wrong = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if wrong:
+        raise UserError(
+            f"{folder}: the index does not fit the retriever",
+            found=", ".join(f"{name} {stored}" for name, (stored, _) in wrong.items()),
+            expected=", ".join(f"{name} {own}" for name, (_, own) in wrong.items()),
+            fix="leave --pooling and --normalize out, or ds-rag index --run RUN with them",
+        )
+
+
+def check_parts(folder: Path, manifest: Any, parts: list[Any]) -> None:
+    """The same of the FAISS files themselves. Raises UserError."""
+    import faiss
+
+    for part in parts:
+        found = part.index.d, part.index.metric_type
+        if found != (manifest.dimension, faiss.METRIC_INNER_PRODUCT):
+            raise UserError(
+                f"{folder}: the FAISS file is not the one that the manifest describes",
+                found=f"dimension {found[0]}, FAISS metric {found[1]}",
+                expected=f"dimension {manifest.dimension}, FAISS metric {faiss.METRIC_INNER_PRODUCT} ({METRIC})",
+                fix="ds-rag index --run RUN",
+            )

@@ -1,0 +1,105 @@
+"""One job at a time in a run's folder: `RUN/lock`, held by `flock` for the life of the process.
+
+The kernel lets go of it when the process ends, however it ends: a file that a dead one left behind keeps nobody out.
+The file tells who holds it. It is no protection where a file system has no locks between hosts (some mounts of Lustre):
+there the run goes on without one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from ds_rag.errors import UserError
+
+FILE = "lock"
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+_held: dict[str, int] = {}  # path of the file -> descriptor
+
+
+def hold(folder: Path) -> bool:
+    """From now on this process holds `folder`, which is there. False where the file system has no locks.
+
+    Raises UserError, which names the holder, where another process does.
+    """
+    path = str(folder.resolve() / FILE)
+    while True:
+        if path in _held and still_there(path, _held[path]):
+            return True
+        descriptor = open_file(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in NO_LOCKS:
+                return False
+            raise taken(folder) from None
+        if still_there(path, descriptor):
+            break
+        os.close(descriptor)  # its holder ended, and took the file along, between the two calls
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, (json.dumps(myself()) + "\n").encode())
+    _held[path] = descriptor
+    atexit.register(let_go, path, os.getpid())
+    return True
+
+
+def let_go(path: str, pid: int) -> None:
+    """Removes the file and the lock; a forked process leaves its parent's alone."""
+    if pid != os.getpid() or path not in _held:
+        return
+    descriptor = _held.pop(path)
+    if still_there(path, descriptor):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    os.close(descriptor)
+
+
+def release(folder: Path) -> None:
+    """Before the process ends."""
+    let_go(str(folder.resolve() / FILE), os.getpid())
+
+
+def open_file(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise UserError(f"{Path(path).parent}: cannot be written", found=f"{FILE}: {error.strerror}") from None
+
+
+def still_there(path: str, descriptor: int) -> bool:
+    """Does the path still lead to the open file?"""
+    try:
+        found, own = os.stat(path), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+
+def myself() -> dict[str, object]:
+    job = next((os.environ[name] for name in JOB_IDS if name in os.environ), None)
+    return {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def taken(folder: Path) -> UserError:
+    """The error for a folder that another process holds."""
+    try:
+        who = json.loads((folder / FILE).read_text())
+        job = f", job {who['job']}" if who["job"] else ""
+        holder = f"process {who['pid']} on {who['host']}{job}, since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+        holder = "a process that has not given its name yet"
+    return UserError(
+        f"{folder}: another job works in this folder",
+        found=holder,
+        expected="one job at a time",
+        fix="wait for its end, or end it, or another --output_dir",
+    )

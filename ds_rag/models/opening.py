@@ -1,0 +1,48 @@
+"""What a model folder may not do when it is opened: run code. Refusals of transformers and torch, in our words.
+
+Weights are safetensors, or a .bin of tensors alone: torch reads it with `weights_only`, which executes nothing. That
+this holds for every file, whichever library opens it, is `forbid_pickles` (launched.py). A class that transformers does
+not have itself would come as Python from the folder; it is taken only under `--trust_remote_code`, and nobody is asked
+in mid-run. Where transformers has the class, its own is used, and the folder's code lies idle.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ds_rag.errors import UserError
+
+
+@contextmanager
+def opening(what: str) -> Iterator[None]:
+    """Around a `from_pretrained`. what: flag and folder. Raises UserError for a folder that wants its code run, whose
+    weights hold more than tensors, or whose architecture is unknown."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise UserError(
+            f"{what}: weights that could run code are not read",
+            found=f"a pickle that wants {culprit[1]}" if culprit else "a pickle of more than tensors",
+            expected="model.safetensors, or a pytorch_model.bin of tensors alone",
+            fix="a copy in safetensors, made by its author or where its code can do no harm",
+        ) from None
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{what}: the folder brings Python code of its own, which is not run",
+                found="auto_map in its config.json or tokenizer_config.json",
+                expected="a model and a tokenizer that transformers has itself",
+                fix="read that code; if you trust it, --trust_remote_code",
+            ) from None
+        if "does not recognize this architecture" in str(error):
+            first = str(error).split(" but ")[0].replace("The checkpoint you are trying to load has ", "")
+            raise UserError(
+                f"{what}: an architecture that transformers does not know",
+                found=first,
+                expected="a model_type of the transformers that is installed",
+            ) from None
+        raise
