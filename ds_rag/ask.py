@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_rag.data.dataset import tokenize
-from ds_rag.encode import encode
+from ds_rag.encode import encode, tokenize_side
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.store import hash_model, read_index
@@ -22,8 +21,7 @@ def main(args: argparse.Namespace) -> int:
     saved = open_saved(args, {"question", "index", "json"})
     run, stage = Path(args.run), saved.config.stage
     stored = read_index(Path(args.index) if args.index else run / "index", hash_model(run / "retriever"))
-    silent = Console(speaks=False)
-    tokens = tokenize(lambda t: saved.retriever.tokenize(t, "query"), [args.question], silent, "the question")
+    tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
     query = encode(saved.retriever, tokens, "query", 1)
     scores, numbers = stored.index.search(query, stage.top_k)
     found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from ds_rag import dist
-from ds_rag.data.dataset import RagData, TokenTable, assemble, tokenize
+from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
+from ds_rag.encode import tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.index.store import describe, hash_model, read_passages
 from ds_rag.log import Console
@@ -28,11 +29,13 @@ def main(args: argparse.Namespace) -> int:
     saved = open_saved(args, {"out"})
     assert saved.run is not None
     own = saved.run / "index"
-    corpus = read_corpus(args.corpus) if "corpus" in args else [Passage(*p) for p in read_passages(own)]
-    table = assemble(corpus, [], [])  # a text that repeats is one passage
+    reading = reading_of(saved.config.data)
+    given = "corpus" in args
+    corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
+    table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
     for notice in table.notices:
         console.say(f"note: {notice}", style="yellow")
-    tokens = tokenize(lambda t: saved.retriever.tokenize(t, "passage"), table.texts, console, "passages")
+    tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
     write(saved, tokens, table, Path(args.out) if args.out else own, console)
     dist.stop()
     return 0

@@ -26,7 +26,7 @@ FLOORS: list[set[str]] = [
         "stopping",
         "commit",
     },
-    {"losses", "pooling", "metrics", "batch", "thinning", "drift"},
+    {"losses", "pooling", "metrics", "batch", "thinning", "drift", "truncation"},
     {"models", "data", "index"},
     {"engine", "cards", "encode", "generate", "objective", "memory"},
     {"passes", "engine_state", "refresh", "snapshot"},
