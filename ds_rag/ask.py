@@ -12,6 +12,7 @@ from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
+from ds_rag.same_corpus import check_corpus
 from ds_rag.saved import Saved, open_saved, write_json
 
 
@@ -20,7 +21,9 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     saved = open_saved(args, {"question", "index", "json"})
     run, stage = Path(args.run), saved.config.stage
-    stored = read_index(Path(args.index) if args.index else run / "index", hash_model(run / "retriever"))
+    folder = Path(args.index) if args.index else run / "index"
+    stored = read_index(folder, hash_model(run / "retriever"))
+    check_corpus(stored, folder, getattr(args, "corpus", None))
     tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
     query = encode(saved.retriever, tokens, "query", 1)
     scores, numbers = stored.index.search(query, stage.top_k)

@@ -25,6 +25,7 @@ from ds_rag import dist
 from ds_rag.data.bad_rows import MINE, Reading
 from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
+from ds_rag.data.statistics import plain
 from ds_rag.encode import encode, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.evaluate import log_softmax
@@ -32,6 +33,7 @@ from ds_rag.generate import Answerer
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
+from ds_rag.same_corpus import check_corpus
 from ds_rag.saved import Saved, open_saved, write_json
 
 OWN = {"out", "negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite", "json"}
@@ -138,11 +140,6 @@ class Miner:
             elif n in example.negatives:
                 reasons[n] = "known_negative"
         return {n: reasons[n] for n in found}
-
-
-def plain(text: str) -> str:
-    """A text but for case and blanks: copies that differ in these are the same passage."""
-    return " ".join(text.casefold().split())
 
 
 def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
@@ -258,6 +255,7 @@ def encode_corpus(
         corpus = read_given_corpus(data, MINE, reading)
     elif saved.run:
         stored = read_index(saved.run / "index", hash_model(saved.run / "retriever"))
+        check_corpus(stored, saved.run / "index")
         corpus = [Passage(*pair) for pair in zip(stored.ids, stored.texts, strict=True)]
     else:
         corpus = passages_of(rows)

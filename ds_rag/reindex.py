@@ -36,12 +36,13 @@ def main(args: argparse.Namespace) -> int:
     for notice in table.notices:
         console.say(f"note: {notice}", style="yellow")
     tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
-    write(saved, tokens, table, Path(args.out) if args.out else own, console)
+    # The passages of an index again are those of no file, which may have changed since.
+    write(saved, tokens, table, Path(args.out) if args.out else own, console, args.corpus if given else None)
     dist.stop()
     return 0
 
 
-def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console) -> None:
+def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: str | None) -> None:
     """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
     stopped got to; all ranks together."""
     assert saved.run is not None
@@ -51,7 +52,7 @@ def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, consol
     built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, factory = saved.retriever.settings, stage.index_factory
-    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards)
+    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, source)
     publish(folder, built, table.ids, table.texts, manifest)
     dist.barrier()
     shutil.rmtree(partial, ignore_errors=True)

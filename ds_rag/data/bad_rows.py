@@ -40,6 +40,7 @@ class Faults:
     reading: Reading = field(default_factory=Reading)
     found: list[tuple[int, str]] = field(default_factory=list)
     places: set[str] = field(default_factory=set)  # "file:line" of all of them
+    merged: int = 0  # rows that were there before, with the same id and content
     broken: bool = False  # what follows a fault cannot be told apart, so it is not one row that is bad
 
     @property

@@ -18,6 +18,7 @@ from ds_rag.errors import UserError
 from ds_rag.log import Console
 
 CHUNK = 512  # texts handed to a tokenizer at once
+ROW_PASSAGE = "row-passage-"  # how the ids of passages begin that only rows have
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,11 @@ def has_corpus(data: DataConfig, flag: str) -> bool:
     return detect(Path(data.eval_data).expanduser(), flag) == "beir"
 
 
+def corpus_source(data: DataConfig) -> str | None:
+    """Where that corpus lies."""
+    return (data.corpus or data.eval_data) if has_corpus(data, "--eval_data") else None
+
+
 def read_given_corpus(data: DataConfig, flag: str, reading: Reading | None = None) -> list[Passage]:
     """That corpus; empty where none is given."""
     if not has_corpus(data, flag):
@@ -174,7 +180,7 @@ def assemble(
         return Example(row.query, row.answers, place(row.positives), others, row.grades, place(row.negatives))
 
     rows = [example(r) for r in train], [example(r) for r in evaluation]
-    ids += [f"row-passage-{n}" for n in range(len(ids), len(number))]
+    ids += [f"{ROW_PASSAGE}{n}" for n in range(len(ids), len(number))]
     return RagData(list(number), ids, corpus_size, *rows, notices)
 
 

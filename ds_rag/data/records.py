@@ -65,6 +65,7 @@ def to_rows(
             merged += first is not row
         except Bad as bad:
             faults.add(record.number, record.where, str(bad))
+    faults.merged += merged
     if merged:
         faults.note(f"{merged} repeated rows (same id, same content) merged")
     return list(rows.values())
@@ -130,6 +131,7 @@ def corpus_passages(records: list[Record], faults: Faults) -> list[Passage]:
             merged += first_where != record.where
         except Bad as bad:
             faults.add(record.number, record.where, str(bad))
+    faults.merged += merged
     if merged:
         faults.note(f"{merged} repeated passages (same id, same text) merged")
     return [Passage(id_, text) for id_, (text, _) in seen.items()]

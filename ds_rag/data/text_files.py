@@ -96,7 +96,7 @@ def read_jsonl(path: Path, what: str, faults: Faults) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             reason = str(error)
             if isinstance(error, json.JSONDecodeError):
-                reason = f"{error.msg} at character {error.pos + 1}"
+                reason = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
             cut = "" if line.endswith("\n") else " (last line, without newline: is the file cut off?)"
             faults.add(number, where, f"invalid JSON: {reason}{cut}, expected one object on each line")
             continue

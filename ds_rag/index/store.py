@@ -28,6 +28,7 @@ class Manifest:
     corpus_hash: str
     metric: str = "inner product"
     shards: int = 0  # files of a part of the passages each; 0: one index of all
+    source: str = ""  # file or folder that the passages were read from; "": they are those of rows
     version: str = ds_rag.__version__
 
 
@@ -61,9 +62,15 @@ def hash_texts(texts: list[str]) -> str:
 
 
 def describe(
-    model_hash: str, dimension: int, texts: list[str], factory: str, settings: Any, shards: int = 0
+    model_hash: str,
+    dimension: int,
+    texts: list[str],
+    factory: str,
+    settings: Any,
+    shards: int = 0,
+    source: str | None = None,
 ) -> Manifest:
-    """The manifest of an index; `settings` are the retriever's (pooling, normalisation)."""
+    """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path."""
     return Manifest(
         model_hash=model_hash,
         count=len(texts),
@@ -73,6 +80,7 @@ def describe(
         pooling=settings.pooling,
         corpus_hash=hash_texts(texts),
         shards=shards,
+        source=str(Path(source).expanduser().resolve()) if source else "",
     )
 
 
@@ -152,6 +160,13 @@ def read_index(folder: Path, model_hash: str) -> StoredIndex:
     wrong = {name: size for name, size in sizes.items() if size != manifest.count}
     if wrong:
         raise UserError(f"{folder}: files disagree", found=wrong, expected=f"{manifest.count} passages in each")
+    if (content := hash_texts(texts)) != manifest.corpus_hash:
+        raise UserError(
+            f"{folder}: texts.jsonl was changed after its passages were encoded",
+            found=f"{len(texts)} passages of content {content[:12]}",
+            expected=f"{manifest.count} of content {manifest.corpus_hash[:12]}",
+            fix="ds-rag index --run RUN",
+        )
     return StoredIndex(CorpusIndex(parts, manifest.count), ids, texts, manifest)
 
 

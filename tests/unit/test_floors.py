@@ -31,11 +31,11 @@ FLOORS: list[set[str]] = [
     {"engine", "cards", "encode", "generate", "objective", "memory"},
     {"passes", "engine_state", "refresh", "snapshot"},
     {"scoring"},
-    {"evaluate", "saved", "checkpoint", "candidates"},
+    {"evaluate", "saved", "checkpoint", "candidates", "same_corpus"},
     {"assemble"},
     {"warmup", "report", "index_stage"},
     {"results"},
-    {"train", "measure", "reindex", "merge", "mine", "ask", "plan"},
+    {"train", "measure", "reindex", "merge", "mine", "ask", "plan", "check"},
     {"cli"},
 ]
 FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
