@@ -23,7 +23,7 @@ Agree = Callable[[int], int]  # a rank's number of forwards -> all ranks' larges
 
 def tokenize_side(retriever: Retriever, side: str, texts: Sequence[str], console: Console, what: str) -> TokenTable:
     """The texts of one side ('query' or 'passage') for its tokenizer; how many it cuts is said."""
-    limit = Limit(retriever.length(side), f"--max_{side}_length")
+    limit = Limit(retriever.length(side), f"--max_{side}_length, or the model's own limit")
     return tokenize(lambda t: retriever.tokenize(t, side), texts, console, what, limit)
 
 
