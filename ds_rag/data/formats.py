@@ -149,16 +149,36 @@ def _arrow_records(table: Any, before: int, path: Path, faults: Faults) -> Itera
     """The rows of an Arrow table or batch; `before` rows came before it. A value that is no Python one (bytes that are
     no UTF-8, a date beyond the calendar) is a fault of its row."""
     try:
+        table.validate(full=True)  # offsets of a damaged file that is mapped would be followed anywhere
         for number, fields in enumerate(table.to_pylist(), start=before + 1):
             yield Record(fields, number, f"{path}:row {number}")
         return
     except (ValueError, OverflowError) as error:
         if len(table) == 1:
             number = before + 1
-            faults.add(number, f"{path}:row {number}", f"a value cannot be read ({error}), expected UTF-8 text")
+            what = f"a value cannot be read ({_why(table) or error})"
+            faults.add(number, f"{path}:row {number}", f"{what}, expected UTF-8 text")
             return
     for n in range(len(table)):
         yield from _arrow_records(table.slice(n, 1), before + n, path, faults)
+
+
+def _why(table: Any) -> str | None:
+    """The first byte of the one row's texts that is no UTF-8, where that is what is wrong."""
+    import pyarrow
+
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except ValueError as error:
+            if column.type != pyarrow.string() or "UTF8" not in str(error):
+                return f"'{name}': {error}"
+            raw = column.cast(pyarrow.binary())[0].as_py()
+            try:
+                raw.decode()
+            except UnicodeDecodeError as where:
+                return f"'{name}' holds byte 0x{raw[where.start]:02x} at byte offset {where.start} of its text"
+    return None
 
 
 def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record]:
@@ -182,9 +202,13 @@ def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record
             )
         data = data[wanted[0]]
     number = 0
-    for table in data.with_format("arrow").iter(1000):
-        yield from _arrow_records(table, number, path, faults)
-        number += len(table)
+    try:
+        for table in data.with_format("arrow").iter(1000):
+            yield from _arrow_records(table, number, path, faults)
+            number += len(table)
+    except (pyarrow.ArrowException, ValueError, KeyError) as error:
+        found = f"{error}, after row {number}"
+        raise UserError(f"{faults.source} is no readable datasets folder", found=found) from error
 
 
 # (path, "rows" or "corpus", faults) -> records; what cannot be read goes to the faults.

@@ -197,7 +197,7 @@ def test_row_21_parquet_with_broken_text_names_its_row_alone(tmp_path):
     path = tmp_path / "r.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=list(columns)), path)
     message = refused(path)
-    assert f"{path}:row 2: a value cannot be read" in message and "byte 0xff in position 1" in message
+    assert f"{path}:row 2: a value cannot be read" in message and "'query' holds byte 0xff at byte offset 1" in message
     assert [row.query for row in read_rows(path, reading=Reading(skip=True))] == ["one", "three"]
 
 
