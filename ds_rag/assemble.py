@@ -163,6 +163,8 @@ def tokenize_run(
     evaluation = EvalTokens(passages.first(data.corpus_size), for_retriever(eval_queries, "query", "held-out "))
     if prompt is None:
         return train, evaluation
+    if prompt.tokenizer.eos_token_id is None:
+        console.say("note: the generator's tokenizer has no end-of-sequence token: no answer learns to end", "yellow")
     lengths = {
         "passage": config.data.max_passage_length,
         "query": config.data.max_query_length,

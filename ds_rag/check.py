@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     evaluation: list[Row] = []
     if data.eval_data:
         evaluation, parts["eval_data"] = check_rows(data.eval_data, data, "--eval_data", source)
-    corpus = passages_of(rows + evaluation)
+    corpus: list[Passage] = []
     if source:
         corpus, faults = scan_corpus(source, "--corpus")
         parts["corpus"] = of_faults(faults, len(corpus)) | {"counts": repeated_texts(corpus)}
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     show_lengths(lengths, console)
     if shared:
         lines = [[what, str(shared[what]), str(shared[f"of {what}"])] for what in ("queries", "labelled passages")]
-        console.table("evaluation rows' that training rows have too", ["what", "shared", "of"], lines)
+        console.table("evaluation", ["what", "in training too", "of"], lines)
     bad = sum(part["bad_rows"] for part in parts.values())
     console.say(f"{bad or 'no'} bad {'row' if bad == 1 else 'rows'}", style="red" if bad else "green")
     write_json(args.json, {**parts, "lengths": lengths, "overlap": shared, "bad_rows": bad})
@@ -126,10 +126,10 @@ def prompt_of(model: ModelConfig) -> Prompt:
 def measure_all(
     rows: Sequence[Row], corpus: Sequence[Passage], config: RunConfig, console: Console
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Side -> unit -> spread, how many are cut, and at which length."""
+    """Side -> unit -> spread, how many are cut, and at which length. Passages: the corpus's and the rows', each once."""
     texts = {
         "query": [row.query for row in rows],
-        "passage": [passage.text for passage in corpus],
+        "passage": list(dict.fromkeys(passage.text for passage in [*corpus, *passages_of(rows)])),
         "answer": [answer for row in rows for answer in row.answers],
     }
     sides, cuts = measures(config)

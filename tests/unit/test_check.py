@@ -57,7 +57,7 @@ def test_evaluation_rows_and_a_corpus(tmp_path):
         "of labelled passages": 2,
     }
     assert found["corpus"]["counts"] == {"repeated texts": 1, "repeated but for case and blanks": 2}
-    assert found["lengths"]["passage"]["words"]["texts"] == 4, "the corpus's"
+    assert found["lengths"]["passage"]["words"]["texts"] == 5, "the corpus's and the rows', each once"
     assert found["eval_data"]["good"] == 2
     put(tmp_path / "c.jsonl", [{"id": 1, "text": "c"}, {"id": 1, "text": "d"}])
     assert check(tmp_path, train, "--corpus", corpus, code=1)["corpus"]["bad_rows"] == 1
