@@ -126,7 +126,7 @@ def prompt_of(model: ModelConfig) -> Prompt:
 def measure_all(
     rows: Sequence[Row], corpus: Sequence[Passage], config: RunConfig, console: Console
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Side -> unit -> spread, how many are cut, and at which length. Passages: the corpus's and the rows', each once."""
+    """Side -> unit -> spread, how many are cut, and at which length. Passages of corpus and rows, each text once."""
     texts = {
         "query": [row.query for row in rows],
         "passage": list(dict.fromkeys(passage.text for passage in [*corpus, *passages_of(rows)])),

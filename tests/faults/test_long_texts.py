@@ -15,7 +15,8 @@ from bad_input import ds_rag, line, put
 from commands import train
 from small import gradients, small_generator, small_parts, small_retriever
 
-from ds_rag.config import DataConfig
+from ds_rag.assemble import tokenize_run
+from ds_rag.config import DataConfig, build
 from ds_rag.data.dataset import Limit, TokenTable, assemble, tokenize
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
@@ -190,3 +191,11 @@ def test_row_22_with_neither_pad_nor_end_of_sequence_it_says_what_to_set(tmp_pat
     assert str(tmp_path) in str(error.value) and "tokenizer_config.json" in error.value.fix
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(left | {"pad_token": None, "eos_token": "</s>"}))
     assert open_tokenizer(tmp_path, "left").pad_token_id == 2
+
+
+def test_row_22_a_pad_without_an_end_of_sequence_is_said_and_answers_have_tokens():
+    parts, (console, stream) = small_parts(), listening()
+    parts.prompt.tokenizer.eos_token = None
+    tokens, _ = tokenize_run(build({}), parts.data, parts.retriever, parts.prompt, console)
+    assert "no end-of-sequence token: no answer learns to end" in stream.getvalue()
+    assert tokens.generator_answers.lengths.min() >= 1 and 2 not in tokens.generator_answers.flat
