@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_rag.data.dataset import tokenize
-from ds_rag.encode import encode
+from ds_rag.encode import encode, tokenize_side
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
+from ds_rag.same_corpus import check_corpus
 from ds_rag.saved import Saved, open_saved, write_json
 
 
@@ -25,8 +25,8 @@ def main(args: argparse.Namespace) -> int:
     stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
     if stored.stale:
         console.say(f"warning: {folder} was made by another model's weights than those that ask: stale", style="yellow")
-    silent = Console(speaks=False)
-    tokens = tokenize(lambda t: saved.retriever.tokenize(t, "query"), [args.question], silent, "the question")
+    check_corpus(stored, folder, getattr(args, "corpus", None))
+    tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
     query = encode(saved.retriever, tokens, "query", 1)
     scores, numbers = stored.index.search(query, stage.top_k)
     found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]

@@ -14,10 +14,11 @@ from torch import nn
 from ds_rag import deepspeed_config, dist
 from ds_rag.candidates import Candidates
 from ds_rag.config import RunConfig, find_file
-from ds_rag.data.dataset import Example, RagData, TokenTable, read_data, tokenize
+from ds_rag.data.dataset import Example, Limit, RagData, TokenTable, read_data, tokenize
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.data.prompt import Prompt
 from ds_rag.deepspeed_config import Known
+from ds_rag.encode import tokenize_side
 from ds_rag.engine import Engines, hold_frozen, make_engine
 from ds_rag.errors import UserError
 from ds_rag.evaluate import EvalTokens
@@ -73,7 +74,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
         ask_for_sharing(generator, config, console)
     check_factory(config.stage.index_factory, retriever.hidden_size)
     train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
-    check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens)
+    check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens, console)
     optim = config.optim
     loader = Loader(
         data.train,
@@ -151,46 +152,59 @@ def make_prompt(config: RunConfig, generator: Generator) -> Prompt:
 def tokenize_run(
     config: RunConfig, data: RagData, retriever: Retriever, prompt: Prompt | None, console: Console
 ) -> tuple[TrainTokens, EvalTokens]:
-    """Every text once for each tokenizer; training and evaluation share the passages."""
+    """Every text once for each tokenizer; training and evaluation share the passages. What is cut is said."""
 
-    def for_retriever(texts: list[str], side: str) -> TokenTable:
-        return tokenize(lambda t: retriever.tokenize(t, side), texts, console, f"{len(texts)} {side} texts")
+    def for_retriever(texts: list[str], side: str, of: str = "") -> TokenTable:
+        return tokenize_side(retriever, side, texts, console, f"{len(texts)} {of}{side} texts")
 
+    train_queries, eval_queries = ([r.query for r in rows] for rows in (data.train, data.evaluation))
     passages = for_retriever(data.texts, "passage")
-    train = TrainTokens(for_retriever([r.query for r in data.train], "query"), passages)
-    evaluation = EvalTokens(
-        passages.first(data.corpus_size), for_retriever([r.query for r in data.evaluation], "query")
-    )
+    train = TrainTokens(for_retriever(train_queries, "query"), passages)
+    evaluation = EvalTokens(passages.first(data.corpus_size), for_retriever(eval_queries, "query", "held-out "))
     if prompt is None:
         return train, evaluation
+    if prompt.tokenizer.eos_token_id is None:
+        console.say("note: the generator's tokenizer has no end-of-sequence token: no answer learns to end", "yellow")
     lengths = {
         "passage": config.data.max_passage_length,
         "query": config.data.max_query_length,
         "answer": config.data.max_answer_length,
     }
 
-    def for_generator(texts: list[str], name: str) -> TokenTable:
-        what = f"{len(texts)} {name} texts for the generator"
-        return tokenize(lambda t: prompt.encode(name, t, lengths[name]), texts, console, what)
+    def for_generator(texts: list[str], name: str, of: str = "") -> TokenTable:
+        what, limit = f"{len(texts)} {of}{name} texts for the generator", Limit(lengths[name], f"--max_{name}_length")
+        return tokenize(lambda t: prompt.encode(name, t, lengths[name]), texts, console, what, limit)
 
     train.generator_passages = for_generator(data.texts, "passage")
-    train.generator_queries = for_generator([r.query for r in data.train], "query")
+    train.generator_queries = for_generator(train_queries, "query")
     train.generator_answers = for_generator([first_answer(r) for r in data.train], "answer")
     evaluation.generator_passages = train.generator_passages.first(data.corpus_size)
-    evaluation.generator_queries = for_generator([r.query for r in data.evaluation], "query")
+    evaluation.generator_queries = for_generator(eval_queries, "query", "held-out ")
     return train, evaluation
 
 
-def check_room(prompt: Prompt | None, train: TrainTokens, evaluation: EvalTokens, max_new_tokens: int) -> None:
-    """The longest query and answer fit the generator; said here, on every rank, rather than in mid-training."""
+def check_room(
+    prompt: Prompt | None, train: TrainTokens, evaluation: EvalTokens, max_new_tokens: int, console: Console
+) -> None:
+    """The longest query and answer fit the generator; said here, on every rank, rather than in mid-training. Passages
+    for which there may be too little room beside them are counted."""
     if prompt is None:
         return
     pairs = [(train.generator_queries, train.generator_answers), (evaluation.generator_queries, None)]
+    rooms = []
     for queries, answers in pairs:
         if queries is not None and len(queries):
             longest = queries[int(queries.lengths.argmax())]
-            room = int(answers.lengths.max()) if answers is not None else max_new_tokens + 1
-            prompt.context(longest[:0], longest, room)
+            answer = int(answers.lengths.max()) if answers is not None else max_new_tokens + 1
+            prompt.context(longest[:0], longest, answer)
+            rooms.append(prompt.room(len(longest), answer))
+    assert train.generator_passages is not None
+    if cramped := int((train.generator_passages.lengths > min(rooms, default=1 << 30)).sum()):
+        console.say(
+            f"note: beside the longest query and answer the generator's {prompt.max_length} tokens have room for "
+            f"{min(rooms)} of a passage; {cramped} passages are longer and cut further there (the answer is not)",
+            style="yellow",
+        )
 
 
 def first_answer(row: Example) -> str:

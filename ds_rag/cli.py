@@ -7,12 +7,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import ds_rag
 from ds_rag import lock, stopping
+from ds_rag.config import DataConfig
 from ds_rag.errors import UserError, choose
-from ds_rag.flags import parse, parse_strictly, reading_parser
+from ds_rag.flags import build_parser, parse, parse_strictly, reading_parser
 from ds_rag.launched import adopt_srun, forbid_pickles
 from ds_rag.log import capture, run_command
 from ds_rag.run_folder import claim as claim_folder
@@ -108,6 +110,20 @@ def mine(argv: Sequence[str]) -> int:
     return run(args)
 
 
+def check(argv: Sequence[str]) -> int:
+    of_texts = {"retriever", "generator", "query_prefix", "passage_prefix", "prompt_template", "chat_template"}
+    of_rows = {f.name for f in fields(DataConfig)} - {"train_data", "on_bad_row", "assume_first_positive", "world_seed"}
+    only = of_texts | of_rows | {"trust_remote_code"}
+    about = "Report every bad row, what repeats, labels, lengths and overlap; 1 is returned where rows are bad."
+    parser = build_parser("ds-rag check", about, ("data", "model"), only)
+    parser.add_argument("train_data", metavar="DATA", help="the rows, in any format that training takes")
+    parser.add_argument("--json", help="write everything to this file too")
+    args = parse_strictly(parser, argv)
+    from ds_rag.check import main as run
+
+    return run(args)
+
+
 def report(argv: Sequence[str]) -> int:
     from ds_rag.report import write_report
 
@@ -130,6 +146,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "merge": (merge, "whole models from a run that learned adapters"),
     "verify": (verify, "is a run, a checkpoint or an index whole?"),
     "ask": (ask, "answer a question with a run"),
+    "check": (check, "bad rows, repetitions, labels and lengths of data, before anything is trained"),
     "mine": (mine, "write rows with hard negatives, found by a retriever"),
     "plan": (plan, "what a run will need: memory, GPUs, time, the index; and its flags"),
     "report": (report, "write report.html of a run again"),

@@ -39,6 +39,7 @@ class DataConfig:
     passages_column: str | None = option(None, "name of the column of unlabelled candidate passages")
     negatives_column: str | None = option(None, "name of the column of labelled negatives")
     id_column: str | None = option(None, "name of the row id column")
+    on_bad_row: str = option("error", "rows that cannot be used: an error, or left out and counted", ("error", "skip"))
     assume_first_positive: bool = option(False, "take the first candidate of an unlabelled row for its positive")
     max_train_samples: int | None = option(None, "use only the first N training rows")
     max_eval_samples: int | None = option(None, "use only the first N evaluation rows")

@@ -12,9 +12,9 @@ import numpy as np
 from ds_rag import dist, stopping
 from ds_rag.collapse import Retrieved
 from ds_rag.config import DataConfig, StageConfig
-from ds_rag.data.dataset import RagData, TokenTable, tokenize
+from ds_rag.data.dataset import Limit, RagData, TokenTable, tokenize
 from ds_rag.data.prompt import Prompt
-from ds_rag.encode import encode
+from ds_rag.encode import encode, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.generate import Answerer
 from ds_rag.index.corpus_index import CorpusIndex
@@ -69,14 +69,18 @@ def tokenize_evaluation(
     """For an evaluation by itself; while training the tables are those of training, made once."""
     corpus, queries = data.texts[: data.corpus_size], [row.query for row in data.evaluation]
     tokens = EvalTokens(
-        tokenize(lambda t: retriever.tokenize(t, "passage"), corpus, console, "passages"),
-        tokenize(lambda t: retriever.tokenize(t, "query"), queries, console, "queries"),
+        tokenize_side(retriever, "passage", corpus, console, "passages"),
+        tokenize_side(retriever, "query", queries, console, "queries"),
     )
-    if prompt is not None:
-        encode_passage = lambda t: prompt.encode("passage", t, lengths.max_passage_length)  # noqa: E731
-        encode_query = lambda t: prompt.encode("query", t, lengths.max_query_length)  # noqa: E731
-        tokens.generator_passages = tokenize(encode_passage, corpus, console, "passages for the generator")
-        tokens.generator_queries = tokenize(encode_query, queries, console, "queries for the generator")
+    if prompt is None:
+        return tokens
+
+    def for_generator(texts: list[str], name: str, length: int, what: str) -> TokenTable:
+        limit = Limit(length, f"--max_{name}_length")
+        return tokenize(lambda t: prompt.encode(name, t, length), texts, console, f"{what} for the generator", limit)
+
+    tokens.generator_passages = for_generator(corpus, "passage", lengths.max_passage_length, "passages")
+    tokens.generator_queries = for_generator(queries, "query", lengths.max_query_length, "queries")
     return tokens
 
 

@@ -22,16 +22,18 @@ from typing import IO, Any
 import numpy as np
 
 from ds_rag import dist
-from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, tokenize
+from ds_rag.data.bad_rows import MINE, Reading
+from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
-from ds_rag.data.records import MINE
-from ds_rag.encode import encode
+from ds_rag.data.statistics import plain
+from ds_rag.encode import encode, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
+from ds_rag.same_corpus import check_corpus
 from ds_rag.saved import Saved, open_saved, write_json
 
 OWN = {"out", "negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite", "json"}
@@ -140,11 +142,6 @@ class Miner:
         return {n: reasons[n] for n in found}
 
 
-def plain(text: str) -> str:
-    """A text but for case and blanks: copies that differ in these are the same passage."""
-    return " ".join(text.casefold().split())
-
-
 def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
     """p(z|x,y) over the passages it is given: the retriever's scores and what the generator makes of the first answer,
     its end included. Raises UserError where there is no generator."""
@@ -179,7 +176,8 @@ def main(args: argparse.Namespace) -> int:
     saved = open_saved(args, OWN)
     data = saved.config.data
     assert data.eval_data
-    rows = read_rows(data.eval_data, columns_of(data), MINE, need_passages=False, need_answers=bool(limits.posterior))
+    reading = reading_of(data)
+    rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading)
     rows = rows[: data.max_eval_samples]
     labelled = sum(bool(row.positives) for row in rows)
     if not labelled and limits.posterior is None:
@@ -191,9 +189,9 @@ def main(args: argparse.Namespace) -> int:
     if labelled < len(rows):
         how = "are mined by the posterior alone" if limits.posterior else "stay as they are: --posterior mines them"
         console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
-    table, vectors_ND, index = encode_corpus(saved, rows, console)
+    table, vectors_ND, index = encode_corpus(saved, rows, reading, console)
     posterior = posterior_of(saved, table.texts) if limits.posterior else None
-    tokens = tokenize(lambda t: saved.retriever.tokenize(t, "query"), [r.query for r in rows], console, "queries")
+    tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.stage.per_device_eval_batch_size, console)
     miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
     chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
@@ -245,29 +243,32 @@ def check(out: Path, args: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def encode_corpus(saved: Saved, rows: list[Row], console: Console) -> tuple[RagData, np.ndarray, CorpusIndex]:
+def encode_corpus(
+    saved: Saved, rows: list[Row], reading: Reading, console: Console
+) -> tuple[RagData, np.ndarray, CorpusIndex]:
     """(table of passages, their vectors_ND, index over its corpus).
 
     The corpus is `--corpus`, else a BEIR folder's, else the run's own with its index as it is, else the rows' passages.
     """
     data, stage, stored = saved.config.data, saved.config.stage, None
     if has_corpus(data, MINE):
-        corpus = read_given_corpus(data, MINE)
+        corpus = read_given_corpus(data, MINE, reading)
     elif saved.run:
         stored = read_index(saved.run / "index", hash_model(saved.run / "retriever"), retriever=saved.retriever)
+        check_corpus(stored, saved.run / "index")
         corpus = [Passage(*pair) for pair in zip(stored.ids, stored.texts, strict=True)]
     else:
         corpus = passages_of(rows)
     if not corpus:
         raise UserError("no passages to mine from", found="rows without any passage", expected="--corpus FILE")
-    table = assemble(corpus, rows, [])
+    table = assemble(corpus, rows, [], reading)
     for notice in table.notices:
         console.say(f"note: {notice}", style="yellow")
     done = None
     if stored and saved.run and (file := saved.run / "index" / "vectors.npy").is_file():  # not of one in shards
         done = np.load(file)
     texts = table.texts[len(done) if done is not None else 0 :]  # of the run's own corpus, what only rows have
-    tokens = tokenize(lambda t: saved.retriever.tokenize(t, "passage"), texts, console, "passages")
+    tokens = tokenize_side(saved.retriever, "passage", texts, console, "passages")
     vectors_ND = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)
     if stored and done is not None:
         return table, np.concatenate([done, vectors_ND]), stored.index

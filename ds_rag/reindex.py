@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from ds_rag import dist
-from ds_rag.data.dataset import RagData, TokenTable, assemble, tokenize
+from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
+from ds_rag.encode import tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.index.store import describe, hash_model, read_passages
 from ds_rag.log import Console
@@ -28,17 +29,20 @@ def main(args: argparse.Namespace) -> int:
     saved = open_saved(args, {"out"})
     assert saved.run is not None
     own = saved.run / "index"
-    corpus = read_corpus(args.corpus) if "corpus" in args else [Passage(*p) for p in read_passages(own)]
-    table = assemble(corpus, [], [])  # a text that repeats is one passage
+    reading = reading_of(saved.config.data)
+    given = "corpus" in args
+    corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
+    table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
     for notice in table.notices:
         console.say(f"note: {notice}", style="yellow")
-    tokens = tokenize(lambda t: saved.retriever.tokenize(t, "passage"), table.texts, console, "passages")
-    write(saved, tokens, table, Path(args.out) if args.out else own, console)
+    tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
+    # The passages of an index again are those of no file, which may have changed since.
+    write(saved, tokens, table, Path(args.out) if args.out else own, console, args.corpus if given else None)
     dist.stop()
     return 0
 
 
-def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console) -> None:
+def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: str | None) -> None:
     """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
     stopped got to; all ranks together."""
     assert saved.run is not None
@@ -48,7 +52,7 @@ def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, consol
     built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, factory = saved.retriever.settings, stage.index_factory
-    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards)
+    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, source)
     publish(folder, built, table.ids, table.texts, manifest)
     dist.barrier()
     shutil.rmtree(partial, ignore_errors=True)

@@ -13,6 +13,7 @@ from ds_rag.assemble import Parts
 from ds_rag.cards import card, warmed
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
+from ds_rag.data.dataset import corpus_source
 from ds_rag.evaluate import Evaluation
 from ds_rag.index.store import describe, hash_model
 from ds_rag.index_stage import IndexStage
@@ -104,7 +105,8 @@ def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path)
     ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, dimension = parts.retriever.settings, index.corpus.dimension
-    manifest = describe(hash_model(folder / "retriever"), dimension, texts, stage.index_factory, settings, shards)
+    model, source = hash_model(folder / "retriever"), corpus_source(config.data)
+    manifest = describe(model, dimension, texts, stage.index_factory, settings, shards, source)
     publish(folder / "index", index.built, ids, texts, manifest)
     index.clear()
 

@@ -17,7 +17,9 @@ from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_pair, load_retriever
 from ds_rag.models.retriever import Retriever
 
-OF_ITS_ROWS = {"corpus", "max_eval_samples"} | {f.name for f in fields(DataConfig) if f.name.endswith("_column")}
+OF_ITS_ROWS = {"corpus", "max_eval_samples", "on_bad_row"} | {
+    f.name for f in fields(DataConfig) if f.name.endswith("_column")
+}
 
 
 @dataclass

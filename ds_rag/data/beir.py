@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_rag.data.records import LOG, Faults, Record, corpus_passages
+from ds_rag.data.bad_rows import Faults
+from ds_rag.data.records import Record, corpus_passages
 from ds_rag.data.text_files import read_jsonl, read_lines
 from ds_rag.errors import UserError
 
@@ -50,7 +52,7 @@ def read_beir(path: Path, what: str, faults: Faults) -> Iterator[Record]:
         number, where, *_ = judged[id_][0]
         faults.add(number, where, f"query-id '{id_}' is not in queries.jsonl")
     if unjudged:
-        LOG.warning("%s: %d queries are not in %s and are left out", faults.source, unjudged, qrels.name)
+        faults.note(f"{unjudged} queries are not in {qrels.name} and are left out")
 
 
 def _choose_qrels(path: Path, faults: Faults) -> Path:
@@ -74,7 +76,7 @@ def _read_qrels(path: Path, texts: dict[str, str], faults: Faults) -> dict[str, 
         where = f"{path}:{number}"
         try:
             query, document, score = cells[0], cells[1], float(cells[2])
-            if len(cells) != 3:
+            if len(cells) != 3 or not math.isfinite(score):
                 raise ValueError
         except (IndexError, ValueError):
             if line.strip() and number > 1:  # the first line may be a header

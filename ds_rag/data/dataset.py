@@ -10,6 +10,7 @@ import numpy as np
 
 from ds_rag.batch import Ids
 from ds_rag.config import DataConfig
+from ds_rag.data.bad_rows import Reading
 from ds_rag.data.columns import Columns
 from ds_rag.data.formats import Passage, Row, detect, passages_of, read_corpus, read_rows
 from ds_rag.data.world import make_world
@@ -17,6 +18,7 @@ from ds_rag.errors import UserError
 from ds_rag.log import Console
 
 CHUNK = 512  # texts handed to a tokenizer at once
+ROW_PASSAGE = "row-passage-"  # how the ids of passages begin that only rows have
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,19 @@ def read_data(
     need_positive: the objective cannot do without labelled positives. need_answers: it, or evaluation,
     reads answers. from_index: candidates are retrieved, so beside a corpus rows need no passage.
     """
+    reading = reading_of(data)
+    evaluation: list[Row] = []
     if builtin:
         world = make_world(data.world_seed)
         train, evaluation, corpus = world.train, world.evaluation, world.corpus
     else:
-        columns = columns_of(data)
-        need_passages = not (from_index and has_corpus(data, "--eval_data"))
-        train = read_rows(data.train_data, columns, "--train_data", need_passages, need_answers)
-        evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False) if data.eval_data else []
-        corpus = read_given_corpus(data, "--eval_data") or passages_of(train + evaluation)
+        columns, need_passages = columns_of(data), not (from_index and has_corpus(data, "--eval_data"))
+        train = read_rows(data.train_data, columns, "--train_data", need_passages, need_answers, reading)
+        if data.eval_data:
+            evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False, reading)
+        corpus = read_given_corpus(data, "--eval_data", reading) or passages_of(train + evaluation)
     train, evaluation = train[: data.max_train_samples], evaluation[: data.max_eval_samples]
-    table = assemble(corpus, train, evaluation)
+    table = assemble(corpus, train, evaluation, reading)
     if evaluation and from_index and not table.labelled:
         table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
     if data.assume_first_positive:
@@ -103,9 +107,14 @@ def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False) -
         world = make_world(data.world_seed)
         return assemble(world.corpus, [], world.evaluation[: data.max_eval_samples])
     assert data.eval_data
-    need_passages = not (from_index and has_corpus(data, "--data"))
-    rows = read_rows(data.eval_data, columns_of(data), "--data", need_passages, False)[: data.max_eval_samples]
-    return assemble(read_given_corpus(data, "--data") or passages_of(rows), [], rows)
+    reading, need_passages = reading_of(data), not (from_index and has_corpus(data, "--data"))
+    rows = read_rows(data.eval_data, columns_of(data), "--data", need_passages, False, reading)[: data.max_eval_samples]
+    return assemble(read_given_corpus(data, "--data", reading) or passages_of(rows), [], rows, reading)
+
+
+def reading_of(data: DataConfig) -> Reading:
+    """The `--on_bad_row` flag."""
+    return Reading(skip=data.on_bad_row == "skip")
 
 
 def columns_of(data: DataConfig) -> Columns:
@@ -127,22 +136,31 @@ def has_corpus(data: DataConfig, flag: str) -> bool:
     return detect(Path(data.eval_data).expanduser(), flag) == "beir"
 
 
-def read_given_corpus(data: DataConfig, flag: str) -> list[Passage]:
+def corpus_source(data: DataConfig) -> str | None:
+    """Where that corpus lies."""
+    return (data.corpus or data.eval_data) if has_corpus(data, "--eval_data") else None
+
+
+def read_given_corpus(data: DataConfig, flag: str, reading: Reading | None = None) -> list[Passage]:
     """That corpus; empty where none is given."""
     if not has_corpus(data, flag):
         return []
-    return read_corpus(data.corpus, "--corpus") if data.corpus else read_corpus(str(data.eval_data), flag)
+    path, flag = (data.corpus, "--corpus") if data.corpus else (str(data.eval_data), flag)
+    return read_corpus(path, flag, reading)
 
 
-def assemble(corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequence[Row]) -> RagData:
-    """One table: the corpus first, each text once, then texts that only rows have."""
+def assemble(
+    corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequence[Row], reading: Reading | None = None
+) -> RagData:
+    """One table: the corpus first, each text once, then texts that only rows have. reading: of these, for its
+    notices."""
     number: dict[str, int] = {}
     ids: list[str] = []
     for passage in corpus:
         if passage.text not in number:
             number[passage.text] = len(number)
             ids.append(passage.id)
-    notices = []
+    notices = list(reading.notices) if reading else []
     if repeated := len(corpus) - len(number):
         notices.append(f"{repeated} corpus passages repeat another's text and are one passage with it")
     missing = {t for row in evaluation for t in row.positives if t not in number}
@@ -162,7 +180,7 @@ def assemble(corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequen
         return Example(row.query, row.answers, place(row.positives), others, row.grades, place(row.negatives))
 
     rows = [example(r) for r in train], [example(r) for r in evaluation]
-    ids += [f"row-passage-{n}" for n in range(len(ids), len(number))]
+    ids += [f"{ROW_PASSAGE}{n}" for n in range(len(ids), len(number))]
     return RagData(list(number), ids, corpus_size, *rows, notices)
 
 
@@ -175,10 +193,10 @@ def assume_first(row: Example) -> Example:
 
 
 class TokenTable:
-    """Token ids of many texts, in one flat int32 array: `table[n]` is text n's ids."""
+    """Token ids of many texts, in one flat int32 array: `table[n]` is text n's ids. cut: texts that lost their end."""
 
-    def __init__(self, flat: Ids, ends: np.ndarray):
-        self.flat, self.starts = flat, np.concatenate([[0], ends])
+    def __init__(self, flat: Ids, ends: np.ndarray, cut: int = 0):
+        self.flat, self.starts, self.cut = flat, np.concatenate([[0], ends]), cut
 
     def __getitem__(self, n: int) -> Ids:
         return self.flat[self.starts[n] : self.starts[n + 1]]
@@ -195,15 +213,41 @@ class TokenTable:
         return np.diff(self.starts)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Where texts are cut, and the flag that says so."""
+
+    tokens: int
+    flag: str
+
+
 def tokenize(
-    encode: Callable[[list[str]], list[list[int]]], texts: Sequence[str], console: Console, what: str
+    encode: Callable[[list[str]], list[list[int]]],
+    texts: Sequence[str],
+    console: Console,
+    what: str,
+    limit: Limit | None = None,
 ) -> TokenTable:
-    """Tokenises all texts, once, with progress."""
-    parts, lengths = [], []
+    """Tokenises all texts, once, with progress. limit: of `encode`; how many texts it cut is then said.
+
+    Raises UserError for a text without any token, which no model could read."""
+    parts, lengths, cut = [], [], 0
     with console.progress(len(texts), f"tokenising {what}", unit="text") as meter:
         for start in range(0, len(texts), CHUNK):
             ids = encode(list(texts[start : start + CHUNK]))
             parts.append(np.fromiter((t for x in ids for t in x), dtype=np.int32))
             lengths += [len(x) for x in ids]
+            cut += getattr(ids, "cut", 0)
             meter.advance(len(ids))
-    return TokenTable(np.concatenate(parts) if parts else np.zeros(0, np.int32), np.cumsum(lengths, dtype=np.int64))
+    if limit is not None and 0 in lengths:
+        raise UserError(
+            f"{what}: {lengths.count(0)} without a single token",
+            found=repr(texts[lengths.index(0)][:80]),
+            expected="a text of which the tokenizer knows something",
+            fix="correct the text, or choose a model whose tokenizer covers its script",
+        )
+    if limit is not None and cut:
+        are = "is longer than" if cut == 1 else "are longer than"
+        console.say(f"note: {what}: {cut} {are} {limit.tokens} tokens and cut there ({limit.flag})", style="yellow")
+    flat = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    return TokenTable(flat, np.cumsum(lengths, dtype=np.int64), cut)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ds_rag.data.bad_rows import LOG, Faults, Reading
 from ds_rag.data.beir import read_beir
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
-from ds_rag.data.records import LOG, Faults, Passage, Record, Row, corpus_passages, field_names, to_rows
+from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names, to_rows
 from ds_rag.data.text_files import read_csv, read_jsonl
 from ds_rag.errors import UserError, nearest
 
@@ -27,43 +28,63 @@ def read_rows(
     flag: str = "--train_data",
     need_passages: bool = True,
     need_answers: bool = True,
+    reading: Reading | None = None,
 ) -> list[Row]:
     """The rows of `path`, in file order, checked.
 
     `flag` is the flag the path came from: it opens the messages, and `--train_data` prefers train splits.
     Relative paths are relative to the working directory. The layout of a BEIR folder is fixed, so `columns`
-    does not apply to it. Raises UserError with file:line, what was found and what was expected.
+    does not apply to it. reading: what becomes of bad rows, and where notices go. Raises UserError with file:line, what
+    was found and what was expected.
     """
-    kind, records, faults = _records(path, "rows", flag)
-    rows = []
-    if records:
-        with faults.first():
-            names = match_row_columns(
-                field_names(records),
-                BY_NAME if kind == "beir" else columns,
-                faults.source,
-                need_passages=need_passages,
-                need_answers=need_answers,
-            )
-        unused = [name for name in field_names(records) if name not in names.values()]
-        LOG.info("%s: columns %s; not used: %s", faults.source, names, unused)
-        rows = to_rows(records, names, faults, need_passages=need_passages, need_answers=need_answers)
-    faults.raise_any()
+    rows, faults = scan_rows(path, columns, flag, need_passages, need_answers, reading)
+    faults.settle(len(rows))
     if not rows:
         raise UserError(f"{faults.source} holds no rows", expected="at least one row")
     return rows
 
 
-def read_corpus(path: str | Path, flag: str = "--corpus") -> list[Passage]:
+def scan_rows(
+    path: str | Path,
+    columns: Columns,
+    flag: str,
+    need_passages: bool | None,
+    need_answers: bool | None,
+    reading: Reading | None = None,
+) -> tuple[list[Row], Faults]:
+    """The good rows, and what is wrong with the others. need_*: None where a column for it decides.
+
+    Raises UserError for what concerns the whole file: its kind, its columns.
+    """
+    kind, records, faults = _records(path, "rows", flag, reading)
+    if not records:
+        return [], faults
+    columns = BY_NAME if kind == "beir" else columns
+    found = field_names(records)
+    with faults.first():
+        needed = {"need_passages": bool(need_passages), "need_answers": bool(need_answers)}
+        names = match_row_columns(found, columns, faults.source, **needed)
+    LOG.info("%s: columns %s; not used: %s", faults.source, names, [n for n in found if n not in names.values()])
+    if need_passages is None:
+        need_passages = bool({"positives", "passages"} & set(names))
+    if need_answers is None:
+        need_answers = "answers" in names
+    return to_rows(records, names, faults, need_passages=need_passages, need_answers=need_answers), faults
+
+
+def read_corpus(path: str | Path, flag: str = "--corpus", reading: Reading | None = None) -> list[Passage]:
     """The passages of `path`, in file order; ids are kept, or `passage-<n>`. Raises as `read_rows`."""
-    _, records, faults = _records(path, "corpus", flag)
-    passages = corpus_passages(records, faults)
-    faults.raise_any()
+    passages, faults = scan_corpus(path, flag, reading)
+    faults.settle(len(passages))
     if not passages:
         raise UserError(f"{faults.source} holds no passages", expected="at least one passage")
-    if repeated := len(passages) - len({passage.text for passage in passages}):
-        LOG.warning("%s: %d passages repeat the text of another id", faults.source, repeated)
     return passages
+
+
+def scan_corpus(path: str | Path, flag: str, reading: Reading | None = None) -> tuple[list[Passage], Faults]:
+    """The good passages, and what is wrong with the others. Raises as `scan_rows`."""
+    _, records, faults = _records(path, "corpus", flag, reading)
+    return corpus_passages(records, faults), faults
 
 
 def passages_of(rows: Iterable[Row]) -> list[Passage]:
@@ -101,10 +122,10 @@ def detect(path: Path, flag: str) -> str:
     raise UserError(f"{flag}: unknown kind of file {path}", found=f"suffix '{path.suffix}'", expected=KINDS)
 
 
-def _records(path: str | Path, what: str, flag: str) -> tuple[str, list[Record], Faults]:
+def _records(path: str | Path, what: str, flag: str, reading: Reading | None) -> tuple[str, list[Record], Faults]:
     path = Path(path).expanduser()
     kind = detect(path, flag)
-    faults = Faults(flag, str(path))
+    faults = Faults(flag, str(path), reading or Reading())
     try:
         return kind, list(READERS[kind](path, what, faults)), faults
     except OSError as error:
@@ -118,11 +139,46 @@ def read_parquet(path: Path, what: str, faults: Faults) -> Iterator[Record]:
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for fields in batch.to_pylist():
-                number += 1
-                yield Record(fields, number, f"{path}:row {number}")
-    except pyarrow.ArrowException as error:
+            yield from _arrow_records(batch, number, path, faults)
+            number += len(batch)
+    except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{faults.source} is no readable Parquet file", found=f"{error}, after row {number}") from error
+
+
+def _arrow_records(table: Any, before: int, path: Path, faults: Faults) -> Iterator[Record]:
+    """The rows of an Arrow table or batch; `before` rows came before it. A value that is no Python one (bytes that are
+    no UTF-8, a date beyond the calendar) is a fault of its row."""
+    try:
+        table.validate(full=True)  # offsets of a damaged file that is mapped would be followed anywhere
+        for number, fields in enumerate(table.to_pylist(), start=before + 1):
+            yield Record(fields, number, f"{path}:row {number}")
+        return
+    except (ValueError, OverflowError) as error:
+        if len(table) == 1:
+            number = before + 1
+            what = f"a value cannot be read ({_why(table) or error})"
+            faults.add(number, f"{path}:row {number}", f"{what}, expected UTF-8 text")
+            return
+    for n in range(len(table)):
+        yield from _arrow_records(table.slice(n, 1), before + n, path, faults)
+
+
+def _why(table: Any) -> str | None:
+    """The first byte of the one row's texts that is no UTF-8, where that is what is wrong."""
+    import pyarrow
+
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except ValueError as error:
+            if column.type != pyarrow.string() or "UTF8" not in str(error):
+                return f"'{name}': {error}"
+            raw = column.cast(pyarrow.binary())[0].as_py()
+            try:
+                raw.decode()
+            except UnicodeDecodeError as where:
+                return f"'{name}' holds byte 0x{raw[where.start]:02x} at byte offset {where.start} of its text"
+    return None
 
 
 def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record]:
@@ -132,7 +188,7 @@ def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record
 
     try:
         data: Any = datasets.load_from_disk(str(path))
-    except (pyarrow.ArrowException, ValueError, KeyError) as error:
+    except (pyarrow.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{faults.source} is no readable datasets folder", found=str(error)) from error
     if isinstance(data, datasets.DatasetDict):
         splits = list(data)
@@ -145,8 +201,14 @@ def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record
                 fix=f"give one split's folder: {faults.flag} {path / splits[0]}" if splits else None,
             )
         data = data[wanted[0]]
-    for number, fields in enumerate(data.with_format(None), start=1):
-        yield Record(fields, number, f"{path}:row {number}")
+    number = 0
+    try:
+        for table in data.with_format("arrow").iter(1000):
+            yield from _arrow_records(table, number, path, faults)
+            number += len(table)
+    except (pyarrow.ArrowException, ValueError, KeyError) as error:
+        found = f"{error}, after row {number}"
+        raise UserError(f"{faults.source} is no readable datasets folder", found=found) from error
 
 
 # (path, "rows" or "corpus", faults) -> records; what cannot be read goes to the faults.

@@ -14,6 +14,7 @@ import numpy as np
 
 from ds_rag.batch import Ids
 from ds_rag.errors import UserError
+from ds_rag.truncation import CutIds, cut_ids
 
 FIELDS = ("passage", "query")
 
@@ -42,27 +43,28 @@ class Prompt:
             self.literals[0] = np.concatenate([np.array([begin], dtype=np.int32), self.literals[0]])
         self.fixed = sum(len(x) for x in self.literals)
 
-    def _raw(self, texts: list[str], **options: Any) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
+    def _raw(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def _middle(self, texts: list[str], **options: Any) -> list[list[int]]:
+    def _middle(self, texts: list[str]) -> list[list[int]]:
         """Token ids as in the middle of a text, where no tokenizer adds a space."""
-        ids = self._raw([self.anchor + t for t in texts], **options)
-        return [x[self.anchor_length :] for x in ids]
+        return [x[self.anchor_length :] for x in self._raw([self.anchor + t for t in texts])]
 
-    def encode(self, name: str, texts: Sequence[str], length: int) -> list[list[int]]:
+    def encode(self, name: str, texts: Sequence[str], length: int) -> CutIds:
         """Token ids of the texts of one field ('passage', 'query', 'answer'), cut at `length` tokens.
 
         What looks like a special token in them is text: a passage cannot end the prompt with "</s>".
         """
-        ids = self._middle(
-            [self.lead[name] + t for t in texts],
-            split_special_tokens=True,
-            truncation=True,
-            max_length=self.anchor_length + length,
-        )
-        end = self.tokenizer.eos_token_id
-        return [[*x, end] for x in ids] if name == "answer" and end is not None else ids
+        texts = [self.anchor + self.lead[name] + t for t in texts]
+        options = {"add_special_tokens": False, "split_special_tokens": True}
+        ids = cut_ids(self.tokenizer, texts, self.anchor_length + length, **options)
+        end = [self.tokenizer.eos_token_id] if name == "answer" and self.tokenizer.eos_token_id is not None else []
+        ids[:] = [x[self.anchor_length :] + end for x in ids]
+        return ids
+
+    def room(self, query_length: int, answer_room: int) -> int:
+        """Tokens that are left for the passage."""
+        return self.max_length - self.fixed - query_length - answer_room
 
     def context(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> Ids:
         """What the answer follows. If model length requires it, the passage is cut, never query or answer."""
@@ -71,7 +73,7 @@ class Prompt:
     def split(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> tuple[Ids, Ids]:
         """`context` in two pieces: up to the second placeholder, which all cells of one passage (of one query, where
         the template begins with it) have in common, and the rest. The first piece has at least one token."""
-        room = self.max_length - self.fixed - len(query_ids) - answer_room
+        room = self.room(len(query_ids), answer_room)
         if room < 0:
             raise UserError(
                 "prompt, query and answer alone exceed the generator's length",

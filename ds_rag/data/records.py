@@ -1,21 +1,18 @@
-"""From the fields of a record to a checked Row or Passage, and the list of what was wrong with the others."""
+"""From the fields of a record to a checked Row or Passage."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import match_corpus_columns
-from ds_rag.errors import UserError
 
-LOG = logging.getLogger("ds_rag.data")
-MAX_LISTED = 10
-MINE = "mine --data"  # how messages call the flag of rows that are mined for
+INVISIBLE = ("Zs", "Zl", "Zp", "Cf")  # blanks and marks of format: a text of nothing else is empty to a tokenizer too
 
 
 @dataclass(frozen=True)
@@ -48,52 +45,6 @@ class Record(NamedTuple):
     grades: Mapping[str, int] | None = None  # text of a positive -> its grade, where a format grades
 
 
-@dataclass
-class Faults:
-    """What is wrong in one input, gathered so that a user sees it at once."""
-
-    flag: str
-    path: str
-    found: list[tuple[int, str]] = field(default_factory=list)
-
-    @property
-    def source(self) -> str:
-        return f"{self.flag}: {self.path}"
-
-    @property
-    def of_training(self) -> bool:
-        """Rows to train on: of several splits that of training is meant."""
-        return self.flag in ("--train_data", MINE)
-
-    def add(self, number: int, where: str, message: str) -> None:
-        self.found.append((number, f"{where}: {message}"))
-
-    @contextmanager
-    def first(self) -> Iterator[None]:
-        """A column error gives way to these faults: bytes that cannot be read may be its cause."""
-        try:
-            yield
-        except UserError:
-            self.raise_any()
-            raise
-
-    def raise_any(self) -> None:
-        """UserError with the first faults in file order and their total; nothing if there is none."""
-        if not self.found:
-            return
-        total, listed = len(self.found), sorted(self.found, key=lambda item: item[0])[:MAX_LISTED]
-        more = f", the first {MAX_LISTED}" if total > MAX_LISTED else ""
-        lines = [f"{self.source}: {total} bad {'place' if total == 1 else 'places'}{more}:"]
-        raise UserError(
-            "\n".join(lines + [f"  {message}" for _, message in listed]),
-            fix="correct or remove what is listed",
-        )
-
-
-class _Bad(ValueError):
-    """A value that cannot be used; becomes one entry of Faults."""
-
-
 def to_rows(
     records: Iterable[Record],
     names: Mapping[str, str],
@@ -110,12 +61,13 @@ def to_rows(
             row = _to_row(record, names, count, need_passages, need_answers)
             first = rows.setdefault(row.id, row)
             if replace(first, where=row.where) != row:
-                raise _Bad(f"id '{row.id}' is already that of another row at {first.where}, expected distinct ids")
+                raise Bad(f"id '{row.id}' is already that of another row at {first.where}, expected distinct ids")
             merged += first is not row
-        except _Bad as bad:
+        except Bad as bad:
             faults.add(record.number, record.where, str(bad))
+    faults.merged += merged
     if merged:
-        LOG.warning("%s: %d repeated rows (same id, same content) merged", faults.source, merged)
+        faults.note(f"{merged} repeated rows (same id, same content) merged")
     return list(rows.values())
 
 
@@ -130,7 +82,7 @@ def _to_row(record: Record, names: Mapping[str, str], count: int, need_passages:
     query = clean(record.fields.get(names["query"]), names["query"])
     answers = texts("answers", drop_empty=not need_answers)
     if need_answers and not answers:
-        raise _Bad(f"'{names['answers']}' holds no answer, expected a text or a list of texts")
+        raise Bad(f"'{names['answers']}' holds no answer, expected a text or a list of texts")
     positives, negatives = texts("positives"), texts("negatives")
     # Labels decide: a positive is nothing else, and a labelled negative is no unlabelled candidate.
     negatives = tuple(text for text in negatives if text not in positives)
@@ -138,7 +90,7 @@ def _to_row(record: Record, names: Mapping[str, str], count: int, need_passages:
     if need_passages and not positives + passages:
         empty = " and ".join(f"'{names[role]}'" for role in ("positives", "passages") if role in names)
         other = "or --candidates_from index --corpus FILE"
-        raise _Bad(f"neither labelled nor unlabelled passages, expected some in {empty}, {other}")
+        raise Bad(f"neither labelled nor unlabelled passages, expected some in {empty}, {other}")
     return Row(
         id=_id(record.fields.get(names["id"]), names["id"]) if "id" in names else f"row-{count}",
         query=query,
@@ -175,12 +127,13 @@ def corpus_passages(records: list[Record], faults: Faults) -> list[Passage]:
             id_ = _id(fields.get(names["id"]), names["id"]) if "id" in names else f"passage-{count}"
             first_text, first_where = seen.setdefault(id_, (text, record.where))
             if first_text != text:
-                raise _Bad(f"id '{id_}' is already that of another text at {first_where}, expected distinct ids")
+                raise Bad(f"id '{id_}' is already that of another text at {first_where}, expected distinct ids")
             merged += first_where != record.where
-        except _Bad as bad:
+        except Bad as bad:
             faults.add(record.number, record.where, str(bad))
+    faults.merged += merged
     if merged:
-        LOG.warning("%s: %d repeated passages (same id, same text) merged", faults.source, merged)
+        faults.note(f"{merged} repeated passages (same id, same text) merged")
     return [Passage(id_, text) for id_, (text, _) in seen.items()]
 
 
@@ -189,27 +142,27 @@ def passage_text(text: object, title: object, column: str) -> str:
     if isinstance(text, str) and isinstance(title, str) and title.strip():
         text = f"{title.strip()} {text.strip()}"
     elif title is not None and not isinstance(title, str):
-        raise _Bad(f"the title of '{column}' is {_short(title)}, expected text")
+        raise Bad(f"the title of '{column}' is {_short(title)}, expected text")
     return clean(text, column)
 
 
 def clean(value: object, column: str) -> str:
     """The text without outer blanks; a fault where there is none or where it cannot be written as UTF-8."""
     if value is None:
-        raise _Bad(f"'{column}' is missing or null, expected text")
+        raise Bad(f"'{column}' is missing or null, expected text")
     if not isinstance(value, str):
-        raise _Bad(f"'{column}' is {_short(value)}, expected text")
+        raise Bad(f"'{column}' is {_short(value)}, expected text")
     text = value.strip()
-    if not text:
-        raise _Bad(f"'{column}' is empty, expected text")
+    if all(unicodedata.category(char) in INVISIBLE for char in text):
+        raise Bad(f"'{column}' is empty, expected text")
     if "\0" in text:
-        raise _Bad(f"'{column}' holds a NUL at character {value.index(chr(0))}, expected text")
+        raise Bad(f"'{column}' holds a NUL at character {value.index(chr(0))}, expected text")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
             at = next(i for i, char in enumerate(value) if "\ud800" <= char <= "\udfff")
-            raise _Bad(f"'{column}' holds a lone surrogate at character {at}, expected Unicode text") from None
+            raise Bad(f"'{column}' holds a lone surrogate at character {at}, expected Unicode text") from None
     return text
 
 
@@ -225,7 +178,7 @@ def _texts(value: object, column: str, drop_empty: bool) -> tuple[str, ...]:
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # a column of structs, turned
         titles = value.get("title") or [None] * len(value["text"])
         if not isinstance(titles, list) or len(titles) != len(value["text"]):
-            raise _Bad(f"'{column}' has other titles than texts, expected a title for each text")
+            raise Bad(f"'{column}' has other titles than texts, expected a title for each text")
         value = [{"text": text, "title": title} for text, title in zip(value["text"], titles, strict=True)]
     several = isinstance(value, list | tuple)
     items: list[object] = list(value) if isinstance(value, list | tuple) else [value]
@@ -236,12 +189,12 @@ def _texts(value: object, column: str, drop_empty: bool) -> tuple[str, ...]:
             continue
         if isinstance(item, Mapping):
             if "text" not in item:
-                raise _Bad(f"'{label}' is an object with {', '.join(map(str, item))}, expected one with 'text'")
+                raise Bad(f"'{label}' is an object with {', '.join(map(str, item))}, expected one with 'text'")
             texts[passage_text(item["text"], item.get("title"), label)] = None
         elif isinstance(item, str):
             texts[clean(item, label)] = None
         else:
-            raise _Bad(f"'{label}' is {_short(item)}, expected a text, an object with 'text', or a list of these")
+            raise Bad(f"'{label}' is {_short(item)}, expected a text, an object with 'text', or a list of these")
     return tuple(texts)
 
 
@@ -255,7 +208,7 @@ def _unfold(value: object, column: str) -> object:
     except (ValueError, RecursionError):
         # str() of a Python or NumPy list: taken as one text it would train on brackets and quotes.
         if re.fullmatch(r"""\[\s*(['"]).*\1\s*\]""", value, re.DOTALL):
-            raise _Bad(f'\'{column}\' looks like a list but is no JSON, expected ["one", "two"]') from None
+            raise Bad(f'\'{column}\' looks like a list but is no JSON, expected ["one", "two"]') from None
         return value
 
 

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ds_rag.data.records import Faults, Record
+from ds_rag.data.bad_rows import Faults
+from ds_rag.data.records import Record
 from ds_rag.errors import UserError
 
 
@@ -47,8 +48,12 @@ def read_csv(path: Path, what: str, faults: Faults) -> Iterator[Record]:
     try:
         for cells in reader:
             where = f"{path}:{number}"
+            spoilt = faults.places and any(f"{path}:{n}" in faults.places for n in range(number, reader.line_num + 1))
             if cells and not header:
+                faults.broken |= bool(spoilt)  # names that cannot be read
                 header = _header(cells, where, faults.flag)
+            elif spoilt:
+                pass
             elif cells and len(cells) != len(header):
                 faults.add(number, where, f"{len(cells)} cells, expected {len(header)} as in the header")
             elif cells:
@@ -58,7 +63,7 @@ def read_csv(path: Path, what: str, faults: Faults) -> Iterator[Record]:
     except csv.Error as error:
         # Where a quote is astray, so is every line after it.
         message = f'stray or unclosed quote in the row that starts here ({error}), expected " doubled inside quotes'
-        faults.add(number, f"{path}:{number}", message)
+        faults.add(number, f"{path}:{number}", message + "; what follows cannot be told apart", broken=True)
 
 
 def _header(cells: list[str], where: str, flag: str) -> list[str]:
@@ -76,7 +81,7 @@ def read_jsonl(path: Path, what: str, faults: Faults) -> Iterator[Record]:
     started = False
     for number, line in read_lines(path, faults):
         where = f"{path}:{number}"
-        if not line.strip():
+        if not line.strip() or where in faults.places:
             continue
         if not started and line.lstrip().startswith("["):
             raise UserError(
@@ -91,7 +96,7 @@ def read_jsonl(path: Path, what: str, faults: Faults) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             reason = str(error)
             if isinstance(error, json.JSONDecodeError):
-                reason = f"{error.msg} at character {error.pos + 1}"
+                reason = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
             cut = "" if line.endswith("\n") else " (last line, without newline: is the file cut off?)"
             faults.add(number, where, f"invalid JSON: {reason}{cut}, expected one object on each line")
             continue

@@ -30,6 +30,7 @@ class Manifest:
     corpus_hash: str
     metric: str = METRIC
     shards: int = 0  # files of a part of the passages each; 0: one index of all
+    source: str = ""  # file or folder that the passages were read from; "": they are those of rows
     version: str = ds_rag.__version__
 
 
@@ -67,9 +68,15 @@ def hash_texts(texts: list[str]) -> str:
 
 
 def describe(
-    model_hash: str, dimension: int, texts: list[str], factory: str, settings: Any, shards: int = 0
+    model_hash: str,
+    dimension: int,
+    texts: list[str],
+    factory: str,
+    settings: Any,
+    shards: int = 0,
+    source: str | None = None,
 ) -> Manifest:
-    """The manifest of an index; `settings` are the retriever's (pooling, normalisation)."""
+    """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path."""
     return Manifest(
         model_hash=model_hash,
         count=len(texts),
@@ -79,6 +86,7 @@ def describe(
         pooling=settings.pooling,
         corpus_hash=hash_texts(texts),
         shards=shards,
+        source=str(Path(source).expanduser().resolve()) if source else "",
     )
 
 
@@ -159,6 +167,13 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
     wrong = {name: size for name, size in sizes.items() if size != manifest.count}
     if wrong:
         raise UserError(f"{folder}: files disagree", found=wrong, expected=f"{manifest.count} passages in each")
+    if (content := hash_texts(texts)) != manifest.corpus_hash:
+        raise UserError(
+            f"{folder}: texts.jsonl was changed after its passages were encoded",
+            found=f"{len(texts)} passages of content {content[:12]}",
+            expected=f"{manifest.count} of content {manifest.corpus_hash[:12]}",
+            fix="ds-rag index --run RUN",
+        )
     return StoredIndex(CorpusIndex(parts, manifest.count), ids, texts, manifest, stale)
 
 

@@ -58,6 +58,19 @@ def load_retriever(
     return Retriever(encoder, tokenizer, settings, two)
 
 
+def retriever_texts(model: ModelConfig, data: DataConfig) -> tuple[Any, RetrieverSettings]:
+    """The tokenizer of a retriever's folder and what it is given, without the weights."""
+    from transformers import AutoConfig
+
+    folder = model_folder(model.retriever, "--retriever")
+    base = base_folder(folder, "--retriever")
+    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    tokenizer = open_tokenizer(folder, PADDING_SIDE["--retriever"], model.trust_remote_code)
+    settings = described(folder, config, model.pooling)
+    apply_flags(settings, model, data, length_limit(folder, config, tokenizer))
+    return tokenizer, settings
+
+
 def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None) -> Generator:
     """The causal LM that the flags describe, in float32 on the CPU; arguments as in `load_retriever`."""
     from transformers import AutoModelForCausalLM

@@ -22,6 +22,7 @@ from ds_rag.errors import choose
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import gathered
 from ds_rag.pooling import POOLERS
+from ds_rag.truncation import CutIds, cut_ids
 
 PASSAGE_ENCODER = "passage_encoder"  # subfolder of the second encoder, where there are two
 OWN_SETTINGS = "ds_rag.json"  # what sentence-transformers' own files have no place for
@@ -100,13 +101,15 @@ class Retriever(nn.Module):
         pooled_BD = self.pool(hidden_BTD, tokens.mask_BT).float()
         return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
 
-    def tokenize(self, texts: list[str], side: str) -> list[list[int]]:
+    def tokenize(self, texts: list[str], side: str) -> CutIds:
         """Token ids with the side's prefix and the tokenizer's special tokens, cut at the side's length."""
         s = self.settings
-        prefix, length = (
-            (s.query_prefix, s.max_query_length) if side == "query" else (s.passage_prefix, s.max_passage_length)
-        )
-        return self.tokenizer([prefix + t for t in texts], truncation=True, max_length=length)["input_ids"]
+        prefix = s.query_prefix if side == "query" else s.passage_prefix
+        return cut_ids(self.tokenizer, [prefix + t for t in texts], self.length(side))
+
+    def length(self, side: str) -> int:
+        """Tokens that a text of this side may have."""
+        return self.settings.max_query_length if side == "query" else self.settings.max_passage_length
 
     def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """Writes a folder that `SentenceTransformer(folder)` opens and that gives the same vectors.

@@ -80,7 +80,8 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"{folder}: the tokenizer has neither a pad nor an end-of-sequence token",
-                fix="set pad_token or eos_token in its tokenizer_config.json",
+                expected="an eos_token, which then pads too",
+                fix='name one of its tokens in its tokenizer_config.json: "eos_token": "..."',
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -192,7 +192,9 @@ def test_two_ranks_share_the_answers_and_keep_their_order(parrot, monkeypatch):
 
 
 def test_tokenize_evaluation_reads_the_corpus_alone():
-    retriever = SimpleNamespace(tokenize=lambda texts, side: [[len(t), side == "query"] for t in texts])
+    retriever = SimpleNamespace(
+        tokenize=lambda texts, side: [[len(t), side == "query"] for t in texts], length=lambda side: 9
+    )
     lengths: list[tuple[str, int]] = []
     prompt = SimpleNamespace(encode=lambda name, texts, length: lengths.append((name, length)) or [[1]] * len(texts))
     data = RagData(["a", "bb", "only in a training row"], ["a", "b", "c"], 2, [], [Example("what", (), (0,), ())])

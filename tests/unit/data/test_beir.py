@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
 
+from ds_rag.data.bad_rows import Reading
 from ds_rag.data.formats import Columns, read_corpus, read_rows
 
 
-def test_qrels_of_a_beir_folder(caplog: pytest.LogCaptureFixture, files: Any) -> None:
+def test_qrels_of_a_beir_folder(files: Any) -> None:
     rows = files.rows(5)
     path = files.beir("b", rows)
     qrels = {name: path / "qrels" / f"{name}.tsv" for name in ("train", "dev", "test")}
@@ -18,9 +18,9 @@ def test_qrels_of_a_beir_folder(caplog: pytest.LogCaptureFixture, files: Any) ->
         keep = {row["id"] for row in part}
         lines = qrels["test"].read_text().splitlines(keepends=True)
         qrels[name].write_text("".join(line for line in lines if line.split("\t")[0] in {"query-id", *keep}))
-    with caplog.at_level(logging.WARNING, "ds_rag.data"):
-        assert [row.id for row in read_rows(path)] == ["q0", "q1", "q2"]
-    assert "4 queries are not in train.tsv" in caplog.text
+    reading = Reading()
+    assert [row.id for row in read_rows(path, reading=reading)] == ["q0", "q1", "q2"]
+    assert "4 queries are not in train.tsv" in reading.notices[0]
     assert len(read_rows(path, flag="--eval_data")) == 7
     qrels["test"].unlink()
     assert [row.id for row in read_rows(path, flag="--data")] == ["q3", "q4", "q5", "q6"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
 import pytest
 
+from ds_rag.data.bad_rows import Reading
 from ds_rag.data.formats import Passage, read_corpus, read_rows
 
 
@@ -44,11 +44,11 @@ def test_row_faults(changes: dict, words: str, files: Any) -> None:
     assert f"{path}:2: " in files.error(path) and words in files.error(path)
 
 
-def test_faults_are_listed_in_file_order_up_to_ten_with_their_total(files: Any) -> None:
+def test_faults_are_listed_in_file_order_up_to_twenty_with_their_total(files: Any) -> None:
     lines = [files.line(query="") if n % 2 else "{\n" for n in range(1, 31)]
     message = files.error(files.put("r.jsonl", files.line() + "".join(lines)))
-    assert "30 bad places, the first 10:" in message
-    assert [int(n) for n in re.findall(r"r\.jsonl:(\d+): ", message)] == list(range(2, 12))
+    assert "30 bad places, the first 20:" in message
+    assert [int(n) for n in re.findall(r"r\.jsonl:(\d+): ", message)] == list(range(2, 22))
 
 
 @pytest.mark.parametrize(
@@ -90,18 +90,17 @@ def test_what_is_not_needed_may_be_absent(files: Any) -> None:
     assert read_rows(path, need_answers=False)[0].answers == ()
 
 
-def test_repeated_rows_are_merged_with_a_notice(caplog: pytest.LogCaptureFixture, files: Any) -> None:
-    path = files.put("r.jsonl", files.line(id=1) * 2 + files.line(id=2))
-    with caplog.at_level(logging.WARNING, "ds_rag.data"):
-        assert [row.id for row in read_rows(path)] == ["1", "2"]
-    assert "1 repeated rows" in caplog.text
+def test_repeated_rows_are_merged_with_a_notice(files: Any) -> None:
+    path, reading = files.put("r.jsonl", files.line(id=1) * 2 + files.line(id=2)), Reading()
+    assert [row.id for row in read_rows(path, reading=reading)] == ["1", "2"]
+    assert reading.notices == [f"--train_data: {path}: 1 repeated rows (same id, same content) merged"]
 
 
-def test_corpus_ids(caplog: pytest.LogCaptureFixture, files: Any) -> None:
+def test_corpus_ids(files: Any) -> None:
     lines = [{"docid": 1, "text": "a"}, {"docid": "1", "text": "a"}, {"docid": 2, "text": "a"}]
-    with caplog.at_level(logging.WARNING, "ds_rag.data"):
-        assert read_corpus(files.jsonl("c.jsonl", lines)) == [Passage("1", "a"), Passage("2", "a")]
-    assert "1 repeated passages" in caplog.text and "1 passages repeat the text" in caplog.text
+    reading = Reading()
+    assert read_corpus(files.jsonl("c.jsonl", lines), reading=reading) == [Passage("1", "a"), Passage("2", "a")]
+    assert len(reading.notices) == 1 and "1 repeated passages" in reading.notices[0]
     path = files.jsonl("c.jsonl", [*lines, {"docid": 2, "text": "b"}, {"docid": 3, "text": ""}])
     message = files.error(path, corpus=True)
     assert f"{path}:4: id '2' is already that of another text at {path}:3" in message

@@ -1,0 +1,84 @@
+"""What rows and a corpus hold: labels, repetitions, lengths, what two sets of rows share. Counted, not judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ds_rag.data.formats import Passage, Row
+
+Spread = dict[str, float]  # min, median, 95%, max
+
+
+def plain(text: str) -> str:
+    """A text but for case and blanks: copies that differ in these are the same passage."""
+    return " ".join(text.casefold().split())
+
+
+def spread(values: Sequence[int]) -> Spread:
+    """Of whole numbers; empty where there are none."""
+    if not len(values):
+        return {}
+    points = np.percentile(np.asarray(values), [0, 50, 95, 100], method="higher")
+    return dict(zip(("min", "median", "95%", "max"), points.tolist(), strict=True))
+
+
+def labels(rows: Sequence[Row]) -> dict[str, int]:
+    """How many rows have what."""
+    tests: dict[str, Callable[[Row], object]] = {
+        "with labelled positives": lambda row: row.positives,
+        "without labelled positives": lambda row: not row.positives,
+        "with unlabelled candidates": lambda row: row.passages,
+        "with labelled negatives": lambda row: row.negatives,
+        "without any passage": lambda row: not row.positives and not row.passages,
+        "without an answer": lambda row: not row.answers,
+        "with several answers": lambda row: len(row.answers) > 1,
+    }
+    return {name: sum(bool(test(row)) for row in rows) for name, test in tests.items()}
+
+
+def per_row(rows: Sequence[Row]) -> dict[str, Spread]:
+    """Passages of a row, by their role."""
+    return {
+        "positives": spread([len(row.positives) for row in rows]),
+        "candidates, all": spread([len(row.positives + row.passages + row.negatives) for row in rows]),
+        "answers": spread([len(row.answers) for row in rows]),
+    }
+
+
+def repeated_queries(rows: Sequence[Row]) -> dict[str, int]:
+    """Queries that are there more than once, case and blanks aside, and those of them whose answers differ."""
+    answers: dict[str, set[tuple[str, ...]]] = {}
+    for row in rows:
+        answers.setdefault(plain(row.query), set()).add(tuple(sorted(map(plain, row.answers))))
+    return {
+        "repeated queries": len(rows) - len(answers),
+        "queries with differing answers": sum(len(found) > 1 for found in answers.values()),
+    }
+
+
+def repeated_texts(corpus: Sequence[Passage]) -> dict[str, int]:
+    """Passages whose text another has too: exactly, and case and blanks aside."""
+    texts = [passage.text for passage in corpus]
+    return {
+        "repeated texts": len(texts) - len(set(texts)),
+        "repeated but for case and blanks": len(texts) - len(set(map(plain, texts))),
+    }
+
+
+def overlap(train: Sequence[Row], evaluation: Sequence[Row]) -> dict[str, int]:
+    """What of the evaluation was seen in training, case and blanks aside: its queries, and its labelled passages among
+    those of training rows (which a corpus for both makes common and harmless)."""
+
+    def passages(rows: Iterable[Row], role: str) -> set[str]:
+        return {plain(text) for row in rows for text in getattr(row, role)}
+
+    asked, labelled = {plain(row.query) for row in train}, passages(evaluation, "positives")
+    seen = passages(train, "positives") | passages(train, "passages") | passages(train, "negatives")
+    return {
+        "queries": sum(plain(row.query) in asked for row in evaluation),
+        "of queries": len(evaluation),
+        "labelled passages": len(labelled & seen),
+        "of labelled passages": len(labelled),
+    }

@@ -1,0 +1,35 @@
+"""Is an index still that of its corpus? Passages that were edited, added or removed since are not in its vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_rag.data.bad_rows import Reading
+from ds_rag.data.dataset import ROW_PASSAGE
+from ds_rag.data.formats import read_corpus
+from ds_rag.errors import UserError
+from ds_rag.index.store import StoredIndex, hash_texts
+
+
+def check_corpus(stored: StoredIndex, folder: Path, given: str | None = None) -> None:
+    """Refuses an index whose passages are not those of the corpus: `given`, or else what the index was made from, where
+    that is still there. The order of the passages does not count, nor those that came from rows.
+
+    Raises UserError with both counts, and how many texts are in one of the two alone.
+    """
+    source = given or stored.manifest.source
+    if not source or (given is None and not Path(source).exists()):
+        return
+    now = list(dict.fromkeys(p.text for p in read_corpus(source, "--corpus", Reading(skip=True))))
+    pairs = zip(stored.ids, stored.texts, strict=True)
+    indexed = [text for id_, text in pairs if not id_.startswith(ROW_PASSAGE)]
+    gone, new = set(indexed) - set(now), set(now) - set(stored.texts)
+    if not gone and not new:
+        return
+    raise UserError(
+        f"{folder}: the corpus {source} is not what this index was made from",
+        found=f"{len(now)} passages of content {hash_texts(sorted(now))[:12]}: {len(new)} not in the index, "
+        f"{len(gone)} of the index's not in it",
+        expected=f"the {len(indexed)} of content {hash_texts(sorted(indexed))[:12]}",
+        fix=f"ds-rag index --run RUN --corpus {source}; to keep the passages as they were, without --corpus",
+    )
