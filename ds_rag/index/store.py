@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Manifest:
     version: str = ds_rag.__version__
 
 
-NAMES = tuple(f.name for f in fields(Manifest))
+REQUIRED = tuple(f.name for f in fields(Manifest) if f.default is MISSING)
+NAMES = {f.name for f in fields(Manifest)}
 
 
 @dataclass
@@ -145,10 +146,9 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
     if damage := commit.damages(folder):  # before FAISS reads what may be damaged, or made to harm
         raise commit.refuse(folder, damage, "ds-rag index --run RUN")
     facts = commit.read_manifest(folder) or {}
-    try:
-        manifest = Manifest(**{name: facts[name] for name in NAMES})
-    except KeyError as error:
-        raise UserError(f"{file}: not an index's manifest", found=f"no {error}", fix="ds-rag index --run RUN") from None
+    if missing := [name for name in REQUIRED if name not in facts]:
+        raise UserError(f"{file}: not an index's manifest", found=f"no {missing[0]}", fix="ds-rag index --run RUN")
+    manifest = Manifest(**{name: value for name, value in facts.items() if name in NAMES})
     stale = manifest.model_hash != model_hash
     if stale and not allow_stale:
         raise UserError(

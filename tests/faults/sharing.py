@@ -45,7 +45,7 @@ def step_of_one_query(pool: str) -> tuple[float, bool, int]:
         object.__setattr__(row, "positives", (0,))
         object.__setattr__(row, "others", ())
         assert parts.loader.passages_of(n) == (0,)
-    Engines.step = lambda self, factor: StepResult(0.0, False)  # type: ignore[method-assign]
+    Engines.step = lambda self, factor, skip: StepResult(0.0, False)  # type: ignore[method-assign]
     outputs, *_ = train_step(parts, 0, 1.0)
     fine = all(torch.isfinite(p.grad).all() for m in parts.engines.modules.values() for p in grads(m))
     return sum(output.loss for output in outputs), fine, parts.loader.micro_batches(0)[0].own_BN.shape[1]

@@ -39,7 +39,7 @@ def listening() -> tuple[Console, io.StringIO]:
 
 @pytest.fixture
 def no_step(monkeypatch):
-    monkeypatch.setattr(Engines, "step", lambda self, factor: StepResult(0.0, False))
+    monkeypatch.setattr(Engines, "step", lambda self, factor, skip: StepResult(0.0, False))
 
 
 def with_answers(parts, answers):
