@@ -100,9 +100,13 @@ class BadSteps:
             self.say(f"warning: a step is skipped: {self.found}")
         return self.in_row
 
+    @property
+    def enough(self) -> bool:
+        return bool(self.most) and self.in_row >= self.most
+
     def check(self, kept: str | None = None) -> None:
         """Raises RunError where it is enough. kept: the newest checkpoint."""
-        if not self.most or self.in_row < self.most:
+        if not self.enough:
             return
         rate = f"--{self.model}_learning_rate" if self.model else "--learning_rate"
         raise RunError(

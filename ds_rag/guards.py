@@ -38,8 +38,9 @@ class Guards:
 
     def after_step(self, values: dict[str, Any]) -> None:
         """Once the step's line is written. Raises RunError where too many steps in a row were bad."""
-        found = checkpoint.checkpoints(self.folder)
-        self.bad.check(str(found[-1]) if found else None)
+        if self.bad.enough:  # only then is the folder looked at
+            found = checkpoint.checkpoints(self.folder)
+            self.bad.check(str(found[-1]) if found else None)
         self.collapse.after_step(self.step, values)
 
     def after_evaluation(self, step: int, retrieved: Retrieved | None) -> None:
