@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -57,9 +56,9 @@ def test_row_11_sigterm_to_the_launcher(tmp_path: Path, flags: list[str], name: 
             assert wait_for(lambda: not ranks_of(run), 30), "no orphans"
             assert process.wait(60) != 0
         finally:
-            for orphan in [*ranks_of(run), *psutil.Process().children(recursive=True)]:
-                if orphan.is_running() and "forkserver" not in " ".join(orphan.cmdline()):
-                    os.kill(orphan.pid, signal.SIGKILL)
+            for orphan in ranks_of(run):
+                orphan.kill()
+            process.kill()
     word = json.loads((run / "exit.json").read_text())
     assert word["code"] == 75 and word["reason"] in ("SIGTERM", "the launcher's end")
     assert [f.name for f in checkpoints(run)] == [f"step-{word['step']}"]

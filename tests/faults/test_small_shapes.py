@@ -66,7 +66,7 @@ def test_row_23_a_row_that_meets_itself_in_a_batch_is_not_its_own_negative():
 
 
 def test_row_24_a_batch_of_one_query_with_one_passage_is_defined(monkeypatch):
-    monkeypatch.setattr(Engines, "step", lambda self, factor: StepResult(0.0, False))
+    monkeypatch.setattr(Engines, "step", lambda self, factor, skip: StepResult(0.0, False))
     for name in ("rag_sequence", "rag_token", "positive_only", "emdr2", "pdist", "replug_lsr", "infonce"):
         parts = small_parts(batch=1, objective=name)
         object.__setattr__(parts.loader.rows[parts.loader.rows_of(0)[0]], "others", ())
