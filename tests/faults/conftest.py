@@ -1,32 +1,16 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from forked import start
-
-from ds_rag.data.world import make_world
-
-SMALL = "--max_steps 8 --save_steps 2 --refresh_index 4 --per_device_train_batch_size 2 --learning_rate 1e-3"
-SMALL += " --max_query_length 32 --max_passage_length 32 --max_answer_length 4 --max_new_tokens 4 --candidates 4"
-SMALL += " --eval_answers false --adam_epsilon 1e-4 --pool rank"
+from small_run import SMALL, write_rows
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Flags that name small files: labelled rows, held-out rows, a corpus."""
-    folder, world = tmp_path_factory.mktemp("rows"), make_world(1)
-    table = [
-        {"query": r.query, "answer": r.answers[0], "positive": r.passages[0], "passages": list(r.passages[1:])}
-        for r in world.train[:24]
-    ]
-    corpus = [{"id": p.id, "text": p.text} for p in world.corpus[:60]]
-    files = {"train_data": table, "eval_data": table[:6], "corpus": corpus}
-    for name, rows in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [word for name in files for word in (f"--{name}", str(folder / f"{name}.jsonl"))]
+    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="session")
@@ -54,16 +38,3 @@ def whole(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> dict[st
             return self[kind]
 
     return Lazy()
-
-
-def same(run: Path, other: Path) -> None:
-    """Models, index, losses and figures of two finished runs are equal to the last bit."""
-    for file in ("retriever/model.safetensors", "generator/model.safetensors", "index/vectors.npy"):
-        assert (run / file).read_bytes() == (other / file).read_bytes(), file
-    assert lines(run, "train", "loss") == lines(other, "train", "loss")
-    assert lines(run, "eval", "mrr@10") == lines(other, "eval", "mrr@10")
-
-
-def lines(run: Path, kind: str, key: str) -> list[tuple[int, Any]]:
-    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line[key]) for line in every if line["kind"] == kind]

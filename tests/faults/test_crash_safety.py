@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import lines, same
 from forked import start
+from small_run import lines, same
 
 from ds_rag import commit
 from ds_rag.checkpoint import checkpoints
