@@ -36,7 +36,7 @@ from ds_rag.log import Console, Meter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults"))
 
-from small_run import SMALL, differences, write_rows
+from small_run import SMALL, STEPS, differences, write_rows
 
 PATIENCE = 60.0  # seconds in which ranks must notice that others, or their launcher, are gone
 UNMET = 8.0  # in start-up ranks wait for those to come; a launcher ends them, and so do we in its place
@@ -73,7 +73,7 @@ class Soak:
     def __init__(self, kills: int, launched: int, seed: int, scratch: Path, console: Console, json_file: str | None):
         self.kills, self.scratch, self.console, self.json_file = kills, scratch, console, json_file
         self.rng, self.tally, self.began = random.Random(seed), Tally(seed), time.monotonic()
-        self.by_launcher = {round((n + 0.5) * kills / launched) for n in range(launched)} if launched else set()
+        self.by_launcher = {int((n + 0.5) * kills / launched) for n in range(launched)} if launched else set()
         self.flags = [*SMALL.split(), *write_rows(scratch)]
         self.whole, self.life = scratch / "whole", 0.0
         self.start_up: dict[str, float] = {}  # of each launcher's runs, once it is known
@@ -124,6 +124,8 @@ class Soak:
                 return self.ended(started, where)
             self.book(place, victim, bool(name))
             self.see_it_end(started, victim, place, where)
+            if "launcher" in victim and done < STEPS and (run / "results.json").exists():
+                self.tally.blame("orphans", where, [f"went on to the end without its {victim}"])
             self.tally.blame("lost_checkpoints", f"{where}, {victim} in {place}", lost(run, before, done))
             return True
         finally:

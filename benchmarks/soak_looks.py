@@ -54,15 +54,15 @@ class Look:
         return "index stage" if done % REFRESH == 0 and done not in indexed else "step"
 
     def signs(self) -> dict[str, Callable[[], bool]]:
-        """What can be waited for, so that a kill falls near it; each comes true in an attempt from step 0."""
-        begun = {f"step {n}": self.reaches(n) for n in range(1, STEPS + 1)}
-        return {"started": self.started, "save": self.saving, "last save": self.last_save} | begun
+        """What can be waited for, so that a kill falls near it; not what lies behind the newest checkpoint."""
+        base = committed(self.run)
+        found = {f"step {n}": self.reaches(n) for n in range(base + 1, STEPS + 1)}
+        if base < STEPS:
+            found |= {"save": self.saving, "last save": lambda: committed(self.run) == STEPS}
+        return {"started": self.started} | found
 
     def reaches(self, step: int) -> Callable[[], bool]:
         return lambda: self.started() and self.done() >= step
-
-    def last_save(self) -> bool:
-        return self.started() and f"step-{STEPS}" in {f.name for f in checkpoints(self.run)}
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
