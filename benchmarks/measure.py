@@ -8,17 +8,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], repeats: int, seed: int = 0) -> dict[str, list[float]]:
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    seed: int = 0,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
     """Seconds of every call: `repeats` for each variant, in the order of the repeats.
 
     Every repeat calls each variant once, in an order drawn anew, so that what the machine does beside (another
     process, its clock) falls on all alike; element r of every list is from one repeat, and ratios are taken within
-    it. Warm-up is the caller's: call each variant before.
+    it. Warm-up is the caller's: call each variant before. before: called ahead of each, outside the seconds.
     """
     rng = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name in rng.sample(list(variants), len(variants)):
+            before()
             begin = time.perf_counter()
             variants[name]()
             seconds[name].append(time.perf_counter() - begin)

@@ -13,9 +13,11 @@ A checkpoint is there whole or not at all (commit.py), and is verified before it
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,24 @@ def prune(run: Path, keep: int, best_step: int | None) -> None:
     complete = checkpoints(run)
     for old in complete[: max(0, len(complete) - max(LEAST_KEPT, keep))]:
         if old.name != f"step-{best_step}":
-            shutil.rmtree(old, ignore_errors=True)
+            gone = old.with_name(f"{old.name}{commit.PARTIAL}pruned")  # half removed it must not pass for one
+            shutil.rmtree(gone, ignore_errors=True)
+            with suppress(OSError):
+                os.rename(old, gone)
+            faults.point("prune")
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def tidy(run: Path, newest: Path | None) -> None:
+    """Before a run goes on from `newest`: what a crash cut short, in a save or in pruning, goes, and LATEST names it.
+    A run that ended in its last save makes no further one that would see to it. A collective."""
+    root = run / "checkpoints"
+    if dist.rank() == 0 and root.is_dir():
+        for torn in root.glob(f"*{commit.PARTIAL}*"):
+            shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink(missing_ok=True)
+        if newest is not None:
+            commit.write_whole(root / LATEST, newest.name)
+    dist.barrier()
 
 
 def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None) -> Path | None:
@@ -127,7 +146,7 @@ def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None)
 
 def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
     for torn in commit.partials(run / "checkpoints", "step-"):
-        say(f"note: {torn.name} was never finished; it is passed over, and cleared by the next save")
+        say(f"note: {torn.name} was never finished; it is passed over and removed")
     every = checkpoints(run)
     for folder in reversed(every):
         wrong = commit.damages_on_ranks(folder)
@@ -148,7 +167,7 @@ def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
     states of its own, made of the seed."""
     from safetensors.torch import load_file
 
-    state = TrainState(**json.loads((folder / "state.json").read_text()))
+    state = state_of(folder)
     load_engines(folder, engines)
     manifest = commit.read_manifest(folder) or {}
     file = folder / f"random-rank{dist.rank()}.safetensors"
@@ -157,6 +176,10 @@ def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
     else:
         torch.manual_seed(hash((seed, state.step, dist.rank())) % 2**63)
     return state
+
+
+def state_of(folder: Path) -> TrainState:
+    return TrainState(**json.loads((folder / "state.json").read_text()))
 
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:

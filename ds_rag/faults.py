@@ -27,6 +27,7 @@ POINTS = (
     "before_rename",
     "before_latest",
     "after_latest",
+    "prune",
 )
 _passed: dict[str, int] = {}
 

@@ -30,6 +30,7 @@ from ds_rag.errors import UserError
 from ds_rag.masking import masked
 
 Item = TypeVar("Item")
+INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
 QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
 _terminal_error: IO[str] | None = None  # the real standard error, once `capture()` has sent 2 to the log
 
@@ -122,11 +123,14 @@ def duration(seconds: float) -> str:
 class Metrics:
     """`metrics.jsonl`: one JSON object a step or evaluation; on request to TensorBoard too. Rank 0 writes."""
 
-    def __init__(self, folder: Path | None, report_to: str = "none", resumed_at: int | None = None):
-        """resumed_at: lines of later steps are taken back, for they come again; None: a new run."""
+    def __init__(
+        self, folder: Path | None, report_to: str = "none", resumed_at: int | None = None, refreshed: int | None = None
+    ):
+        """resumed_at: lines of later steps are taken back, for they come again; None: a new run. refreshed: the last
+        step whose index stage was done when that checkpoint was saved."""
         self.file = None
         if folder:
-            kept = lines_up_to(folder / "metrics.jsonl", resumed_at) if resumed_at is not None else []
+            kept = lines_up_to(folder / "metrics.jsonl", resumed_at, refreshed) if resumed_at is not None else []
             part = folder / "metrics.jsonl.tmp"
             part.write_text("".join(kept), encoding="utf-8")
             os.replace(part, folder / "metrics.jsonl")
@@ -157,12 +161,15 @@ class Metrics:
             self.board.close()
 
 
-def lines_up_to(file: Path, step: int) -> list[str]:
-    """Lines of steps up to this one; one that a crash has cut short is none."""
+def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> list[str]:
+    """Lines of steps up to this one, without this one's index stage where that is done again; one that a crash has cut
+    short is none."""
+    again = INDEX_STAGE if refreshed is not None and refreshed < step else ()
     kept = []
     for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []:
         try:
-            if json.loads(line)["step"] <= step and line.endswith("\n"):
+            entry = json.loads(line)
+            if entry["step"] <= step and line.endswith("\n") and not (entry["step"] == step and entry["kind"] in again):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

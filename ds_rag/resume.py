@@ -60,10 +60,6 @@ class Keeper:
         return True
 
 
-def step_of(folder: Path) -> int:
-    return int((commit.read_manifest(folder) or {})["step"])
-
-
 def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
     """For a checkpoint's manifest."""
     return {

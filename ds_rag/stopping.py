@@ -59,7 +59,8 @@ def wish(folder: Path) -> str | None:
         return _wish
     if (folder / STOP_FILE).exists():
         return f"the file {STOP_FILE}"
-    return "the launcher's end" if launchers() != _launchers and "LOCAL_RANK" in os.environ else None
+    gone = "LOCAL_RANK" in os.environ and (launchers() != _launchers or adopted(_launchers))
+    return "the launcher's end" if gone else None
 
 
 def launchers() -> list[int]:
@@ -72,6 +73,15 @@ def launchers() -> list[int]:
     except OSError:  # gone just now, or no such system
         return [parent]
     return [parent, *([int(status.rpartition(")")[2].split()[1])] if status else [])]
+
+
+def adopted(above: list[int]) -> bool:
+    """Was `deepspeed`'s upper launcher gone before this process looked? The lower one imports for seconds before it
+    starts any rank. It is then a child of process 1, but not of its session, as what 1 itself had started would be."""
+    try:
+        return len(above) == 2 and above[1] == 1 and os.getsid(above[0]) != os.getsid(1)
+    except OSError:
+        return False
 
 
 def leave_word(folder: Path, reason: str, step: int | None, again: bool) -> None:
@@ -94,5 +104,5 @@ def last_word(folder: Path) -> dict[str, Any] | None:
 
 def forget(folder: Path) -> None:
     """At a start: what an earlier one was told does not count for this one."""
-    for name in (EXIT_FILE, STOP_FILE):
+    for name in (EXIT_FILE, f"{EXIT_FILE}.tmp", STOP_FILE):
         (folder / name).unlink(missing_ok=True)

@@ -268,15 +268,18 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     parts = assemble(config, console, folder, device)
     if resumed:
         resume.check_unchanged(resumed, config, parts, console.say)
-    step = resume.step_of(resumed) if resumed else None
-    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step)
+    own = resumed is not None and resumed.parent == folder / "checkpoints"
+    if config.run.resume == "auto":
+        checkpoint.tidy(folder, resumed)
+    saved = checkpoint.state_of(resumed) if resumed else None
+    step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
+    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed)
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
     )
     needed = parts.candidates is not None
     index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, needed)
-    own = resumed is not None and resumed.parent == folder / "checkpoints"
     keeper = Keeper(folder, config, parts, step if own and step is not None else -1)
     guards = Guards(config, folder, console, metrics)
     run = Run(parts, config, index, keeper, halt, guards, TrainState(), console, metrics)

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 from forked import start
-from small_runs import SMALL
-
-from ds_rag.data.world import make_world
+from small_run import SMALL, write_rows
 
 TESTS = Path(__file__).resolve().parents[1]
 for part in ("e2e", "distributed", "unit"):  # commands.py; pair.py, ranks.py; small.py
@@ -28,16 +25,7 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Flags that name small files: labelled rows, held-out rows, a corpus."""
-    folder, world = tmp_path_factory.mktemp("rows"), make_world(1)
-    table = [
-        {"query": r.query, "answer": r.answers[0], "positive": r.passages[0], "passages": list(r.passages[1:])}
-        for r in world.train[:24]
-    ]
-    corpus = [{"id": p.id, "text": p.text} for p in world.corpus[:60]]
-    files = {"train_data": table, "eval_data": table[:6], "corpus": corpus}
-    for name, rows in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [word for name in files for word in (f"--{name}", str(folder / f"{name}.jsonl"))]
+    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from forked import start
-from small_runs import lines, same
+from small_run import lines, same
 
 from ds_rag import commit
 from ds_rag.checkpoint import checkpoints

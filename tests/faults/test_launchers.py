@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_runs import lines
+from small_run import lines
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))

@@ -1,0 +1,116 @@
+"""What a run's folder shows from outside: what it is doing, what it has committed, what it has left behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ds_rag import commit
+from ds_rag.checkpoint import LATEST, checkpoints
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults"))
+
+from small_run import REFRESH, SAVE_STEPS, STEPS
+
+PLACES = ("start-up", "first index", "step", "save", "index stage", "the end")
+
+
+class Look:
+    """At one attempt to bring `run` to its end, begun at `began` (time.time())."""
+
+    def __init__(self, run: Path, began: float):
+        self.run, self.began = run, began
+        self.stale = set(self.partials())  # of attempts before
+
+    def partials(self) -> list[Path]:
+        return commit.partials(self.run / "checkpoints")
+
+    def saving(self) -> bool:
+        return bool(set(self.partials()) - self.stale)
+
+    def started(self) -> bool:
+        """Every start makes metrics.jsonl anew, once all is read and the models are there."""
+        file = self.run / "metrics.jsonl"
+        return file.exists() and file.stat().st_mtime >= self.began
+
+    def done(self) -> int:
+        """Steps, by the metrics."""
+        return max((line["step"] for line in metrics(self.run) if line["kind"] == "train"), default=0)
+
+    def place(self) -> str:
+        """One of PLACES."""
+        if not self.started():
+            return "start-up"
+        if self.saving():
+            return "save"
+        done, indexed = self.done(), {line["step"] for line in metrics(self.run) if line["kind"] == "eval"}
+        if not indexed:
+            return "first index"
+        if done == STEPS:
+            return "the end"
+        return "index stage" if done % REFRESH == 0 and done not in indexed else "step"
+
+    def signs(self) -> dict[str, Callable[[], bool]]:
+        """What can be waited for, so that a kill falls near it; not what lies behind the newest checkpoint."""
+        base = committed(self.run)
+        found = {f"step {n}": self.reaches(n) for n in range(base + 1, STEPS + 1)}
+        if base < STEPS:
+            found |= {"save": self.saving, "last save": lambda: committed(self.run) == STEPS}
+        return {"started": self.started} | found
+
+    def reaches(self, step: int) -> Callable[[], bool]:
+        return lambda: self.started() and self.done() >= step
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines that are there whole: a look may fall into a write."""
+    try:
+        text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def committed(run: Path) -> int:
+    """The step of the newest finished checkpoint; 0 where there is none."""
+    return max((int(folder.name[5:]) for folder in checkpoints(run)), default=0)
+
+
+def lost(run: Path, before: int, done: int) -> list[str]:
+    """What a kill has taken that it must not: a checkpoint that was committed (`before`: the newest one's step), or
+    more of the steps that were `done` than the interval."""
+    sound = [int(folder.name[5:]) for folder in checkpoints(run) if not commit.damages(folder)]
+    newest, wrong = max(sound, default=0), []
+    if newest < before:
+        wrong.append(f"step {before} was committed, step {newest} is the newest sound one")
+    if done - newest > SAVE_STEPS:
+        wrong.append(f"{done} steps were done, step {newest} is the newest sound checkpoint")
+    pointer = run / "checkpoints" / LATEST
+    if (
+        pointer.exists()
+        and f"step-{newest}" != pointer.read_text()
+        and commit.damages(pointer.parent / pointer.read_text())
+    ):
+        wrong.append(f"{LATEST} names {pointer.read_text()}, which is not sound")
+    return wrong
+
+
+def leftovers(run: Path) -> list[str]:
+    """What no finished run has: parts of files and folders, checkpoints without a manifest, an old pointer."""
+    names = [f.relative_to(run).as_posix() for f in sorted(run.rglob("*")) if ".tmp" in f.name]
+    torn = [f.name for f in (run / "checkpoints").glob("step-*") if commit.PARTIAL not in f.name]
+    names += [f"{name}, damaged" for name in sorted(torn) if commit.damages(run / "checkpoints" / name)]
+    names += [name for name in ("refresh", "exit.json", "STOP") if (run / name).exists()]
+    latest = (run / "checkpoints" / LATEST).read_text()
+    if latest != f"step-{committed(run)}":
+        names.append(f"{LATEST} that names {latest}")
+    return names

@@ -1,0 +1,28 @@
+"""Whose end is a wish to stop. (That a run heeds it: tests/faults.)"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ds_rag import stopping
+
+
+@pytest.mark.parametrize(
+    ("above", "sessions", "gone"),
+    [
+        ([7, 1], {7: 5, 1: 1}, True),  # its parent's session is not process 1's: it was started by another
+        ([7, 1], {7: 1, 1: 1}, False),  # in a container process 1 starts it
+        ([7, 6], {7: 5, 1: 1}, False),
+        ([1], {1: 1}, False),
+    ],
+)
+def test_an_upper_launcher_that_was_gone_before_the_first_look(monkeypatch, tmp_path, above, sessions, gone):
+    monkeypatch.setattr(stopping, "launchers", lambda: above)
+    monkeypatch.setattr(stopping, "_launchers", above)
+    monkeypatch.setattr(os, "getsid", sessions.__getitem__)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert stopping.wish(tmp_path) == ("the launcher's end" if gone else None)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert stopping.wish(tmp_path) is None, "no launcher started it"
