@@ -184,7 +184,10 @@ def damages(folder: Path) -> list[Damage]:
 
 
 def contained(folder: Path, name: object) -> bool:
-    return isinstance(name, str) and (folder / name).resolve().is_relative_to(folder.resolve())
+    try:
+        return isinstance(name, str) and (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def damages_on_ranks(folder: Path) -> list[Damage]:

@@ -264,6 +264,19 @@ def test_row_13_a_damaged_index(tmp_path: Path, whole: Whole, name: str, how: st
     assert name in asked.said() and "ds-rag index" in asked.said()
 
 
+def test_row_28_a_damaged_faiss_file_is_not_read_and_can_be_made_again(tmp_path: Path, whole: Whole) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["1"], run)
+    vectors = (run / "index" / "vectors.npy").read_bytes()
+    file = run / "index" / "index.faiss"
+    file.write_bytes(flip(file.read_bytes()))
+    asked = start(["ask", run, "who?"], where=tmp_path)
+    assert asked.wait() == [2] and "index.faiss: found sha256" in asked.said()
+    assert start(["index", "--run", run], where=tmp_path).wait() == [0], "its passages are sound, and so is the model"
+    assert (run / "index" / "vectors.npy").read_bytes() == vectors
+    assert start(["ask", run, "who?"], where=tmp_path).wait() == [0]
+
+
 def test_row_14_a_path_that_holds_none(tmp_path: Path, flags: list[str]) -> None:
     ranks = start(["train", "--output_dir", tmp_path / "run", *flags, "--resume", tmp_path])
     assert ranks.wait() == [2] and "no checkpoint there" in ranks.said()
