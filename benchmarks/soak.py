@@ -3,7 +3,7 @@
     python benchmarks/soak.py --kills 200 --json soak.json     # about 20 minutes on 2 cores
 
 Each run is the small one of tests/faults on two ranks. SIGKILL hits one rank or all, at a moment drawn from the whole
-of the run's life or just after a sign of what it does (a step, a save, its last save), and `--resume auto` goes on.
+of the run's life or just after a sign of what it does (a step, a save, an index), and `--resume auto` goes on.
 Some starts go through `torchrun` and `deepspeed`, where the launcher itself may be hit. In the JSON must be 0:
 
     lost_checkpoints   a kill took a finished checkpoint, or more steps than lie between two
@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from measure import table
-from soak_looks import PLACES, Look, committed, leftovers, lost
+from soak_looks import BRIEF, PLACES, Look, committed, leftovers, lost
 from soak_starts import WORLD, Forked, Launched, Started, wait_for_end
 
 from ds_rag.log import Console, Meter
@@ -91,9 +91,12 @@ class Soak:
             shutil.rmtree(self.whole, ignore_errors=True)
             began = time.monotonic()
             started = Forked(["train", "--output_dir", self.whole, *self.flags], self.scratch)
-            wait_for_end(started, 600)
-            self.life = time.monotonic() - began
-            assert started.good(), started.said()
+            try:
+                wait_for_end(started, 600)
+                self.life = time.monotonic() - began
+                assert started.good(), started.said()
+            finally:
+                started.end()
 
     def one_run(self, meter: Meter) -> None:
         self.tally.runs += 1
@@ -156,7 +159,7 @@ class Soak:
         if sign:
             while started.running() and not signs[sign]():
                 time.sleep(0.005 if name is None else 0.05)
-            delay = self.rng.uniform(0, 0.3)
+            delay = self.rng.uniform(0, 0.1 if sign in BRIEF else 0.3)
             if name:
                 self.start_up.setdefault(name, time.monotonic() - begun)
         until = time.monotonic() + delay
@@ -192,7 +195,8 @@ class Soak:
         tally, say = self.tally, self.console.say
         share = {place: tally.kills_by_place.get(place, 0) for place in PLACES}
         say(table([{"killed in": place, "kills": count} for place, count in share.items()]) + "\n")
-        say(table([{"killed": victim, "kills": n} for victim, n in sorted(tally.kills_by_victim.items())]) + "\n")
+        victims = sorted(tally.kills_by_victim.items()) or [("nothing", 0)]
+        say(table([{"killed": victim, "kills": n} for victim, n in victims]) + "\n")
         for problem in tally.problems:
             say(problem)
         say(f"{tally.kills} kills of {tally.runs} runs on {WORLD} ranks, {tally.launcher_kills} under a launcher")

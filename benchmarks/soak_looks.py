@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults")
 
 from small_run import REFRESH, SAVE_STEPS, STEPS
 
+BRIEF = ("save", "last save", "index")  # signs of what is over in tenths of a second
 PLACES = ("start-up", "first index", "step", "save", "index stage", "the end")
 
 
@@ -23,13 +24,20 @@ class Look:
 
     def __init__(self, run: Path, began: float):
         self.run, self.began = run, began
-        self.stale = set(self.partials())  # of attempts before
+        self.stale = set(self.partials()) | set(self.indexes())  # of attempts before
 
     def partials(self) -> list[Path]:
         return commit.partials(self.run / "checkpoints")
 
     def saving(self) -> bool:
         return bool(set(self.partials()) - self.stale)
+
+    def indexes(self) -> list[Path]:
+        """What the index stage has begun to encode."""
+        return sorted((self.run / "refresh").glob("step-*"))
+
+    def indexing(self) -> bool:
+        return bool(set(self.indexes()) - self.stale)
 
     def started(self) -> bool:
         """Every start makes metrics.jsonl anew, once all is read and the models are there."""
@@ -59,7 +67,7 @@ class Look:
         found = {f"step {n}": self.reaches(n) for n in range(base + 1, STEPS + 1)}
         if base < STEPS:
             found |= {"save": self.saving, "last save": lambda: committed(self.run) == STEPS}
-        return {"started": self.started} | found
+        return {"started": self.started, "index": self.indexing} | found
 
     def reaches(self, step: int) -> Callable[[], bool]:
         return lambda: self.started() and self.done() >= step

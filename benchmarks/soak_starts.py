@@ -76,6 +76,8 @@ class Forked:
         return [p for p in self.known.values() if alive(p)]
 
     def good(self) -> bool:
+        for process in self.ranks.processes:
+            process.join(10)  # the exit code comes a little after the end
         return [p.exitcode for p in self.ranks.processes] == [0] * WORLD
 
     def end(self) -> None:
