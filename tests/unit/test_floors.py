@@ -37,7 +37,7 @@ FLOORS: list[set[str]] = [
     {"scoring"},
     {"evaluate", "saved", "checkpoint", "candidates", "same_corpus"},
     {"assemble"},
-    {"warmup", "report", "index_stage", "resume", "guards"},
+    {"warmup", "report", "index_stage", "resume", "guards", "figures"},
     {"results"},
     {"train", "measure", "reindex", "merge", "mine", "ask", "verify", "plan", "check"},
     {"cli"},

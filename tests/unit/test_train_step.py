@@ -15,8 +15,9 @@ from ds_rag.checkpoint import TrainState
 from ds_rag.config import build
 from ds_rag.engine import Engines, StepResult
 from ds_rag.errors import UserError
+from ds_rag.figures import Live, judge, summarise
 from ds_rag.losses import LOSSES
-from ds_rag.train import Live, judge, summarise, train_step
+from ds_rag.train import train_step
 
 VARIANTS: list[dict[str, Any]] = [{"objective": name, "learn_temperature": True} for name in LOSSES]
 VARIANTS += [{"objective": "rag_sequence", "contrastive_weight": 0.5, "prior": "pool"}]
