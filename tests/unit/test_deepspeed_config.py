@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.deepspeed_config import Known, adopt, adopt_pair, load, resolve
+from ds_rag.deepspeed_config import Known, adopt, adopt_pair, load, resolve, while_loading
 from ds_rag.deepspeed_config.keys import KEYS, RETIRED
 from ds_rag.errors import UserError
 
@@ -347,3 +347,23 @@ def test_our_lists_hold_every_field_and_alias_of_deepspeeds_models(section, modu
     fields = getattr(pytest.importorskip(f"deepspeed.runtime.{module}"), name).model_fields
     aliases = {field.alias for field in fields.values() if field.alias}
     assert KEYS[section] == set(fields) | aliases
+
+
+ZERO_PP = {"zero_hpz_partition_size": 8, "zero_quantized_weights": True, "zero_quantized_gradients": True}
+
+
+def test_hierarchical_and_quantised_communication_pass_through():
+    sizes = {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
+    raw = {"zero_optimization": {"stage": 3, **ZERO_PP, **sizes}}
+    resolved = resolve(raw, known(hidden_size=64))["zero_optimization"]
+    assert {key: resolved[key] for key in ZERO_PP} == ZERO_PP
+    assert (resolved["stage3_prefetch_bucket_size"], resolved["stage3_param_persistence_threshold"]) == (3686, 640)
+
+
+def test_what_is_known_while_a_model_is_loaded_in_pieces():
+    raw = {"zero_optimization": {"stage": 3, **ZERO_PP, "reduce_bucket_size": "auto"}}
+    found = while_loading(raw, known(precision="bf16"))
+    assert found is not None and found["zero_optimization"] == {"stage": 3, **ZERO_PP}
+    assert found["bf16"] == {"enabled": True} and found["fp16"] == {"enabled": False}
+    assert while_loading({"zero_optimization": {"stage": 2}}, known()) is None
+    assert while_loading({}, known()) is None
