@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # for sma
 
 from small import small_parts, small_retriever
 
-from ds_rag import dist, index_stage, reindex
+from ds_rag import commit, dist, index_stage, reindex
 from ds_rag.config import StageConfig
 from ds_rag.data.dataset import tokenize
 from ds_rag.data.world import make_world
@@ -192,9 +192,10 @@ def command(run: str) -> int:
 def test_the_command_on_two_ranks(tmp_path):
     run = tmp_path / "run"
     small_retriever().save(run / "retriever")
-    (run / "index").mkdir()
-    (run / "index/ids.json").write_text(json.dumps([f"p{n}" for n in range(61)]))
-    (run / "index/texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in TEXTS))
+    part = commit.begin(run / "index")
+    (part / "ids.json").write_text(json.dumps([f"p{n}" for n in range(61)]))
+    (part / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in TEXTS))
+    commit.seal(part, run / "index", {})
     (run / "config.json").write_text(json.dumps({"train_data": "x.jsonl", "retriever": "r", "generator": "g"}))
     assert run_ranks(command, 2, str(run)) == [0, 0]
     two = np.load(run / "index/vectors.npy")
