@@ -30,7 +30,8 @@ class Stopped(Exception):
 def watch() -> None:
     """From now on a signal is a wish to stop at the next place where it is safe. Further ones change nothing."""
     global _wish, _launchers
-    _wish, _launchers = None, launchers()
+    # Of a process that no launcher started, the parent is a shell, whose end means nothing (nohup).
+    _wish, _launchers = None, launchers() if "LOCAL_RANK" in os.environ else []
 
     def note(number: int, frame: Any) -> None:
         global _wish
@@ -59,7 +60,7 @@ def wish(folder: Path) -> str | None:
         return _wish
     if (folder / STOP_FILE).exists():
         return f"the file {STOP_FILE}"
-    gone = "LOCAL_RANK" in os.environ and (launchers() != _launchers or adopted(_launchers))
+    gone = _launchers and (launchers() != _launchers or adopted(_launchers))
     return "the launcher's end" if gone else None
 
 

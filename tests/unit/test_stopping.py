@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -22,7 +23,22 @@ def test_an_upper_launcher_that_was_gone_before_the_first_look(monkeypatch, tmp_
     monkeypatch.setattr(stopping, "launchers", lambda: above)
     monkeypatch.setattr(stopping, "_launchers", above)
     monkeypatch.setattr(os, "getsid", sessions.__getitem__)
-    monkeypatch.setenv("LOCAL_RANK", "0")
     assert stopping.wish(tmp_path) == ("the launcher's end" if gone else None)
-    monkeypatch.delenv("LOCAL_RANK")
-    assert stopping.wish(tmp_path) is None, "no launcher started it"
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_end_of_a_shell_is_not_the_end_of_a_launcher(monkeypatch, tmp_path, launched):
+    """`nohup python launch/train.py &`, and the shell is closed: a run that no launcher started goes on."""
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    try:
+        stopping.watch()
+        monkeypatch.setenv("LOCAL_RANK", "0")  # as a world of one sets it for itself
+        monkeypatch.setattr(stopping, "launchers", lambda: [1])
+        assert (stopping.wish(tmp_path) is not None) == launched
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        monkeypatch.setattr(stopping, "_launchers", [])
