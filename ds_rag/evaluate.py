@@ -196,8 +196,7 @@ class Evaluator:
         if answerer.in_step:  # every rank the same number of rows; the last may be read in vain
             mine += rows[: -(-len(rows) // dist.world()) - own]
         answers: list[str] = []
-        rounds = int(dist.all_max({"n": -(-len(mine) // batch)}, answerer.device)["n"])
-        for start in range(0, rounds * batch, batch):
+        for start in range(0, -(-len(rows) // dist.world()), batch):  # as often on every rank
             stopping.safe_place()
             if start >= len(mine):
                 continue

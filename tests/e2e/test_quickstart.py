@@ -37,7 +37,14 @@ SENTENCE_TRANSFORMERS = {
 
 def expected_files(world: int) -> set[str]:
     found = {"config.json", "deepspeed_generator.json", "deepspeed_retriever.json", "metrics.jsonl"}
-    found |= {"report.html", "results.json", "run.log", *(f"run-rank{r}.log" for r in range(1, world))}
+    found |= {
+        "lock",
+        "checkpoints/LATEST",
+        "report.html",
+        "results.json",
+        "run.log",
+        *(f"run-rank{r}.log" for r in range(1, world)),
+    }
     found |= {f"retriever/{name}" for name in MODEL | SENTENCE_TRANSFORMERS}
     found |= {f"generator/{name}" for name in MODEL | {"generation_config.json"}}
     found |= {f"index/{name}" for name in ("ids.json", "index.faiss", "manifest.json", "texts.jsonl", "vectors.npy")}
@@ -45,11 +52,11 @@ def expected_files(world: int) -> set[str]:
         found |= {f"tokenizers/{model}/{name}" for name in ("tokenizer.model", "tokenizer_config.json")}
     for step in (2, 4):
         here = f"checkpoints/step-{step}"
-        found |= {f"{here}/state.json", f"{here}/zero_to_fp32.py", f"{here}/zero_to_torch.py"}
-        found |= {f"{here}/random-rank{r}.pt" for r in range(world)}
+        found |= {f"{here}/state.json", f"{here}/manifest.json"}
+        found |= {f"{here}/random-rank{r}.safetensors" for r in range(world)}
         for model in ("retriever", "generator"):
-            found.add(f"{here}/{model}/mp_rank_00_model_states.pt")
-            found |= {f"{here}/{model}/zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in range(world)}
+            found.add(f"{here}/{model}/numbers.json")
+            found |= {f"{here}/{model}/rank{r:04d}-0000.safetensors" for r in range(world)}
     return found
 
 
