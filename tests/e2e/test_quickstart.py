@@ -38,7 +38,6 @@ SENTENCE_TRANSFORMERS = {
 def expected_files(world: int) -> set[str]:
     found = {"config.json", "deepspeed_generator.json", "deepspeed_retriever.json", "metrics.jsonl"}
     found |= {
-        "lock",
         "checkpoints/LATEST",
         "report.html",
         "results.json",
