@@ -1,4 +1,4 @@
-"""From flags and recipes to a RunConfig: argparse and YAML over the fields of config.py.
+"""From flags and recipes to a RunConfig: argparse and YAML over the fields of config.
 
 A flag that is not given leaves no trace, so recipes show through; an unknown key names the nearest known one.
 """

@@ -1,0 +1,66 @@
+"""What a run can be told: dataclasses whose fields are at once the flags and the keys of a recipe.
+
+Three layers, each winning over the one before: the defaults below, a recipe (`--config FILE.yaml`), the
+flags. A run that names no training data is the built-in one: its recipe is
+`ds_configs/recipes/quickstart.yaml`. Only the standard library is imported here, so that `--help` answers
+at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ds_rag.config.checks import validate
+from ds_rag.config.sections import (
+    ALIASES,
+    BUILTIN,
+    DEFAULT_TEMPLATE,
+    OWNER,
+    QUICKSTART,
+    SECTIONS,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    ScoringConfig,
+    StageConfig,
+)
+from ds_rag.errors import UserError
+
+__all__ = [
+    "ALIASES",
+    "BUILTIN",
+    "DEFAULT_TEMPLATE",
+    "OWNER",
+    "QUICKSTART",
+    "SECTIONS",
+    "DataConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "RunConfig",
+    "ScoringConfig",
+    "StageConfig",
+    "build",
+    "find_file",
+]
+
+
+def find_file(path: str, flag: str) -> Path:
+    """`path` from the working directory, else the file of that name that ships with ds_rag."""
+    here = Path(__file__).resolve().parents[1]
+    for root in (Path.cwd(), here.parent, here / "shipped"):
+        if (root / path).is_file():
+            return root / path
+    raise UserError(f"{flag}: no such file", found=path, expected=f"a file, from {Path.cwd()}")
+
+
+def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> RunConfig:
+    """A validated RunConfig from flat keys."""
+    config = RunConfig(explicit=explicit)
+    for key, value in values.items():
+        setattr(getattr(config, OWNER[key]), key, value)
+    validate(config)
+    return config
