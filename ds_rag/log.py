@@ -6,6 +6,7 @@ file descriptors at `RUN/run.log` (one file a rank) and keeps the real terminal 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -33,6 +34,7 @@ Item = TypeVar("Item")
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
 QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
 _terminal_error: IO[str] | None = None  # the real standard error, once `capture()` has sent 2 to the log
+_log_file: Path | None = None  # where 1 and 2 point since then
 
 
 class Console:
@@ -181,14 +183,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in masked(text))
 
 
-def redirect(folder: Path, rank: int) -> Path:
-    """Points file descriptors 1 and 2 at this rank's log file in `folder`; again, at another folder's."""
-    path = folder / ("run.log" if rank == 0 else f"run-rank{rank}.log")
+def redirect(folder: Path, rank: int) -> None:
+    """Points file descriptors 1 and 2 at this rank's log file in `folder`. Called again for another folder, it takes
+    along what was logged, and the folder where that was goes if nothing else is in it."""
+    global _log_file
+    path, before = folder / ("run.log" if rank == 0 else f"run-rank{rank}.log"), _log_file
+    if path == before:
+        return
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
+    if before is not None and before.exists():
+        os.write(log, before.read_bytes())
+        before.unlink()
+        with contextlib.suppress(OSError):
+            before.parent.rmdir()
     os.close(log)
-    return path
+    _log_file = path
 
 
 def memory_gb() -> float:
@@ -211,7 +222,7 @@ def capture(folder: Path, rank: int) -> Console:
     sys.stdout.flush()
     sys.stderr.flush()
     terminal, _terminal_error = (os.fdopen(os.dup(stream), "w", encoding="utf-8", buffering=1) for stream in (1, 2))
-    path = redirect(folder, rank)
+    redirect(folder, rank)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.captureWarnings(True)
     console = Console(terminal, speaks=rank == 0)
@@ -221,7 +232,7 @@ def capture(folder: Path, rank: int) -> Console:
         print(printable("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)  # into the log file
         if not issubclass(kind, KeyboardInterrupt):
             loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip())
-        loud.say(f"rank {rank} stopped: {kind.__name__}; the libraries' messages are in {path}")
+        loud.say(f"rank {rank} stopped: {kind.__name__}; the libraries' messages are in {_log_file}")
 
     sys.excepthook = report
     return console

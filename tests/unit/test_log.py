@@ -189,6 +189,26 @@ def test_a_crash_shows_its_traceback_and_names_the_log(tmp_path):
     assert "ValueError: [b]roken" in (tmp_path / "run.log").read_text()
 
 
+def test_a_log_moves_to_the_run_s_folder_and_leaves_nothing_behind(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    body = """
+from ds_rag import log
+noise()
+log.redirect(Path(sys.argv[1]).with_name("after"), 1)
+log.redirect(Path(sys.argv[1]).with_name("after"), 1)
+print("later")
+raise ValueError
+"""
+    done = script(body, before, RANK="1")
+    text = (after / "run-rank1.log").read_text()
+    assert all(phrase in text for phrase in PHRASES)
+    assert text.count("a library prints") == text.count("later") == 1
+    assert not before.exists()
+    assert str(after / "run-rank1.log") in done.stderr.replace("\n", "")
+
+
 COMMAND = "sys.exit(run_command(lambda: (_ for _ in ()).throw(UserError('--flag: wrong'))))"
 
 
