@@ -19,14 +19,13 @@ from ds_rag.plan.setup import NAMES, STAGES, Setup
 from ds_rag.plan.shapes import read_shape
 from ds_rag.plan.workload import Workload
 
-# Flags of training that change what a run takes. `lora` and `lora_r` are the plan's own while training has none.
+# Flags of training that change what a run takes.
 TRAINING = (
     "retriever", "generator", "encoders", "freeze", "gradient_checkpointing", "lora", "lora_r",
     "candidates", "pool", "generator_backward", "micro_cells", "retriever_chunk", "share_prefixes",
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
     "max_query_length", "max_passage_length", "max_answer_length",
 )  # fmt: skip
-LORA = ("none", "retriever", "generator", "both")
 PLANNED_WAYS = ("auto", "one_pass", "exact")
 
 
@@ -62,8 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("plan", f"Models are folders, config:FILE, or one of: {', '.join(MODELS)}.")
 
     def add(name: str, text: str, kind: Callable[[str], Any] = str, **more: Any) -> None:
-        if name not in OWNER:
-            group.add_argument(f"--{name}", help=text, type=kind, **more)
+        group.add_argument(f"--{name}", help=text, type=kind, **more)
 
     add("gpu", f"one of: {', '.join(GPUS)} (default: h100)", default="h100")
     add("gpus", "how many (default: the fewest that do)", positive("gpus", whole=True))
@@ -76,8 +74,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("passages_per_row", "of a training row", positive("passages_per_row", whole=True), default=1)
     for name in NAMES:
         add(f"{name}_stage", f"the {name}'s ZeRO stage: {', '.join(STAGES)} (default: the best)")
-    add("lora", f"which model trains thin matrices only: {', '.join(LORA)}", default="none")
-    add("lora_r", "their rank", positive("lora_r", whole=True), default=16)
     add("json", "write every figure to this file too")
     return parser
 
@@ -127,9 +123,6 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         config.objective.pool == "world",
         shared=scoring.share_prefixes,
     )
-    lora = str((config.flat() | args).get("lora") or "none")
-    if lora not in LORA:
-        raise UserError("--lora: unknown value", found=lora, expected=" | ".join(LORA))
     stages = [args[f"{name}_stage"] for name in NAMES]
     for name, stage in zip(NAMES, stages, strict=True):
         if stage not in (None, *STAGES):
@@ -143,8 +136,8 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         checkpointing=config.model.gradient_checkpointing,
         micro_cells=chunk_of(config),
         retriever_chunk=scoring.retriever_chunk,
-        lora={"none": (), "both": NAMES}.get(lora, (lora,)),
-        lora_rank=int((config.flat() | args)["lora_r"]),
+        lora={"none": (), "both": NAMES}.get(config.model.lora, (config.model.lora,)),
+        lora_rank=config.model.lora_r,
         frozen="" if config.model.freeze == "none" else config.model.freeze,
         encoders=2 if config.model.encoders == "two" else 1,
     )
