@@ -35,7 +35,7 @@ class Sample:
     query: str
     gold: list[str]
     answer: str
-    passage: str
+    passage: str  # the best one; empty where an approximate index found none
     retrieved_gold: bool
 
 
@@ -160,7 +160,7 @@ class Evaluator:
                 self.data.evaluation[r].query,
                 list(self.data.evaluation[r].answers),
                 text,
-                self.corpus[top[r][0]],
+                self.corpus[top[r][0]] if top[r][0] >= 0 else "",
                 bool(top[r][0] in self.data.evaluation[r].positives),
             )
             for r, text in list(zip(rows, texts, strict=True))[:3]

@@ -171,6 +171,13 @@ def test_an_approximate_index_that_finds_too_few(parrot):
     assert result.retrieval["recall@10"] == 1.0
 
 
+def test_a_query_for_which_nothing_is_found_is_shown_without_a_passage(parrot):
+    work = evaluator([ranked(1)], np.eye(30), [row(0, answers=("x",))], parrot)
+    nothing = np.full((1, 2), np.finfo(np.float32).min), np.full((1, 2), -1)
+    (sample,) = work.measure(SimpleNamespace(search=lambda queries, k: nothing)).samples
+    assert (sample.passage, sample.retrieved_gold) == ("", False)
+
+
 def test_two_ranks_share_the_answers_and_keep_their_order(parrot, monkeypatch):
     rows = [row(0, answers=(str(n),)) for n in range(5)]
     queries = [ranked(1 + n) for n in range(5)]
