@@ -25,7 +25,7 @@ POINTS = ("min", "median", "95%", "max")
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py. Returns 1 where there are bad rows."""
+    """The command; its flags are in cli.py. Returns 1 where there are bad rows, or a file without any."""
     quiet_libraries()
     console = Console()
     given = {ALIASES.get(k, k): v for k, v in vars(args).items() if k != "json"}
@@ -50,9 +50,12 @@ def main(args: argparse.Namespace) -> int:
         lines = [[what, str(shared[what]), str(shared[f"of {what}"])] for what in ("queries", "labelled passages")]
         console.table("evaluation", ["what", "in training too", "of"], lines)
     bad = sum(part["bad_rows"] for part in parts.values())
-    console.say(f"{bad or 'no'} bad {'row' if bad == 1 else 'rows'}", style="red" if bad else "green")
-    write_json(args.json, {**parts, "lengths": lengths, "overlap": shared, "bad_rows": bad})
-    return 1 if bad else 0
+    empty = [name for name, part in parts.items() if not part["good"] and not part["bad_rows"]]
+    verdict = f"{bad or 'no'} bad {'row' if bad == 1 else 'rows'}"
+    verdict += "".join(f"; {name.replace('_', ' ')}: nothing in {parts[name]['path']}" for name in empty)
+    console.say(verdict, style="red" if bad or empty else "green")
+    write_json(args.json, {**parts, "lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty})
+    return 1 if bad or empty else 0
 
 
 def is_beir(path: str) -> bool:

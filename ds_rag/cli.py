@@ -114,7 +114,7 @@ def check(argv: Sequence[str]) -> int:
     of_texts = {"retriever", "generator", "query_prefix", "passage_prefix", "prompt_template", "chat_template"}
     of_rows = {f.name for f in fields(DataConfig)} - {"train_data", "on_bad_row", "assume_first_positive", "world_seed"}
     only = of_texts | of_rows | {"trust_remote_code"}
-    about = "Report every bad row, what repeats, labels, lengths and overlap; 1 is returned where rows are bad."
+    about = "Report every bad row, what repeats, labels, lengths and overlap; 1 is returned where rows are bad or none."
     parser = build_parser("ds-rag check", about, ("data", "model"), only)
     parser.add_argument("train_data", metavar="DATA", help="the rows, in any format that training takes")
     parser.add_argument("--json", help="write everything to this file too")

@@ -80,6 +80,17 @@ def test_a_beir_folder_brings_its_corpus(tmp_path):
     assert found["corpus"]["counts"]["repeated texts"] == 1
 
 
+@pytest.mark.parametrize("empty", ["rows", "eval_data", "corpus"])
+def test_a_file_without_rows_is_not_good(empty, tmp_path, capsys):
+    """Training refuses it too."""
+    files = {"rows": ROWS[:1], "eval_data": ROWS[:1], "corpus": [{"text": "c"}]} | {empty: []}
+    rows, held, corpus = (put(tmp_path / f"{name}.jsonl", lines) for name, lines in files.items())
+    found = check(tmp_path, rows, "--eval_data", held, "--corpus", corpus, code=1)
+    assert (found["empty"], found["bad_rows"]) == ([empty], 0)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"no bad rows; {empty.replace('_', ' ')}: nothing in {tmp_path}/{empty}.jsonl"
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
