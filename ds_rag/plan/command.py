@@ -13,7 +13,7 @@ from ds_rag.log import Console, duration
 from ds_rag.plan.advice import Way, least_memory, ways
 from ds_rag.plan.communication import plan_traffic
 from ds_rag.plan.duration import step_time
-from ds_rag.plan.flags import command_line, training_flags
+from ds_rag.plan.flags import command_line, machines, training_flags
 from ds_rag.plan.index_cost import RECALL, IndexPlan, plan_index
 from ds_rag.plan.memory import plan_memory
 from ds_rag.plan.reasons import explain, of_others
@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
         console.say(f"index: {index.recommended}. {index.reason}")
         console.say(f"on the disk: {index.vectors / GB:,.3g} GB of float32 vectors beside it")
         figures["index"] = asdict(index)
+    if (nodes := machines(best.world, request.limits.gpus_per_node)) > 1:
+        console.say(f"\nOn each of {nodes} machines, with its own --node_rank, node1 being the first's name:")
     console.say("\n" + command_line(best, request.limits.gpus_per_node, index))
     if request.json:
         Path(request.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -65,7 +67,7 @@ def index_of(request: Request, world: int) -> IndexPlan | None:
     if not request.passages:
         return None
     setup, host = request.setup, INDEX_SHARE * request.limits.host
-    hosts = -(-world // request.limits.gpus_per_node)
+    hosts = machines(world, request.limits.gpus_per_node)
     return plan_index(
         setup.retriever, request.passages, setup.work.passage, request.rates, setup.precision, host, hosts
     )

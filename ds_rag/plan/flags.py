@@ -41,8 +41,10 @@ def training_flags(setup: Setup, index: IndexPlan | None) -> dict[str, str]:
         flags["retriever_chunk"] = str(setup.retriever_chunk)
     if setup.checkpointing:
         flags["gradient_checkpointing"] = "true"
-    if setup.precision != "fp32":
-        flags[setup.precision] = "true"
+    if not work.shared:
+        flags["share_prefixes"] = "false"
+    # Without a word training takes bf16 where the GPU has it.
+    flags |= {"bf16": "false"} if setup.precision == "fp32" else {setup.precision: "true"}
     if setup.lora:
         flags |= {"lora": "both" if len(setup.lora) == 2 else setup.lora[0], "lora_r": str(setup.lora_rank)}
     if setup.frozen:
@@ -54,10 +56,16 @@ def training_flags(setup: Setup, index: IndexPlan | None) -> dict[str, str]:
     return flags
 
 
+def machines(world: int, gpus_per_node: int) -> int:
+    """The fewest that hold `world` ranks, equally many each."""
+    return next(n for n in range(-(-world // gpus_per_node), world + 1) if world % n == 0)
+
+
 def command_line(setup: Setup, gpus_per_node: int, index: IndexPlan | None) -> str:
-    """What to type on one machine, or on each of several under torchrun."""
-    nodes = -(-setup.world // gpus_per_node)
-    here = min(setup.world, gpus_per_node)
-    launcher = f"torchrun --nproc_per_node {here}" + (f" --nnodes {nodes}" if nodes > 1 else "")
+    """What to type on one machine, or on each of several with its own --node_rank."""
+    nodes = machines(setup.world, gpus_per_node)
+    launcher = f"torchrun --nproc_per_node {setup.world // nodes}"
+    if nodes > 1:
+        launcher += f" --nnodes {nodes} --node_rank 0 --master_addr node1"
     words = [word for name, value in training_flags(setup, index).items() for word in (f"--{name}", value)]
     return f"{launcher} launch/train.py {shlex.join(words)}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import shlex
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from planned import setup
@@ -11,14 +14,16 @@ from ds_rag.config import build
 from ds_rag.flags import parse
 from ds_rag.plan.advice import WORLDS, Fixed, Limits, candidates, fewest, options, quickest, ways
 from ds_rag.plan.duration import Rates, step_time
-from ds_rag.plan.flags import FILES, training_flags
+from ds_rag.plan.flags import FILES, command_line
 from ds_rag.plan.hardware import GPUS
 from ds_rag.plan.index_cost import plan_index
 from ds_rag.plan.memory import plan_memory
 from ds_rag.plan.reasons import explain
-from ds_rag.plan.setup import STAGES
+from ds_rag.plan.request import setup_of
+from ds_rag.plan.setup import NAMES, STAGES, Setup
 from ds_rag.plan.workload import Workload
 
+ROOT = Path(__file__).resolve().parents[3]
 H100 = Rates(GPUS["h100"])
 LIMITS = Limits(84.9e9, 1e12, 8)
 OPEN = Fixed()
@@ -86,18 +91,74 @@ def test_candidates_follow_the_passages(passages, wanted):
     assert candidates(setup(work=Workload(2, passages=1))) == 2
 
 
-@pytest.mark.parametrize("stages", [("2", "2"), ("2", "3"), ("3+offload", "3+offload")])
-def test_flags_are_those_of_training(stages):
-    plan = setup(stages=stages, micro_cells=8, retriever_chunk=4, checkpointing=True, encoders=2)
-    index = plan_index(plan.retriever, 21_000_000, 200, H100, "bf16", 5e11)
-    flags = training_flags(plan, index)
-    argv = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    config = parse([*argv, "--train_data", "rows.jsonl"])
-    assert config.scoring.micro_cells == "8" and config.scoring.generator_backward == "exact"
-    assert config.optim.bf16 and config.model.gradient_checkpointing and config.stage.index_factory == "ivf"
-    thin = training_flags(setup(lora=("generator",)), None)
-    assert (thin["lora"], thin["lora_r"]) == ("generator", "16")
-    assert training_flags(setup(lora=("retriever", "generator")), None)["lora"] == "both"
+def stage_in(file: str) -> str:
+    """What a DeepSpeed file says of an engine's stage."""
+    zero = json.loads((ROOT / file).read_text())["zero_optimization"]
+    return str(zero["stage"]) + ("+offload" if "offload_optimizer" in zero else "")
+
+
+def setup_that_trains(command: str) -> Setup:
+    """From the printed command back, by the parser of training; presets stand for folders that are not there."""
+    words = shlex.split(command.replace("path/to/", ""))
+    start = words.index("launch/train.py")
+    config = parse([*words[start + 1 :], "--train_data", "rows.jsonl"])
+    files = {name: getattr(config.run, f"deepspeed_{name}") or config.run.deepspeed for name in NAMES}
+    args = {f"{name}_stage": stage_in(file) for name, file in files.items()} | {"passages_per_row": 1}
+    launched = dict(zip(words[1:start:2], words[2:start:2], strict=True))
+    world = int(launched["--nproc_per_node"]) * int(launched.get("--nnodes", 1))
+    return replace(setup_of(config, args, GPUS["h100"]), world=world)
+
+
+LENGTHS = Workload(query=32, passage=100, answer=16)
+TRAINED = [
+    {},
+    {"work": Workload(4, None, accumulation=2, world_pool=True)},
+    {"work": replace(LENGTHS, candidates=3, shared=False)},
+    {"world": 8},
+    {"world": 12},
+    {"world": 16},
+    {"stages": ("0", "0"), "precision": "fp32"},
+    {"stages": ("1", "3")},
+    {"stages": ("2", "3+offload")},
+    {"precision": "fp16"},
+    {"checkpointing": True, "micro_cells": 8, "retriever_chunk": 4, "encoders": 2},
+    {"lora": ("generator",), "lora_rank": 4},
+    {"lora": NAMES, "lora_rank": 64},
+    {"frozen": "generator"},
+    {"frozen": "retriever"},
+]
+
+
+@pytest.mark.parametrize("changes", TRAINED, ids=str)
+def test_flags_are_those_of_training(changes):
+    plan = setup(**changes)
+    assert setup_that_trains(command_line(plan, 8, None)) == plan
+
+
+def test_every_choice_of_a_setup_is_among_those_that_are_trained():
+    """A field that a plan comes to have is a flag, or the command is not the plan."""
+    said = {name for changes in TRAINED for name in changes}
+    assert said == {f.name for f in fields(Setup)} - {"retriever", "generator", "device"}
+
+
+def test_the_flags_of_the_index():
+    index = plan_index(setup().retriever, 21_000_000, 200, H100, "bf16", 5e10, hosts=2)
+    words = shlex.split(command_line(setup(), 8, index))
+    stage = parse([*words[words.index("launch/train.py") + 1 :], "--train_data", "rows.jsonl"]).stage
+    assert (stage.index_factory, stage.index_shards) == (index.recommended, index.shards) == ("ivf", "keep")
+
+
+@pytest.mark.parametrize(
+    ("world", "launcher"),
+    [
+        (1, "torchrun --nproc_per_node 1 "),
+        (8, "torchrun --nproc_per_node 8 "),
+        (12, "torchrun --nproc_per_node 6 --nnodes 2 --node_rank 0 --master_addr node1 "),
+        (16, "torchrun --nproc_per_node 8 --nnodes 2 --node_rank 0 --master_addr node1 "),
+    ],
+)
+def test_several_machines_are_told_where_to_meet(world, launcher):
+    assert command_line(setup(world=world), 8, None).startswith(launcher + "launch/train.py ")
 
 
 def test_deepspeed_files():

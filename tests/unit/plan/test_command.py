@@ -36,6 +36,13 @@ def test_the_question(tmp_path, capsys):
     assert all(reason in printed for reason in best["reasons"].values())
 
 
+@pytest.mark.parametrize(("gpus", "machines"), [("8", None), ("12", 2), ("16", 2)])
+def test_several_machines_are_said(gpus, machines, capsys):
+    assert plan([*QUESTION, "--gpus", gpus]) == 0
+    printed = capsys.readouterr().out
+    assert (f"each of {machines} machines, with its own --node_rank" in printed) == (machines is not None)
+
+
 def test_no_heavy_library_is_imported():
     code = f"from ds_rag.cli import main; import sys; main(['plan', *{QUESTION!r}]); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
