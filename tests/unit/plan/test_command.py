@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +37,13 @@ def test_the_question(tmp_path, capsys):
         (again, chunked) for again in (True, False) for chunked in (True, False)
     }
     assert all(reason in printed for reason in best["reasons"].values())
+
+
+def test_the_example_in_the_docs_is_what_is_printed(capsys):
+    page = (Path(__file__).resolve().parents[3] / "docs/scaling.md").read_text()
+    command, shown = re.search(r"## An example\n\n```bash\n(.*?)\n```\n\n```\n(.*?)```", page, re.DOTALL).groups()
+    assert main(shlex.split(command)[1:]) == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == shown.splitlines()
 
 
 @pytest.mark.parametrize(("gpus", "machines"), [("8", None), ("12", 2), ("16", 2)])
