@@ -68,6 +68,11 @@ def local_world() -> int:
     return next((int(os.environ[name]) for name in names if name in os.environ), 1)
 
 
+def several_hosts() -> bool:
+    """Has the run ranks elsewhere too?"""
+    return world() > local_world()
+
+
 def rank() -> int:
     return torch_dist.get_rank() if torch_dist.is_initialized() else int(os.environ.get("RANK", 0))
 

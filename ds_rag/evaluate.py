@@ -108,8 +108,9 @@ class Evaluator:
         corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
         with scratch() as folder:
             console = self.console if progress else None
-            built = index_corpus(self.retriever, corpus, self.stage, folder, "", console=console)
-            return self.measure(built.index)
+            # The vectors are let go of: where hosts share a folder by NFS, it stays while a file in it is open.
+            index = index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index
+            return self.measure(index)
 
     def measure(self, index: CorpusIndex, retriever: Retriever | None = None) -> Evaluation:
         """On an index that is there, on all ranks together. retriever: that whose vectors it holds, where it is not the

@@ -183,7 +183,7 @@ def build(corpus: Corpus, share: Share, folder: Path, stage: StageConfig) -> Bui
             f"{folder}: not all ranks' vectors are there",
             found=f"no {missing[0]}",
             expected="a folder that all hosts share",
-            fix="--index_shards keep, or another folder",
+            fix="--index_shards keep, or a run's folder (of evaluate: a working directory) that they share",
         )
     numbers = [share_of(corpus.tokens.lengths, rank, corpus.world) for rank in range(corpus.world)]
     vectors_ND = merge_shards([open_shard(p) for p in paths], numbers, folder / "vectors.npy")
@@ -227,8 +227,10 @@ def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manife
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary folder, the same path on every rank, gone at the end."""
-    folder = Path(dist.from_first(tempfile.mkdtemp(prefix="ds_rag-index-") if dist.rank() == 0 else None))
+    """A temporary folder, the same path on every rank, gone at the end. Ranks on several hosts have it in the working
+    directory, which they share as they do the checkout: a host's own /tmp the others do not see."""
+    where = Path.cwd() if dist.several_hosts() else None
+    folder = Path(dist.from_first(tempfile.mkdtemp(prefix="ds_rag-index-", dir=where) if dist.rank() == 0 else None))
     try:
         yield folder
     finally:

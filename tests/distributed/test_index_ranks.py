@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,27 @@ def test_an_index_of_two_ranks_is_that_of_one(tmp_path, shards):
     plain = {"ids.json", "texts.jsonl", "manifest.json"}
     kept = {f"shard-{r}-of-2.{x}" for r in (0, 1) for x in ("npy", "numbers.npy", "faiss")}
     assert names == plain | ({"vectors.npy", "index.faiss"} if shards == "merge" else kept)
+
+
+def evaluate_elsewhere(folder: Path) -> tuple[Path, Found]:
+    """A rank as on a host of its own: with a /tmp that is not the others', in a working directory that they share."""
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    tempfile.tempdir = str(folder / f"host{dist.rank()}")
+    (folder / "checkout").mkdir(exist_ok=True)
+    os.chdir(folder / "checkout")
+    retriever = small_retriever()
+    tokens = tokenize(lambda t: retriever.tokenize(t, "passage"), TEXTS, SILENT, "texts")
+    with scratch() as work:
+        built = index_corpus(retriever, Corpus(tokens, retriever, 8), StageConfig(), work, "m")
+        return work, built.index.search(encode(retriever, tokens, "query", 8)[:9], 20)
+
+
+def test_ranks_on_several_hosts_meet_where_all_see_it(tmp_path):
+    for n in (0, 1):
+        (tmp_path / f"host{n}").mkdir()
+    (first, found), (second, also) = run_ranks(evaluate_elsewhere, 2, tmp_path)
+    assert first == second and first.parent == tmp_path / "checkout" and same(found, also)
+    assert not list((tmp_path / "checkout").iterdir()), "it is gone at the end"
 
 
 class Notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from ds_rag import evaluate as module
+from ds_rag import refresh
 from ds_rag.config import DataConfig, StageConfig
 from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.errors import UserError
@@ -176,6 +178,20 @@ def test_a_query_for_which_nothing_is_found_is_shown_without_a_passage(parrot):
     nothing = np.full((1, 2), np.finfo(np.float32).min), np.full((1, 2), -1)
     (sample,) = work.measure(SimpleNamespace(search=lambda queries, k: nothing)).samples
     assert (sample.passage, sample.retrieved_gold) == ("", False)
+
+
+def test_no_file_of_the_vectors_is_open_when_their_folder_goes(monkeypatch):
+    """NFS would keep the folder."""
+    mapped = []
+    remove = refresh.shutil.rmtree
+
+    def look(folder: Path, **flags: Any) -> None:
+        mapped.append(str(folder) in Path("/proc/self/maps").read_text())
+        remove(folder, **flags)
+
+    monkeypatch.setattr(refresh.shutil, "rmtree", look)
+    evaluator([ranked(1)], np.eye(30), [row(0)]).run()
+    assert mapped == [False]
 
 
 def test_two_ranks_share_the_answers_and_keep_their_order(parrot, monkeypatch):
