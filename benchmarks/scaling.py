@@ -43,14 +43,7 @@ def measure_bytes(args: argparse.Namespace) -> dict[str, Any]:
     planned, and planned for more ranks than there are here."""
     counted: dict[str, dict[str, float]] = {pool: {} for pool in POOLS}
     for world in args.ranks:
-        runs = [pooled(args.stage, pool) for pool in POOLS]
-        try:
-            found = run_on_ranks("bytes", [asdict(run) for run in runs], world)
-        except RuntimeError as error:
-            if args.stage < 3:
-                raise
-            print(f"note: stage {args.stage} does not run here: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-            return {"bytes_per_step_by_ranks": None}
+        found = run_on_ranks("bytes", [asdict(pooled(args.stage, pool)) for pool in POOLS], world)
         for pool, one in zip(POOLS, found, strict=True):
             counted[pool][str(world)] = one["bytes"]
     planned = {

@@ -80,6 +80,22 @@ def test_counted_bytes_are_the_planned_ones(scaling):
     assert of_the_pool[1] == pytest.approx(of_the_pool[0], rel=0.05), "embeddings, candidates, log-probabilities"
 
 
+@pytest.mark.slow
+def test_bytes_at_stage_3_are_the_planned_ones(tmp_path):
+    argv = ["--parts", "bytes", "--stage", "3", "--ranks", "1", "2", "--json", tmp_path / "scaling.json"]
+    execute([sys.executable, ROOT / "benchmarks/scaling.py", *argv])
+    found = json.loads((tmp_path / "scaling.json").read_text())
+    assert found["bytes_stage"] == 3 and found["bytes_error"] < 0.01
+    by_ranks = found["bytes_per_step_by_ranks"]
+    assert by_ranks["1"] == 0 < by_ranks["2"] == found["bytes_per_step"]["counted"]["world"]["2"]
+
+
+def test_a_benchmark_that_fails_says_so():
+    """At a stage that there is not: its exit code, rather than figures that are null."""
+    argv = ["--parts", "bytes", "--stage", "4", "--ranks", "1"]
+    assert "failed" in execute([sys.executable, ROOT / "benchmarks/scaling.py", *argv], code=1).stderr
+
+
 def test_the_index_keeps_its_promises(scaling):
     found, _ = scaling
     assert found["sharded_search_equal"] is True and found["refresh_same_loss"] is True
