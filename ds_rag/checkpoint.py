@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from ds_rag.random_state import random_states, set_random_states
 
 LATEST = "LATEST"
 LEAST_KEPT = 2  # one may turn out to be damaged
+STEP = re.compile(r"step-\d+")
+ABANDONED = "abandoned-"  # before the name of one that is newer than where the run went on from
 
 
 @dataclass
@@ -46,12 +48,14 @@ class TrainState:
     skipped: int = 0
     refreshed: int = -1  # the last step at which the index stage was done, before this one was saved
     before: dict[str, float] | None = None  # metrics before training
+    watched: dict[str, Any] = field(default_factory=dict)  # what the guards remember
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first; whether they are sound is not looked at."""
-    folders = [f for f in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", f.name)]
-    return sorted((f for f in folders if (f / commit.MANIFEST).is_file()), key=lambda f: int(f.name[5:]))
+    """The finished checkpoints of a run, oldest first; whether they are sound is not looked at. One without a manifest
+    is damaged: a folder gets this name only after that is written, and loses it before anything goes."""
+    folders = [f for f in (run / "checkpoints").glob("step-*") if STEP.fullmatch(f.name) and f.is_dir()]
+    return sorted(folders, key=lambda f: int(f.name[5:]))
 
 
 def save(
@@ -96,7 +100,9 @@ def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]
 
 
 def prune(run: Path, keep: int, best_step: int | None) -> None:
-    """Only after a newer one is there whole."""
+    """Only after a newer one is there whole; what a run that went back has abandoned goes with them."""
+    for old in (run / "checkpoints").glob(f"{ABANDONED}*"):
+        shutil.rmtree(old, ignore_errors=True)
     complete = checkpoints(run)
     for old in complete[: max(0, len(complete) - max(LEAST_KEPT, keep))]:
         if old.name != f"step-{best_step}":
@@ -108,16 +114,32 @@ def prune(run: Path, keep: int, best_step: int | None) -> None:
             shutil.rmtree(gone, ignore_errors=True)
 
 
-def tidy(run: Path, newest: Path | None) -> None:
-    """Before a run goes on from `newest`: what a crash cut short, in a save or in pruning, goes, and LATEST names it.
-    A run that ended in its last save makes no further one that would see to it. A collective."""
+def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda text: None) -> None:
+    """Before a run goes on from `source`: what a crash cut short, in a save or in pruning, goes, and LATEST names where
+    the run stands. (A run that ended in its last save makes no further one that would see to it.) Checkpoints of later
+    steps, or of another run, are put aside until the next is saved: else they would pass for its newest. A collective.
+    """
     root = run / "checkpoints"
     if dist.rank() == 0 and root.is_dir():
         for torn in root.glob(f"*{commit.PARTIAL}*"):
             shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink(missing_ok=True)
-        if newest is not None:
-            commit.write_whole(root / LATEST, newest.name)
+        own = is_of(run, source)
+        for other in checkpoints(run) if source is not None else []:
+            if not own or int(other.name[5:]) > int(source.name[5:]):  # type: ignore[union-attr]
+                aside = other.with_name(ABANDONED + other.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(other, aside)
+                say(f"note: {other} is not what the run goes on from; it goes when the next is saved")
+        if own and source is not None:
+            commit.write_whole(root / LATEST, source.name)
+        elif source is not None:
+            (root / LATEST).unlink(missing_ok=True)
     dist.barrier()
+
+
+def is_of(run: Path, folder: Path | None) -> bool:
+    """Is this one of the run's own checkpoints?"""
+    return folder is not None and folder.resolve().parent == (run / "checkpoints").resolve()
 
 
 def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None) -> Path | None:
@@ -130,33 +152,42 @@ def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None)
         return None
     if resume == "auto":
         return newest_sound(run, say)
-    path = Path(resume)
-    if not (path / commit.MANIFEST).is_file():
-        if not checkpoints(path):
-            raise UserError(
-                f"--resume {resume}: no checkpoint there",
-                expected="a run folder with checkpoints/step-N, or such a step-N folder",
-                fix="--resume auto starts anew where there is none",
-            )
-        path = checkpoints(path)[-1]
+    path = dist.from_first(checkpoint_at(Path(resume)))  # a file system may show other ranks an older state
+    if path is None:
+        raise UserError(
+            f"--resume {resume}: no checkpoint there",
+            expected="a run folder with checkpoints/step-N, or such a step-N folder",
+            fix="--resume auto starts anew where there is none",
+        )
     if wrong := commit.damages_on_ranks(path):
         raise commit.refuse(path, wrong, "another checkpoint, or --resume auto, which takes the newest sound one")
     return path
 
 
+def checkpoint_at(path: Path) -> Path | None:
+    """`path` itself, or the newest of the run that it is."""
+    if (path / commit.MANIFEST).is_file() or (STEP.fullmatch(path.name) and path.is_dir()):
+        return path
+    return next(reversed(checkpoints(path)), None)
+
+
 def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
+    """The same on all ranks: it is rank 0 that looks."""
     for torn in commit.partials(run / "checkpoints", "step-"):
         say(f"note: {torn.name} was never finished; it is passed over and removed")
-    every = checkpoints(run)
+    latest = run / "checkpoints" / LATEST
+    every, named = dist.from_first((checkpoints(run), latest.read_text().strip() if latest.is_file() else ""))
+    if named and named not in [f.name for f in every]:
+        say(f"warning: {latest} names {named}, which is not there")
     for folder in reversed(every):
         wrong = commit.damages_on_ranks(folder)
         if not wrong:
             return folder
         say(f"warning: {folder} is damaged and passed over: {'; '.join(map(str, wrong[:3]))}")
-    if every:
+    if every or named:
         raise UserError(
             f"--resume auto: no checkpoint of {run} is sound",
-            found=", ".join(f.name for f in every),
+            found=", ".join(f.name for f in every) or f"none, where {LATEST} names {named}",
             fix="ds-rag verify RUN says what is damaged; another --output_dir starts anew",
         )
     return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MEAN_STEPS = 5  # over which the present spread is averaged
 SPREAD = 0.2  # of the starting spread
@@ -81,6 +82,23 @@ class CollapseWatch:
         self.spreads: list[float] = []
         self.start = 0.0
         self.peaked_steps = self.idle_steps = 0
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What outlasts a stop."""
+        return {
+            "said": sorted(self.said),
+            "spreads": self.spreads,
+            "start": self.start,
+            "peaked_steps": self.peaked_steps,
+            "idle_steps": self.idle_steps,
+        }
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """memory: as `memory` was; nothing where it is not known."""
+        self.said = set(memory.get("said", ()))
+        self.spreads, self.start = list(memory.get("spreads", ())), memory.get("start", 0.0)
+        self.peaked_steps, self.idle_steps = memory.get("peaked_steps", 0), memory.get("idle_steps", 0)
 
     def after_step(self, step: int, values: Mapping[str, float]) -> None:
         """values: a step's line in metrics.jsonl. A skipped step tells nothing."""

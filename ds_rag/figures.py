@@ -8,7 +8,7 @@ import time
 from ds_rag import dist, log
 from ds_rag.assemble import Parts
 from ds_rag.checkpoint import TrainState
-from ds_rag.config import RunConfig
+from ds_rag.config import StageConfig
 from ds_rag.engine import StepResult
 from ds_rag.errors import UserError
 from ds_rag.objective import StepOutput
@@ -58,19 +58,22 @@ class Live:
         return "  ".join([f"loss {loss if self.loss is None else self.loss:.3f}", *parts])
 
 
-def judge(state: TrainState, metrics: dict[str, float], config: RunConfig, step: int) -> bool:
-    """Books the chosen metric of the weights of `step`; True when it is time to stop early. All metrics here are better
-    when higher."""
-    name, patience = config.stage.metric_for_best_model, config.stage.early_stopping_patience
+def judge(state: TrainState, metrics: dict[str, float], stage: StageConfig, step: int) -> None:
+    """Books the chosen metric of the weights of `step`. All metrics here are better when higher."""
+    name = stage.metric_for_best_model
     if name not in metrics:
-        if patience or config.stage.load_best_model_at_end:
+        if stage.early_stopping_patience or stage.load_best_model_at_end:
             raise UserError(
                 f"--metric_for_best_model {name}: not among the metrics",
                 expected=" | ".join(metrics) or "--eval_data",
             )
-        return False
+        return
     if state.best is None or metrics[name] > state.best:
         state.best, state.best_step, state.evaluations_without_gain = metrics[name], step, 0
     else:
         state.evaluations_without_gain += 1
-    return bool(patience) and state.evaluations_without_gain >= patience
+
+
+def without_gain(state: TrainState, stage: StageConfig) -> bool:
+    """Is it time to stop early?"""
+    return 0 < stage.early_stopping_patience <= state.evaluations_without_gain

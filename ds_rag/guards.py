@@ -24,6 +24,15 @@ class Guards:
         self.collapse = CollapseWatch(self.warn, config.run.detect_collapse)
 
     @property
+    def memory(self) -> dict[str, Any]:
+        """For a checkpoint: a run that is often stopped is watched as one that is not."""
+        return {"bad_in_row": self.bad.in_row, **self.collapse.memory}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        self.bad.in_row = memory.get("bad_in_row", 0)
+        self.collapse.remember(memory)
+
+    @property
     def healthy(self) -> bool:
         """False while steps are bad: a checkpoint now might push a good one out."""
         return not self.bad.in_row

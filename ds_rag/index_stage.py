@@ -4,8 +4,8 @@ queries are scored on it.
 `sync`: training waits. `async`: a thread encodes this rank's share with a copy of the retriever, and training goes on.
 At the end of each step, only while a refresh is under way, the ranks agree by one small reduction whether all are
 done; then the index is swapped in on all of them at the same step. The thread takes part in no collective and draws
-no random number, so losses are those of `sync`, bit for bit. A refresh that is older than `--refresh_staleness` steps,
-or still under way when the next is due, is waited for.
+no random number, so losses are those of `sync`, bit for bit (but where rows take candidates from the index). A refresh
+that is older than `--refresh_staleness` steps, or still under way when the next is due, is waited for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -240,6 +241,13 @@ class IndexStage:
         if result.retrieved is not None:
             figures["distinct_passages"] = result.retrieved.share
         return Landed(result, self.step, at, self.whole, retriever, figures)
+
+    @contextmanager
+    def stalling(self) -> Iterator[None]:
+        """What is done meanwhile is for the index, and training stands still."""
+        began = time.monotonic()
+        yield
+        self.stalled += time.monotonic() - began
 
     def __enter__(self) -> IndexStage:
         """The loop begins."""

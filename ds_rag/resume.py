@@ -12,32 +12,37 @@ import torch
 import transformers
 
 import ds_rag
-from ds_rag import checkpoint, commit, dist
+from ds_rag import checkpoint, commit, deepspeed_config, dist
 from ds_rag.assemble import Parts
 from ds_rag.checkpoint import TrainState
-from ds_rag.config import RunConfig
+from ds_rag.config import RunConfig, find_file
 from ds_rag.deepspeed_config.keys import listed
 from ds_rag.errors import UserError
+from ds_rag.index.store import hash_model
+from ds_rag.models.adapters import base_folder, has_adapters
 from ds_rag.refresh import hash_tokens
 
 # What may differ and leaves the mathematics as it was: where and how often things are written, how much is done at
 # once, and in which pieces. (The batch's own rule is `fit_batch`'s; how long the run is, the note's.)
 FREE = {"output_dir", "resume", "resume_changed", "save_steps", "save_total_limit", "report_to", "debug", "corpus"}
-FREE |= {"train_data", "eval_data", "max_eval_samples"}  # what is in them counts, not where they lie
+FREE |= {"train_data", "eval_data", "max_eval_samples"}  # what is in them counts (`facts`), not where they lie
 FREE |= {"deepspeed", "deepspeed_retriever", "deepspeed_generator", "memory_budget", "micro_cells", "retriever_chunk"}
 FREE |= {"gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps", "collective_timeout"}
-FREE |= {"per_device_eval_batch_size", "refresh_index", "refresh_mode", "refresh_staleness", "index_shards"}
-FREE |= {"index_factory", "top_k", "decode", "max_new_tokens", "eval_answers", "metric_for_best_model"}
-FREE |= {"load_best_model_at_end", "early_stopping_patience", "max_bad_steps", "detect_collapse", "on_bad_row"}
+FREE |= {"per_device_eval_batch_size", "index_shards", "top_k", "decode", "max_new_tokens", "eval_answers"}
+FREE |= {"metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"}  # `fit_best`
+FREE |= {"max_bad_steps", "detect_collapse", "on_bad_row"}
+# What an index is and when it is made: free where rows do not take their candidates from it.
+OF_INDEX = {"refresh_index", "refresh_mode", "refresh_staleness", "refresh_fraction", "index_factory"}
 LENGTH = {"max_steps", "num_train_epochs"}
 
 
 class Keeper:
     """Saves this run's checkpoints. `saved`: the last step there is one of."""
 
-    def __init__(self, folder: Path, config: RunConfig, parts: Parts, saved: int = -1):
-        self.folder, self.parts, self.limit = folder, parts, config.run.save_total_limit
-        self.facts, self.saved = facts(config, parts), saved
+    def __init__(self, folder: Path, limit: int, parts: Parts, facts: dict[str, Any], saved: int = -1):
+        """limit: how many are kept; facts: for their manifests."""
+        self.folder, self.limit, self.parts = folder, limit, parts
+        self.facts, self.saved = facts, saved
         self.seconds = 0.0  # spent on the last one
 
     def save(self, state: TrainState) -> bool:
@@ -61,11 +66,13 @@ class Keeper:
 
 
 def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
-    """For a checkpoint's manifest."""
+    """What the run is, for a checkpoint's manifest. A collective."""
     return {
         "global_batch": parts.loader.global_batch,
         "per_device_batch": parts.loader.batch,
         "data": data_hash(parts),
+        "evaluation": evaluation_hash(parts),
+        "unsaved": dist.from_first(unsaved_weights(config, parts) if dist.rank() == 0 else None),
         "config": config.flat(),
         "versions": {
             "ds_rag": ds_rag.__version__,
@@ -86,43 +93,85 @@ def data_hash(parts: Parts) -> str:
     return digest.hexdigest()
 
 
+def evaluation_hash(parts: Parts) -> str:
+    """Of the held-out rows, by which the best step is found."""
+    digest = hashlib.sha256()
+    for row in parts.data.evaluation:
+        digest.update(repr((row.query, row.answers, row.positives)).encode())
+    return digest.hexdigest()
+
+
+def unsaved_weights(config: RunConfig, parts: Parts) -> dict[str, str]:
+    """Hashes of the weights that no checkpoint holds: of a frozen model's folder, and of the base under adapters."""
+    found = {}
+    for name, module in parts.engines.modules.items():
+        source = getattr(config.model, name)
+        if not source.startswith("config:") and (name not in parts.engines.learning or has_adapters(module)):
+            found[name] = hash_model(base_folder(Path(source), f"--{name}"))
+    return found
+
+
 def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> None:
-    """The same rows a step on this number of ranks: accumulation follows, where no flag fixes it.
+    """The same rows a step on this number of ranks: accumulation follows, where neither a flag nor a DeepSpeed file
+    fixes it.
 
     Raises UserError where the ranks cannot share a step's rows evenly.
     """
     saved = (commit.read_manifest(folder) or {}).get("global_batch")
-    optim, world = config.optim, dist.world()
+    optim, world, key = config.optim, dist.world(), "gradient_accumulation_steps"
+    optim.per_device_train_batch_size = (
+        literal(config, "train_micro_batch_size_per_gpu") or optim.per_device_train_batch_size
+    )
+    optim.gradient_accumulation_steps = literal(config, key) or optim.gradient_accumulation_steps
+    fixed = key in config.explicit or literal(config, key) is not None
     batch = optim.per_device_train_batch_size
     if saved is None or batch * optim.gradient_accumulation_steps * world == saved:
         return
-    if "gradient_accumulation_steps" not in config.explicit and saved % (batch * world) == 0:
+    if not fixed and saved % (batch * world) == 0:
         optim.gradient_accumulation_steps = saved // (batch * world)
         say(f"note: {optim.gradient_accumulation_steps} micro-batches a step on {world} ranks: the same {saved} rows")
         return
-    sizes = [n for n in range(1, saved // batch + 1) if saved % (batch * n) == 0]
+    unit = batch * (optim.gradient_accumulation_steps if fixed else 1)
+    sizes = [n for n in range(1, saved // unit + 1) if saved % (unit * n) == 0 and (not fixed or saved == unit * n)]
     raise UserError(
         f"{folder}: a step of its run has {saved} rows",
         found=f"{batch} a rank and micro-batch x {optim.gradient_accumulation_steps} micro-batches x {world} ranks",
-        expected=f"a product of {saved}: with {batch} a micro-batch, {' | '.join(map(str, sizes)) or 'no'} ranks",
+        expected=f"a product of {saved}: with {unit} a rank, {' | '.join(map(str, sizes)) or 'no'} ranks",
         fix="another number of ranks, or --per_device_train_batch_size",
     )
 
 
-def check_unchanged(folder: Path, config: RunConfig, parts: Parts, say: Callable[[str], None]) -> None:
+def literal(config: RunConfig, key: str) -> int | None:
+    """What a DeepSpeed file says of `key` other than "auto"; the run will adopt it (assembly says so of flags)."""
+    run = config.run
+    for path in (run.deepspeed_retriever or run.deepspeed, run.deepspeed_generator or run.deepspeed):
+        value = deepspeed_config.load(find_file(path, "--deepspeed"), "--deepspeed").get(key)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: Callable[[str], None]) -> None:
     """Raises UserError for other rows, another tokenizer or other settings than the checkpoint's; with
-    `--resume_changed` says so instead."""
-    saved = commit.read_manifest(folder) or {}
-    if "config" not in saved:
+    `--resume_changed` says so instead. now: `facts`."""
+    then = commit.read_manifest(folder) or {}
+    if "config" not in then:
         return
-    now, then = facts(config, parts), saved
+    free = FREE | LENGTH | (OF_INDEX if config.objective.candidates_from == "batch" else set())
     wrong = [
         f"--{key}: {then['config'][key]!r} then, {value!r} now"
         for key, value in now["config"].items()
-        if key in then["config"] and key not in FREE | LENGTH and then["config"][key] != value
+        if key in then["config"] and key not in free and then["config"][key] != value
     ]
     if then["data"] != now["data"]:
         wrong.append("training rows, passages, tokenizers or lengths: other tokens than then")
+    if then.get("evaluation", now["evaluation"]) != now["evaluation"]:
+        wrong.append("held-out rows: others than then")
+    for name, weights in now["unsaved"].items():
+        if then.get("unsaved", {}).get(name, weights) != weights:
+            wrong.append(f"--{name}: other weights in that folder than then, and no checkpoint holds those")
+    if then["global_batch"] != now["global_batch"]:
+        wrong.append(f"rows a step: {then['global_batch']} then, {now['global_batch']} now")
     for key in sorted(LENGTH):
         if then["config"].get(key) != now["config"][key]:
             say(f"note: --{key} {then['config'].get(key)} then, {now['config'][key]} now: the learning rate follows it")
@@ -136,6 +185,23 @@ def check_unchanged(folder: Path, config: RunConfig, parts: Parts, say: Callable
     raise UserError(
         f"{folder}: of a run that was another",
         found=listed(wrong),
-        expected="the data, tokenizers and settings that it was saved with",
+        expected="the data, tokenizers, weights and settings that it was saved with",
         fix="put them back, or --resume_changed to go on all the same",
     )
+
+
+def fit_best(state: TrainState, folder: Path, run: Path, now: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Forgets the best step so far where it cannot be held against those to come: judged by another metric or other
+    rows, or kept by another run. folder: the checkpoint's; run: the run that goes on; now: `facts`."""
+    then = commit.read_manifest(folder) or {}
+    metric = "metric_for_best_model"
+    why = ""
+    if then.get("config", {}).get(metric, now["config"][metric]) != now["config"][metric]:
+        why = f"it was by {then['config'][metric]}"
+    elif then.get("evaluation", now["evaluation"]) != now["evaluation"]:
+        why = "it was on other held-out rows"
+    elif not checkpoint.is_of(run, folder):
+        why = "it is another run's"
+    if why and state.best_step is not None:
+        say(f"note: the best step so far, {state.best_step}, is forgotten: {why}")
+        state.best, state.best_step, state.evaluations_without_gain = None, None, 0

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from ds_rag import checkpoint, dist, faults, log, resume, stopping
+from ds_rag import checkpoint, commit, dist, faults, log, resume, stopping
 from ds_rag.assemble import Parts, assemble
 from ds_rag.bad_steps import any_loss_is_bad, look
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.engine import StepResult
 from ds_rag.evaluate import Evaluation, Evaluator
-from ds_rag.figures import Live, judge, summarise
+from ds_rag.figures import Live, judge, summarise, without_gain
 from ds_rag.guards import Guards
 from ds_rag.halting import Halt
 from ds_rag.index_stage import IndexStage, Landed
@@ -85,10 +85,13 @@ def train(run: Run) -> Evaluation | None:
     """The loop: steps, the index stage when it is due, checkpoints. Returns the evaluation of the last step, if one
     was made there. Raises Stopped, on all ranks, where one was asked to stop."""
     parts, state, index, optim, guards, last = run.parts, run.state, run.index, run.config.optim, run.guards, None
-    live = Live(state.before or {})
+    live, stage = Live(state.before or {}), run.config.stage
     with index, run.console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         catch_up(run, live)
         for step in range(state.step, parts.total_steps):
+            if without_gain(state, stage):  # so it may be resumed, too
+                run.console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
+                break
             faults.point("step")
             run.halt.begin(f"step {step + 1}")
             began = time.monotonic()
@@ -105,18 +108,15 @@ def train(run: Run) -> Evaluation | None:
             guards.after_step(values)
             run.halt.begin(f"the index stage after step {state.step}")
             landed = index.after_step(state.step)
-            stop = landed is not None and book(run, landed, live)
+            if landed is not None:
+                book(run, landed, live)
             last = landed.result if landed is not None and landed.step == state.step and landed.whole else None
             if due_for_saving(run):
                 save(run)
             meter.advance(1, live.line(values["loss"]))
-            if stop:
-                stage = run.config.stage
-                run.console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
-                break
             run.halt.check()
         if late := index.drain(state.step):
-            book(run, late, live)
+            book(run, late, live, more=False)
     return last
 
 
@@ -129,6 +129,7 @@ def due_for_saving(run: Run) -> bool:
 def save(run: Run) -> None:
     """A checkpoint of this step; what it took is logged."""
     run.halt.begin(f"saving the checkpoint of step {run.state.step}")
+    run.state.watched = run.guards.memory
     if run.keeper.save(run.state):
         run.metrics.write("checkpoint", run.state.step, {"seconds": run.keeper.seconds})
 
@@ -141,13 +142,13 @@ def catch_up(run: Run, live: Live) -> None:
             book(run, landed, live)
 
 
-def book(run: Run, landed: Landed, live: Live | None = None) -> bool:
-    """Writes down what an index and its evaluation gave, and offers its candidates to the rows to come; True when it is
-    time to stop early."""
+def book(run: Run, landed: Landed, live: Live | None = None, more: bool = True) -> None:
+    """Writes down what an index and its evaluation gave; more: offers its candidates to the rows to come."""
     parts, state, metrics = run.parts, run.state, run.metrics
     metrics.write("refresh", landed.step, landed.figures)
-    if parts.candidates and state.step < parts.total_steps:
-        found = parts.candidates.refresh(landed.step, run.index.search, landed.retriever)
+    if parts.candidates and more and state.step < parts.total_steps:
+        with run.index.stalling():
+            found = parts.candidates.refresh(landed.step, run.index.search, landed.retriever)
         metrics.write("candidates", landed.step, found)
     if parts.data.evaluation:
         metrics.write("eval", landed.step, landed.metrics)
@@ -155,7 +156,7 @@ def book(run: Run, landed: Landed, live: Live | None = None) -> bool:
         live.metrics = landed.result.metrics
     state.refreshed = landed.step
     run.guards.after_evaluation(landed.step, landed.result.retrieved)
-    return judge(state, landed.result.metrics, run.config, landed.step)
+    judge(state, landed.result.metrics, run.config.stage, landed.step)
 
 
 def resume_candidates(run: Run, resumed: Path) -> None:
@@ -202,11 +203,11 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     if resumed:
         resume.fit_batch(resumed, config, console.say)
     parts = assemble(config, console, folder, device)
+    facts = resume.facts(config, parts)
     if resumed:
-        resume.check_unchanged(resumed, config, parts, console.say)
-    own = resumed is not None and resumed.parent == folder / "checkpoints"
-    if config.run.resume == "auto":
-        checkpoint.tidy(folder, resumed)
+        resume.check_unchanged(resumed, config, facts, console.say)
+    if config.run.resume != "never":
+        checkpoint.tidy(folder, resumed, console.say)
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
     metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed)
@@ -216,11 +217,14 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     )
     needed = parts.candidates is not None
     index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, needed)
-    keeper = Keeper(folder, config, parts, step if own and step is not None else -1)
+    here = step if step is not None and checkpoint.is_of(folder, resumed) else -1
+    keeper = Keeper(folder, config.run.save_total_limit, parts, facts, here)
     guards = Guards(config, folder, console, metrics)
     run = Run(parts, config, index, keeper, halt, guards, TrainState(), console, metrics)
     if resumed:
         run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
+        resume.fit_best(run.state, resumed, folder, facts, console.say)
+        guards.remember(run.state.watched)
         console.say(f"resumed from {resumed} at step {run.state.step}")
         resume_candidates(run, resumed)
     else:
@@ -257,7 +261,7 @@ def measure_before(run: Run) -> None:
     if parts.data.evaluation:
         state.before = first.result.metrics
         metrics.write("eval", 0, state.before)
-    judge(state, state.before or {}, run.config, 0)
+    judge(state, state.before or {}, run.config.stage, 0)
     state.refreshed = 0
     if run.config.stage.load_best_model_at_end:
         run.keeper.save(state)
@@ -266,19 +270,22 @@ def measure_before(run: Run) -> None:
 def finish(run: Run, last: Evaluation | None) -> Evaluation:
     """The last checkpoint and evaluation; under `load_best_model_at_end` the best weights, evaluated again."""
     state, stage = run.state, run.config.stage
-    if run.config.run.save_steps:
+    best = run.keeper.folder / "checkpoints" / f"step-{state.best_step}"
+    other = stage.load_best_model_at_end and state.best_step not in (state.step, None)
+    if run.config.run.save_steps or other:  # before other weights are loaded: a run may be stopped from here on, too
         save(run)
     if last is None:
         run.halt.begin("the last evaluation")
         landed = run.index.refresh(state.step, progress=True)
         refreshed = state.refreshed
-        book(run, landed)
+        book(run, landed, more=False)
         state.refreshed = refreshed  # a run that is made longer would refresh here for the rows to come
         last = landed.result
-    best = run.keeper.folder / "checkpoints" / f"step-{state.best_step}"
-    if not stage.load_best_model_at_end or state.best_step in (state.step, None) or not best.exists():
+    if not other:
         return last
     assert state.best_step is not None
+    if wrong := commit.damages_on_ranks(best):
+        raise commit.refuse(best, wrong, "--resume auto --load_best_model_at_end false exports the last step instead")
     checkpoint.load_engines(best, run.parts.engines, weights_only=True)
     run.console.say(f"exporting step {state.best_step}, the best by {stage.metric_for_best_model}")
     return run.index.refresh(state.best_step, progress=True).result

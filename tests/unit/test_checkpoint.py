@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from ds_rag import checkpoint, commit
-from ds_rag.checkpoint import TrainState, checkpoints, export, find, load, save
+from ds_rag.checkpoint import TrainState, checkpoints, export, find, load, save, tidy
 from ds_rag.errors import UserError
 
 
@@ -101,7 +102,6 @@ def test_what_a_crash_left_is_no_checkpoint_and_is_cleared(tmp_path):
     save_at(tmp_path, 2)
     torn = tmp_path / "checkpoints" / "step-4.tmp-1234abcd"
     (torn / "retriever").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-5").mkdir()  # without a manifest
     (tmp_path / "checkpoints" / "step-old").mkdir()
     said: list[str] = []
     assert steps(tmp_path) == [2]
@@ -131,8 +131,6 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_and_refused_by_name(tmp_path
         file.unlink()
     said: list[str] = []
     assert find(tmp_path, "auto", said.append) == tmp_path / "checkpoints" / "step-2"
-    if name == "manifest.json" and how == "delete":
-        return  # without one it is no checkpoint
     if name == "manifest.json" and how == "flip" and commit.read_manifest(newest):
         assert said  # still JSON, but some hash or name is another
     assert str(newest) in said[0] and "damaged" in said[0] and (name in said[0] or name == "manifest.json")
@@ -146,6 +144,54 @@ def test_where_all_are_damaged_nothing_starts_at_step_0(tmp_path):
         damage(tmp_path / "checkpoints" / f"step-{step}" / "retriever" / "weights")
     with pytest.raises(UserError, match="is sound"):
         find(tmp_path, "auto")
+
+
+def test_where_all_are_gone_nothing_starts_at_step_0(tmp_path):
+    save_at(tmp_path, 2)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-2")
+    with pytest.raises(UserError, match="is sound") as caught:
+        find(tmp_path, "auto")
+    assert "none, where LATEST names step-2" in str(caught.value)
+
+
+def go_on_from(run: Path, source: Path) -> list[str]:
+    said: list[str] = []
+    tidy(run, source, said.append)
+    return said
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_a_run_that_goes_back_keeps_its_new_checkpoints_and_drops_those_it_left(tmp_path, keep):
+    save_at(tmp_path, 4, 6, 8)
+    said = go_on_from(tmp_path, tmp_path / "checkpoints" / "step-4")
+    assert [line.split("step-")[1][0] for line in said] == ["6", "8"]
+    assert steps(tmp_path) == [4] and find(tmp_path, "auto") == tmp_path / "checkpoints" / "step-4"
+    assert (tmp_path / "checkpoints" / "abandoned-step-8").is_dir(), "until the next is saved"
+    save_at(tmp_path, 5, keep=keep)
+    assert steps(tmp_path) == [4, 5] and not list((tmp_path / "checkpoints").glob("abandoned*"))
+    assert find(tmp_path, "auto") == tmp_path / "checkpoints" / "step-5"
+
+
+def test_damaged_newer_ones_do_not_push_out_what_is_saved_after(tmp_path):
+    save_at(tmp_path, 6, 8, 10)
+    for step in (8, 10):
+        damage(tmp_path / "checkpoints" / f"step-{step}" / "state.json")
+    newest = find(tmp_path, "auto")
+    assert newest is not None and newest.name == "step-6"
+    go_on_from(tmp_path, newest)
+    save_at(tmp_path, 7, keep=2)
+    assert steps(tmp_path) == [6, 7] and find(tmp_path, "auto") == tmp_path / "checkpoints" / "step-7"
+
+
+def test_a_run_that_goes_on_from_another_s_checkpoint_puts_its_own_aside(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    save_at(run, 2, 6)
+    save_at(other, 4)
+    go_on_from(run, other / "checkpoints" / "step-4")
+    assert steps(run) == [] and find(run, "auto") is None
+    assert steps(other) == [4]
+    save_at(run, 5)
+    assert steps(run) == [5]
 
 
 def test_find(tmp_path):
