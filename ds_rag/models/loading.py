@@ -164,6 +164,13 @@ def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces:
     base = base_folder(folder, f"--{name}")
     small = four_bit(model, name)
     merges = base != folder
+    if merges and wanted_by(model.lora, name):  # saved alone, the new one would name the base without the first
+        raise UserError(
+            f"--lora {model.lora}: the {name}'s folder is itself an adapter",
+            found=f"{ADAPTER_FILE} in {folder}",
+            expected="whole weights",
+            fix=f"`ds-rag merge --run RUN`, then --{name} RUN/merged/{name}",
+        )
     for what, on in (("--load_in_4bit", small), ("an adapter that is to be merged", merges)):
         if pieces is not None and on:
             raise UserError(

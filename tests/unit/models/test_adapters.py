@@ -94,6 +94,16 @@ def test_an_adapter_without_its_base(model_folder: MakeFolder) -> None:
         load_generator(ModelConfig(generator=str(base / "saved")), list, base)
 
 
+def test_an_adapter_on_an_adapter_is_refused(model_folder: MakeFolder) -> None:
+    """Saved alone it would name the base, and the first adapter would be lost."""
+    base = model_folder("llama", "AutoModelForCausalLM")
+    adapted(base).save(base / "saved")
+    with pytest.raises(UserError, match="is itself an adapter") as refused:
+        adapted(base / "saved")
+    assert "--generator RUN/merged/generator" in str(refused.value)
+    load_generator(ModelConfig(generator=str(base / "saved"), lora="retriever"), list, base)  # meant for the other
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
