@@ -207,6 +207,8 @@ def load_engine(engine: Any, folder: Path, weights_only: bool = False) -> None:
                 piece = where[f"{name}:{key}"].get_slice(f"{name}:{key}")
                 view.copy_(piece[mine.start : mine.start + view.numel()])
         put_weights(p, found)
+    if hasattr(engine.optimizer, "invalidate_secondary_tensor"):  # hierarchical ZeRO-3 gathers from copies that an
+        engine.optimizer.invalidate_secondary_tensor()  # earlier forward made of the weights before
     if not weights_only:
         set_numbers(engine, with_numbers)
 

@@ -24,6 +24,7 @@ def main(args: argparse.Namespace) -> int:
     if out.exists() and any(out.iterdir()):
         raise UserError("--out is not empty", found=out, expected="a new or empty folder")
     console = Console()
+    args.load_in_4bit = "none"  # the sum in full precision, whatever the adapter learned beside
     saved = open_saved(args, {"out"})
     for name in names:
         model = saved.retriever if name == "retriever" else saved.generator

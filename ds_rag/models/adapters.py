@@ -65,9 +65,13 @@ def base_folder(folder: Path, flag: str) -> Path:
     return base
 
 
-def merge_adapters(model: Any, folder: Path) -> Any:
-    """`model` with the adapter of `folder`, where it holds one, added to its weights."""
+def apply_adapters(model: Any, folder: Path, merge: bool) -> Any:
+    """`model` with the adapter of `folder`, where it holds one: added to its weights, or beside them as in training
+    (weights in 4 bits would round the sum once more)."""
     if not (folder / ADAPTER_FILE).is_file():
+        return model
+    if not merge:
+        model.load_adapter(str(folder))
         return model
     from peft import PeftModel
 

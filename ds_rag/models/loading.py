@@ -14,7 +14,7 @@ from torch import nn
 from ds_rag import dist
 from ds_rag.config import DataConfig, ModelConfig, find_file
 from ds_rag.errors import UserError, choose
-from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, base_folder, four_bit, merge_adapters, wanted_by
+from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, apply_adapters, base_folder, four_bit, wanted_by
 from ds_rag.models.generator import Generator
 from ds_rag.models.opening import opening
 from ds_rag.models.retriever import OWN_SETTINGS, PASSAGE_ENCODER, Retriever, RetrieverSettings
@@ -92,15 +92,18 @@ def load_pair(
     """The models that a run left in `run/retriever` and `run/generator` (None after `infonce`).
 
     What turns texts into scores is as the run saved it (a temperature may have been learned), not as its
-    configuration began; only `flags`, keys that the user gives now, win over that.
+    configuration began; only `flags`, keys that the user gives now, win over that. A base that was in 4 bits while its
+    adapter learned is so again: the adapter, the index and the run's figures are those of the rounded weights.
     """
+    adapted = [name for name in ("retriever", "generator") if (run / name / ADAPTER_FILE).is_file()]
+    small = [name for name in adapted if wanted_by(model.load_in_4bit, name)]
     saved = replace(
         model,
         retriever=str(run / "retriever"),
         generator=str(run / "generator"),
         encoders="shared",  # the folder itself knows of a second one
         lora="none",  # what was learned is merged when it is opened
-        load_in_4bit="none",
+        load_in_4bit="both" if len(small) == 2 else next(iter(small), "none"),
         **{key: default for key, default in AS_SAVED.items() if key not in flags},
     )
     retriever = load_retriever(saved, data, list, run)
@@ -160,10 +163,18 @@ def open_encoder(folder: Path, model: ModelConfig, pieces: dict[str, Any] | None
 
 
 def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces: dict[str, Any] | None) -> Any:
-    """`from_pretrained`, with the folder's own adapter merged, and new ones where --lora wants them."""
+    """`from_pretrained`, with the folder's own adapter merged (beside weights in 4 bits), and new ones where --lora
+    wants them."""
     base = base_folder(folder, f"--{name}")
     small = four_bit(model, name)
     merges = base != folder
+    if merges and wanted_by(model.lora, name):  # saved alone, the new one would name the base without the first
+        raise UserError(
+            f"--lora {model.lora}: the {name}'s folder is itself an adapter",
+            found=f"{ADAPTER_FILE} in {folder}",
+            expected="whole weights",
+            fix=f"`ds-rag merge --run RUN`, then --{name} RUN/merged/{name}",
+        )
     for what, on in (("--load_in_4bit", small), ("an adapter that is to be merged", merges)):
         if pieces is not None and on:
             raise UserError(
@@ -174,7 +185,7 @@ def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces:
     if pieces is not None:
         keep_todays_names(weights)
     with opening(f"--{name} {folder}"):
-        weights = merge_adapters(weights, folder)
+        weights = apply_adapters(weights, folder, merge=not small)
     if wanted_by(model.lora, name):
         add_adapters(weights, model, base)
     return weights

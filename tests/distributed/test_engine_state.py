@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from pair import NEVER_CLIP, Case, Record, allow_fp16, apart, make_engines, off_course, parameters, run_steps
+from pair import (
+    NEVER_CLIP,
+    Case,
+    Record,
+    allow_fp16,
+    apart,
+    blocks_of,
+    make_engines,
+    off_course,
+    parameters,
+    run_steps,
+)
 from ranks import run_ranks
 
 from ds_rag.engine_state import load_engine, save_engine, whole_tensors
@@ -64,6 +75,34 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, world: int) -> None:
             for key, parameter in went_on.parameters.items():
                 assert torch.equal(resumed.parameters[key], parameter), f"{label(case)} {key}"
             assert other.losses != went_on.losses, label(case)
+
+
+HPZ = Case((3, 3), extra={"zero_optimization": {"zero_hpz_partition_size": 2}})
+
+
+def loaded_after_a_forward(folder: str, case: Case) -> list[torch.Tensor]:
+    """Log-probabilities of one batch: by weights that are saved, by others, and by the others' engine once it has
+    loaded those."""
+    cells, found = blocks_of(case, 1, 0)[0].cells, []
+
+    def look(engines: Any) -> None:
+        with torch.no_grad():
+            found.append(engines.generator(cells).clone())
+
+    first = make_engines(case)
+    look(first)
+    save_all(first, Path(folder))
+    other = make_engines(replace(case, seed=9))
+    look(other)
+    for name, engine in other.learning.items():
+        load_engine(engine, Path(folder) / name, weights_only=True)
+    look(other)
+    return found
+
+
+def test_hierarchical_pieces_of_the_weights_before_are_let_go(tmp_path: Path) -> None:
+    for saved, before, after in run_ranks(loaded_after_a_forward, 2, str(tmp_path), HPZ):
+        assert torch.equal(after, saved) and not torch.allclose(before, saved)
 
 
 def save_at(folder: str, cases: list[Case]) -> list[tuple[dict[str, torch.Tensor], Record]]:

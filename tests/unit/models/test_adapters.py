@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 from collections.abc import Callable
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from ds_rag import merge
 from ds_rag.batch import lay_out_cells, pad_right
 from ds_rag.config import DataConfig, ModelConfig, build
 from ds_rag.errors import UserError
 from ds_rag.models.adapters import ADAPTER_FILE, has_adapters
-from ds_rag.models.loading import load_generator, load_retriever
+from ds_rag.models.loading import load_generator, load_pair, load_retriever
 
 MakeFolder = Callable[..., Path]
 CELLS = lay_out_cells([torch.arange(5, 12).int().numpy()] * 2, [torch.arange(20, 24).int().numpy()] * 2, 0)
@@ -94,6 +96,16 @@ def test_an_adapter_without_its_base(model_folder: MakeFolder) -> None:
         load_generator(ModelConfig(generator=str(base / "saved")), list, base)
 
 
+def test_an_adapter_on_an_adapter_is_refused(model_folder: MakeFolder) -> None:
+    """Saved alone it would name the base, and the first adapter would be lost."""
+    base = model_folder("llama", "AutoModelForCausalLM")
+    adapted(base).save(base / "saved")
+    with pytest.raises(UserError, match="is itself an adapter") as refused:
+        adapted(base / "saved")
+    assert "--generator RUN/merged/generator" in str(refused.value)
+    load_generator(ModelConfig(generator=str(base / "saved"), lora="retriever"), list, base)  # meant for the other
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -109,7 +121,12 @@ def test_contradictions(flags: dict[str, Any], message: str) -> None:
         build(flags)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is an optional extra")
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is an optional extra"
+)
+
+
+@needs_bitsandbytes
 def test_a_base_in_4_bits_stays_and_its_adapter_learns(model_folder: MakeFolder) -> None:
     base = model_folder("llama", "AutoModelForCausalLM", hidden_size=64, intermediate_size=64)
     plain = load_generator(ModelConfig(generator=str(base)), list, base).eval()
@@ -121,3 +138,33 @@ def test_a_base_in_4_bits_stays_and_its_adapter_learns(model_folder: MakeFolder)
     found.sum().backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert moved and all("lora_B" in n for n in moved)
+
+
+@needs_bitsandbytes
+def test_a_run_in_4_bits_is_opened_as_it_learned_and_merged_in_full_precision(
+    model_folder: MakeFolder, tmp_path: Path
+) -> None:
+    """RUN/index holds vectors of the rounded base and its adapter: queries must come from the same model."""
+    base = model_folder("bert", hidden_size=64, intermediate_size=64)
+    flags: dict[str, Any] = {"retriever": str(base), "lora": "retriever", "load_in_4bit": "retriever"}
+    model = load_retriever(ModelConfig(**flags), DataConfig(), list, base).eval()
+    teach(model)
+    run = tmp_path / "run"
+    model.save(run / "retriever")
+    (run / "config.json").write_text(json.dumps(flags))
+    tokens = pad_right([torch.arange(5, 12).int().numpy()], 0)
+
+    @torch.no_grad()
+    def vector(retriever: Any) -> torch.Tensor:
+        return retriever.eval().embed(tokens, "query")
+
+    wanted = vector(model)
+    assert torch.equal(vector(load_pair(run, ModelConfig(**flags), DataConfig())[0]), wanted)
+    merge.main(argparse.Namespace(run=str(run), out=None, device="cpu"))
+    whole, merged = (
+        load_retriever(ModelConfig(retriever=str(folder)), DataConfig(), list, base)
+        for folder in (run / "retriever", run / "merged" / "retriever")
+    )
+    assert not any((run / "merged").rglob(ADAPTER_FILE)) and all(p.dtype == torch.float32 for p in merged.parameters())
+    torch.testing.assert_close(vector(merged), vector(whole), rtol=1e-4, atol=1e-5)
+    assert (vector(merged) - wanted).abs().max() > 1e-3  # the base was rounded
