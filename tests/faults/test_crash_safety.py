@@ -188,6 +188,14 @@ def test_row_10_a_file_named_stop_is_a_signal_too(tmp_path: Path, flags: list[st
     assert not (run / "STOP").exists(), "or the next start would stop at once"
 
 
+def test_row_10_a_rank_lost_while_the_others_stop_is_named_as_in_a_step(tmp_path: Path, flags: list[str]) -> None:
+    run = tmp_path / "run"
+    ranks = start(["train", "--output_dir", run, *flags], 2, "step:0:term:5,save_model:1:kill:3")
+    assert ranks.wait() == [1, -signal.SIGKILL], ranks.said()
+    assert "rank 0 waited in vain" in ranks.said() and "saving the checkpoint of step 5" in ranks.said()
+    assert "Traceback" not in ranks.said() and steps(run) == [2, 4]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_row_12_a_full_disk_on_one_rank(tmp_path: Path, flags: list[str], rank: int, whole: Whole) -> None:
     run = tmp_path / "run"
