@@ -32,6 +32,10 @@ class RunError(UserError):
     code = 1
 
 
+class RankError(RunError):
+    """What one rank has met and the others may not have: it tells of it itself."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ds_rag import dist, stopping
-from ds_rag.errors import UserError
+from ds_rag.errors import RankError
 from ds_rag.stopping import Stopped
 
 LOST = ("timed out", "connection closed", "connection reset", "socket", "gloo", "nccl", "peer")
@@ -52,12 +52,12 @@ class Halt:
         if self.asked():
             raise Stopped(self.reason)
 
-    def lost(self, error: RuntimeError) -> UserError | None:
+    def lost(self, error: RuntimeError) -> RankError | None:
         """What to say of a collective that did not come to its end, or None if `error` is another."""
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not any(word in str(error).lower() for word in LOST) or dist.world() == 1:
             return None
-        return UserError(
+        return RankError(
             f"rank {dist.rank()} waited in vain for another rank, in: {self.operation}",
             found=text,
             expected="all ranks alive and at the same place",

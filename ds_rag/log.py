@@ -27,7 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ds_rag.errors import UserError
+from ds_rag.errors import RankError, UserError
 from ds_rag.masking import masked
 
 Item = TypeVar("Item")
@@ -241,7 +241,8 @@ def capture(folder: Path, rank: int) -> Console:
 def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
     """Runs a command's body; a UserError becomes its exit code and, on rank 0, a message on the terminal.
 
-    Every rank meets the same mistake, so one speaks; the others' messages are in their logs.
+    Every rank meets the same mistake, so one speaks; the others' messages are in their logs. A rank's own trouble it
+    tells itself: rank 0 may be the one that is gone.
     """
     try:
         return body() or 0
@@ -251,6 +252,6 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
         message = printable(f"error: {error}")
         if _terminal_error:
             print(message, file=sys.stderr)  # the log
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             print(message, file=_terminal_error or sys.stderr)
         return error.code

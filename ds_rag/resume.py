@@ -17,7 +17,7 @@ from ds_rag.assemble import Parts
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig, find_file
 from ds_rag.deepspeed_config.keys import listed
-from ds_rag.errors import UserError
+from ds_rag.errors import RunError, UserError
 from ds_rag.index.store import hash_model
 from ds_rag.models.adapters import base_folder, has_adapters
 from ds_rag.refresh import hash_tokens
@@ -46,7 +46,7 @@ class Keeper:
         self.seconds = 0.0  # spent on the last one
 
     def save(self, state: TrainState) -> bool:
-        """A checkpoint of this step; False where there is one already. Raises UserError where it could not be written:
+        """A checkpoint of this step; False where there is one already. Raises RunError where it could not be written:
         the one before still stands."""
         if state.step == self.saved:
             return False
@@ -55,7 +55,7 @@ class Keeper:
         try:
             checkpoint.save(self.folder, self.parts.engines, state, self.limit, self.facts, arrays)
         except OSError as error:
-            raise UserError(
+            raise RunError(
                 f"the checkpoint of step {state.step} could not be saved",
                 found=error,
                 expected=f"room in {self.folder}",

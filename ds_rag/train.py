@@ -178,14 +178,15 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
     stopping.agree_by(halt.check)
     run: Run | None = None
     try:
-        halt.check()
-        run = set_up(config, folder, console, device, halt)
-        last = train(run)
-        result = finish(run, last)
-        run.metrics.close()
-        leave(run.parts, config, run.state, result, run.index, folder, console, began)
-    except Stopped as reason:
-        return stop_here(run, halt, str(reason), folder, console)
+        try:
+            halt.check()
+            run = set_up(config, folder, console, device, halt)
+            last = train(run)
+            result = finish(run, last)
+            run.metrics.close()
+            leave(run.parts, config, run.state, result, run.index, folder, console, began)
+        except Stopped as reason:
+            return stop_here(run, halt, str(reason), folder, console)  # another rank may be lost in this too
     except RuntimeError as error:
         raise halt.lost(error) or error from error
     finally:

@@ -34,13 +34,14 @@ def resume(run: Path, flags: list[str], world: int = 1, *more: str) -> str:
     return ranks.said()
 
 
-def test_row_1_one_of_two_ranks_killed_in_a_step(tmp_path: Path, flags: list[str], whole: Whole) -> None:
+@pytest.mark.parametrize("victim", [0, 1])
+def test_row_1_one_of_two_ranks_killed_in_a_step(tmp_path: Path, flags: list[str], whole: Whole, victim: int) -> None:
     run, began = tmp_path / "run", time.monotonic()
-    ranks = start(["train", "--output_dir", run, *flags], 2, "micro_batch:1:kill:6")
+    ranks = start(["train", "--output_dir", run, *flags], 2, f"micro_batch:{victim}:kill:6")
     codes = ranks.wait(60)
-    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None), ranks.said()
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1, ranks.said()
     assert time.monotonic() - began < 60 and steps(run) == [2, 4]
-    assert "waited in vain" in ranks.said() and "step 6" in ranks.said()
+    assert f"rank {1 - victim} waited in vain" in ranks.said() and "step 6" in ranks.said()
     resume(run, flags, 2)
     same(run, whole["2"])
 
@@ -87,16 +88,17 @@ def test_row_4_killed_while_an_index_is_written(tmp_path: Path, whole: Whole) ->
     assert not commit.partials(run)
 
 
-def test_row_5_one_rank_hangs(tmp_path: Path, flags: list[str]) -> None:
-    run = tmp_path / "run"
-    ranks = start(["train", "--output_dir", run, *flags, "--collective_timeout", "0.15"], 2, "micro_batch:1:stop:6")
-    ranks.processes[0].join(60)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_row_5_one_rank_hangs(tmp_path: Path, flags: list[str], victim: int) -> None:
+    run, other, fault = tmp_path / "run", 1 - victim, f"micro_batch:{victim}:stop:6"
+    ranks = start(["train", "--output_dir", run, *flags, "--collective_timeout", "0.15"], 2, fault)
+    ranks.processes[other].join(60)
     said = ranks.said()
     try:
-        assert ranks.processes[0].exitcode not in (0, None), said
-        assert "waited in vain" in said and "step 6" in said and "--resume auto" in said
-        assert ranks.processes[1].exitcode is None  # only stopped: its launcher would end it
-        stacks = (run / "stacks-rank0.txt").read_text()
+        assert ranks.processes[other].exitcode == 1, said
+        assert f"rank {other} waited in vain" in said and "step 6" in said and "--resume auto" in said
+        assert ranks.processes[victim].exitcode is None  # only stopped: its launcher would end it
+        stacks = (run / f"stacks-rank{other}.txt").read_text()
         assert "train_step" in stacks or "all_reduce" in stacks or "Timeout" in stacks
     finally:
         ranks.end()
@@ -186,11 +188,19 @@ def test_row_10_a_file_named_stop_is_a_signal_too(tmp_path: Path, flags: list[st
     assert not (run / "STOP").exists(), "or the next start would stop at once"
 
 
+def test_row_10_a_rank_lost_while_the_others_stop_is_named_as_in_a_step(tmp_path: Path, flags: list[str]) -> None:
+    run = tmp_path / "run"
+    ranks = start(["train", "--output_dir", run, *flags], 2, "step:0:term:5,save_model:1:kill:3")
+    assert ranks.wait() == [1, -signal.SIGKILL], ranks.said()
+    assert "rank 0 waited in vain" in ranks.said() and "saving the checkpoint of step 5" in ranks.said()
+    assert "Traceback" not in ranks.said() and steps(run) == [2, 4]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_row_12_a_full_disk_on_one_rank(tmp_path: Path, flags: list[str], rank: int, whole: Whole) -> None:
     run = tmp_path / "run"
     ranks = start(["train", "--output_dir", run, *flags], 2, f"save_optimizer:{rank}:full:2")
-    assert ranks.wait() == [2, 2]
+    assert ranks.wait() == [1, 1]
     assert "No space left on device" in ranks.said() and "could not be saved" in ranks.said()
     assert f"rank {rank}" in ranks.said()
     assert steps(run) == [2] and not commit.damages(run / "checkpoints" / "step-2")
@@ -207,7 +217,7 @@ def test_row_12_a_disk_that_is_really_full(tmp_path: Path, flags: list[str]) -> 
         pytest.skip(f"no tmpfs may be mounted here: {mounted.stderr.strip()}")
     try:
         ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto"], 1)
-        assert ranks.wait() == [2], ranks.said()
+        assert ranks.wait() == [1], ranks.said()
         assert "could not be saved" in ranks.said() and "is whole" in ranks.said()
         assert steps(run) and all(not commit.damages(folder) for folder in checkpoints(run))
         assert not commit.partials(disk)

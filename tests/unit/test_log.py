@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ds_rag import log
-from ds_rag.errors import UserError
+from ds_rag.errors import RankError, UserError
 from ds_rag.log import Console, Metrics, printable, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +127,15 @@ def test_user_errors_are_told_once(rank, speaks, monkeypatch, capsys):
     assert run_command(fail) == 2
     shown = "error: --flag: wrong\ufffd[2J\n  found:    x\n  expected: y\n"
     assert capsys.readouterr().err == (shown if speaks else "")
+
+
+def test_a_rank_s_own_trouble_is_told_by_that_rank(monkeypatch, capsys):
+    def lost() -> int:
+        raise RankError("rank 1 waited in vain")
+
+    monkeypatch.setenv("RANK", "1")
+    assert run_command(lost) == 1
+    assert capsys.readouterr().err == "error: rank 1 waited in vain\n"
 
 
 def test_other_outcomes_of_a_command():
