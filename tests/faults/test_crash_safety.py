@@ -244,7 +244,11 @@ def flip(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
 
 
-@pytest.mark.parametrize(("what", "how"), [("weights", "flipped"), ("state", "truncated"), ("numbers", "deleted")])
+DAMAGED = [("weights", "flipped"), ("state", "truncated"), ("numbers", "deleted"), ("random states", "flipped")]
+DAMAGED += [("manifest", "deleted"), ("manifest", "flipped")]
+
+
+@pytest.mark.parametrize(("what", "how"), DAMAGED)
 def test_row_13_a_damaged_checkpoint(tmp_path: Path, flags: list[str], whole: Whole, what: str, how: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole["1"], run)
@@ -257,7 +261,8 @@ def test_row_13_a_damaged_checkpoint(tmp_path: Path, flags: list[str], whole: Wh
         ["train", "--output_dir", tmp_path / "other", *flags, "--resume", file.parents[FILES[what].count("/")]]
     )
     assert explicit.wait() == [2]
-    assert FILES[what] in explicit.said() and ("sha256" in explicit.said() or "bytes" in explicit.said())
+    assert FILES[what] in explicit.said() and "expected" in explicit.said()
+    assert what == "manifest" or "sha256" in explicit.said() or "bytes" in explicit.said()
     said = resume(run, flags)
     assert "damaged and passed over" in said and FILES[what] in said and "at step 6" in said
     same(run, whole["1"])
@@ -300,20 +305,104 @@ CHANGES: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("what", [*CHANGES, "rows"])
+@pytest.mark.parametrize("what", [*CHANGES, "rows", "held-out rows"])
 def test_row_15_what_has_changed_since(tmp_path: Path, flags: list[str], whole: Whole, what: str) -> None:
     run, now = tmp_path / "run", [*flags, *CHANGES.get(what, [])]
     shutil.copytree(whole["1"], run)
-    if what == "rows":
-        file = Path(flags[flags.index("--train_data") + 1])
+    if what not in CHANGES:
+        place = now.index("--train_data" if what == "rows" else "--eval_data") + 1
         other = tmp_path / "other.jsonl"
-        other.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
-        now[now.index("--train_data") + 1] = str(other)
+        other.write_text("".join(reversed(Path(now[place]).read_text().splitlines(keepends=True))))
+        now[place] = str(other)
     argv: list[Any] = ["train", "--output_dir", run, *now, "--resume", "auto", "--max_steps", "9"]
     refused = start(argv)
     assert refused.wait() == [2]
     assert "of a run that was another" in refused.said() and "--resume_changed" in refused.said()
-    assert ("other tokens than then" if what == "rows" else CHANGES[what][1]) in refused.said()
+    told = {"rows": "other tokens than then", "held-out rows": "held-out rows: others than then"}
+    assert (told[what] if what in told else CHANGES[what][1]) in refused.said()
     forced = start([*argv, "--resume_changed", "true"])
     assert forced.wait() == [0] and "although this has changed" in forced.said()
     assert "the learning rate follows it" in forced.said()
+
+
+def test_row_15_the_weights_of_a_frozen_model_have_changed(tmp_path: Path, flags: list[str], whole: Whole) -> None:
+    """No checkpoint holds those, so its files tell nothing."""
+    from safetensors.torch import load_file, save_file
+
+    run, folder = tmp_path / "run", tmp_path / "encoder"
+    shutil.copytree(whole["1"] / "retriever", folder)
+    argv = ["train", "--output_dir", run, *flags, "--retriever", folder, "--freeze", "retriever"]
+    assert start(argv, 1, "step:0:term:3").wait() == [75]
+    file = folder / "model.safetensors"
+    save_file({name: 1.01 * tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    refused = start([*argv, "--resume", "auto"])
+    assert refused.wait() == [2] and "--retriever: other weights in that folder than then" in refused.said()
+
+
+def deepspeed_file(folder: Path, **values: int) -> list[str]:
+    file = folder / "batch.json"
+    file.write_text(json.dumps(json.loads(Path("ds_configs/zero2.json").read_text()) | values))
+    return ["--deepspeed", str(file)]
+
+
+def without(flags: list[str], name: str) -> list[str]:
+    at = flags.index(name)
+    return flags[:at] + flags[at + 2 :]
+
+
+def test_row_7_what_a_deepspeed_file_says_of_the_batch_holds_when_it_goes_on(
+    tmp_path: Path, flags: list[str], whole: Whole
+) -> None:
+    run = tmp_path / "run"
+    flags = without(flags, "--per_device_train_batch_size")
+    more = deepspeed_file(tmp_path, train_micro_batch_size_per_gpu=2)
+    assert start(["train", "--output_dir", run, *flags, *more], 1, "step:0:term:5").wait() == [75]
+    resume(run, flags, 1, *more)
+    same(run, whole["1"])
+
+
+def test_row_8_ranks_that_a_deepspeed_file_s_accumulation_does_not_allow(
+    tmp_path: Path, flags: list[str], whole: Whole
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["2"], run)
+    argv = ["train", "--output_dir", run, *flags, *deepspeed_file(tmp_path, gradient_accumulation_steps=1)]
+    refused = start([*argv, "--max_steps", "10", "--resume", "auto"])
+    assert refused.wait() == [2]
+    assert "a step of its run has 4 rows" in refused.said() and "with 2 a rank, 2 ranks" in refused.said()
+
+
+def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(tmp_path: Path, flags: list[str]) -> None:
+    run = tmp_path / "run"
+    flags = [*flags, "--early_stopping_patience", "1", "--refresh_index", "1", "--learning_rate", "1e-9"]
+    assert start(["train", "--output_dir", run, *flags]).wait() == [0]
+    before = lines(run, "train", "loss")
+    assert len(before) < 8
+    assert "stopped early" in resume(run, flags)
+    assert lines(run, "train", "loss") == before
+
+
+def test_a_run_that_goes_back_goes_on_from_there(tmp_path: Path, flags: list[str], whole: Whole) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["1"], run)
+    (kept,) = {6, 8} & set(steps(run)) - {8}
+    argv = ["train", "--output_dir", run, *flags, "--resume", run / "checkpoints" / f"step-{kept}"]
+    ranks = start(argv, 1, "step:0:term:1")
+    assert ranks.wait() == [75] and "is not what the run goes on from" in ranks.said()
+    assert steps(run) == [kept, kept + 1]
+    assert f"at step {kept + 1}" in resume(run, flags)
+    same(run, whole["1"])
+
+
+@pytest.mark.parametrize("how", HARM)
+def test_row_13_a_damaged_best_checkpoint_is_not_exported(tmp_path: Path, flags: list[str], how: str) -> None:
+    run = tmp_path / "run"
+    # The figures before training are never beaten by a step that changes nothing: the best step is the first.
+    flags = [*flags, "--load_best_model_at_end", "true", "--learning_rate", "1e-12"]
+    assert start(["train", "--output_dir", run, *flags], 1, "step:0:term:5").wait() == [75]
+    assert 0 in steps(run)
+    HARM[how](run / "checkpoints" / "step-0" / FILES["weights"])
+    ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto"])
+    assert ranks.wait() == [2], ranks.said()
+    assert "step-0: damaged" in ranks.said() and "--load_best_model_at_end false" in ranks.said()
+    assert not (run / "results.json").exists() and 8 in steps(run)
