@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from ds_rag import commit, dist, faults
 from ds_rag.engine import Engines
 from ds_rag.engine_state import load_engine, save_engine
-from ds_rag.errors import UserError
+from ds_rag.errors import UserError, not_written
 from ds_rag.random_state import random_states, set_random_states
 
 LATEST = "LATEST"
@@ -81,10 +82,14 @@ def save(
     failure = failure or commit.attempt(lambda: write_rest(folder, state, arrays or {}))
     about = {"kind": "checkpoint", "step": state.step, "world": dist.world(), **(facts or {})}
     commit.seal(folder, final, about, failure)
-    if dist.rank() == 0:
+
+    def name_it() -> None:
         faults.point("before_latest")
         commit.write_whole(root / LATEST, final.name)
         faults.point("after_latest")
+
+    commit.agree(LATEST, commit.attempt(name_it) if dist.rank() == 0 else None)
+    if dist.rank() == 0:
         prune(run, keep, state.best_step)
     dist.barrier()
 
@@ -238,13 +243,21 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
 def export(run: Path, engines: Engines, cards: dict[str, str]) -> None:
     """`run/retriever` for sentence-transformers and `run/generator` for transformers, each with its card.
 
-    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces.
+    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises RunError on every rank where it could
+    not.
     """
-    first = dist.rank() == 0
+    first, failure = dist.rank() == 0, None
+
+    def write(folder: Path, saved: Any, state: Any, card: str) -> None:
+        saved.save(folder, state)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
     for name, module in engines.modules.items():
         state = engines.whole_state(name, keep=first)
-        if first:
-            saved: Any = module
-            saved.save(run / name, state)
-            (run / name / "README.md").write_text(cards[name], encoding="utf-8")
-    dist.barrier()
+        if first and failure is None:
+            failure = commit.attempt(partial(write, run / name, module, state, cards[name]))
+    try:
+        commit.agree("a model", failure)
+    except OSError as error:
+        fix = "free some, then --resume auto, which goes on from the last checkpoint"
+        raise not_written("the trained models", error, run, fix) from None

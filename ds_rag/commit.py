@@ -38,15 +38,18 @@ class Damage:
 
 def begin(final: Path) -> Path:
     """A new, empty folder beside `final`, the same on every rank, for all of them to write into. What earlier attempts
-    left behind goes. A collective."""
+    left behind goes. A collective; raises OSError on every rank where rank 0 could not make it."""
     name = dist.from_first(f"{final.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
     folder = final.with_name(name)
-    if dist.rank() == 0:
+
+    def make() -> None:
+        faults.point("begin")
         final.parent.mkdir(parents=True, exist_ok=True)
         for old in partials(final.parent, final.name):
             shutil.rmtree(old, ignore_errors=True)
         folder.mkdir()
-    dist.barrier()
+
+    agree(final.name, attempt(make) if dist.rank() == 0 else None)
     return folder
 
 
@@ -61,7 +64,7 @@ def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None =
     failure: what went wrong on this rank while it wrote. Raises OSError on every rank where any failed: then `folder`
     is removed, and what was there before stays.
     """
-    agree(folder, failure)
+    agree(final.name, failure, folder)
     names = dist.from_first([f.relative_to(folder).as_posix() for f in sorted(folder.rglob("*")) if f.is_file()])
     mine: dict[str, dict[str, Any]] = {}
     try:
@@ -69,7 +72,7 @@ def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None =
             mine[name] = measure(folder / name, to_disk=True)
     except OSError as error:
         failure = str(error)
-    agree(folder, failure)
+    agree(final.name, failure, folder)
     files = {name: entry for part in dist.gather_objects(mine) for name, entry in part.items()}
     if dist.rank() == 0:
         try:
@@ -82,18 +85,18 @@ def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None =
             replace_folder(folder, final)
         except OSError as error:
             failure = str(error)
-    agree(folder, failure)
+    agree(final.name, failure, folder)
 
 
-def agree(folder: Path, failure: str | None) -> None:
-    """Every rank goes on, or every rank raises what the first of them that failed has met."""
+def agree(what: str, failure: str | None, begun: Path | None = None) -> None:
+    """Every rank goes on, or every rank raises what the first of them that failed has met, and `begun` goes."""
     failures = [(r, f) for r, f in enumerate(dist.gather_objects(failure)) if f]
     if not failures:
         return
-    if dist.rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+    if begun is not None and dist.rank() == 0:
+        shutil.rmtree(begun, ignore_errors=True)
     rank, text = failures[0]
-    raise OSError(f"{folder.name.split(PARTIAL)[0]} could not be written (rank {rank}): {text}")
+    raise OSError(f"{what} could not be written (rank {rank}): {text}")
 
 
 def attempt(work: Callable[[], None]) -> str | None:
@@ -120,11 +123,15 @@ def measure(file: Path, to_disk: bool = False) -> dict[str, Any]:
 def write_whole(file: Path, text: str) -> None:
     """Writes a file so that it is there whole or as it was."""
     part = file.with_name(f"{file.name}{PARTIAL}{os.getpid()}")
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     sync_folder(file.parent)
 
 

@@ -36,6 +36,11 @@ class RankError(RunError):
     """What one rank has met and the others may not have: it tells of it itself."""
 
 
+def not_written(what: str, error: object, where: object, fix: str) -> RunError:
+    """The error for what found no room, or no disk that takes it."""
+    return RunError(f"{what} could not be saved", found=error, expected=f"room in {where}", fix=fix)
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

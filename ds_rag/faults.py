@@ -21,6 +21,7 @@ POINTS = (
     "evaluate",
     "encode",
     "index_written",
+    "begin",
     "save_model",
     "save_optimizer",
     "before_manifest",

@@ -13,8 +13,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -242,13 +241,6 @@ class IndexStage:
             figures["distinct_passages"] = result.retrieved.share
         return Landed(result, self.step, at, self.whole, retriever, figures)
 
-    @contextmanager
-    def stalling(self) -> Iterator[None]:
-        """What is done meanwhile is for the index, and training stands still."""
-        began = time.monotonic()
-        yield
-        self.stalled += time.monotonic() - began
-
     def __enter__(self) -> IndexStage:
         """The loop begins."""
         self.loop_began = time.monotonic()
@@ -264,7 +256,8 @@ class IndexStage:
 
     @property
     def stall_fraction(self) -> float:
-        """Of the loop's time, what it stood still for the index: not the scoring of held-out queries."""
+        """Of the loop's time, what it stood still for the index, the search of candidates counted: not the scoring of
+        held-out queries."""
         return self.stalled / self.loop_seconds if self.loop_seconds else 0.0
 
     def clear(self) -> None:

@@ -7,6 +7,7 @@ file descriptors at `RUN/run.log` (one file a rank) and keeps the real terminal 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -33,6 +34,7 @@ from ds_rag.masking import masked
 Item = TypeVar("Item")
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
 QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _terminal_error: IO[str] | None = None  # the real standard error, once `capture()` has sent 2 to the log
 _log_file: Path | None = None  # where 1 and 2 point since then
 
@@ -149,8 +151,11 @@ class Metrics:
         if not self.file:
             return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self.file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
+            self.file.flush()
+        except OSError as error:  # says nothing of its file by itself
+            raise OSError(error.errno, error.strerror, self.file.name) from None
         if self.board:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -229,7 +234,7 @@ def capture(folder: Path, rank: int) -> Console:
     loud = Console(_terminal_error)
 
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        print(printable("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)  # into the log file
+        into_log(printable("".join(traceback.format_exception(kind, error, trace))))
         if not issubclass(kind, KeyboardInterrupt):
             loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip())
         loud.say(f"rank {rank} stopped: {kind.__name__}; the libraries' messages are in {_log_file}")
@@ -242,16 +247,45 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
     """Runs a command's body; a UserError becomes its exit code and, on rank 0, a message on the terminal.
 
     Every rank meets the same mistake, so one speaks; the others' messages are in their logs. A rank's own trouble it
-    tells itself: rank 0 may be the one that is gone.
+    tells itself: rank 0 may be the one that is gone. A full or broken disk is such trouble.
     """
     try:
-        return body() or 0
+        try:
+            return body() or 0
+        except OSError as error:
+            if debug or error.errno not in OF_THE_DISK:
+                raise
+            raise of_the_disk(error) from None
     except UserError as error:
         if debug:
             raise
         message = printable(f"error: {error}")
         if _terminal_error:
-            print(message, file=sys.stderr)  # the log
+            into_log(message)
         if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             print(message, file=_terminal_error or sys.stderr)
         return error.code
+
+
+def of_the_disk(error: OSError) -> RankError:
+    """In words; the log's folder stands for a file that the error does not name."""
+    place = error.filename or (_log_file.parent if _log_file else "a file")
+    return RankError(
+        f"{place}: the disk does not take what is written",
+        found=error.strerror,
+        expected="room, and a disk that can be written",
+        fix="see to that, then again: training goes on with --resume auto, where it has saved a checkpoint",
+    )
+
+
+def into_log(message: str) -> None:
+    """A last message. The log may lie on the disk that is full: then nothing more is written there, or the attempt at
+    the process's end would change its exit code."""
+    try:
+        print(message, file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(null, stream)
+        os.close(null)

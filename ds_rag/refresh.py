@@ -24,7 +24,7 @@ from ds_rag.config import StageConfig
 from ds_rag.data.dataset import TokenTable
 from ds_rag.drift import choose_rows, drift, estimate, fit_map, move, sample_rows
 from ds_rag.encode import Agree, embed_rows, token_budget
-from ds_rag.errors import UserError
+from ds_rag.errors import UserError, not_written
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.shards import (
     Origin,
@@ -209,10 +209,9 @@ def index_corpus(
 
 def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest) -> None:
     """Writes the index beside `folder`, all ranks together, and puts it in its place whole: until then an index that is
-    there serves, and after a failure it still does. Raises OSError on every rank where one could not write."""
-    part = commit.begin(folder)
+    there serves, and after a failure it still does. Raises RunError on every rank where one could not write."""
 
-    def write() -> None:
+    def write(part: Path) -> None:
         if manifest.shards:
             write_shard(part, dist.rank(), built.index.parts, built.share.vectors_nD, built.share.numbers_n, manifest)
         elif dist.rank() == 0:
@@ -222,7 +221,12 @@ def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manife
             write_passages(part, ids, texts)
         faults.point("index_written")
 
-    commit.seal(part, folder, {"kind": "index", **asdict(manifest)}, commit.attempt(write))
+    try:
+        part = commit.begin(folder)
+        commit.seal(part, folder, {"kind": "index", **asdict(manifest)}, commit.attempt(lambda: write(part)))
+    except OSError as error:
+        fix = "free some, then again: an index that was there is whole"
+        raise not_written(f"the index {folder}", error, folder.parent, fix) from None
 
 
 @contextmanager

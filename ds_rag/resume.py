@@ -17,7 +17,7 @@ from ds_rag.assemble import Parts
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig, find_file
 from ds_rag.deepspeed_config.keys import listed
-from ds_rag.errors import RunError, UserError
+from ds_rag.errors import UserError, not_written
 from ds_rag.index.store import hash_model
 from ds_rag.models.adapters import base_folder, has_adapters
 from ds_rag.refresh import hash_tokens
@@ -55,12 +55,8 @@ class Keeper:
         try:
             checkpoint.save(self.folder, self.parts.engines, state, self.limit, self.facts, arrays)
         except OSError as error:
-            raise RunError(
-                f"the checkpoint of step {state.step} could not be saved",
-                found=error,
-                expected=f"room in {self.folder}",
-                fix="free some, then --resume auto: the checkpoint before it is whole",
-            ) from None
+            fix = "free some, then --resume auto: the checkpoint before it is whole"
+            raise not_written(f"the checkpoint of step {state.step}", error, self.folder, fix) from None
         self.saved, self.seconds = state.step, time.monotonic() - began
         return True
 

@@ -147,9 +147,11 @@ def book(run: Run, landed: Landed, live: Live | None = None, more: bool = True) 
     parts, state, metrics = run.parts, run.state, run.metrics
     metrics.write("refresh", landed.step, landed.figures)
     if parts.candidates and more and state.step < parts.total_steps:
-        with run.index.stalling():
-            found = parts.candidates.refresh(landed.step, run.index.search, landed.retriever)
-        metrics.write("candidates", landed.step, found)
+        began = time.monotonic()
+        found = parts.candidates.refresh(landed.step, run.index.search, landed.retriever)
+        seconds = time.monotonic() - began
+        run.index.stalled += seconds  # no step is made meanwhile
+        metrics.write("candidates", landed.step, found | {"seconds": seconds})
     if parts.data.evaluation:
         metrics.write("eval", landed.step, landed.metrics)
     if live is not None:

@@ -44,6 +44,8 @@ def test_it_learns_to_retrieve_from_queries_and_answers_alone(bare, tmp_path):
     assert found["after"]["recall@1"] > found["before"]["recall@1"] + 0.1
     assert [line["index_age"] for line in steps] == [step % 25 for step in range(75)]
     assert [line["step"] for line in lines(run, "candidates")] == [0, 25, 50]
+    searched = sum(line["seconds"] for line in lines(run, "candidates") if line["step"])
+    assert found["refresh_stall_fraction"] * found["loop_seconds"] > 0.9 * searched > 0, "training waits for them"
     assert all("retrieved_positive" not in line and line["distinct"] > 500 for line in lines(run, "candidates"))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import pytest
 from commands import lines, train
@@ -47,6 +49,24 @@ def test_a_spread_that_falls_is_said_once(watch, said):
     feed(watch, step(0.001), 50)
     ((kind, text),) = said
     assert kind == "spread" and "0.06" in text and TRY["spread"] in text
+
+
+def test_a_run_that_is_often_stopped_is_watched_as_one_that_is_not(said):
+    """The spread falls in one part and is seen in the next; what was said is not said again."""
+
+    def part(memory: dict[str, Any], spread: float, times: int) -> dict[str, Any]:
+        watch = CollapseWatch(lambda kind, text: said.append((kind, text)))
+        watch.remember(json.loads(json.dumps(memory)))
+        feed(watch, step(spread, prior=LOG8, posterior=LOG8), times)
+        return watch.memory
+
+    memory = part({}, 0.06, 20)
+    for _ in range(3):
+        memory = part(memory, 0.001, 3)
+    assert [kind for kind, _ in said] == ["spread"]
+    for _ in range(30):
+        memory = part(memory, 0.06, 10)
+    assert [kind for kind, _ in said] == ["spread", "idle"]
 
 
 def test_a_few_bad_steps_are_no_collapse(watch, said):

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -208,21 +210,62 @@ def test_row_12_a_full_disk_on_one_rank(tmp_path: Path, flags: list[str], rank: 
     same(run, whole["2"])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small tmpfs")
-def test_row_12_a_disk_that_is_really_full(tmp_path: Path, flags: list[str]) -> None:
-    run, disk = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    disk.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", disk], capture_output=True, text=True)
+@pytest.mark.parametrize("point", ["begin", "before_latest"])
+def test_row_12_a_full_disk_where_rank_0_writes_alone(tmp_path: Path, flags: list[str], point: str) -> None:
+    run = tmp_path / "run"
+    ranks = start(["train", "--output_dir", run, *flags], 2, f"{point}:0:full:2")
+    assert ranks.wait(60) == [1, 1], ranks.said()
+    assert "could not be saved" in ranks.said() and "waited in vain" not in ranks.said()
+    assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
+    assert steps(run) == ([2] if point == "begin" else [2, 4]) and not commit.partials(run / "checkpoints")
+    assert all(not commit.damages(folder) for folder in checkpoints(run))
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small tmpfs")
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"no tmpfs may be mounted here: {mounted.stderr.strip()}")
     try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_row_12_a_disk_that_is_really_full(tmp_path: Path, flags: list[str]) -> None:
+    run, disk = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    with small_disk(disk, "20m"):
         ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto"], 1)
         assert ranks.wait() == [1], ranks.said()
         assert "could not be saved" in ranks.said() and "is whole" in ranks.said()
         assert steps(run) and all(not commit.damages(folder) for folder in checkpoints(run))
         assert not commit.partials(disk)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("size", ["4k", "64k", "20m"])
+def test_row_12_a_disk_of_the_run_that_is_really_full(tmp_path: Path, flags: list[str], size: str) -> None:
+    """From the first file on, at some place, in the checkpoints: the log too has no room."""
+    run = tmp_path / "run"
+    with small_disk(run, size):
+        ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto"], 1)
+        assert ranks.wait() == [1], ranks.said()
+        assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
+        assert "to mend" in ranks.said() and str(run) in ranks.said()
+        assert all(not commit.damages(folder) for folder in checkpoints(run))
+
+
+@pytest.mark.parametrize("size", ["4k", "36k"])
+def test_row_12_no_room_for_an_index(tmp_path: Path, whole: Whole, size: str) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, size):
+        ranks = start(["index", "--run", whole["1"], "--out", disk / "index"], where=tmp_path)
+        assert ranks.wait() == [1], ranks.said()
+        assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
+        assert "to mend" in ranks.said() and not (disk / "index").exists() and not commit.partials(disk)
 
 
 FILES = {

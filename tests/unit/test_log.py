@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -136,6 +137,34 @@ def test_a_rank_s_own_trouble_is_told_by_that_rank(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert run_command(lost) == 1
     assert capsys.readouterr().err == "error: rank 1 waited in vain\n"
+
+
+def test_a_full_disk_is_told_without_a_traceback(tmp_path, monkeypatch, capsys):
+    """By whichever rank it is; other errors of the system stay what they are."""
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("RANK", "1")
+    metrics = Metrics(None)
+    metrics.file = SimpleNamespace(write=lambda text: None, flush=full, name="run/metrics.jsonl")
+    assert run_command(lambda: metrics.write("train", 1, {"loss": 1.0})) == 1
+    told = capsys.readouterr().err
+    assert "run/metrics.jsonl" in told and "No space left on device" in told and "--resume auto" in told
+    with pytest.raises(OSError, match="No space"):
+        run_command(lambda: metrics.write("train", 1, {"loss": 1.0}), debug=True)
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda: print((tmp_path / "none").read_text()))
+
+
+def test_a_log_on_the_full_disk_does_not_hide_the_message(tmp_path):
+    full = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nos.dup2(1, 2)\n"
+    done = script(full + "sys.exit(run_command(lambda: print('a library', flush=True)))", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "our line\n")
+    assert f"error: {tmp_path}: the disk" in done.stderr and "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    crash = script(full + "raise ValueError('broken')", tmp_path)
+    assert crash.returncode == 1 and "ValueError: broken" in crash.stderr
 
 
 def test_other_outcomes_of_a_command():
