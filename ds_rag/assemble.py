@@ -27,7 +27,7 @@ from ds_rag.log import Console
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_retriever
 from ds_rag.models.retriever import Retriever
-from ds_rag.models.sharded import is_sharded
+from ds_rag.models.sharded import is_sharded, made_whole
 from ds_rag.models.sharing import share_prefixes
 from ds_rag.objective import Objective
 from ds_rag.passes import Embedding
@@ -68,6 +68,9 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     torch.manual_seed(config.optim.seed)
     pieces = [deepspeed_config.while_loading(raw, known) for raw, known in zip(raws, knowns, strict=True)]
     retriever, generator = load_models(config, objective, data, folder, pieces)
+    for name, model, piece in zip(("retriever", "generator"), (retriever, generator), pieces, strict=True):
+        if note := made_whole(name, getattr(config.model, name), model, piece):
+            console.say(note, style="yellow")
     prompt = make_prompt(config, generator) if generator else None
     in_pieces = generator is not None and is_sharded(generator)  # then it works only once its engine is there
     if not in_pieces:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+LARGE = 1_000_000_000  # parameters of a model that a rank should not hold whole without a word
+
 
 def is_sharded(module: nn.Module) -> bool:
     """Does ZeRO-3 hold this module? Every rank must then run as many forwards of it as the others."""
@@ -27,6 +29,17 @@ def shape_of(p: torch.Tensor) -> torch.Size:
 def count_of(module: nn.Module) -> int:
     """Parameters of the whole module."""
     return sum(shape_of(p).numel() for p in module.parameters())
+
+
+def made_whole(name: str, source: str, module: nn.Module | None, config: dict[str, Any] | None) -> str | None:
+    """What is to be said of a large new model at stage 3: `zero.Init` would draw other first weights than the other
+    stages do, so every rank makes it whole. config: see `loading_in_pieces`."""
+    if module is None or config is None or not source.startswith("config:") or (count := count_of(module)) < LARGE:
+        return None
+    return (
+        f"note: the {name} is new: each rank made its {count / 1e9:.1f}e9 parameters whole, in float32 "
+        f"({4 * count / 1e9:.0f} GB of the host), before it kept a share; a folder's go to their ranks as they are read"
+    )
 
 
 def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
