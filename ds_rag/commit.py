@@ -7,12 +7,14 @@ every file against the manifest first, so that nothing half-written, cut or alte
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ds_rag.errors import UserError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".tmp-"
+ASIDE = f"{PARTIAL}old-"  # what a new one is just replacing, where the two cannot change places in one step
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def begin(final: Path) -> Path:
     def make() -> None:
         faults.point("begin")
         final.parent.mkdir(parents=True, exist_ok=True)
-        for old in partials(final.parent, final.name):
+        put_back(final)
+        for old in partials(final.parent, final.name + PARTIAL):
             shutil.rmtree(old, ignore_errors=True)
         folder.mkdir()
 
@@ -54,8 +58,8 @@ def begin(final: Path) -> Path:
 
 
 def partials(parent: Path, name: str = "") -> list[Path]:
-    """Folders in `parent` that were begun (for `name`, or any) and never finished."""
-    return sorted(f for f in parent.glob(f"{name}*{PARTIAL}*") if f.is_dir())
+    """Folders in `parent` that were begun and never finished, of those whose names begin with `name`."""
+    return sorted(f for f in parent.glob(f"*{PARTIAL}*") if f.name.startswith(name) and f.is_dir())
 
 
 def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None = None) -> None:
@@ -136,13 +140,38 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def replace_folder(folder: Path, final: Path) -> None:
-    """One rename; of a folder that is there already two, with the old one put aside until the new one has its name."""
-    old = final.with_name(f"{final.name}{PARTIAL}old-{uuid.uuid4().hex[:8]}")
-    if final.exists():
+    """One rename; with a folder that is there already it changes places. Where a file system cannot do that, the old
+    one is put aside until the new one has its name; see `put_back`."""
+    old = folder
+    if not final.exists():
+        os.rename(folder, final)
+    elif not exchange(folder, final):
+        old = final.with_name(f"{final.name}{ASIDE}{uuid.uuid4().hex[:8]}")
         os.rename(final, old)
-    os.rename(folder, final)
+        try:
+            faults.point("between_renames")
+            os.rename(folder, final)
+        except OSError:
+            put_back(final)
+            raise
     sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Two folders change places in one step; False where the system or the file system has no such thing."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+
+
+def put_back(final: Path) -> None:
+    """What was put aside for a new one that a crash kept from its place. To be called before `final` is opened."""
+    if final.exists():
+        return
+    for old in partials(final.parent, final.name + ASIDE):
+        with suppress(OSError):  # another process was faster
+            os.rename(old, final)
 
 
 def sync_folder(folder: Path) -> None:

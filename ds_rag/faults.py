@@ -26,6 +26,7 @@ POINTS = (
     "save_optimizer",
     "before_manifest",
     "before_rename",
+    "between_renames",
     "before_latest",
     "after_latest",
     "prune",

@@ -26,6 +26,7 @@ from ds_rag.assemble import Parts
 from ds_rag.background import Background, Cancelled
 from ds_rag.config import StageConfig
 from ds_rag.encode import Agree, most_forwards
+from ds_rag.errors import RunError
 from ds_rag.evaluate import Evaluation, Evaluator
 from ds_rag.log import Console
 from ds_rag.models.retriever import Retriever
@@ -183,7 +184,7 @@ class IndexStage:
         if error is not None:
             raise error
         if found["failed"]:
-            raise RuntimeError("the index stage failed on another rank; its log says why")
+            raise RunError("the index stage failed on another rank; its log says why")
         return found["running"] > 0
 
     def _encode(

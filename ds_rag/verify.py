@@ -50,6 +50,8 @@ def main(args: argparse.Namespace) -> int:
 
 def look(path: Path) -> list[Finding]:
     """Raises UserError where there is nothing to verify."""
+    for folder in (path, path / "index"):
+        commit.put_back(folder)
     if commit.read_manifest(path) is not None or (path / commit.MANIFEST).is_file():
         return [of_sealed(path)]
     found = [of_sealed(folder) for folder in checkpoints(path)]

@@ -126,6 +126,7 @@ def read_ids_and_texts(folder: Path) -> tuple[list[str], list[str]]:
 
 def read_passages(folder: Path) -> list[tuple[str, str]]:
     """(id, text) of every passage of an index, whatever model made it. Raises UserError where there is none."""
+    commit.put_back(folder)
     if not (folder / "ids.json").is_file() or not (folder / "texts.jsonl").is_file():
         raise UserError(f"{folder}: holds no passages", expected="ids.json and texts.jsonl", fix="pass --corpus FILE")
     # Only these: an index whose FAISS file is damaged is made again from them.
@@ -140,6 +141,7 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
 
     allow_stale: another model's too, marked so. retriever: what will embed the queries, which must fit (fits.py).
     """
+    commit.put_back(folder)
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: no index", expected="manifest.json in it", fix="ds-rag index --run RUN")

@@ -77,12 +77,13 @@ def test_row_3_latest_never_names_an_incomplete_step(tmp_path: Path, flags: list
     assert ranks.wait() == [0, 0] and len(seen) >= 2
 
 
-def test_row_4_killed_while_an_index_is_written(tmp_path: Path, whole: Whole) -> None:
+@pytest.mark.parametrize("point", ["index_written", "before_rename"])
+def test_row_4_killed_while_an_index_is_written(tmp_path: Path, whole: Whole, point: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole["1"], run)
     before = (run / "index" / "vectors.npy").read_bytes()
     argv = ["index", "--run", run, "--index_factory", "hnsw"]
-    assert start(argv, 1, "index_written:0:kill", where=tmp_path).wait() == [-signal.SIGKILL]
+    assert start(argv, 1, f"{point}:0:kill", where=tmp_path).wait() == [-signal.SIGKILL]
     stored = read_index(run / "index", hash_model(run / "retriever"))
     assert stored.manifest.factory == "Flat" and (run / "index" / "vectors.npy").read_bytes() == before
     assert start(argv, 1, where=tmp_path).wait() == [0]
