@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ds_rag import deepspeed_config, dist
 from ds_rag.candidates import Candidates
-from ds_rag.config import RunConfig, find_file
+from ds_rag.config import RunConfig
 from ds_rag.data.dataset import Example, Limit, RagData, TokenTable, read_data, tokenize
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.data.prompt import Prompt
-from ds_rag.deepspeed_config import Known
 from ds_rag.encode import tokenize_side
-from ds_rag.engine import Engines, hold_frozen, make_engine
-from ds_rag.errors import UserError
+from ds_rag.engine import Engines
+from ds_rag.engine_setup import deepspeed_files, make_engines
 from ds_rag.evaluate import EvalTokens
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.log import Console
@@ -213,102 +210,3 @@ def check_room(
 def first_answer(row: Example) -> str:
     """The answer that is trained on."""
     return row.answers[0]
-
-
-def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known]]:
-    """The JSON of each engine, and what each knows. What the JSONs say literally of the batch, of accumulation and
-    of clipping becomes the run's own."""
-    run, optim = config.run, config.optim
-    flags = ("--deepspeed_retriever", "--deepspeed_generator")
-    paths = (run.deepspeed_retriever or run.deepspeed, run.deepspeed_generator or run.deepspeed)
-    raws = [
-        deepspeed_config.load(find_file(path, flag if path != run.deepspeed else "--deepspeed"), flag)
-        for path, flag in zip(paths, flags, strict=True)
-    ]
-    known = Known(
-        per_device_batch=optim.per_device_train_batch_size,
-        accumulation=optim.gradient_accumulation_steps,
-        world=dist.world(),
-        max_grad_norm=optim.max_grad_norm,
-        learning_rate=optim.learning_rate,
-        betas=(optim.adam_beta1, optim.adam_beta2),
-        eps=optim.adam_epsilon,
-        weight_decay=optim.weight_decay,
-        warmup_steps=optim.warmup_steps,
-        total_steps=max(1, optim.max_steps),
-        precision=choose_precision(config),
-        explicit=config.explicit,
-    )
-    rates = (optim.retriever_learning_rate, optim.generator_learning_rate)
-    knowns = list(deepspeed_config.adopt_pair(raws[0], raws[1], known))
-    knowns = [k if rate is None else replace(k, learning_rate=rate) for k, rate in zip(knowns, rates, strict=True)]
-    shared = knowns[0]
-    optim.per_device_train_batch_size = shared.per_device_batch
-    optim.gradient_accumulation_steps = shared.accumulation
-    optim.max_grad_norm = shared.max_grad_norm
-    if shared.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("fp16 needs a GPU", found="no CUDA device", expected="--bf16, or neither flag (fp32)")
-    return raws, knowns
-
-
-def choose_precision(config: RunConfig) -> str:
-    """bf16 or fp16 where asked for; by default bf16 where CUDA has it, else fp32."""
-    optim = config.optim
-    if optim.fp16:
-        return "fp16"
-    if optim.bf16 is None and optim.fp16 is None:
-        return "bf16" if bf16_in_hardware() else "fp32"
-    return "bf16" if optim.bf16 else "fp32"
-
-
-def bf16_in_hardware() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def make_engines(
-    config: RunConfig,
-    objective: Objective,
-    retriever: Retriever,
-    generator: Generator | None,
-    raws: list[dict[str, Any]],
-    knowns: list[Known],
-    total: int,
-    folder: Path,
-    device: torch.device,
-) -> Engines:
-    """A DeepSpeed engine for each model that learns; the resolved configurations are kept in the run's folder."""
-    learns = {
-        "retriever": config.model.freeze != "retriever",
-        "generator": config.model.freeze != "generator" and objective.generator_learns,
-    }
-    if generator is None:
-        learns["generator"] = False
-    if not any(learns.values()):
-        raise UserError("nothing learns", found=f"--objective {objective.name} --freeze {config.model.freeze}")
-    parts: dict[str, Any] = {}
-    for (name, module), raw, known in zip(
-        (("retriever", retriever), ("generator", generator)), raws, knowns, strict=True
-    ):
-        if module is None:
-            parts[name] = None
-            continue
-        known = replace(known, total_steps=total, hidden_size=module.hidden_size)
-        resolved = deepspeed_config.resolve(raw, known)
-        if dist.rank() == 0 and learns[name]:
-            (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1))
-        if learns[name]:
-            parts[name] = make_engine(module, resolved, config.optim, known.learning_rate)
-        elif resolved["zero_optimization"]["stage"] == 3:
-            parts[name] = hold_frozen(module, resolved)
-        else:
-            parts[name] = frozen(module, device, known.precision)
-    return Engines(parts["retriever"], parts["generator"], config.optim.max_grad_norm)
-
-
-def frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """A module that does not learn, where and in what precision its engine would have held it."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    for parameter in module.requires_grad_(False).eval().parameters():
-        if parameter.is_floating_point():  # weights in 4 bits are bytes
-            parameter.data = parameter.data.to(dtype)  # not the buffers: rounded rotary frequencies lose positions
-    return module.to(device)

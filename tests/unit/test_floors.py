@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"losses", "pooling", "metrics", "batch", "thinning", "drift", "collapse", "truncation"},
     {"models", "data", "index"},
     {"engine", "cards", "encode", "generate", "objective", "memory"},
-    {"bad_steps", "passes", "engine_state", "refresh", "snapshot"},
+    {"bad_steps", "passes", "engine_setup", "engine_state", "refresh", "snapshot"},
     {"scoring"},
     {"evaluate", "saved", "checkpoint", "candidates", "same_corpus"},
     {"assemble"},
