@@ -20,16 +20,22 @@ from ds_rag.models.retriever import Retriever
 from ds_rag.objective import Objective
 
 
+def files(config: RunConfig) -> list[tuple[str, str]]:
+    """Of the retriever's and the generator's engine: the path of its JSON, and the flag that gave it."""
+    run = config.run
+    own = ((run.deepspeed_retriever, "--deepspeed_retriever"), (run.deepspeed_generator, "--deepspeed_generator"))
+    return [(path, flag) if path else (run.deepspeed, "--deepspeed") for path, flag in own]
+
+
+def read_files(config: RunConfig) -> list[dict[str, Any]]:
+    """Their contents, checked. Raises UserError."""
+    return [deepspeed_config.load(find_file(path, flag), flag) for path, flag in files(config)]
+
+
 def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known]]:
     """The JSON of each engine, and what each knows. What the JSONs say literally of the batch, of accumulation and
     of clipping becomes the run's own."""
-    run, optim = config.run, config.optim
-    flags = ("--deepspeed_retriever", "--deepspeed_generator")
-    paths = (run.deepspeed_retriever or run.deepspeed, run.deepspeed_generator or run.deepspeed)
-    raws = [
-        deepspeed_config.load(find_file(path, flag if path != run.deepspeed else "--deepspeed"), flag)
-        for path, flag in zip(paths, flags, strict=True)
-    ]
+    optim, raws = config.optim, read_files(config)
     known = Known(
         per_device_batch=optim.per_device_train_batch_size,
         accumulation=optim.gradient_accumulation_steps,
@@ -45,7 +51,8 @@ def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known
         explicit=config.explicit,
     )
     rates = (optim.retriever_learning_rate, optim.generator_learning_rate)
-    knowns = list(deepspeed_config.adopt_pair(raws[0], raws[1], known))
+    retriever, generator = (flag for _, flag in files(config))
+    knowns = list(deepspeed_config.adopt_pair(raws[0], raws[1], known, (retriever, generator)))
     knowns = [k if rate is None else replace(k, learning_rate=rate) for k, rate in zip(knowns, rates, strict=True)]
     shared = knowns[0]
     optim.per_device_train_batch_size = shared.per_device_batch
@@ -91,14 +98,13 @@ def make_engines(
     if not any(learns.values()):
         raise UserError("nothing learns", found=f"--objective {objective.name} --freeze {config.model.freeze}")
     parts: dict[str, Any] = {}
-    for (name, module), raw, known in zip(
-        (("retriever", retriever), ("generator", generator)), raws, knowns, strict=True
-    ):
+    modules = {"retriever": retriever, "generator": generator}
+    for (name, module), raw, known, (_, flag) in zip(modules.items(), raws, knowns, files(config), strict=True):
         if module is None:
             parts[name] = None
             continue
         known = replace(known, total_steps=total, hidden_size=module.hidden_size)
-        resolved = deepspeed_config.resolve(raw, known)
+        resolved = deepspeed_config.resolve(raw, known, flag)
         if dist.rank() == 0 and learns[name]:
             (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1))
         if learns[name]:

@@ -12,11 +12,12 @@ import torch
 import transformers
 
 import ds_rag
-from ds_rag import checkpoint, commit, deepspeed_config, dist
+from ds_rag import checkpoint, commit, dist
 from ds_rag.assemble import Parts
 from ds_rag.checkpoint import TrainState
-from ds_rag.config import RunConfig, find_file
+from ds_rag.config import RunConfig
 from ds_rag.deepspeed_config.keys import listed
+from ds_rag.engine_setup import read_files
 from ds_rag.errors import UserError, not_written
 from ds_rag.index.store import hash_model
 from ds_rag.models.adapters import base_folder, has_adapters
@@ -139,12 +140,8 @@ def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> No
 
 def literal(config: RunConfig, key: str) -> int | None:
     """What a DeepSpeed file says of `key` other than "auto"; the run will adopt it (assembly says so of flags)."""
-    run = config.run
-    for path in (run.deepspeed_retriever or run.deepspeed, run.deepspeed_generator or run.deepspeed):
-        value = deepspeed_config.load(find_file(path, "--deepspeed"), "--deepspeed").get(key)
-        if isinstance(value, int):
-            return value
-    return None
+    said = (raw.get(key) for raw in read_files(config))
+    return next((value for value in said if isinstance(value, int)), None)
 
 
 def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: Callable[[str], None]) -> None:

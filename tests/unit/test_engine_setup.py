@@ -1,0 +1,52 @@
+"""Which file each engine is made from, and which flag an error about it names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_rag.config import build
+from ds_rag.engine_setup import deepspeed_files, files, make_engines, read_files
+from ds_rag.errors import UserError
+
+FLAGS = ["deepspeed", "deepspeed_retriever", "deepspeed_generator"]
+
+
+def write(folder: Path, **changes: Any) -> str:
+    file = folder / "given.json"
+    file.write_text(json.dumps(json.loads(Path("ds_configs/zero2.json").read_text()) | changes))
+    return str(file)
+
+
+def test_an_engine_has_its_own_file_or_the_common_one():
+    assert files(build({"deepspeed": "a", "deepspeed_generator": "b"})) == [
+        ("a", "--deepspeed"),
+        ("b", "--deepspeed_generator"),
+    ]
+    assert files(build({"deepspeed": "a", "deepspeed_retriever": "a"}))[0] == ("a", "--deepspeed_retriever")
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_an_error_names_the_flag_that_gave_the_file(tmp_path, flag):
+    with pytest.raises(UserError, match=f"^--{flag}: no such file"):
+        read_files(build({flag: "nowhere.json"}))
+    with pytest.raises(UserError, match=f"^--{flag}: the DeepSpeed configuration has mistakes"):
+        read_files(build({flag: write(tmp_path, train_batchsize=4)}))
+    clash = {flag: write(tmp_path, gradient_accumulation_steps=2), "gradient_accumulation_steps": 4}
+    with pytest.raises(UserError, match=f"^--{flag}: the DeepSpeed configuration contradicts the run"):
+        deepspeed_files(build(clash, frozenset(clash)))
+
+
+@pytest.mark.parametrize("flag", ["deepspeed", "deepspeed_retriever"])
+def test_so_does_one_that_is_found_when_the_engine_is_made(tmp_path, flag):
+    from small import small_parts
+
+    parts = small_parts()
+    config = build({flag: write(tmp_path, wall_clock_breakdown="auto")})
+    raws, knowns = deepspeed_files(config)
+    models = parts.retriever, parts.generator
+    with pytest.raises(UserError, match=f"^--{flag}: nothing resolves"):
+        make_engines(config, parts.objective, *models, raws, knowns, 1, tmp_path, parts.device)
