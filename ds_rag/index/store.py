@@ -52,7 +52,8 @@ class StoredIndex:
 def hash_model(folder: Path) -> str:
     """sha256 over the weights and settings in a model folder."""
     digest = hashlib.sha256()
-    for file in sorted([*folder.rglob("*.safetensors"), *folder.rglob("ds_rag.json")]):
+    found = (folder.rglob(pattern) for pattern in ("*.safetensors", "*.bin", "ds_rag.json"))
+    for file in sorted(file for files in found for file in files):
         digest.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -120,5 +120,7 @@ def test_hash_model_minds_weights_settings_and_their_place(tmp_path):
         put("c", base | {"model.safetensors": b"other"}),
         put("d", base | {"ds_rag.json": b'{"pooling": "cls"}'}),
         put("e", base | {"passage_encoder/model.safetensors": b"second"}),
+        put("f", {"pytorch_model.bin": b"weights", "ds_rag.json": b"{}"}),
+        put("g", {"pytorch_model.bin": b"others", "ds_rag.json": b"{}"}),
     ]
-    assert len({first, *others}) == 4
+    assert len({first, *others}) == 6
