@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ds_rag import dist, stopping
+from ds_rag import dist, faults, stopping
 from ds_rag.collapse import Retrieved
 from ds_rag.config import DataConfig, StageConfig
 from ds_rag.data.dataset import Limit, RagData, TokenTable, tokenize
@@ -198,6 +198,7 @@ class Evaluator:
             mine += rows[: -(-len(rows) // dist.world()) - own]
         answers: list[str] = []
         for start in range(0, -(-len(rows) // dist.world()), batch):  # as often on every rank
+            faults.point("evaluate")
             stopping.safe_place()
             if start >= len(mine):
                 continue

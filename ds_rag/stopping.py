@@ -85,9 +85,9 @@ def adopted(above: list[int]) -> bool:
         return False
 
 
-def leave_word(folder: Path, reason: str, step: int | None, again: bool) -> None:
-    """`exit.json`: why the run ended before its end, and whether it may simply be started again."""
-    word: dict[str, Any] = {"reason": reason, "step": step, "requeue": again, "code": EXIT_CODE if again else 1}
+def leave_word(folder: Path, reason: str, step: int | None) -> None:
+    """`exit.json`: why the run ended before its end, and that it may simply be started again."""
+    word: dict[str, Any] = {"reason": reason, "step": step, "requeue": True, "code": EXIT_CODE}
     word["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     part = folder / f"{EXIT_FILE}.tmp"
     part.write_text(json.dumps(word, indent=1) + "\n")

@@ -243,7 +243,7 @@ def stop_here(run: Run | None, halt: Halt, reason: str, folder: Path, console: C
         save(run)
         run.metrics.close()
     if dist.rank() == 0:
-        stopping.leave_word(folder, reason, step or None, again=True)
+        stopping.leave_word(folder, reason, step or None)
         (folder / stopping.STOP_FILE).unlink(missing_ok=True)
     where = f"at step {step}, saved" if step else "before the first step"
     console.say(f"stopped {where} ({reason}); --resume auto goes on")

@@ -292,7 +292,8 @@ def full_gradients(engines: Engines) -> dict[str, torch.Tensor]:
     for name, engine in engines.learning.items():
         for key, p in engine.module.named_parameters():
             if p.requires_grad:
-                grad = p.grad if p.grad is not None else safe_get_full_grad(p)
+                # At stage 1 in bf16 p.grad is there too, and is this rank's own, of one backward.
+                grad = safe_get_full_grad(p) if engine.zero_optimization_stage() else p.grad
                 found[f"{name}.{key}"] = grad.detach().float().clone()
     return found
 

@@ -36,11 +36,12 @@ def flags(data: list[str]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> dict[str, Path]:
-    """Uninterrupted runs by the number of ranks, and with accumulation; made when they are asked for."""
+    """Uninterrupted runs by the number of ranks, with answers evaluated, and with accumulation; made when asked for."""
     folder = tmp_path_factory.mktemp("whole")
     kinds: dict[str, tuple[int, list[str]]] = {
         "1": (1, []),
         "2": (2, []),
+        "answers": (1, ["--eval_answers", "true"]),
         "accumulation": (1, ["--gradient_accumulation_steps", "2"]),
     }
 

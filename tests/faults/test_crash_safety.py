@@ -147,7 +147,8 @@ def test_row_8_ranks_that_do_not_divide_the_global_batch(tmp_path: Path, flags: 
 
 PLACES = {
     "in a step": "micro_batch:0:term:5",
-    "in an evaluation": "encode:0:usr1:7",
+    "in an evaluation": "evaluate:0:usr1:2",
+    "in an index": "encode:0:usr1:7",
     "in the first index": "encode:0:term:2",
     "in a save": "save_model:0:usr1:2,save_optimizer:0:term:2",
     "on another rank": "step:1:usr1:5",
@@ -158,16 +159,17 @@ PLACES = {
 def test_row_10_a_signal_leaves_one_checkpoint_and_75(
     tmp_path: Path, flags: list[str], whole: Whole, place: str
 ) -> None:
-    run, world = tmp_path / "run", 2 if place == "on another rank" else 1
-    ranks = start(["train", "--output_dir", run, *flags], world, PLACES[place])
+    run, kind = tmp_path / "run", {"on another rank": "2", "in an evaluation": "answers"}.get(place, "1")
+    world, more = 2 if kind == "2" else 1, ["--eval_answers", "true"] * (kind == "answers")
+    ranks = start(["train", "--output_dir", run, *flags, *more], world, PLACES[place])
     assert ranks.wait() == [75] * world, ranks.said()
     word = json.loads((run / "exit.json").read_text())
     assert word["requeue"] is True and word["code"] == 75 and word["reason"] in ("SIGTERM", "SIGUSR1")
     assert steps(run)[-1:] == ([word["step"]] if word["step"] else [])
     assert (word["step"] is None) == (place == "in the first index")
     assert not commit.partials(run / "checkpoints")
-    resume(run, flags, world)
-    same(run, whole[str(world)])
+    resume(run, flags, world, *more)
+    same(run, whole[kind])
     assert not (run / "exit.json").exists()
 
 
