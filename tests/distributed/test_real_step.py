@@ -55,14 +55,15 @@ RUNS: dict[str, Run] = {
     "frozen retriever world": Run((2, 2), flags=WORLD | CHUNKS | {"freeze": "retriever"}),
     "frozen generator world": Run((2, 2), flags=WORLD | {"freeze": "generator"}),
 }
+# Accumulated: the temperature's gradient is one sum, and over some micro-batches its terms cancel to bf16's noise.
 HALF: dict[str, Run] = {
-    "bf16 zero1 chunks": Run((1, 1), "bf16", accumulation=4, flags=CHUNKS),
-    "bf16 zero3 chunks x4": Run((3, 3), "bf16", accumulation=4, flags=CHUNKS),
-    "bf16 zero23 world checkpoints": Run((2, 3), "bf16", flags=WORLD | CHECKPOINTS),
-    "bf16 zero0 one pass": Run((0, 0), "bf16", flags=ONE_PASS),
+    "bf16 zero1 chunks x2": Run((1, 1), "bf16", accumulation=2, flags=CHUNKS),
+    "bf16 zero3 world chunks x4": Run((3, 3), "bf16", accumulation=4, flags=WORLD | CHUNKS),
+    "bf16 zero23 world x2 checkpoints": Run((2, 3), "bf16", accumulation=2, flags=WORLD | CHECKPOINTS),
+    "bf16 zero0 one pass x2": Run((0, 0), "bf16", accumulation=2, flags=ONE_PASS),
     "bf16 zero2 lora": Run((2, 2), "bf16", flags=LORA),
-    "bf16 zero2 world": Run((2, 2), "bf16", flags=WORLD),
-    "bf16 zero2 world chunks checkpoints": Run((2, 2), "bf16", accumulation=2, flags=WORLD | CHUNKS | CHECKPOINTS),
+    "bf16 zero2 world x2": Run((2, 2), "bf16", accumulation=2, flags=WORLD),
+    "bf16 zero2 world chunks x2 checkpoints": Run((2, 2), "bf16", accumulation=2, flags=WORLD | CHUNKS | CHECKPOINTS),
 }
 NAMES = [*RUNS, *HALF]
 
@@ -107,9 +108,8 @@ def check_against_plain(runs: list[Found], run_of: Run, world: int) -> None:
         assert off_course(run, plain) < 1e-3
 
 
-# bf16 keeps 8 bits: models were up to 0.09 apart. The temperature's gradient is one sum whose terms cancel: 0.01 to
-# 0.39; off by a factor of two ranks it would be 0.5 or 1.
-LEAST_WRONG = {"retriever": 0.15, "generator": 0.15, "temperature": 0.45}
+# bf16 keeps 8 bits: models were up to 0.09 apart, the temperature up to 0.04; off by two ranks it would be 0.5 or 1.
+LEAST_WRONG = {"retriever": 0.15, "generator": 0.15, "temperature": 0.1}
 
 
 def gradients_apart(run: Found, plain: Found) -> dict[str, float]:
