@@ -181,7 +181,9 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
     for torn in commit.partials(run / "checkpoints", "step-"):
         say(f"note: {torn.name} was never finished; it is passed over and removed")
     latest = run / "checkpoints" / LATEST
-    every, named = dist.from_first((checkpoints(run), latest.read_text().strip() if latest.is_file() else ""))
+    named = latest.read_text().strip() if latest.is_file() else ""
+    aside = sorted(f.name for f in latest.parent.glob(f"{ABANDONED}*"))
+    every, named, aside = dist.from_first((checkpoints(run), named, aside))
     if named and named not in [f.name for f in every]:
         say(f"warning: {latest} names {named}, which is not there")
     for folder in reversed(every):
@@ -189,6 +191,13 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
         if not wrong:
             return folder
         say(f"warning: {folder} is damaged and passed over: {'; '.join(map(str, wrong[:3]))}")
+    if aside and not every:  # it had gone on from another run's, and has saved none of its own yet
+        raise UserError(
+            f"--resume auto: {run} has put its checkpoints aside to go on from another's",
+            found=", ".join(aside),
+            expected="a checkpoint saved since",
+            fix="the same --resume PATH again, or rename one of these to step-N",
+        )
     if every or named:
         raise UserError(
             f"--resume auto: no checkpoint of {run} is sound",

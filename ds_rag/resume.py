@@ -116,12 +116,12 @@ def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> No
     """
     saved = (commit.read_manifest(folder) or {}).get("global_batch")
     optim, world, key = config.optim, dist.world(), "gradient_accumulation_steps"
-    optim.per_device_train_batch_size = (
-        literal(config, "train_micro_batch_size_per_gpu") or optim.per_device_train_batch_size
-    )
-    optim.gradient_accumulation_steps = literal(config, key) or optim.gradient_accumulation_steps
-    fixed = key in config.explicit or literal(config, key) is not None
-    batch = optim.per_device_train_batch_size
+    files = read_files(config)  # what they say literally the run will adopt
+    accumulation = literal(files, key)
+    fixed = key in config.explicit or accumulation is not None
+    batch = literal(files, "train_micro_batch_size_per_gpu") or optim.per_device_train_batch_size
+    optim.per_device_train_batch_size = batch
+    optim.gradient_accumulation_steps = accumulation or optim.gradient_accumulation_steps
     if saved is None or batch * optim.gradient_accumulation_steps * world == saved:
         return
     if not fixed and saved % (batch * world) == 0:
@@ -129,7 +129,8 @@ def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> No
         say(f"note: {optim.gradient_accumulation_steps} micro-batches a step on {world} ranks: the same {saved} rows")
         return
     unit = batch * (optim.gradient_accumulation_steps if fixed else 1)
-    sizes = [n for n in range(1, saved // unit + 1) if saved % (unit * n) == 0 and (not fixed or saved == unit * n)]
+    most = saved // unit  # ranks; fewer do where accumulation can make up for them
+    sizes = [n for n in ([most] if fixed else range(1, most + 1)) if n and saved % (unit * n) == 0]
     raise UserError(
         f"{folder}: a step of its run has {saved} rows",
         found=f"{batch} a rank and micro-batch x {optim.gradient_accumulation_steps} micro-batches x {world} ranks",
@@ -138,10 +139,9 @@ def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> No
     )
 
 
-def literal(config: RunConfig, key: str) -> int | None:
-    """What a DeepSpeed file says of `key` other than "auto"; the run will adopt it (assembly says so of flags)."""
-    said = (raw.get(key) for raw in read_files(config))
-    return next((value for value in said if isinstance(value, int)), None)
+def literal(files: list[dict[str, Any]], key: str) -> int | None:
+    """What a DeepSpeed file says of `key` other than "auto". (That two of them disagree assembly says.)"""
+    return next((value for raw in files if isinstance(value := raw.get(key), int)), None)
 
 
 def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: Callable[[str], None]) -> None:

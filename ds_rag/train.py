@@ -273,9 +273,7 @@ def measure_before(run: Run) -> None:
 def finish(run: Run, last: Evaluation | None) -> Evaluation:
     """The last checkpoint and evaluation; under `load_best_model_at_end` the best weights, evaluated again."""
     state, stage = run.state, run.config.stage
-    best = run.keeper.folder / "checkpoints" / f"step-{state.best_step}"
-    other = stage.load_best_model_at_end and state.best_step not in (state.step, None)
-    if run.config.run.save_steps or other:  # before other weights are loaded: a run may be stopped from here on, too
+    if run.config.run.save_steps:
         save(run)
     if last is None:
         run.halt.begin("the last evaluation")
@@ -284,9 +282,10 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
         book(run, landed, more=False)
         state.refreshed = refreshed  # a run that is made longer would refresh here for the rows to come
         last = landed.result
-    if not other:
+    if not stage.load_best_model_at_end or state.best_step is None or state.best_step == state.step:
         return last
-    assert state.best_step is not None
+    save(run)  # before other weights are loaded: from here on, too, a run may be stopped
+    best = run.keeper.folder / "checkpoints" / f"step-{state.best_step}"
     if wrong := commit.damages_on_ranks(best):
         raise commit.refuse(best, wrong, "--resume auto --load_best_model_at_end false exports the last step instead")
     checkpoint.load_engines(best, run.parts.engines, weights_only=True)

@@ -86,12 +86,12 @@ def test_row_25_the_mended_index_serves_again(made, place, capsys):
 
 def test_row_25_another_order_and_repeated_texts_are_the_same_corpus(made, place, capsys):
     put_jsonl(made / "corpus.jsonl", [*CORPUS[::-1], CORPUS[0] | {"id": "again"}])
-    ask(capsys, place / "run")
+    assert "flint" in ask(capsys, place / "run")
 
 
 def test_row_25_a_corpus_that_is_gone_leaves_the_index_as_it_is(made, place, capsys):
     (made / "corpus.jsonl").unlink()
-    ask(capsys, place / "run")
+    assert "flint" in ask(capsys, place / "run")
 
 
 def test_row_25_texts_edited_in_the_index_itself_are_refused(place, capsys):

@@ -188,7 +188,10 @@ def test_a_run_that_goes_on_from_another_s_checkpoint_puts_its_own_aside(tmp_pat
     save_at(run, 2, 6)
     save_at(other, 4)
     go_on_from(run, other / "checkpoints" / "step-4")
-    assert steps(run) == [] and find(run, "auto") is None
+    assert steps(run) == []
+    with pytest.raises(UserError, match="put its checkpoints aside") as caught:
+        find(run, "auto")  # never step 0 in the place of what it went on from
+    assert "abandoned-step-2, abandoned-step-6" in str(caught.value)
     assert steps(other) == [4]
     save_at(run, 5)
     assert steps(run) == [5]
