@@ -13,14 +13,14 @@ from torch import nn
 
 from ds_rag import dist
 from ds_rag.config import DataConfig, ModelConfig, find_file
-from ds_rag.errors import UserError, choose
+from ds_rag.errors import UserError
 from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, apply_adapters, base_folder, four_bit, wanted_by
 from ds_rag.models.generator import Generator
 from ds_rag.models.opening import opening
-from ds_rag.models.retriever import OWN_SETTINGS, PASSAGE_ENCODER, Retriever, RetrieverSettings
+from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever
 from ds_rag.models.sharded import keep_todays_names, loading_in_pieces
+from ds_rag.models.st_folder import RetrieverSettings, apply_flags, described, length_limit
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
-from ds_rag.pooling import POOLERS
 
 Texts = Callable[[], Iterable[str]]
 # With these flags a retriever's folder decides.
@@ -191,90 +191,6 @@ def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces:
     return weights
 
 
-def is_decoder(config: Any) -> bool:
-    """Is there a causal LM of this type, and no masked one?"""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
-    )
-
-    return config.model_type in CAUSAL and config.model_type not in MASKED
-
-
-def described(folder: Path | None, config: Any, pooling: str = "auto") -> RetrieverSettings:
-    """Pooling, normalisation and prompts as the folder's own files describe them, else the usual defaults.
-
-    pooling: the flag; where it chooses one, a pooling that is not supported is no error.
-    """
-    settings = RetrieverSettings(pooling="last" if is_decoder(config) else "mean")
-    if folder is None:
-        return settings
-    if (own := read_json(folder / OWN_SETTINGS)) is not None:
-        return RetrieverSettings(**own)
-    modules = read_json(folder / "modules.json")
-    if modules is None:
-        return settings
-    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in modules}
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise UserError(
-            f"--retriever {folder}: a module that is not supported",
-            found=", ".join(sorted(unknown)),
-            expected="Transformer, Pooling, Normalize",
-        )
-    settings.normalize = "Normalize" in kinds
-    if pooling == "auto" and "Pooling" in kinds:
-        settings.pooling = read_pooling(folder, read_json(folder / kinds["Pooling"] / "config.json") or {})
-    prompts = (read_json(folder / "config_sentence_transformers.json") or {}).get("prompts") or {}
-    settings.query_prefix = prompts.get("query") or ""
-    settings.passage_prefix = prompts.get("document") or prompts.get("passage") or ""
-    return settings
-
-
-def length_limit(folder: Path | None, config: Any, tokenizer: Any) -> int:
-    """The longest text that the model's positions, its tokenizer and a sentence-transformers folder allow."""
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    if folder is not None and not (folder / OWN_SETTINGS).is_file():
-        limits.append((read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length"))
-    return min(int(n) for n in limits if n)
-
-
-def read_pooling(folder: Path, config: dict[str, Any]) -> str:
-    """The one pooling of a sentence-transformers Pooling module, in its old or new form."""
-    old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
-    flagged = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
-    modes = [config["pooling_mode"]] if "pooling_mode" in config else flagged or ["mean"]
-    names = [old.get(str(m), str(m)) for m in modes]
-    if len(names) != 1 or names[0] not in POOLERS or not config.get("include_prompt", True):
-        raise UserError(
-            f"--retriever {folder}: a pooling that is not supported",
-            found=f"{modes}, include_prompt {config.get('include_prompt', True)}",
-            expected=f"one of {', '.join(POOLERS)}, prompts included",
-            fix="choose one with --pooling",
-        )
-    return names[0]
-
-
-def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, limit: int) -> None:
-    """Flags win over what the folder says; no length exceeds the limit."""
-    if model.pooling != "auto":
-        choose(POOLERS, model.pooling, "--pooling")
-        settings.pooling = model.pooling
-    if model.normalize != "auto":
-        settings.normalize = model.normalize == "true"
-    if model.query_prefix is not None:
-        settings.query_prefix = model.query_prefix
-    if model.passage_prefix is not None:
-        settings.passage_prefix = model.passage_prefix
-    if model.temperature is not None:
-        settings.temperature = model.temperature
-    settings.learn_temperature = model.learn_temperature
-    settings.max_query_length = min(data.max_query_length, limit)
-    settings.max_passage_length = min(data.max_passage_length, limit)
-
-
 def checkpoint_activations(models: Iterable[Any], on: bool) -> None:
     """Non-reentrant only: the reentrant form fails or is silently wrong under ZeRO."""
     for model in models:
@@ -291,7 +207,3 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
