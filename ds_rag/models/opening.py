@@ -4,6 +4,9 @@ Weights are safetensors, or a .bin of tensors alone: torch reads it with `weight
 this holds for every file, whichever library opens it, is `forbid_pickles` (launched.py). A class that transformers does
 not have itself would come as Python from the folder; it is taken only under `--trust_remote_code`, and nobody is asked
 in mid-run. Where transformers has the class, its own is used, and the folder's code lies idle.
+
+Nor may it have anything fetched: whatever a key names (an attention kernel, a base model, a tokenizer), the hub is out
+of reach while a folder is opened, but under `--trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ds_rag.errors import UserError
+
+
+@contextmanager
+def out_of_reach(trusted: bool) -> Iterator[None]:
+    """Inside the block huggingface_hub, which every library here asks, reaches no network and says so; not where
+    `trusted` (--trust_remote_code), and what the user's own HF_HUB_OFFLINE says stays."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not trusted
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 from ds_rag.batch import Tokens
 from ds_rag.errors import choose
+from ds_rag.models.probe import rows_of, states
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import gathered
 from ds_rag.models.st_folder import RetrieverSettings, describe_sentence_transformer
+from ds_rag.models.tokenizer import check_known
 from ds_rag.pooling import POOLERS
 from ds_rag.truncation import CutIds, cut_ids
 
@@ -82,7 +84,7 @@ class Retriever(nn.Module):
 
     def _embed(self, tokens: Tokens, side: str) -> torch.Tensor:
         encoder = self.passage_encoder if side == "passage" and self.passage_encoder is not None else self.encoder
-        hidden_BTD = encoder(input_ids=tokens.ids_BT, attention_mask=tokens.mask_BT).last_hidden_state
+        hidden_BTD = states(encoder, encoder(input_ids=tokens.ids_BT, attention_mask=tokens.mask_BT))
         pooled_BD = self.pool(hidden_BTD, tokens.mask_BT).float()
         return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
 
@@ -90,7 +92,10 @@ class Retriever(nn.Module):
         """Token ids with the side's prefix and the tokenizer's special tokens, cut at the side's length."""
         s = self.settings
         prefix = s.query_prefix if side == "query" else s.passage_prefix
-        return cut_ids(self.tokenizer, [prefix + t for t in texts], self.length(side))
+        ids = cut_ids(self.tokenizer, [prefix + t for t in texts], self.length(side))
+        largest = max((max(text, default=0) for text in ids), default=0)
+        check_known(self.tokenizer, largest, rows_of(self.encoder), f"a {side}")
+        return ids
 
     def length(self, side: str) -> int:
         """Tokens that a text of this side may have."""

@@ -1,23 +1,51 @@
 """A retriever's folder as sentence-transformers describes it, read and written: pooling, normalisation, prompts,
-lengths; and ours beside it."""
+lengths; and ours beside it.
+
+Every key that is set there is honoured, so that vectors (of unit length, where its similarity is the cosine) and their
+order are `SentenceTransformer`'s, or the folder is refused with the key's name.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.errors import UserError, choose
+from ds_rag.models.architecture import usable_positions
 from ds_rag.pooling import POOLERS
 
 OWN_SETTINGS = "ds_rag.json"  # what sentence-transformers' own files have no place for
+# sentence-transformers reads the first of these that is there.
+TRANSFORMER_FILES = [
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+PIPELINES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+# Keys of those files, and of the dictionaries in them, with the values that change nothing here.
+HONOURED = {"max_seq_length", "do_lower_case", "query_length", "document_length", "unpad_inputs"}
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "transformer_task": ("feature-extraction",),
+    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
+    "module_output_name": ("token_embeddings",),
+}
+ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+# Which precision, device and kernel a model is computed with is decided here; trusting code is the user's flag.
+IDLE_ARGUMENTS = {
+    "torch_dtype", "dtype", "device_map", "attn_implementation", "use_safetensors", "add_pooling_layer", "use_cache",
+    "trust_remote_code", "padding_side",
+}  # fmt: skip
+PASSAGE_PROMPTS = ("document", "passage", "corpus")
 
 
 @dataclass
 class RetrieverSettings:
-    """What turns hidden states into embeddings and texts into tokens; saved beside the weights."""
+    """What turns hidden states into embeddings and texts into tokens; saved beside the weights.
+
+    Fields without a place in `repr` are not in the fingerprint of an index (snapshot.py), which older indexes keep.
+    """
 
     pooling: str = "mean"
     normalize: bool = True
@@ -27,6 +55,21 @@ class RetrieverSettings:
     max_passage_length: int = 200
     temperature: float = 0.05
     learn_temperature: bool = False
+    do_lower_case: bool = field(default=False, repr=False)  # of the texts, before the tokenizer's own rules
+    prompts: dict[str, str] = field(default_factory=dict, repr=False)  # all that the folder has, by name
+    default_prompt_name: str | None = field(default=None, repr=False)
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where weights and tokenizer lie: the folder itself, or a subfolder that its modules.json names, as older versions
+    of sentence-transformers wrote it (0_Transformer)."""
+    modules = read_json(folder / "modules.json")
+    if not isinstance(modules, list) or not modules or (folder / OWN_SETTINGS).is_file():
+        return folder
+    place = PurePosixPath(str(modules[0].get("path", "")))
+    if place.is_absolute() or ".." in place.parts:
+        raise UserError(f"--retriever {folder}: modules.json names a folder outside", found=place)
+    return folder / place
 
 
 def is_decoder(config: Any) -> bool:
@@ -41,10 +84,10 @@ def is_decoder(config: Any) -> bool:
     return config.model_type in CAUSAL and config.model_type not in MASKED
 
 
-def described(folder: Path | None, config: Any, pooling: str = "auto") -> RetrieverSettings:
+def described(folder: Path | None, config: Any, model: ModelConfig) -> RetrieverSettings:
     """Pooling, normalisation and prompts as the folder's own files describe them, else the usual defaults.
 
-    pooling: the flag; where it chooses one, a pooling that is not supported is no error.
+    model: its flags; where they choose, what the folder says there is no error.
     """
     settings = RetrieverSettings(pooling="last" if is_decoder(config) else "mean")
     if folder is None:
@@ -54,36 +97,109 @@ def described(folder: Path | None, config: Any, pooling: str = "auto") -> Retrie
     modules = read_json(folder / "modules.json")
     if modules is None:
         return settings
-    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in modules}
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise UserError(
-            f"--retriever {folder}: a module that is not supported",
-            found=", ".join(sorted(unknown)),
-            expected="Transformer, Pooling, Normalize",
-        )
-    settings.normalize = "Normalize" in kinds
-    if pooling == "auto" and "Pooling" in kinds:
-        settings.pooling = read_pooling(folder, read_json(folder / kinds["Pooling"] / "config.json") or {})
-    prompts = (read_json(folder / "config_sentence_transformers.json") or {}).get("prompts") or {}
-    settings.query_prefix = prompts.get("query") or ""
-    settings.passage_prefix = prompts.get("document") or prompts.get("passage") or ""
+    kinds = check_modules(folder, modules, model)
+    pooling, normalize = (folder / kinds[kind] / "config.json" if kind in kinds else None for kind in PIPELINES[1][1:])
+    if normalize is not None:
+        for key, value in (read_json(normalize) or {}).items():
+            refuse_unless(folder, f"{key} of Normalize", value, (None, "sentence_embedding"))
+    if model.pooling == "auto" and pooling is not None:
+        settings.pooling = read_pooling(folder, read_json(pooling) or {})
+    settings.do_lower_case = bool(transformer_settings(folder).get("do_lower_case"))
+    read_whole(folder, settings, normalize is not None, model)
     return settings
 
 
-def length_limit(folder: Path | None, config: Any, tokenizer: Any) -> int:
-    """The longest text that the model's positions, its tokenizer and a sentence-transformers folder allow."""
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    if folder is not None and not (folder / OWN_SETTINGS).is_file():
-        limits.append((read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length"))
-    return min(int(n) for n in limits if n)
+def check_modules(folder: Path, modules: list[dict[str, str]], model: ModelConfig) -> dict[str, str]:
+    """Kind of module -> its folder. Raises UserError for modules, or an order, that would give other vectors."""
+    foreign = [m["type"] for m in modules if not m["type"].startswith("sentence_transformers.")]
+    if foreign:
+        raise UserError(
+            f"--retriever {folder}: modules.json names code of its own, which is not run",
+            found=", ".join(foreign),
+            expected="modules of sentence_transformers",
+        )
+    kinds = [m["type"].rsplit(".", 1)[-1] for m in modules]
+    unknown = sorted(set(kinds) - set(PIPELINES[1]))
+    pooled_by_flag = model.pooling != "auto" and kinds in (["Transformer"], ["Transformer", "Normalize"])
+    if unknown or (kinds not in PIPELINES and not pooled_by_flag):
+        raise UserError(
+            f"--retriever {folder}: a module that is not supported" if unknown else
+            f"--retriever {folder}: modules in an order that is not supported",
+            found=", ".join(unknown or kinds),
+            expected="Transformer, Pooling, Normalize",
+            fix=None if unknown or "Pooling" in kinds else "choose one with --pooling",
+        )  # fmt: skip
+    return dict(zip(kinds, (m["path"] for m in modules), strict=True))
+
+
+def transformer_settings(folder: Path) -> dict[str, Any]:
+    """The keys of the Transformer module's own file. Raises UserError for one that is not honoured here."""
+    place = transformer_folder(folder)
+    keys: dict[str, Any] = next(filter(None, (read_json(place / name) for name in TRANSFORMER_FILES)), {})
+    for key, value in keys.items():
+        if key in ARGUMENTS:
+            for name, inner in (value or {}).items():
+                if name not in IDLE_ARGUMENTS:
+                    refuse_unless(folder, f"{name} in {key}", inner, (None,))
+        elif key not in HONOURED:
+            refuse_unless(folder, key, value, (None, {}, *WITHOUT_EFFECT.get(key, ())))
+    return keys
+
+
+def read_whole(folder: Path, settings: RetrieverSettings, normalized: bool, model: ModelConfig) -> None:
+    """What config_sentence_transformers.json says of the whole model: similarity, dimension, prompts."""
+    whole = read_json(folder / "config_sentence_transformers.json") or {}
+    refuse_unless(folder, "model_type", whole.get("model_type"), (None, "SentenceTransformer"))
+    refuse_unless(folder, "truncate_dim", whole.get("truncate_dim"), (None,))
+    similarity = whole.get("similarity_fn_name")
+    settings.normalize = normalized or similarity == "cosine"
+    if model.normalize == "auto":  # of unit vectors all three rank as the dot product does
+        known = (None, "cosine", "dot", "dot_score", *(("euclidean",) if normalized else ()))
+        fix = "choose one with --normalize: true (cosine) or false (dot)"
+        refuse_unless(folder, "similarity_fn_name", similarity, known, fix)
+    prompts = {name: text for name, text in (whole.get("prompts") or {}).items() if text is not None}
+    settings.prompts, default = prompts, whole.get("default_prompt_name")
+    settings.query_prefix = prompts.get("query", "")
+    settings.passage_prefix = next((prompts[name] for name in PASSAGE_PROMPTS if prompts.get(name)), "")
+    if default is None:
+        return
+    if default not in prompts:
+        refuse_unless(folder, "default_prompt_name", default, tuple(prompts), "correct it there")
+    settings.default_prompt_name = default
+    # `encode` puts it before every text, `encode_query` and `encode_document` never: only the user knows which is meant
+    sides = {"query": (("query",), model.query_prefix), "passage": (PASSAGE_PROMPTS, model.passage_prefix)}
+    for side, (names, flag) in sides.items():
+        if prompts[default] and flag is None and not set(names) & set(prompts):
+            fix = f'--{side}_prefix "{prompts[default]}", or --{side}_prefix ""'
+            refuse_unless(folder, f"default_prompt_name, and no prompt for a {side}", default, names, fix)
+
+
+def refuse_unless(folder: Path, key: str, value: Any, known: tuple[Any, ...], fix: str | None = None) -> None:
+    """Raises UserError where the value is none of those known."""
+    if value not in known:
+        raise UserError(
+            f"--retriever {folder}: sentence-transformers' {key} is not supported",
+            found=f"{value}",
+            expected=" | ".join("unset" if v is None else str(v) for v in known if v != {}),
+            fix=fix,
+        )
+
+
+def length_limits(folder: Path | None, config: Any, tokenizer: Any) -> dict[str, int]:
+    """The longest text of either side that positions, tokenizer and a sentence-transformers folder allow. As there,
+    max_seq_length of the folder takes the place of the tokenizer's own."""
+    keys = {} if folder is None or (folder / OWN_SETTINGS).is_file() else transformer_settings(folder)
+    own = keys.get("max_seq_length") or tokenizer.model_max_length
+    sides = {"query": keys.get("query_length"), "passage": keys.get("document_length")}
+    return {side: min(int(n) for n in (usable_positions(config), own, length) if n) for side, length in sides.items()}
 
 
 def read_pooling(folder: Path, config: dict[str, Any]) -> str:
     """The one pooling of a sentence-transformers Pooling module, in its old or new form."""
     old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
     flagged = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
-    modes = [config["pooling_mode"]] if "pooling_mode" in config else flagged or ["mean"]
+    new = config.get("pooling_mode")
+    modes = (new if isinstance(new, list) else [new]) if "pooling_mode" in config else flagged or ["mean"]
     names = [old.get(str(m), str(m)) for m in modes]
     if len(names) != 1 or names[0] not in POOLERS or not config.get("include_prompt", True):
         raise UserError(
@@ -95,8 +211,8 @@ def read_pooling(folder: Path, config: dict[str, Any]) -> str:
     return names[0]
 
 
-def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, limit: int) -> None:
-    """Flags win over what the folder says; no length exceeds the limit."""
+def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, limits: dict[str, int]) -> None:
+    """Flags win over what the folder says; no length exceeds its limit."""
     if model.pooling != "auto":
         choose(POOLERS, model.pooling, "--pooling")
         settings.pooling = model.pooling
@@ -109,8 +225,8 @@ def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfi
     if model.temperature is not None:
         settings.temperature = model.temperature
     settings.learn_temperature = model.learn_temperature
-    settings.max_query_length = min(data.max_query_length, limit)
-    settings.max_passage_length = min(data.max_passage_length, limit)
+    settings.max_query_length = min(data.max_query_length, limits["query"])
+    settings.max_passage_length = min(data.max_passage_length, limits["passage"])
 
 
 def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings, folder: Path) -> None:
@@ -126,11 +242,11 @@ def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings,
         | {f"pooling_mode_{long}": settings.pooling == short for short, long in names.items()},
         "sentence_bert_config.json": {
             "max_seq_length": max(settings.max_query_length, settings.max_passage_length),
-            "do_lower_case": False,
+            "do_lower_case": settings.do_lower_case,
         },
         "config_sentence_transformers.json": {
-            "prompts": {"query": settings.query_prefix, "document": settings.passage_prefix},
-            "default_prompt_name": None,
+            "prompts": settings.prompts | {"query": settings.query_prefix, "document": settings.passage_prefix},
+            "default_prompt_name": settings.default_prompt_name,
             "similarity_fn_name": "cosine" if settings.normalize else "dot",
         },
         OWN_SETTINGS: asdict(settings),
