@@ -23,7 +23,7 @@ from ds_rag.models.probe import check_looks_back, check_states, rows_of
 from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever
 from ds_rag.models.sharded import is_sharded, keep_todays_names, loading_in_pieces
 from ds_rag.models.size import check_counted, check_least, stored_bytes
-from ds_rag.models.st_folder import RetrieverSettings, apply_flags, described, length_limits, transformer_folder
+from ds_rag.models.st_folder import RetrieverSettings, apply_flags, described, transformer_folder
 from ds_rag.models.tokenizer import check_ids, lower_cased, open_tokenizer, train_tokenizer
 from ds_rag.models.weights import open_all
 
@@ -71,7 +71,7 @@ def settings_of(
 ) -> RetrieverSettings:
     """What the folder says and the flags change of it; the tokenizer is told of do_lower_case."""
     settings = described(folder, config, model)
-    apply_flags(settings, model, data, length_limits(folder, config, tokenizer))
+    apply_flags(settings, model, data, config, tokenizer)
     if settings.do_lower_case:
         lower_cased(tokenizer, f"--retriever {folder}")
     return settings

@@ -58,6 +58,7 @@ class RetrieverSettings:
     do_lower_case: bool = field(default=False, repr=False)  # of the texts, before the tokenizer's own rules
     prompts: dict[str, str] = field(default_factory=dict, repr=False)  # all that the folder has, by name
     default_prompt_name: str | None = field(default=None, repr=False)
+    limits: dict[str, int] = field(default_factory=dict, repr=False)  # side -> tokens, where the folder says so
 
 
 def transformer_folder(folder: Path) -> Path:
@@ -104,7 +105,11 @@ def described(folder: Path | None, config: Any, model: ModelConfig) -> Retriever
             refuse_unless(folder, f"{key} of Normalize", value, (None, "sentence_embedding"))
     if model.pooling == "auto" and pooling is not None:
         settings.pooling = read_pooling(folder, read_json(pooling) or {})
-    settings.do_lower_case = bool(transformer_settings(folder).get("do_lower_case"))
+    keys = transformer_settings(folder)
+    settings.do_lower_case = bool(keys.get("do_lower_case"))
+    sides = {"query": keys.get("query_length"), "passage": keys.get("document_length")}
+    given = {side: [n for n in (keys.get("max_seq_length"), length) if n] for side, length in sides.items()}
+    settings.limits = {side: min(numbers) for side, numbers in given.items() if numbers}
     read_whole(folder, settings, normalize is not None, model)
     return settings
 
@@ -185,13 +190,11 @@ def refuse_unless(folder: Path, key: str, value: Any, known: tuple[Any, ...], fi
         )
 
 
-def length_limits(folder: Path | None, config: Any, tokenizer: Any) -> dict[str, int]:
-    """The longest text of either side that positions, tokenizer and a sentence-transformers folder allow. As there,
-    max_seq_length of the folder takes the place of the tokenizer's own."""
-    keys = {} if folder is None or (folder / OWN_SETTINGS).is_file() else transformer_settings(folder)
-    own = keys.get("max_seq_length") or tokenizer.model_max_length
-    sides = {"query": keys.get("query_length"), "passage": keys.get("document_length")}
-    return {side: min(int(n) for n in (usable_positions(config), own, length) if n) for side, length in sides.items()}
+def length_limit(settings: RetrieverSettings, side: str, config: Any, tokenizer: Any) -> int:
+    """The longest text of a side that positions, tokenizer and a sentence-transformers folder allow. As there, what the
+    folder says takes the place of the tokenizer's own."""
+    own = settings.limits.get(side) or tokenizer.model_max_length
+    return min(int(n) for n in (usable_positions(config), own) if n)
 
 
 def read_pooling(folder: Path, config: dict[str, Any]) -> str:
@@ -211,7 +214,7 @@ def read_pooling(folder: Path, config: dict[str, Any]) -> str:
     return names[0]
 
 
-def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, limits: dict[str, int]) -> None:
+def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, config: Any, tokenizer: Any) -> None:
     """Flags win over what the folder says; no length exceeds its limit."""
     if model.pooling != "auto":
         choose(POOLERS, model.pooling, "--pooling")
@@ -225,8 +228,9 @@ def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfi
     if model.temperature is not None:
         settings.temperature = model.temperature
     settings.learn_temperature = model.learn_temperature
-    settings.max_query_length = min(data.max_query_length, limits["query"])
-    settings.max_passage_length = min(data.max_passage_length, limits["passage"])
+    settings.max_query_length = min(data.max_query_length, length_limit(settings, "query", config, tokenizer))
+    limit = length_limit(settings, "passage", config, tokenizer)
+    settings.max_passage_length = min(data.max_passage_length, limit)
 
 
 def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings, folder: Path) -> None:
