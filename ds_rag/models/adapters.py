@@ -64,6 +64,13 @@ def base_folder(folder: Path, flag: str) -> Path:
             expected=f"the model folder that {ADAPTER_FILE} names as base_model_name_or_path",
             fix="put it back, or correct the path",
         )
+    if (base / ADAPTER_FILE).is_file():  # whose own base from_pretrained would look for, on the hub too
+        raise UserError(
+            f"{flag} {folder}: an adapter whose base is itself an adapter",
+            found=f"{ADAPTER_FILE} in {base}",
+            expected="whole weights",
+            fix="merge that one first",
+        )
     return base
 
 

@@ -26,14 +26,10 @@ FETCHING = ("mxfp4", "nvfp4", "fp8", "fbgemm_fp8", "gguf", "metal", "sinq")
 AFTER_PADDING = {
     "camembert",
     "data2vec-text",
-    "esm",
     "ibert",
-    "layoutlmv3",
-    "lilt",
     "longformer",
     "luke",
     "markuplm",
-    "mluke",
     "mpnet",
     "roberta",
     "roberta-prelayernorm",
@@ -48,15 +44,15 @@ def read_config(folder: Path, what: str, trusted: bool) -> Any:
     UserError."""
     from transformers import AutoConfig
 
-    check_names(folder, what, trusted)
-    check_least(readable(folder / "config.json"), what, stored_bytes(folder))
+    check_folder(folder, what, trusted)
     with opening(what), out_of_reach(trusted):
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
 
 
-def check_names(folder: Path, what: str, trusted: bool) -> None:
+def check_folder(folder: Path, what: str, trusted: bool) -> None:
     """No configuration of the folder names an implementation that would be fetched from the hub, unless
-    --trust_remote_code is given. Raises UserError."""
+    --trust_remote_code is given, and none has sizes beyond its weights. Raises UserError."""
+    check_least(readable(folder / "config.json"), what, stored_bytes(folder))
     for file in () if trusted else sorted(folder.glob("*config*.json")):
         check_entries(readable(file), file.name, what)
 
@@ -136,11 +132,10 @@ def check_causal(config: Any, what: str, trusted: bool = False) -> None:
 def check_encoder(config: Any, what: str) -> None:
     """Can this be the configuration of a text encoder? Raises UserError for what certainly is none; whether it gives a
     state for every token the model itself is asked (probe.py)."""
-    from transformers.models.auto import modeling_auto as auto
 
     kind = config.model_type
     why = None
-    if getattr(config, "is_encoder_decoder", False) and kind not in auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
+    if getattr(config, "is_encoder_decoder", False) and not is_half_of_two(config):
         why = "an encoder-decoder of which transformers has no encoder alone (it has of T5 and its kind)"
     elif not hasattr(config, "hidden_size"):
         why = "several models in one, or none of texts: its configuration has no hidden_size"
@@ -152,6 +147,15 @@ def check_encoder(config: Any, what: str) -> None:
             found=f"model_type {kind}: {why}",
             expected="an encoder or decoder with a state for every token: BERT, MPNet, T5's encoder, Qwen ...",
         )
+
+
+def is_half_of_two(config: Any) -> bool:
+    """Is this the type of an encoder-decoder whose encoder transformers has alone, as T5? A folder of that encoder says
+    itself that it is no encoder-decoder."""
+    from transformers.models.auto import modeling_auto as auto
+
+    alone, both = auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    return config.model_type in alone and config.model_type in both
 
 
 def check_pad(config: Any, what: str) -> None:

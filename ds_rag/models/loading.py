@@ -16,7 +16,14 @@ from ds_rag import dist
 from ds_rag.config import DataConfig, ModelConfig, find_file
 from ds_rag.errors import UserError
 from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, apply_adapters, base_folder, four_bit, wanted_by
-from ds_rag.models.architecture import check_causal, check_encoder, check_entries, check_pad, read_config
+from ds_rag.models.architecture import (
+    check_causal,
+    check_encoder,
+    check_entries,
+    check_pad,
+    is_half_of_two,
+    read_config,
+)
 from ds_rag.models.generator import Generator
 from ds_rag.models.opening import opening, out_of_reach
 from ds_rag.models.probe import check_looks_back, check_states, rows_of
@@ -95,8 +102,8 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict
         lm, tokenizer = build("AutoModelForCausalLM", model.generator, "--generator", texts, scratch / "generator")
     else:
         folder = model_folder(model.generator, "--generator")
-        tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
         lm = open_weights(AutoModelForCausalLM, folder, "generator", model, pieces)
+        tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
     check_ids(tokenizer, rows_of(lm), f"--generator {model.generator}")
     fuse_activations(lm)
     generator = Generator(lm, tokenizer)
@@ -154,7 +161,8 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
     dist.barrier()
     tokenizer = open_tokenizer(tokenizer_folder, PADDING_SIDE[flag])
     tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    config = transformers.AutoConfig.for_model(kind, **settings | tokens | {"vocab_size": len(tokenizer)})
+    with opening(what):
+        config = transformers.AutoConfig.for_model(kind, **settings | tokens | {"vocab_size": len(tokenizer)})
     if hasattr(config, "cls_token_id"):  # ModernBERT's default ids, which this vocabulary does not have
         config.cls_token_id = config.sep_token_id = None
     auto = getattr(transformers, auto_class)
@@ -184,7 +192,7 @@ def open_encoder(folder: Path, model: ModelConfig, pieces: dict[str, Any] | None
 
     place, what = transformer_folder(folder), f"--retriever {folder}"
     config = read_config(base_folder(place, "--retriever"), what, model.trust_remote_code)
-    auto: Any = AutoModelForTextEncoding if getattr(config, "is_encoder_decoder", False) else AutoModel
+    auto: Any = AutoModelForTextEncoding if is_half_of_two(config) else AutoModel
     return open_weights(auto, place, "retriever", model, pieces)
 
 
@@ -205,10 +213,10 @@ def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces:
             expected="whole weights",
             fix=f"`ds-rag merge --run RUN`, then --{name} RUN/merged/{name}",
         )
-    for what, on in (("--load_in_4bit", small), ("an adapter that is to be merged", merges)):
+    for needs, on in (("--load_in_4bit", small), ("an adapter that is to be merged", merges)):
         if pieces is not None and on:
             raise UserError(
-                f"--{name} {folder}: ZeRO stage 3 together with {what}", expected="stage 0, 1 or 2, or whole weights"
+                f"--{name} {folder}: ZeRO stage 3 together with {needs}", expected="stage 0, 1 or 2, or whole weights"
             )
     load = partial(auto.from_pretrained, base, dtype=torch.float32, trust_remote_code=trusted, **small)
     with opening(what), out_of_reach(trusted), loading_in_pieces(pieces):

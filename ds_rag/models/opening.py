@@ -37,6 +37,8 @@ def out_of_reach(trusted: bool) -> Iterator[None]:
 def opening(what: str) -> Iterator[None]:
     """Around a `from_pretrained`. what: flag and folder. Raises UserError for a folder that wants its code run, whose
     weights hold more than tensors, or whose architecture is unknown."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -46,6 +48,13 @@ def opening(what: str) -> Iterator[None]:
             found=f"a pickle that wants {culprit[1]}" if culprit else "a pickle of more than tensors",
             expected="model.safetensors, or a pytorch_model.bin of tensors alone",
             fix="a copy in safetensors, made by its author or where its code can do no harm",
+        ) from None
+    except StrictDataclassError as error:
+        raise UserError(
+            f"{what}: a configuration that no model can have",
+            found=" ".join(str(error).split()),
+            expected="values that fit each other",
+            fix="correct them in its config.json",
         ) from None
     except ValueError as error:
         if "trust_remote_code" in str(error):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.errors import UserError
-from ds_rag.models.opening import opening
+from ds_rag.models.architecture import check_folder
+from ds_rag.models.opening import opening, out_of_reach
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -72,7 +73,8 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
     """
     from transformers import AutoTokenizer
 
-    with opening(f"tokenizer of {folder}"):
+    check_folder(Path(folder), f"tokenizer of {folder}", trust_remote_code)  # transformers reads config.json too
+    with opening(f"tokenizer of {folder}"), out_of_reach(trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), padding_side=padding_side, trust_remote_code=trust_remote_code
         )  # padding_side is set here, or it would not be saved
