@@ -131,9 +131,8 @@ def lower_cased(tokenizer: Any, what: str) -> Any:
             found=type(tokenizer).__name__,
             expected="one of the tokenizers library, or texts and folder without do_lower_case",
         )
-    rules = [] if inner.normalizer is None else [inner.normalizer]
-    if isinstance(inner.normalizer, Sequence):
-        rules = list(inner.normalizer)
+    own: Any = inner.normalizer
+    rules = list(own) if isinstance(own, Sequence) else [own] * (own is not None)
     if not any(isinstance(rule, Lowercase) for rule in rules):
         inner.normalizer = Sequence([Lowercase(), *rules])
     return tokenizer

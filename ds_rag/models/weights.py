@@ -64,7 +64,7 @@ def attempt(load: Open, what: str, pieces: bool, **options: Any) -> tuple[Any, d
     except RuntimeError as error:
         if not re.search("mismatch|conversion of the weights", str(error)):
             raise
-        wrong = shapes(load, options) if not pieces else str(error).splitlines()[0]
+        wrong = shapes(load, options) if not pieces else " ".join(str(error).split("\tYou may")[0].split())
     if pieces:
         wrong = next(filter(None, dist.gather_objects(wrong)), None)
     if wrong:
@@ -77,7 +77,7 @@ def attempt(load: Open, what: str, pieces: bool, **options: Any) -> tuple[Any, d
     return model, report
 
 
-def shapes(load: Open, options: dict[str, Any]) -> str:
+def shapes(load: Open, options: dict[str, Any]) -> str | None:
     """Which weights these are, and how often."""
     _, report = load(output_loading_info=True, ignore_mismatched_sizes=True, **options)
     wrong = sorted((name, tuple(stored), tuple(own)) for name, stored, own in report["mismatched_keys"])
