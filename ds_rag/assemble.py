@@ -145,8 +145,8 @@ def load_models(
 
 
 def make_prompt(config: RunConfig, generator: Generator) -> Prompt:
-    model = config.model
-    return Prompt(generator.tokenizer, model.prompt_template, model.chat_template, generator.max_length)
+    m = config.model
+    return Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
 
 
 def tokenize_run(
@@ -199,7 +199,8 @@ def check_room(
             prompt.context(longest[:0], longest, answer)
             rooms.append(prompt.room(len(longest), answer))
     assert train.generator_passages is not None
-    if cramped := int((train.generator_passages.lengths > min(rooms, default=1 << 30)).sum()):
+    own_lengths = train.generator_passages.lengths - prompt.around["passage"].size
+    if cramped := int((own_lengths > min(rooms, default=1 << 30)).sum()):
         console.say(
             f"note: beside the longest query and answer the generator's {prompt.max_length} tokens have room for "
             f"{min(rooms)} of a passage; {cramped} passages are longer and cut further there (the answer is not)",

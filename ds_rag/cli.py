@@ -111,7 +111,8 @@ def mine(argv: Sequence[str]) -> int:
 
 
 def check(argv: Sequence[str]) -> int:
-    of_texts = {"retriever", "generator", "query_prefix", "passage_prefix", "prompt_template", "chat_template"}
+    of_texts = {"retriever", "generator", "query_prefix", "passage_prefix"}
+    of_texts |= {"prompt_template", "chat_template", "prompt_version"}
     of_rows = {f.name for f in fields(DataConfig)} - {"train_data", "on_bad_row", "assume_first_positive", "world_seed"}
     only = of_texts | of_rows | {"trust_remote_code"}
     about = "Report every bad row, what repeats, labels, lengths and overlap; 1 is returned where rows are bad or none."

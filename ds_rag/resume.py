@@ -70,6 +70,7 @@ def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
         "data": data_hash(parts),
         "evaluation": evaluation_hash(parts),
         "unsaved": dist.from_first(unsaved_weights(config, parts) if dist.rank() == 0 else None),
+        "prompt": parts.prompt is not None,
         "config": config.flat(),
         "versions": {
             "ds_rag": ds_rag.__version__,
@@ -150,7 +151,9 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
     then = commit.read_manifest(folder) or {}
     if "config" not in then:
         return
+    then["config"].setdefault("prompt_version", "1")  # checkpoints that do not say are of the time before
     free = FREE | LENGTH | (OF_INDEX if config.objective.candidates_from == "batch" else set())
+    free |= set() if now["prompt"] else {"prompt_version"}
     wrong = [
         f"--{key}: {then['config'][key]!r} then, {value!r} now"
         for key, value in now["config"].items()
