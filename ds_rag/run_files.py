@@ -159,7 +159,7 @@ def figures(run: Path) -> dict[str, Any]:
     values = read_json(file, dict, AGAIN)
     shapes = {"before": dict, "after": dict, "samples": list}
     for key, kind in shapes.items():
-        if not isinstance(values.get(key) or kind(), kind):
+        if not isinstance(values.get(key), kind | None):
             raise wrong_type(file, key, values[key], kind, AGAIN)
     if not all(isinstance(sample, dict) for sample in values.get("samples") or ()):
         raise UserError(f"{file}: samples: wrong type", expected="objects", fix=AGAIN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +106,14 @@ def of_models(run: Path) -> list[str]:
     wrong = []
     for folder in (run / "retriever", run / "generator"):
         weights = [f for pattern in ("*.safetensors", "*.bin") for f in sorted(folder.glob(pattern))]
-        if folder.is_dir() and not weights:
-            wrong.append(f"{folder.name}: found no weights, expected model.safetensors")
+        for kind, there in (
+            ("weights", weights),
+            ("config.json", [f for f in (folder / "config.json", folder / "adapter_config.json") if f.is_file()]),
+        ):
+            if folder.is_dir() and not there:
+                wrong.append(f"{folder.name}: found no {kind}")
         for file in sorted(folder.rglob("*.json")):
-            wrong += met(lambda f=file: run_files.read_text(f) and json.loads(f.read_text(encoding="utf-8")))
+            wrong += met(lambda f=file: run_files.read_json(f, object))
         for file in weights:
             if file.suffix == ".safetensors":
                 wrong += [f"{file.relative_to(run)}: {text}" for text in met(lambda f=file: safe_open(f, "pt"))]
