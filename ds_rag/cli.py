@@ -126,10 +126,12 @@ def check(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
+    from ds_rag import export, run_files
     from ds_rag.report import write_report
 
     if len(argv) != 1 or not Path(argv[0]).is_dir():
         raise UserError("usage: ds-rag report RUN", found=" ".join(argv) or "nothing", expected="a run's folder")
+    export.ready(Path(argv[0]), only={run_files.CONFIG, run_files.RESULTS})
     print(write_report(Path(argv[0])))
     return 0
 

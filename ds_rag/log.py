@@ -133,11 +133,15 @@ class Metrics:
         """resumed_at: lines of later steps are taken back, for they come again; None: a new run. refreshed: the last
         step whose index stage was done when that checkpoint was saved."""
         self.file = None
+        self.unread = 0  # lines that a resumed run found damaged; the file as it was is then metrics.jsonl.damaged
         if folder:
-            kept = lines_up_to(folder / "metrics.jsonl", resumed_at, refreshed) if resumed_at is not None else []
+            path = folder / "metrics.jsonl"
+            kept, self.unread = lines_up_to(path, resumed_at, refreshed) if resumed_at is not None else ([], 0)
+            if self.unread:
+                os.replace(path, path.with_name(f"{path.name}.damaged"))
             part = folder / "metrics.jsonl.tmp"
             part.write_text("".join(kept), encoding="utf-8")
-            os.replace(part, folder / "metrics.jsonl")
+            os.replace(part, path)
             self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.board = None
         if folder and report_to == "tensorboard":
@@ -168,19 +172,21 @@ class Metrics:
             self.board.close()
 
 
-def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> list[str]:
-    """Lines of steps up to this one, without this one's index stage where that is done again; one that a crash has cut
-    short is none."""
+def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> tuple[list[str], int]:
+    """Lines of steps up to this one, without this one's index stage where that is done again; and how many could not be
+    read, but for a last one that a crash has cut short."""
     again = INDEX_STAGE if refreshed is not None and refreshed < step else ()
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []:
-        try:
-            entry = json.loads(line)
-            if entry["step"] <= step and line.endswith("\n") and not (entry["step"] == step and entry["kind"] in again):
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+    kept, unread = [], 0
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+        if not line.endswith(b"\n"):
             continue
-    return kept
+        try:
+            entry = json.loads(line.decode("utf-8"))
+            if entry["step"] <= step and not (entry["step"] == step and entry["kind"] in again):
+                kept.append(line.decode("utf-8"))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            unread += 1
+    return kept, unread
 
 
 def printable(text: str) -> str:

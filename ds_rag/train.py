@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ds_rag import checkpoint, commit, dist, faults, log, resume, stopping
+from ds_rag import checkpoint, commit, dist, export, faults, log, resume, stopping
 from ds_rag.assemble import Parts, assemble
 from ds_rag.bad_steps import any_loss_is_bad, look
 from ds_rag.checkpoint import TrainState
@@ -202,6 +202,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     """Everything up to the first step: parts, and a checkpoint's state or the figures before training."""
     faults.point("start")
     halt.begin("start: reading rows, models and checkpoint")
+    export.by_first(lambda: export.settle(folder))
     resumed = checkpoint.find(folder, config.run.resume, console.say)
     if resumed:
         resume.fit_batch(resumed, config, console.say)
@@ -214,6 +215,9 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
     metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed)
+    if metrics.unread:
+        told = f"{metrics.unread} lines of metrics.jsonl cannot be read; the file as it was is metrics.jsonl.damaged"
+        console.say(f"warning: {told}", style="yellow")
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
@@ -244,7 +248,7 @@ def stop_here(run: Run | None, halt: Halt, reason: str, folder: Path, console: C
         run.metrics.close()
     if dist.rank() == 0:
         stopping.leave_word(folder, reason, step or None)
-        (folder / stopping.STOP_FILE).unlink(missing_ok=True)
+        stopping.take_back(folder)
     where = f"at step {step}, saved" if step else "before the first step"
     console.say(f"stopped {where} ({reason}); --resume auto goes on")
     dist.barrier()

@@ -28,6 +28,8 @@ FLOORS: list[set[str]] = [
         "halting",
         "masking",
         "lock",
+        "run_files",
+        "export",
         "run_folder",
     },
     {"losses", "pooling", "metrics", "batch", "thinning", "drift", "collapse", "truncation"},
@@ -61,6 +63,8 @@ GROUND_ORDER = [
     "commit",
     "halting",
     "lock",
+    "run_files",
+    "export",
     "run_folder",
 ]
 
@@ -129,6 +133,7 @@ def test_ground_floor_and_mathematics_import_no_heavy_library_at_module_level() 
         "launched",
         "lock",
         "masking",
+        "run_files",
         "run_folder",
         "schedule",
         "cli",
