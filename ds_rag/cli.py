@@ -18,6 +18,7 @@ from ds_rag.flags import build_parser, parse, parse_strictly, reading_parser
 from ds_rag.launched import adopt_srun, forbid_pickles
 from ds_rag.log import capture, run_command
 from ds_rag.run_folder import claim as claim_folder
+from ds_rag.terminal import flush_standard_streams, guard_standard_streams
 
 
 def train(argv: Sequence[str]) -> int:
@@ -155,15 +156,21 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 after a message about what to mend."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    guard_standard_streams()
+    try:
+        return answer(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        flush_standard_streams()
+
+
+def answer(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: ds-rag COMMAND ...   (ds-rag COMMAND --help)\n")
+        print("usage: ds-rag COMMAND ...   (ds-rag COMMAND --help)\n       ds-rag --version\n")
         print("\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()))
         return 0
     if argv[0] == "--version":
         print(ds_rag.__version__)
         return 0
-
     forbid_pickles()
 
     def body() -> int:

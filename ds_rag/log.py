@@ -15,9 +15,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -29,9 +29,9 @@ from rich.progress import (
 from rich.table import Table
 
 from ds_rag.errors import RankError, UserError
-from ds_rag.masking import masked
+from ds_rag.masking import one_line, printable
+from ds_rag.terminal import guarded
 
-Item = TypeVar("Item")
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
 QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -43,31 +43,25 @@ class Console:
     """Rank 0's voice: lines, tables, progress with rate and time left. Other ranks are silent."""
 
     def __init__(self, stream: IO[str] | None = None, speaks: bool = True):
-        width = None if (stream or sys.stdout).isatty() else 110
-        self.rich = RichConsole(file=stream or sys.stdout, width=width, quiet=not speaks, highlight=False)
+        out = guarded(stream or sys.stdout)
+        self.rich = RichConsole(file=out, width=None if out.isatty() else 110, quiet=not speaks, highlight=False)
         self.speaks = speaks
 
-    def say(self, text: str, style: str | None = None) -> None:
-        """Prints text as it is: brackets and control codes in data are not markup."""
-        self.rich.print(escape(printable(text)), style=style, soft_wrap=True)
+    def say(self, text: str, style: str | None = None, lines: bool = False) -> None:
+        """Prints text as it is: brackets and control codes in data are not markup, and a line end in them begins no
+        line. lines: the text's line ends are the program's own, and stay."""
+        self.rich.print(escape(printable(text) if lines else one_line(text)), style=style, soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         table = Table(title=title, title_justify="left")
         for n, name in enumerate(columns):
             table.add_column(name, justify="left" if n == 0 else "right")
         for row in rows:
-            table.add_row(*(escape(printable(cell)) for cell in row))
+            table.add_row(*(escape(one_line(cell)) for cell in row))
         self.rich.print(table)
 
     def progress(self, total: int, what: str, done: int = 0, unit: str = "step") -> Meter:
         return Meter(self, total, what, done, unit)
-
-    def track(self, items: Iterable[Item], total: int, what: str, unit: str = "text") -> Iterator[Item]:
-        """Yields the items, showing progress by one each."""
-        with self.progress(total, what, unit=unit) as meter:
-            for item in items:
-                yield item
-                meter.advance(1)
 
 
 class Meter:
@@ -183,11 +177,6 @@ def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> list[str
     return kept
 
 
-def printable(text: str) -> str:
-    """Without control characters, which a passage could use to write over the terminal, and without credentials."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in masked(text))
-
-
 def redirect(folder: Path, rank: int) -> None:
     """Points file descriptors 1 and 2 at this rank's log file in `folder`. Called again for another folder, it takes
     along what was logged, and the folder where that was goes if nothing else is in it."""
@@ -226,7 +215,7 @@ def capture(folder: Path, rank: int) -> Console:
     global _terminal_error
     sys.stdout.flush()
     sys.stderr.flush()
-    terminal, _terminal_error = (os.fdopen(os.dup(stream), "w", encoding="utf-8", buffering=1) for stream in (1, 2))
+    terminal, _terminal_error = (copy_of(stream) for stream in (1, 2))
     redirect(folder, rank)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.captureWarnings(True)
@@ -236,11 +225,18 @@ def capture(folder: Path, rank: int) -> Console:
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         into_log(printable("".join(traceback.format_exception(kind, error, trace))))
         if not issubclass(kind, KeyboardInterrupt):
-            loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip())
+            loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip(), lines=True)
         loud.say(f"rank {rank} stopped: {kind.__name__}; the libraries' messages are in {_log_file}")
 
     sys.excepthook = report
     return console
+
+
+def copy_of(descriptor: int) -> IO[str]:
+    """The console as it is now, in its own encoding. When it takes nothing more, the log says so."""
+    encoding = (sys.stdout, sys.stderr)[descriptor - 1].encoding or "utf-8"
+    stream = os.fdopen(os.dup(descriptor), "w", encoding=encoding, buffering=1)
+    return guarded(stream, lambda error: into_log(f"the console takes nothing more ({error}); the work goes on"))
 
 
 def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
@@ -263,7 +259,7 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
         if _terminal_error:
             into_log(message)
         if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
-            print(message, file=_terminal_error or sys.stderr)
+            print(message, file=_terminal_error or guarded(sys.stderr))
         return error.code
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_FILE = "STOP"  # in the run's folder
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 EXIT_FILE = "exit.json"
@@ -28,7 +28,10 @@ class Stopped(Exception):
 
 
 def watch() -> None:
-    """From now on a signal is a wish to stop at the next place where it is safe. Further ones change nothing."""
+    """From now on a signal is a wish to stop at the next place where it is safe. Further ones change nothing.
+
+    A hang-up that is ignored already (`nohup`) stays so, but not under torchrun: it ends its ranks at one all the same.
+    """
     global _wish, _launchers
     # Of a process that no launcher started, the parent is a shell, whose end means nothing (nohup).
     _wish, _launchers = None, launchers() if "LOCAL_RANK" in os.environ else []
@@ -37,8 +40,10 @@ def watch() -> None:
         global _wish
         _wish = _wish or signal.Signals(number).name
 
+    kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "TORCHELASTIC_RUN_ID" not in os.environ
     for number in SIGNALS:
-        signal.signal(number, note)
+        if number != signal.SIGHUP or not kept:
+            signal.signal(number, note)
 
 
 def agree_by(check: Callable[[], None] | None) -> None:

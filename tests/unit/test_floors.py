@@ -27,6 +27,7 @@ FLOORS: list[set[str]] = [
         "commit",
         "halting",
         "masking",
+        "terminal",
         "lock",
         "run_folder",
     },
@@ -47,6 +48,7 @@ FLOOR = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
 GROUND_ORDER = [
     "errors",
     "masking",
+    "terminal",
     "config",
     "flags",
     "deepspeed_config",
@@ -129,6 +131,7 @@ def test_ground_floor_and_mathematics_import_no_heavy_library_at_module_level() 
         "launched",
         "lock",
         "masking",
+        "terminal",
         "run_folder",
         "schedule",
         "cli",
