@@ -15,7 +15,7 @@ from ds_rag import lock, stopping
 from ds_rag.config import DataConfig
 from ds_rag.errors import UserError, choose
 from ds_rag.flags import build_parser, parse, parse_strictly, reading_parser
-from ds_rag.launched import adopt_srun, forbid_pickles
+from ds_rag.launched import adopt_srun, check_launch, forbid_pickles
 from ds_rag.log import capture, run_command
 from ds_rag.run_folder import claim as claim_folder
 from ds_rag.terminal import flush_standard_streams, guard_standard_streams
@@ -37,6 +37,14 @@ def train(argv: Sequence[str]) -> int:
     return run(config, folder, console)
 
 
+def together(name: str, run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """A command that several ranks may share: one that waits in vain for another names the command."""
+    from ds_rag.halting import naming
+
+    with naming(name):
+        return run(args)
+
+
 def evaluate(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag evaluate", "Score a run, or a pair of model folders, on held-out rows.")
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
@@ -45,7 +53,7 @@ def evaluate(argv: Sequence[str]) -> int:
     args = parse_strictly(parser, argv)
     from ds_rag.measure import main as run
 
-    return run(args)
+    return together("ds-rag evaluate", run, args)
 
 
 def index(argv: Sequence[str]) -> int:
@@ -56,7 +64,7 @@ def index(argv: Sequence[str]) -> int:
         lock.hold(Path(args.run))  # RUN/index is written; a training run would too
     from ds_rag.reindex import main as run
 
-    return run(args)
+    return together("ds-rag index", run, args)
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -108,7 +116,7 @@ def mine(argv: Sequence[str]) -> int:
     args = parse_strictly(parser, argv)
     from ds_rag.mine import main as run
 
-    return run(args)
+    return together("ds-rag mine", run, args)
 
 
 def check(argv: Sequence[str]) -> int:
@@ -175,6 +183,7 @@ def answer(argv: list[str]) -> int:
 
     def body() -> int:
         adopt_srun()  # a command must know its rank before it claims a folder
+        check_launch(os.environ)
         return choose(COMMANDS, argv[0], "command")[0](argv[1:])
 
     return run_command(body, debug="--debug" in argv)

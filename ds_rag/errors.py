@@ -23,6 +23,10 @@ class UserError(Exception):
         super().__init__("\n".join(b + BEGUN.sub("    ", str(text)) for b, text in fields.items() if text is not None))
 
 
+class LaunchError(UserError):
+    """How this process was started. Each tells of it itself: which of them is the first is not known."""
+
+
 class RunError(UserError):
     """What ends a run that was rightly begun, and that the user may be able to mend."""
 

@@ -21,6 +21,7 @@ EXIT_FILE = "exit.json"
 _wish: str | None = None
 _launchers: list[int] = []
 _agreement: Callable[[], None] | None = None
+_name: Callable[[str], None] | None = None
 
 
 class Stopped(Exception):
@@ -46,16 +47,29 @@ def watch() -> None:
             signal.signal(number, note)
 
 
-def agree_by(check: Callable[[], None] | None) -> None:
-    """What `safe_place` does from now on: the ranks' agreement (halting.py), or nothing."""
-    global _agreement
-    _agreement = check
+def agree_by(check: Callable[[], None] | None, name: Callable[[str], None] | None = None) -> None:
+    """What `safe_place` and `phase` do from now on: the ranks' agreement and their sign of life (halting.py), or
+    nothing."""
+    global _agreement, _name
+    _agreement, _name = check, name
 
 
 def safe_place() -> None:
     """To be called where all ranks pass together and nothing is half done. Raises Stopped on all, if one was asked."""
     if _agreement is not None:
         _agreement()
+
+
+def phase(operation: str) -> None:
+    """To be called where all ranks begin something together: a rank that waits in vain from here on says this."""
+    if _name is not None:
+        _name(operation)
+
+
+def look(folder: Path) -> None:
+    """Raises Stopped where this process alone was asked to stop: while the ranks have not met yet."""
+    if reason := wish(folder):
+        raise Stopped(reason)
 
 
 def wish(folder: Path) -> str | None:

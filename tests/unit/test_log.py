@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ds_rag import log
+from ds_rag import console as console_module
 from ds_rag.errors import RankError, UserError
-from ds_rag.log import Console, Metrics, printable, run_command
+from ds_rag.log import Console, Metrics, run_command
+from ds_rag.masking import printable
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +63,7 @@ def test_other_ranks_are_silent():
 
 def test_progress_without_a_terminal_is_lines(console, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: clock[0])
     with console.progress(100, "train", done=10) as meter:
         for seconds, note in ((4, "loss 3"), (11, "loss 2"), (12, None), (23, None)):
             clock[0] = seconds
