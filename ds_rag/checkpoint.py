@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag import commit, dist, faults, run_files
+from ds_rag import commit, dist, faults, run_files, stopping
 from ds_rag.engine import Engines
 from ds_rag.engine_state import load_engine, save_engine
 from ds_rag.errors import UserError
@@ -72,6 +72,7 @@ def save(
     facts: what the run is (see `resume.py`); arrays: what rank 0 keeps beside the engines, as NAME.npy. Raises OSError
     on every rank where one could not write: what was there before is still there.
     """
+    stopping.phase(f"saving the checkpoint of step {state.step}")
     root, final = run / "checkpoints", run / "checkpoints" / f"step-{state.step}"
     folder = commit.begin(final)
     failure = None
@@ -238,6 +239,7 @@ def state_of(folder: Path) -> TrainState:
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
     """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
+    stopping.phase(f"loading the checkpoint {folder.name}")
     held = {f.name for f in folder.iterdir() if f.is_dir()}
     if held != set(engines.learning):  # one held but frozen now would start from its first weights
         raise UserError(
@@ -264,6 +266,7 @@ def export(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank where it could
     not.
     """
+    stopping.phase("exporting the models")
     first, failure = dist.rank() == 0, None
 
     def write(folder: Path, saved: Any, state: Any, card: str) -> None:

@@ -177,7 +177,9 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
     if not wrong:
         return
     if config.run.resume_changed:
-        say(f"warning: resumed although this has changed:{listed(wrong)}")
+        say("warning: resumed although this has changed:")
+        for line in wrong:
+            say(f"    - {line}")
         return
     raise UserError(
         f"{folder}: of a run that was another",
