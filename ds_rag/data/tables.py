@@ -17,11 +17,13 @@ def read_parquet(path: Path, what: str, faults: Faults) -> Iterator[Record]:
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1000):
             yield from _arrow_records(batch, number, path, faults)
             number += len(batch)
     except (pyarrow.ArrowException, ValueError) as error:
-        raise UserError(f"{faults.source} is no readable Parquet file", found=f"{error}, after row {number}") from error
+        raise UserError(
+            f"{faults.flag}: {path} is no readable Parquet file", found=f"{error}, after row {number}"
+        ) from error
 
 
 def _arrow_records(table: Any, before: int, path: Path, faults: Faults) -> Iterator[Record]:
