@@ -12,6 +12,7 @@ import torch
 from ds_rag import deepspeed_config, dist
 from ds_rag.candidates import Candidates
 from ds_rag.config import RunConfig
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import Example, Limit, RagData, TokenTable, read_data, tokenize
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.data.prompt import Prompt
@@ -60,8 +61,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     source = config.objective.candidates_from
     needs = objective.spec.needs_positive, objective.needs_generator
     data = read_data(config.data, config.is_builtin, *needs, from_index=source != "batch")
-    for notice in data.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(data.notices, console)
     torch.manual_seed(config.optim.seed)
     pieces = [deepspeed_config.while_loading(raw, known) for raw, known in zip(raws, knowns, strict=True)]
     retriever, generator = load_models(config, objective, data, folder, pieces)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from ds_rag import dist
 from ds_rag.config import BUILTIN
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import read_evaluation
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluator, tokenize_evaluation
@@ -24,8 +25,7 @@ def main(args: argparse.Namespace) -> int:
     if not builtin and config.data.eval_data is None:
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
     data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
-    for notice in data.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(data.notices, console)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
     evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage, console)
     result = evaluator.run(progress=True)
