@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ds_rag.config import ALIASES, BUILTIN, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
+from ds_rag.config.bounds import Bounds, Number
 from ds_rag.errors import UserError, nearest
 
 
@@ -95,6 +96,8 @@ def convert(name: str, value: Any, where: str) -> Any:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
         if kind is int and str(value) != str(int(value)):
             raise ValueError
+        if kind is float and isinstance(value, str) and ("_" in value or not value.isascii()):
+            raise ValueError  # Python would read it
         converted = kind(str(value).lower() if isinstance(value, bool) else value)
         if kind is float and not math.isfinite(converted):
             raise ValueError
@@ -122,6 +125,13 @@ def unknown_key(name: str, what: str, known: Iterable[str], dashes: str = "") ->
 
 def _from_flag(name: str, text: str) -> Any:
     return convert(name, text, f"--{name}")
+
+
+def add_number(
+    parser: argparse._ActionsContainer, name: str, bounds: Bounds, text: str, default: float | None = None
+) -> None:
+    """A command's own flag whose value is a number within these bounds."""
+    parser.add_argument(f"--{name}", type=Number(name, bounds), default=default, help=text.replace("%", "%%"))
 
 
 class _Parser(argparse.ArgumentParser):

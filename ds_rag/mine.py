@@ -50,12 +50,6 @@ class Limits:
     max_score: float | None = None
     posterior: float | None = None  # share of p(z|x,y)
 
-    def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise UserError("--margin: not a factor", found=self.margin, expected="more than 0; 'inf' for no margin")
-        if self.posterior is not None and not 0 < self.posterior < 1:
-            raise UserError("--posterior: not a share", found=self.posterior, expected="between 0 and 1")
-
 
 def faults(
     scores_D: np.ndarray, positive_scores_P: np.ndarray, posterior_D: np.ndarray | None, limits: Limits
@@ -236,8 +230,6 @@ def check(out: Path, args: argparse.Namespace) -> None:
     """Mistakes that show before any model is opened."""
     if "eval_data" not in args:
         raise UserError("no rows to mine for", expected="--data FILE or folder")
-    if args.negatives < 1 or args.depth < 1:
-        raise UserError("--negatives, --depth: too small", found=(args.negatives, args.depth), expected="1 or more")
     if out.is_dir() or (out.exists() and not args.overwrite):
         raise UserError("--out: exists already", found=out, expected="a new file", fix="--overwrite, or another name")
     out.parent.mkdir(parents=True, exist_ok=True)
