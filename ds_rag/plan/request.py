@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ds_rag.config import OWNER, RunConfig, build
+from ds_rag.config import OWNER, DataConfig, RunConfig, build
 from ds_rag.config.bounds import ITEMS, Bounds, above, whole
 from ds_rag.errors import UserError, choose
 from ds_rag.flags import add_number, build_parser, parse_strictly
@@ -19,12 +19,13 @@ from ds_rag.plan.setup import NAMES, STAGES, Setup
 from ds_rag.plan.shapes import read_shape
 from ds_rag.plan.workload import Workload
 
+COUNTED = ("max_query_length", "max_passage_length", "max_answer_length")
 # Flags of training that change what a run takes.
 TRAINING = (
     "retriever", "generator", "encoders", "freeze", "gradient_checkpointing", "lora", "lora_r",
     "candidates", "pool", "generator_backward", "micro_cells", "retriever_chunk", "share_prefixes",
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
-    "max_query_length", "max_passage_length", "max_answer_length",
+    *COUNTED,
 )  # fmt: skip
 # Of the machine and the corpus: name, bounds, help, default.
 NUMBERS: tuple[tuple[str, Bounds, str, float | None], ...] = (
@@ -37,6 +38,7 @@ NUMBERS: tuple[tuple[str, Bounds, str, float | None], ...] = (
     ("passages", whole(1, 10**12), "passages of the corpus, such as 21e6", None),
     ("passages_per_row", whole(1, ITEMS), "of a training row", 1),
 )
+OF_ROWS = tuple(f.name for f in fields(DataConfig) if f.name not in COUNTED)
 PLANNED_WAYS = ("auto", "one_pass", "exact")
 
 
@@ -50,10 +52,13 @@ class Request:
     limits: Limits
     passages: int  # of the corpus; 0: no index
     json: str | None
+    data: dict[str, str]  # flags of rows and corpus, as given: they cost nothing, and belong to the command
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = build_parser("ds-rag plan", "What a training run will need, and how to launch it.", only=TRAINING)
+    parser = build_parser(
+        "ds-rag plan", "What a training run will need, and how to launch it.", only=TRAINING + OF_ROWS
+    )
     group = parser.add_argument_group("plan", f"Models are folders, config:FILE, or one of: {', '.join(MODELS)}.")
 
     def add(name: str, text: str, default: str | None = None) -> None:
@@ -88,7 +93,13 @@ def read_request(argv: Sequence[str]) -> Request:
             expected=f"{setup.retriever.positions} or less",
         )
     limits = Limits((args["gpu_memory"] or gpu.memory) * 1e9, args["host_memory"] * 1e9, args["gpus_per_node"])
-    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"])
+    data = {name: as_text(args[name]) for name in OF_ROWS if args.get(name) is not None}
+    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"], data)
+
+
+def as_text(value: object) -> str:
+    """A value as its flag has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
