@@ -11,6 +11,7 @@ from ds_rag.data.dataset import read_evaluation
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluator, tokenize_evaluation
 from ds_rag.flags import check_builtin
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.log import Console
 from ds_rag.saved import open_saved, write_json
 
@@ -29,6 +30,7 @@ def main(args: argparse.Namespace) -> int:
     data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
     for notice in data.notices:
         console.say(f"note: {notice}", style="yellow")
+    check_factory(config.stage.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
     evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage, console)
     result = evaluator.run(progress=True)

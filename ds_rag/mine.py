@@ -31,6 +31,7 @@ from ds_rag.errors import UserError
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
 from ds_rag.same_corpus import check_corpus
@@ -259,6 +260,8 @@ def encode_corpus(
     done = None
     if stored and saved.run and (file := saved.run / "index" / "vectors.npy").is_file():  # not of one in shards
         done = np.load(file)
+    if stored is None:
+        check_factory(stage.index_factory, saved.retriever.hidden_size, table.corpus_size)
     texts = table.texts[len(done) if done is not None else 0 :]  # of the run's own corpus, what only rows have
     tokens = tokenize_side(saved.retriever, "passage", texts, console, "passages")
     vectors_ND = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)
