@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -13,8 +14,9 @@ from pathlib import Path
 import ds_rag
 from ds_rag import lock, stopping
 from ds_rag.config import DataConfig
+from ds_rag.config.bounds import ITEMS, above, inner_share, real, whole
 from ds_rag.errors import UserError, choose
-from ds_rag.flags import build_parser, parse, parse_strictly, reading_parser
+from ds_rag.flags import add_number, build_parser, parse, parse_strictly, reading_parser
 from ds_rag.launched import adopt_srun, check_launch, forbid_pickles
 from ds_rag.log import capture, run_command
 from ds_rag.run_folder import claim as claim_folder
@@ -103,14 +105,14 @@ def mine(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag mine", "Write rows with hard negatives, found by a retriever.")
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the rows to mine for")
     parser.add_argument("--out", required=True, help="the JSONL file to write")
-    parser.add_argument("--negatives", type=int, default=7, help="mined for each row, at most (default: 7)")
-    parser.add_argument("--depth", type=int, default=50, help="passages looked at for each row (default: 50)")
-    parser.add_argument(
-        "--margin", type=float, default=0.95, help="most of the positive's score (default: 0.95; inf: off)"
+    add_number(parser, "negatives", whole(1, ITEMS), "mined for each row, at most (default: 7)", 7)
+    add_number(parser, "depth", whole(1, ITEMS), "passages looked at for each row (default: 50)", 50)
+    add_number(
+        parser, "margin", above(0, 1e6, math.inf), "most of the positive's score (default: 0.95; inf: off)", 0.95
     )
-    parser.add_argument("--absolute_margin", type=float, help="least distance below the positive's score")
-    parser.add_argument("--max_score", type=float, help="highest score of a negative")
-    parser.add_argument("--posterior", type=float, help="highest share of p(passage | query, answer), by the generator")
+    add_number(parser, "absolute_margin", real(0, 1e9), "least distance below the positive's score")
+    add_number(parser, "max_score", real(-1e9, 1e9), "highest score of a negative")
+    add_number(parser, "posterior", inner_share(), "highest share of p(passage | query, answer), by the generator")
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     parser.add_argument("--json", help="write the counts to this file too")
     args = parse_strictly(parser, argv)
