@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ds_rag import run_files
 from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.errors import UserError, choose
 from ds_rag.models.architecture import usable_positions
+from ds_rag.models.opening import COPY_AGAIN
 from ds_rag.pooling import POOLERS
 
 OWN_SETTINGS = "ds_rag.json"  # what sentence-transformers' own files have no place for
@@ -64,13 +66,22 @@ class RetrieverSettings:
 def transformer_folder(folder: Path) -> Path:
     """Where weights and tokenizer lie: the folder itself, or a subfolder that its modules.json names, as older versions
     of sentence-transformers wrote it (0_Transformer)."""
-    modules = read_json(folder / "modules.json")
-    if not isinstance(modules, list) or not modules or (folder / OWN_SETTINGS).is_file():
+    modules = modules_of(folder)
+    if not modules or (folder / OWN_SETTINGS).is_file():
         return folder
-    place = PurePosixPath(str(modules[0].get("path", "")))
+    place = PurePosixPath(modules[0]["path"])
     if place.is_absolute() or ".." in place.parts:
         raise UserError(f"--retriever {folder}: modules.json names a folder outside", found=place)
     return folder / place
+
+
+def modules_of(folder: Path) -> list[dict[str, str]] | None:
+    """Type and path of each module; None where there is no modules.json. Raises UserError."""
+    modules = read_json(folder / "modules.json", list)
+    for module in modules or ():
+        if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("type", "path")):
+            raise UserError(f"{folder / 'modules.json'}: not a module", found=module, expected="type and path")
+    return modules
 
 
 def is_decoder(config: Any) -> bool:
@@ -94,8 +105,8 @@ def described(folder: Path | None, config: Any, model: ModelConfig) -> Retriever
     if folder is None:
         return settings
     if (own := read_json(folder / OWN_SETTINGS)) is not None:
-        return RetrieverSettings(**own)
-    modules = read_json(folder / "modules.json")
+        return run_files.record(RetrieverSettings, own, folder / OWN_SETTINGS, None)
+    modules = modules_of(folder)
     if modules is None:
         return settings
     kinds = check_modules(folder, modules, model)
@@ -261,5 +272,6 @@ def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings,
         (folder / name).write_text(json.dumps(content, indent=1))
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_json(path: Path, kind: type = dict) -> Any:
+    """None where there is no such file. Raises UserError where it holds no `kind`."""
+    return run_files.read_json(path, kind, COPY_AGAIN) if path.is_file() else None
