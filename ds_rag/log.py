@@ -30,6 +30,7 @@ from rich.table import Table
 
 from ds_rag.errors import RankError, UserError
 from ds_rag.masking import masked
+from ds_rag.places import NO_WAY, no_way
 
 Item = TypeVar("Item")
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
@@ -253,6 +254,8 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
         try:
             return body() or 0
         except OSError as error:
+            if not debug and error.errno in NO_WAY and error.filename is not None:
+                raise no_way(error) from None
             if debug or error.errno not in OF_THE_DISK:
                 raise
             raise of_the_disk(error) from None

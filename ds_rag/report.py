@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+MADE_HERE = '<div class="dim">ds_rag training run</div>'
 Curve = tuple[list[float], list[float]]  # steps, values
 
 # title -> (kind of line, beginnings of the keys to draw)
@@ -76,9 +77,9 @@ def escape(text: str) -> str:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from metrics.jsonl, results.json, config.json; what is absent is left out.
+    """Write `run_dir/report.html` and return its path, from metrics.jsonl, results.json, config.json; what is absent
+    is left out.
 
-    Returns: the path of the report.
     Raises: UserError when `run_dir` is no folder or holds neither metrics nor results.
     """
     metrics_path, results_path = run_dir / "metrics.jsonl", run_dir / "results.json"
@@ -88,7 +89,7 @@ def write_report(run_dir: Path) -> Path:
     results, config = _read_object(results_path), _read_object(run_dir / "config.json")
     name = escape(run_dir.resolve().name)
     body = [
-        f'<h1>{name}</h1>\n<div class="dim">ds_rag training run</div>',
+        f"<h1>{name}</h1>\n{MADE_HERE}",
         _facts(metrics, results),
         _section("Before and after", _before_after(results.get("before") or {}, results.get("after") or {})),
         _section("Curves", _curves(metrics)),

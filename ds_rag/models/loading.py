@@ -20,6 +20,7 @@ from ds_rag.models.opening import opening
 from ds_rag.models.retriever import OWN_SETTINGS, PASSAGE_ENCODER, Retriever, RetrieverSettings
 from ds_rag.models.sharded import keep_todays_names, loading_in_pieces
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
+from ds_rag.places import check_readable
 from ds_rag.pooling import POOLERS
 
 Texts = Callable[[], Iterable[str]]
@@ -148,6 +149,7 @@ def model_folder(path: str, flag: str) -> Path:
             found=f"no config.json in {path}, nor {ADAPTER_FILE}",
             expected="a folder that from_pretrained opens, or config:FILE (nothing is downloaded)",
         )
+    check_readable(folder, flag)
     return folder
 
 

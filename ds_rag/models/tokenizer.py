@@ -10,6 +10,7 @@ from typing import Any
 
 from ds_rag.errors import UserError
 from ds_rag.models.opening import opening
+from ds_rag.places import check_readable
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -72,6 +73,7 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
     """
     from transformers import AutoTokenizer
 
+    check_readable(Path(folder), "tokenizer")
     with opening(f"tokenizer of {folder}"):
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), padding_side=padding_side, trust_remote_code=trust_remote_code
