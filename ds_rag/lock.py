@@ -98,6 +98,18 @@ def let_go(path: str, pid: int) -> None:
     os.close(descriptor)
 
 
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Holds `folder` inside the block; a process that held it before goes on holding it."""
+    held = str(folder.resolve() / FILE) in _held
+    hold(folder)
+    try:
+        yield
+    finally:
+        if not held:
+            release(folder)
+
+
 def release(folder: Path) -> None:
     """Before the process ends."""
     let_go(str(folder.resolve() / FILE), os.getpid())

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ds_rag import commit, lock
+from ds_rag import commit, export, lock
 from ds_rag.errors import UserError, not_written
 from ds_rag.log import Console
 from ds_rag.models.adapters import ADAPTER_FILE
@@ -22,6 +22,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("no run to merge", expected="--run RUN")
     run = Path(args.run)
     out = Path(args.out) if args.out is not None else run / "merged"
+    export.ready(run, hashes=False)
     names = [name for name in ("retriever", "generator") if any((run / name).rglob(ADAPTER_FILE))]
     if not names:
         raise UserError(f"{run}: nothing to merge", found="whole models", expected=f"{ADAPTER_FILE} in one of them")

@@ -31,6 +31,7 @@ RUN = "|".join(
         r"metrics\.jsonl(\.tmp)?|report\.html|lock|STOP|run(-rank\d+)?\.log|stacks-rank\d+\.txt",
         r"tensorboard/events\.out\..+",
         rf"tokenizers/{MODELS}/tokenizer(\.model|_config\.json)",
+        rf"export\.pending{LEFT}?/(replaced/)?(({MODELS}/({MODEL}))|index/({INDEX})|(results|config|manifest)\.json)",
         rf"{MODELS}/({MODEL})",
         rf"index{LEFT}?/({INDEX})|index\.partial/({SHARDS})|index\.ds_rag-lock",
         rf"refresh/step-\d+/({SHARDS})",

@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ds_rag import lock, stopping
+from ds_rag import lock, run_files, stopping
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError
 from ds_rag.own_files import FOLDERS, RUN, listed, strangers
@@ -60,9 +60,10 @@ def claim(config: RunConfig) -> Path:
     that failed before its first figure; both only where no file of the user's lies there. Raises UserError.
     """
     folder = check_path(config.run.output_dir)
-    check_place(folder / "config.json", "--output_dir")
     if folder.exists() and not folder.is_dir():
         raise UserError("--output_dir: not a folder", found=folder)
+    check_place(folder / "config.json", "--output_dir")
+    run_files.check_kinds(folder)
     if (folder / lock.FILE).exists():
         lock.hold(folder)  # first: that another job is at work there says more than that the folder is not empty
     may_be_cleared(folder, config)
@@ -74,7 +75,7 @@ def claim(config: RunConfig) -> Path:
         check_access(entry, os.W_OK, "--output_dir")
     stopping.forget(folder)
     if config.run.resume == "never":
-        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))  # from now on it is a run's
+        (folder / run_files.CONFIG).write_text(run_files.configuration_text(config))  # from now on it is a run's
     return folder
 
 
@@ -94,12 +95,6 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
     if not names:
         return False
     foreign = strangers(folder, RUN)
-    if lost := [path for path in foreign if path.startswith("index/")]:
-        raise UserError(
-            f"{folder}/index: not replaced by the index that the run will make",
-            found=f"files that are not the index's: {listed(lost)}",
-            fix="move them away",
-        )
     if config.run.resume != "never":
         if foreign and not is_run(folder):
             raise UserError(
@@ -174,7 +169,7 @@ def is_run(folder: Path) -> bool:
     """Has a run made this folder? By its configuration, or a checkpoint where that is damaged."""
     try:
         known = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if isinstance(known, dict) and {"output_dir", "train_data"} <= set(known):
+        if isinstance(known, dict) and {"train_data", "retriever", "generator"} <= set(known):
             return True
     except (OSError, ValueError):
         pass
