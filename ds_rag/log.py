@@ -24,6 +24,7 @@ from ds_rag.console import Console as Console
 from ds_rag.console import duration as duration
 from ds_rag.errors import LaunchError, RankError, UserError
 from ds_rag.masking import printable
+from ds_rag.places import NO_WAY, no_way
 from ds_rag.terminal import guarded
 
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
@@ -169,6 +170,8 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
         try:
             return body() or 0
         except OSError as error:
+            if not debug and error.errno in NO_WAY and error.filename is not None:
+                raise no_way(error) from None
             if debug or error.errno not in (*OF_THE_DISK, *TOO_MANY_FILES):
                 raise
             raise (of_the_disk if error.errno in OF_THE_DISK else of_open_files)(error) from None

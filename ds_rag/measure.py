@@ -14,11 +14,14 @@ from ds_rag.evaluate import Evaluator, tokenize_evaluation
 from ds_rag.flags import check_builtin
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.log import Console
-from ds_rag.saved import open_saved, write_json
+from ds_rag.places import check_json, write_json
+from ds_rag.saved import open_saved
 
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
+    if dist.rank() == 0:
+        check_json(args.json, ("retrieval", "setting"))
     dist.start_if_several()
     console = Console(speaks=dist.rank() == 0)
     saved = open_saved(args, {"controls", "json"})
