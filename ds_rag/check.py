@@ -123,12 +123,11 @@ def measures(config: RunConfig) -> tuple[dict[str, dict[str, Measure]], dict[str
             ]
     if named("generator", config):
         prompt = prompt_of(model)
-        ends = prompt.tokenizer.eos_token_id is not None
         unit = "generator tokens"
         cuts[unit] = {side: getattr(data, f"max_{side}_length") for side in sides}
         for side in sides:
             sides[side][unit] = lambda texts, side=side: [  # type: ignore[misc]
-                len(ids) - (side == "answer" and ends) for ids in prompt.encode(side, texts, UNCUT)
+                prompt.own_length(side, ids) for ids in prompt.encode(side, texts, UNCUT)
             ]
     return sides, cuts
 
@@ -141,7 +140,7 @@ def named(model: str, config: RunConfig) -> bool:
 def prompt_of(model: ModelConfig) -> Prompt:
     folder = model_folder(model.generator, "--generator")
     tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
-    return Prompt(tokenizer, model.prompt_template, model.chat_template)
+    return Prompt(tokenizer, model.prompt_template, model.chat_template, version=model.prompt_version)
 
 
 def measure_all(

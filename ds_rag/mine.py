@@ -31,6 +31,7 @@ from ds_rag.errors import UserError
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
 from ds_rag.same_corpus import check_corpus
@@ -49,12 +50,6 @@ class Limits:
     absolute_margin: float | None = None  # below the positive's score
     max_score: float | None = None
     posterior: float | None = None  # share of p(z|x,y)
-
-    def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise UserError("--margin: not a factor", found=self.margin, expected="more than 0; 'inf' for no margin")
-        if self.posterior is not None and not 0 < self.posterior < 1:
-            raise UserError("--posterior: not a share", found=self.posterior, expected="between 0 and 1")
 
 
 def faults(
@@ -236,8 +231,6 @@ def check(out: Path, args: argparse.Namespace) -> None:
     """Mistakes that show before any model is opened."""
     if "eval_data" not in args:
         raise UserError("no rows to mine for", expected="--data FILE or folder")
-    if args.negatives < 1 or args.depth < 1:
-        raise UserError("--negatives, --depth: too small", found=(args.negatives, args.depth), expected="1 or more")
     if out.is_dir() or (out.exists() and not args.overwrite):
         raise UserError("--out: exists already", found=out, expected="a new file", fix="--overwrite, or another name")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -266,6 +259,8 @@ def encode_corpus(
     done = None
     if stored and saved.run and (file := saved.run / "index" / "vectors.npy").is_file():  # not of one in shards
         done = np.load(file)
+    if stored is None:
+        check_factory(stage.index_factory, saved.retriever.hidden_size, table.corpus_size)
     texts = table.texts[len(done) if done is not None else 0 :]  # of the run's own corpus, what only rows have
     tokens = tokenize_side(saved.retriever, "passage", texts, console, "passages")
     vectors_ND = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)

@@ -68,8 +68,6 @@ class Objective:
             raise UserError(
                 "--prior pool: replug_lsr is not defined on passages left unscored", fix="--prior candidates"
             )
-        if not c.target_temperature > 0:
-            raise UserError("--target_temperature is a divisor", found=c.target_temperature, expected="> 0")
 
     def counts(self, batches: Sequence[Batch], prompt: Prompt | None) -> Counts:
         """What means are taken over, in these micro-batches; summed over ranks they cover the optimizer step."""
