@@ -26,6 +26,7 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
     if not config.model.generator.startswith("config:"):
         console.say("note: --lm_warmup_steps is for a new generator; this one is trained, so it has none", "yellow")
         return
+    stopping.phase("the language-model warm-up")
     rng = np.random.default_rng([optim.seed, 2])
     size = optim.per_device_train_batch_size
     tokenizer = parts.generator.tokenizer
