@@ -1,7 +1,7 @@
 """The built-in world is learned, by the command that everyone starts with, shortened: both models, from nothing.
 
-One seed, six passages a query for eight, fewer steps and held-out questions; benchmarks/quickstart.py has the whole run,
-three seeds, and what does not learn it.
+One seed, six passages a query for eight, fewer steps and held-out questions. benchmarks/quickstart.py has the whole run
+with three seeds, and what does not learn it.
 """
 
 from __future__ import annotations
