@@ -158,7 +158,7 @@ def book(run: Run, landed: Landed, live: Live | None = None, more: bool = True) 
         live.metrics = landed.result.metrics
     state.refreshed = landed.step
     run.guards.after_evaluation(landed.step, landed.result.retrieved)
-    judge(state, landed.result.metrics, run.config.stage, landed.step)
+    run.index.best = judge(state, landed.result.metrics, run.config.stage, landed.step)
 
 
 def resume_candidates(run: Run, resumed: Path) -> None:
@@ -232,6 +232,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
         resume.fit_best(run.state, resumed, folder, facts, console.say)
         guards.remember(run.state.watched)
+        index.best = run.state.best_step
         console.say(f"resumed from {resumed} at step {run.state.step}")
         resume_candidates(run, resumed)
     else:
@@ -268,7 +269,7 @@ def measure_before(run: Run) -> None:
     if parts.data.evaluation:
         state.before = first.result.metrics
         metrics.write("eval", 0, state.before)
-    judge(state, state.before or {}, run.config.stage, 0)
+    index.best = judge(state, state.before or {}, run.config.stage, 0)
     state.refreshed = 0
     if run.config.stage.load_best_model_at_end:
         run.keeper.save(state)
