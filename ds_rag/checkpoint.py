@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag import commit, dist, faults, run_files
+from ds_rag import commit, dist, export, faults, run_files, stopping
 from ds_rag.engine import Engines
 from ds_rag.engine_state import load_engine, save_engine
 from ds_rag.errors import UserError
@@ -72,6 +72,7 @@ def save(
     facts: what the run is (see `resume.py`); arrays: what rank 0 keeps beside the engines, as NAME.npy. Raises OSError
     on every rank where one could not write: what was there before is still there.
     """
+    stopping.phase(f"saving the checkpoint of step {state.step}")
     root, final = run / "checkpoints", run / "checkpoints" / f"step-{state.step}"
     folder = commit.begin(final)
     failure = None
@@ -155,6 +156,7 @@ def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None)
     """
     if resume == "never":
         return None
+    export.by_first(lambda: export.settle(run))
     if resume == "auto":
         return newest_sound(run, say)
     path = dist.from_first(checkpoint_at(Path(resume)))  # a file system may show other ranks an older state
@@ -238,6 +240,7 @@ def state_of(folder: Path) -> TrainState:
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
     """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
+    stopping.phase(f"loading the checkpoint {folder.name}")
     held = {f.name for f in folder.iterdir() if f.is_dir()}
     if held != set(engines.learning):  # one held but frozen now would start from its first weights
         raise UserError(
@@ -258,12 +261,13 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
             ) from None
 
 
-def export(place: Path, engines: Engines, cards: dict[str, str]) -> None:
+def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
 
     Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank where it could
     not.
     """
+    stopping.phase("exporting the models")
     first, failure = dist.rank() == 0, None
 
     def write(folder: Path, saved: Any, state: Any, card: str) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_rag import dist, faults
+from ds_rag import dist, faults, stopping
 from ds_rag.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -231,6 +231,7 @@ def contained(folder: Path, name: object) -> bool:
 
 def damages_on_ranks(folder: Path) -> list[Damage]:
     """`damages`, found by rank 0 and known to all: no rank opens what another found wrong. A collective."""
+    stopping.phase(f"checking the files of {folder.name}")
     return dist.from_first(damages(folder) if dist.rank() == 0 else None)
 
 

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 from ds_rag import dist
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
 from ds_rag.encode import precision_of, tokenize_side
 from ds_rag.errors import UserError
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import describe, hash_model, read_passages
 from ds_rag.log import Console
 from ds_rag.refresh import Corpus, index_corpus, publish
@@ -33,8 +35,8 @@ def main(args: argparse.Namespace) -> int:
     given = "corpus" in args
     corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
     table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
-    for notice in table.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(table.notices, console)
+    check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
     tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
     # The passages of an index again are those of no file, which may have changed since.
     write(saved, tokens, table, Path(args.out) if args.out else own, console, args.corpus if given else None)

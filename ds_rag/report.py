@@ -11,7 +11,6 @@ import html
 import io
 import json
 import math
-import re
 from collections.abc import Iterator
 from itertools import accumulate, cycle
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from ds_rag import run_files
 from ds_rag.errors import UserError
-from ds_rag.masking import masked
+from ds_rag.masking import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Curve = tuple[list[float], list[float]]  # steps, values
 
 # title -> (kind of line, beginnings of the keys to draw)
@@ -72,8 +70,9 @@ summary { cursor: pointer; } .label { display: inline-block; min-width: 84px; co
 
 
 def escape(text: str) -> str:
-    """For HTML, without control characters (a report is also looked at in a terminal) and without credentials."""
-    return html.escape(CONTROL.sub("�", masked(text)))
+    """For HTML, without credentials and without characters that act: some turn the order of a page's text, and a report
+    is also looked at in a terminal."""
+    return html.escape(printable(text, keep="\n\t"))
 
 
 def write_report(run_dir: Path) -> Path:

@@ -73,7 +73,7 @@ def leave(
     results = outcome(config, state, result, index)
     try:
         with export.staged(folder) as place:
-            checkpoint.export(place, parts.engines, cards)
+            checkpoint.export_models(place, parts.engines, cards)
             model = hash_model(place / "retriever")
             if not linked:
                 save_index(parts, config, index, place / export.INDEX, model)
@@ -143,9 +143,11 @@ def show(results: dict[str, Any], report: Path, console: Console) -> None:
         ]
         console.table("held-out queries", ["metric", "before", "after"], rows)
     for sample in results["samples"]:
-        console.say(f"\nquestion   {sample['query']}")
+        console.say("")
+        console.say(f"question   {sample['query']}")
         console.say(
             f"retrieved  {sample['passage'][:300]}{'' if sample['retrieved_gold'] else '   (not the labelled one)'}"
         )
         console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
-    console.say(f"\nreport     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")
+    console.say("")
+    console.say(f"report     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")

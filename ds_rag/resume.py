@@ -70,6 +70,7 @@ def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
         "data": data_hash(parts),
         "evaluation": evaluation_hash(parts),
         "unsaved": dist.from_first(unsaved_weights(config, parts) if dist.rank() == 0 else None),
+        "prompt": parts.prompt is not None,
         "config": config.flat(),
         "versions": {
             "ds_rag": ds_rag.__version__,
@@ -151,7 +152,9 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
     if "config" not in then:
         return
     check_facts(folder, then)
+    then["config"].setdefault("prompt_version", "1")  # checkpoints that do not say are of the time before
     free = FREE | LENGTH | (OF_INDEX if config.objective.candidates_from == "batch" else set())
+    free |= set() if now["prompt"] else {"prompt_version"}
     wrong = [
         f"--{key}: {then['config'][key]!r} then, {value!r} now"
         for key, value in now["config"].items()
@@ -174,7 +177,9 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
     if not wrong:
         return
     if config.run.resume_changed:
-        say(f"warning: resumed although this has changed:{listed(wrong)}")
+        say("warning: resumed although this has changed:")
+        for line in wrong:
+            say(f"    - {line}")
         return
     raise UserError(
         f"{folder}: of a run that was another",

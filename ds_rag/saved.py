@@ -53,6 +53,7 @@ def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> 
         values = run_files.configuration(run)
         if "eval_data" in given:  # other rows: what belonged to the run's own does not hold for them
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
+        values.setdefault("prompt_version", "1")  # runs that do not say are of the time before
         config = build(values | given)
         retriever, generator = load_pair(run, config.model, config.data, set(given))
         if export.ready(run, hashes=False) != manifest:
@@ -69,12 +70,9 @@ def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> 
     for module in (retriever, generator):
         if module is not None:
             module.eval().requires_grad_(False).to(device)
-    model = config.model
-    prompt = (
-        Prompt(generator.tokenizer, model.prompt_template, model.chat_template, generator.max_length)
-        if generator
-        else None
-    )
+    m, prompt = config.model, None
+    if generator:
+        prompt = Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
     return Saved(run, config, retriever, generator, prompt)
 
 
