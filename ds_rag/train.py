@@ -218,9 +218,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         checkpoint.tidy(folder, resumed, console.say)
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
-    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed)
-    if metrics.warning:
-        console.say(metrics.warning, style="yellow")
+    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed, console.say)
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console

@@ -342,17 +342,17 @@ def test_the_last_word(made: Path, tmp_path: Path, harm: Callable[[Path], None])
 def test_a_log_that_is_damaged_is_kept_aside_when_the_run_goes_on(tmp_path: Path) -> None:
     lines = [b'{"kind": "train", "step": 1}\n', b'{"kind": "\xff"}\n', b"\x00\x00\n", b'{"kind": "train", "ste']
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
-    metrics = Metrics(tmp_path, resumed_at=2, refreshed=2)
-    metrics.close()
-    assert "2 lines" in metrics.warning and (tmp_path / "metrics.jsonl").read_bytes() == lines[0]
-    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"".join(lines)
+    said: list[str] = []
+    Metrics(tmp_path, resumed_at=2, refreshed=2, say=said.append).close()
+    assert "2 lines" in said[0] and (tmp_path / "metrics.jsonl").read_bytes() == lines[0]
+    assert (tmp_path / "metrics.jsonl.damaged-1").read_bytes() == b"".join(lines)
 
 
 def test_a_last_line_that_a_crash_has_cut_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "train", "step": 1}\n{"kind"')
-    metrics = Metrics(tmp_path, resumed_at=2)
-    metrics.close()
-    assert not metrics.warning and not (tmp_path / "metrics.jsonl.damaged").exists()
+    said: list[str] = []
+    Metrics(tmp_path, resumed_at=2, say=said.append).close()
+    assert not said and [f.name for f in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
 
 
