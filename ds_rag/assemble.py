@@ -12,6 +12,7 @@ import torch
 from ds_rag import deepspeed_config, dist
 from ds_rag.candidates import Candidates
 from ds_rag.config import OptimConfig, RunConfig
+from ds_rag.config.effects import idle
 from ds_rag.data.dataset import Example, Limit, RagData, TokenTable, read_data, tokenize
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.data.prompt import Prompt
@@ -66,9 +67,12 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     check_spelling(config.stage.index_factory)
     source = config.objective.candidates_from
     needs = objective.spec.needs_positive, objective.needs_generator
+    for line in idle(config):
+        console.say(f"note: {line}", style="yellow")
     data = read_data(config.data, config.is_builtin, *needs, from_index=source != "batch")
     for notice in data.notices:
         console.say(f"note: {notice}", style="yellow")
+    check_labels(config, data, console)
     torch.manual_seed(config.optim.seed)
     pieces = [deepspeed_config.while_loading(raw, known) for raw, known in zip(raws, knowns, strict=True)]
     retriever, generator = load_models(config, objective, data, folder, pieces)
@@ -124,6 +128,16 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
         device,
         candidates,
     )
+
+
+def check_labels(config: RunConfig, data: RagData, console: Console) -> None:
+    """Raises UserError where InfoNCE is asked for by flag and no row has a labelled passage; a recipe's is told of."""
+    if not config.objective.contrastive_weight or any(row.positives for row in data.train):
+        return
+    what = "--contrastive_weight: no training row has a labelled passage"
+    if "contrastive_weight" in config.flags:
+        raise UserError(what, expected="a column positive, passage or positives", fix="label them, or leave it out")
+    console.say(f"note: {what}, so it has no effect", style="yellow")
 
 
 def check_batch(rows: int, optim: OptimConfig) -> None:

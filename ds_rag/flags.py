@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ds_rag.config import ALIASES, BUILTIN, OF_OWN_ROWS, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
 from ds_rag.config.bounds import Bounds, Number
+from ds_rag.config.effects import check_contrary
 from ds_rag.config.recipe import read_recipe_lines
 from ds_rag.errors import UserError, nearest
 
@@ -35,7 +36,9 @@ def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
             )
         check_builtin(recipe | given)
         recipe = read_recipe(QUICKSTART) | recipe
-    return build(recipe | given, explicit)
+    config = build(recipe | given, explicit, frozenset(given))
+    check_contrary(config)
+    return config
 
 
 def check_builtin(given: dict[str, Any], fix: str = "--train_data FILE trains on your own rows") -> None:

@@ -59,9 +59,11 @@ def find_file(path: str, flag: str) -> Path:
     raise UserError(f"{flag}: no such file", found=path, expected=f"a file, from {Path.cwd()}")
 
 
-def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> RunConfig:
+def build(
+    values: dict[str, Any], explicit: frozenset[str] = frozenset(), flags: frozenset[str] = frozenset()
+) -> RunConfig:
     """A validated RunConfig from flat keys."""
-    config = RunConfig(explicit=explicit)
+    config = RunConfig(explicit=explicit, flags=flags)
     for key, value in values.items():
         setattr(getattr(config, OWNER[key]), key, value)
     validate(config)

@@ -253,6 +253,7 @@ class RunConfig:
     stage: StageConfig = field(default_factory=StageConfig)
     run: RunSection = field(default_factory=RunSection)
     explicit: frozenset[str] = frozenset()  # keys that a recipe or a flag set
+    flags: frozenset[str] = frozenset()  # of these, those that a flag set
 
     def flat(self) -> dict[str, Any]:
         """All keys and values in one level, as a recipe would hold them, without the credentials of addresses."""
