@@ -13,6 +13,7 @@ from ds_rag import deepspeed_config, dist
 from ds_rag.candidates import Candidates
 from ds_rag.config import OptimConfig, RunConfig
 from ds_rag.config.effects import idle
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import Example, Limit, RagData, TokenTable, read_data, tokenize
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.data.prompt import Prompt
@@ -70,8 +71,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     for line in idle(config):
         console.say(f"note: {line}", style="yellow")
     data = read_data(config.data, config.is_builtin, *needs, from_index=source != "batch")
-    for notice in data.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(data.notices, console)
     check_labels(config, data, console)
     torch.manual_seed(config.optim.seed)
     pieces = [deepspeed_config.while_loading(raw, known) for raw, known in zip(raws, knowns, strict=True)]
@@ -201,8 +201,8 @@ def load_models(
 
 
 def make_prompt(config: RunConfig, generator: Generator) -> Prompt:
-    model = config.model
-    return Prompt(generator.tokenizer, model.prompt_template, model.chat_template, generator.max_length)
+    m = config.model
+    return Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
 
 
 def tokenize_run(
@@ -255,7 +255,8 @@ def check_room(
             prompt.context(longest[:0], longest, answer)
             rooms.append(prompt.room(len(longest), answer))
     assert train.generator_passages is not None
-    if cramped := int((train.generator_passages.lengths > min(rooms, default=1 << 30)).sum()):
+    own_lengths = train.generator_passages.lengths - prompt.around["passage"].size
+    if cramped := int((own_lengths > min(rooms, default=1 << 30)).sum()):
         console.say(
             f"note: beside the longest query and answer the generator's {prompt.max_length} tokens have room for "
             f"{min(rooms)} of a passage; {cramped} passages are longer and cut further there (the answer is not)",

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from ds_rag import dist
 from ds_rag.config import BUILTIN
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import read_evaluation
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluator, tokenize_evaluation
@@ -28,8 +29,7 @@ def main(args: argparse.Namespace) -> int:
     if builtin:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
     data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
-    for notice in data.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(data.notices, console)
     check_factory(config.stage.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
     evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage, console)

@@ -22,10 +22,10 @@ from typing import IO, Any
 import numpy as np
 
 from ds_rag import dist
-from ds_rag.data.bad_rows import MINE, Reading
+from ds_rag.data.bad_rows import MINE, Reading, say_notices
 from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
-from ds_rag.data.statistics import plain
+from ds_rag.data.matching import overlaps
 from ds_rag.encode import encode, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.evaluate import log_softmax
@@ -128,9 +128,9 @@ class Miner:
         reasons = dict(zip(read, faults(scores, positive_scores_P, shares, self.limits), strict=True))
         if shares is not None and not example.positives:
             reasons[read[int(shares.argmax())]] = "posterior"
-        known = {plain(self.table.texts[n]) for n in example.positives}
+        known = [self.table.texts[n] for n in example.positives + example.also]
         for n in found:
-            if plain(self.table.texts[n]) in known:
+            if any(overlaps(self.table.texts[n], text) for text in known):
                 reasons[n] = "known_positive"
             elif n in example.negatives:
                 reasons[n] = "known_negative"
@@ -172,8 +172,8 @@ def main(args: argparse.Namespace) -> int:
     data = saved.config.data
     assert data.eval_data
     reading = reading_of(data)
-    rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading)
-    rows = rows[: data.max_eval_samples]
+    most = data.max_eval_samples
+    rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading, most)
     labelled = sum(bool(row.positives) for row in rows)
     if not labelled and limits.posterior is None:
         raise UserError(
@@ -255,8 +255,7 @@ def encode_corpus(
     if not corpus:
         raise UserError("no passages to mine from", found="rows without any passage", expected="--corpus FILE")
     table = assemble(corpus, rows, [], reading)
-    for notice in table.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(table.notices, console)
     done = None
     if stored and saved.run and (file := saved.run / "index" / "vectors.npy").is_file():  # not of one in shards
         done = np.load(file)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from ds_rag import dist
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
 from ds_rag.encode import tokenize_side
@@ -34,8 +35,7 @@ def main(args: argparse.Namespace) -> int:
     given = "corpus" in args
     corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
     table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
-    for notice in table.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(table.notices, console)
     check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
     tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
     # The passages of an index again are those of no file, which may have changed since.

@@ -71,6 +71,9 @@ class ModelConfig:
     passage_prefix: str | None = option(None, "text before each passage; default: the folder's document prompt")
     prompt_template: str = option(DEFAULT_TEMPLATE, "the generator's prompt, with {passage} and {query}")
     chat_template: bool = option(False, "wrap the prompt in the tokenizer's chat template")
+    prompt_version: str = option(
+        "2", "how the prompt is tokenised; 1: a BOS first, pieces by themselves, as runs of before had it", ("1", "2")
+    )
     freeze: str = option("none", "the model that does not learn", ("none", "retriever", "generator"))
     lora: str = option("none", "models that learn low-rank adapters only, saved as such", MODEL_CHOICES)
     lora_r: int = option(16, "rank of the adapters", bounds=whole(1, 65536))

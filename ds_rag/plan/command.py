@@ -55,8 +55,10 @@ def main(argv: Sequence[str]) -> int:
         console.say(f"on the disk: {index.vectors / GB:,.3g} GB of float32 vectors beside it")
         figures["index"] = asdict(index)
     if (nodes := machines(best.world, request.limits.gpus_per_node)) > 1:
-        console.say(f"\nOn each of {nodes} machines, with its own --node_rank, node1 being the first's name:")
-    console.say("\n" + command_line(best, request.limits.gpus_per_node, index, request.data))
+        console.say(
+            f"\nOn each of {nodes} machines, with its own --node_rank, node1 being the first's name:", lines=True
+        )
+    console.say("\n" + command_line(best, request.limits.gpus_per_node, index, request.data), lines=True)
     if request.json:
         Path(request.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
