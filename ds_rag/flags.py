@@ -83,8 +83,10 @@ def read_recipe(path: str) -> dict[str, Any]:
     return values
 
 
-def convert(name: str, value: str | None, where: str) -> Any:
-    """`value`, the text of a flag or of a recipe's line, as the type of field `name`."""
+def convert(name: str, value: str | float | None, where: str) -> Any:
+    """`value`, the text of a flag or of a recipe's line (or what JSON made of it), as the type of field `name`."""
+    if value is not None and not isinstance(value, str):
+        value = str(value).lower()
     section = SECTIONS[OWNER[name]]
     wanted = get_type_hints(section)[name]
     optional = type(None) in get_args(wanted)

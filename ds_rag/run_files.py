@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import ds_rag
-from ds_rag.config import OWNER, SECTIONS, RunConfig
+from ds_rag.config import BOUNDS, OWNER, SECTIONS, RunConfig
 from ds_rag.errors import UserError
 from ds_rag.flags import convert
 
@@ -135,6 +135,9 @@ def configuration(run: Path) -> dict[str, Any]:
         if not fits(value, hint):
             raise wrong_type(file, key, value, hint, AGAIN)
         convert(key, value, f"{file}: {key}")
+        bounds = BOUNDS[key]
+        if bounds is not None and value is not None:  # an earlier version took such a value without a word
+            bounds.check(value, f"{file}: {key}", "write one that is in that file; its models are as they were trained")
     return values
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ds_rag.config.checks import validate
 from ds_rag.config.sections import (
     ALIASES,
+    BOUNDS,
     BUILTIN,
     DEFAULT_TEMPLATE,
     OF_OWN_ROWS,
@@ -32,6 +33,7 @@ from ds_rag.errors import UserError
 
 __all__ = [
     "ALIASES",
+    "BOUNDS",
     "BUILTIN",
     "DEFAULT_TEMPLATE",
     "OF_OWN_ROWS",
