@@ -96,7 +96,7 @@ class IndexStage:
 
     def search(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(scores_Bk float32, numbers_Bk int64) of the freshest index for the same queries on all ranks; numbers are of
-        the passage table. `index.search_own`: each rank its own queries."""
+        the passage table."""
         assert self.built is not None, "no refresh yet"
         return self.built.index.search(queries_BD, k)
 

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import ds_rag
-from ds_rag.config import OWNER, SECTIONS, RunConfig, build
+from ds_rag.config import BOUNDS, OWNER, SECTIONS, RunConfig, build
 from ds_rag.errors import UserError
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
@@ -150,6 +150,10 @@ def configuration(run: Path) -> dict[str, Any]:
                 raise UserError(
                     f"{file}: {f.name}: unknown value", found=value, expected=" | ".join(choices), fix=AGAIN
                 )
+            if f.name in values and value is not None and (bounds := BOUNDS[f.name]) is not None:
+                # An earlier version took such a value without a word.
+                fix = "write one that is in that file; its models are as they were trained"
+                bounds.check(value, f"{file}: {f.name}", fix)
     try:
         build(values)
     except UserError as error:
