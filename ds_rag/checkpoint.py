@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag import commit, dist, faults, run_files, stopping
+from ds_rag import commit, dist, export, faults, run_files, stopping
 from ds_rag.engine import Engines
 from ds_rag.engine_state import load_engine, save_engine
 from ds_rag.errors import UserError
@@ -175,6 +175,7 @@ def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None)
     """
     if resume == "never":
         return None
+    export.by_first(lambda: export.settle(run))
     if resume == "auto":
         return newest_sound(run, say)
     path = dist.from_first(checkpoint_at(Path(resume)))  # a file system may show other ranks an older state
@@ -279,7 +280,7 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
             ) from None
 
 
-def export(place: Path, engines: Engines, cards: dict[str, str]) -> None:
+def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
 
     Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank where it could

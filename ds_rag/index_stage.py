@@ -88,6 +88,7 @@ class IndexStage:
         self.corpus = Corpus(parts.eval_tokens.passages, parts.retriever, stage.per_device_eval_batch_size)
         self.built: Built | None = None
         self.step, self.model, self.whole = -1, "", False
+        self.best: int | None = None  # under --load_best_model_at_end this step's vectors stay: they may be the run's
         self.pending: Pending | None = None
         self.cancel = threading.Event()
         self.stalled, self.loop_seconds = 0.0, 0.0
@@ -95,7 +96,7 @@ class IndexStage:
 
     def search(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(scores_Bk float32, numbers_Bk int64) of the freshest index for the same queries on all ranks; numbers are of
-        the passage table. `index.search_own`: each rank its own queries."""
+        the passage table."""
         assert self.built is not None, "no refresh yet"
         return self.built.index.search(queries_BD, k)
 
@@ -226,8 +227,9 @@ class IndexStage:
         """The new index serves; what the old one was made from goes."""
         self.built, self.step, self.model, self.whole = built, step, model, whole
         if dist.rank() == 0:
+            kept = {step, self.best} if self.stage.load_best_model_at_end else {step}
             for old in self.folder.glob("step-*"):
-                if old != self._folder(step):
+                if old not in [self._folder(s) for s in kept if s is not None]:
                     remove_shards(old)
         dist.barrier()  # or another rank's next refresh might go with it
 

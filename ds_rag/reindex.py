@@ -11,7 +11,7 @@ from ds_rag import dist, lock
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
-from ds_rag.encode import tokenize_side
+from ds_rag.encode import precision_of, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.shards import remove_shards
@@ -89,7 +89,8 @@ def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, consol
     built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, factory = saved.retriever.settings, stage.index_factory
-    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, source)
+    made = corpus.digest, precision_of(saved.retriever)
+    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, source, *made)
     publish(folder, built, table.ids, table.texts, manifest)
     dist.barrier()
     if dist.rank() == 0:

@@ -33,6 +33,8 @@ class Manifest:
     metric: str = METRIC
     shards: int = 0  # files of a part of the passages each; 0: one index of all
     source: str = ""  # file or folder that the passages were read from; "": they are those of rows
+    tokens: str = ""  # a hash of the passages' token ids, as they were encoded; "": not known
+    precision: str = ""  # and in what (`encode.precision_of`)
     version: str = ds_rag.__version__
 
 
@@ -78,6 +80,8 @@ def describe(
     settings: Any,
     shards: int = 0,
     source: str | None = None,
+    tokens: str = "",
+    precision: str = "",
 ) -> Manifest:
     """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path."""
     return Manifest(
@@ -90,6 +94,8 @@ def describe(
         corpus_hash=hash_texts(texts),
         shards=shards,
         source=str(Path(source).expanduser().resolve()) if source else "",
+        tokens=tokens,
+        precision=precision,
     )
 
 

@@ -6,6 +6,7 @@ import io
 import json
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,7 +95,7 @@ def test_without_positives_only_what_needs_none():
 @pytest.mark.parametrize("limits", LIMITS[:5])
 @pytest.mark.parametrize("seed", range(4))
 def test_labelled_rows_by_brute_force(limits, seed):
-    rows = [row([CORPUS[3]], [CORPUS[5]]), row(["only here", CORPUS[7]], negatives=[CORPUS[1]])]
+    rows = [row([CORPUS[3]], [CORPUS[5]]), replace(row(["only here", CORPUS[7]], negatives=[CORPUS[1]]), query="r")]
     miner, examples, queries = make(rows, limits, seed=seed)
     for given, example, query in zip(rows, examples, queries, strict=True):
         found = ranked(miner, query, 15)
@@ -120,6 +121,25 @@ def test_a_positive_in_other_letters_and_blanks_is_known():
     written = miner.mine(row(["PASSAGE  4"]), examples[0], queries[0], list(range(20)))
     assert written is not None and "passage 4" not in written["negatives"] and len(written["negatives"]) == 19
     assert miner.counts["dropped_known_positive"] == 1
+
+
+@pytest.mark.parametrize("positive", ["A title: passage 4", "passage 4, with more behind it", "PASSAGE  4!"])
+def test_what_overlaps_a_positive_is_never_mined(positive):
+    """A passage with a title in front, or cut from one, is the row's own."""
+    for given in (row([positive]), row([positive], negatives=["n"])):
+        miner, examples, queries = make([given], Limits(np.inf), negatives=20)
+        written = miner.mine(given, examples[0], queries[0], list(range(20)))
+        assert written is not None and "passage 4" not in written["negatives"]
+        assert miner.counts["dropped_known_positive"] == 1 and miner.counts["mined"] == 19
+
+
+def test_the_positives_of_an_equal_query_are_never_mined():
+    rows = [row([CORPUS[4]]), row([CORPUS[6]]), replace(row([CORPUS[8]]), query="other")]
+    miner, examples, queries = make(rows, Limits(np.inf), negatives=20)
+    for given, example, query, known in zip(rows, examples, queries, ([4, 6], [4, 6], [8]), strict=True):
+        written = miner.mine(given, example, query, list(range(20)))
+        assert written is not None
+        assert set(CORPUS) - set(written["negatives"]) == {CORPUS[n] for n in known}
 
 
 def chosen(share: dict[int, float]) -> Any:
