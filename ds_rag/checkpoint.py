@@ -145,7 +145,7 @@ def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda tex
     if dist.rank() == 0 and root.is_dir():
         for torn in commit.partials(root):
             shutil.rmtree(torn, ignore_errors=True)
-        for torn in root.glob(f"{LATEST}{commit.PARTIAL}*"):
+        for torn in root.glob(f"{LATEST}{commit.PARTIAL}*"):  # a file
             torn.unlink(missing_ok=True)
         own = is_of(run, source)
         for other in checkpoints(run) if source is not None else []:
@@ -283,8 +283,7 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
 def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
 
-    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank where it could
-    not.
+    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank if it fails.
     """
     stopping.phase("exporting the models")
     first, failure = dist.rank() == 0, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from ds_rag import dist, lock
@@ -56,22 +56,22 @@ def claim(folder: Path) -> Iterator[None]:
     whatever way it is reached. Raises UserError, before anything is opened, where one is held, or where something else
     is in the place or beside it, where the vectors are kept until then."""
     place = check_place(folder, "--out")
-    runs = runs_of_index(folder)
-    for run in runs:
-        lock.hold(run)
-    if not runs:
-        check_beside_run(place, "--out")
-    check_replaceable(place, bool(runs))
-    partial = beside(place)
-    foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
-    if foreign:
-        raise UserError(
-            f"{partial}: in the way, for the vectors are kept there until the index is whole",
-            found=f"files of something else: {listed(foreign)}",
-            fix="move it away, or another --out",
-        )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with lock.holding_place(place):
+    with ExitStack() as held:
+        for run in (runs := runs_of_index(folder)):
+            held.enter_context(lock.holding(run))
+        if not runs:
+            check_beside_run(place, "--out")
+        check_replaceable(place, bool(runs))
+        partial = beside(place)
+        foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
+        if foreign:
+            raise UserError(
+                f"{partial}: in the way, for the vectors are kept there until the index is whole",
+                found=f"files of something else: {listed(foreign)}",
+                fix="move it away, or another --out",
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        held.enter_context(lock.holding_place(place))
         yield
 
 

@@ -65,6 +65,15 @@ def test_evaluate_plain_folders(quickstart, rows, tmp_path):
     assert set(both["answers"]) == ANSWERS and alone["answers"] == {}
 
 
+def test_every_file_of_a_run_has_the_permissions_of_a_new_one(quickstart, tmp_path):
+    """Models and checkpoints too, which libraries write for their owner alone."""
+    (tmp_path / "new").touch()
+    usual = (tmp_path / "new").stat().st_mode
+    files = [f for f in quickstart.rglob("*") if f.is_file()]
+    assert sum(f.suffix == ".safetensors" for f in files) > 4
+    assert not [f for f in files if f.stat().st_mode != usual]
+
+
 def test_evaluate_without_data_says_what_is_missing(quickstart):
     assert "--data" in ds_rag("evaluate", "--retriever", quickstart / "retriever", code=2)
     assert "no models" in ds_rag("evaluate", "--data", "x.jsonl", code=2)
