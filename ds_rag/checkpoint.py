@@ -100,7 +100,7 @@ def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]
 
     save_file(random_states(), folder / f"random-rank{dist.rank()}.safetensors")
     if dist.rank() == 0:
-        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
 
@@ -182,7 +182,7 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
     for torn in commit.partials(run / "checkpoints", "step-"):
         say(f"note: {torn.name} was never finished; it is passed over and removed")
     latest = run / "checkpoints" / LATEST
-    named = latest.read_text().strip() if latest.is_file() else ""
+    named = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
     aside = sorted(f.name for f in latest.parent.glob(f"{ABANDONED}*"))
     every, named, aside = dist.from_first((checkpoints(run), named, aside))
     if named and named not in [f.name for f in every]:
@@ -225,12 +225,13 @@ def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
 
 
 def state_of(folder: Path) -> TrainState:
-    return TrainState(**json.loads((folder / "state.json").read_text()))
+    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
     """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
     stopping.phase(f"loading the checkpoint {folder.name}")
+    faults.point("load")
     held = {f.name for f in folder.iterdir() if f.is_dir()}
     if held != set(engines.learning):  # one held but frozen now would start from its first weights
         raise UserError(
@@ -258,6 +259,7 @@ def export(run: Path, engines: Engines, cards: dict[str, str]) -> None:
     not.
     """
     stopping.phase("exporting the models")
+    faults.point("export")
     first, failure = dist.rank() == 0, None
 
     def write(folder: Path, saved: Any, state: Any, card: str) -> None:

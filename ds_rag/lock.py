@@ -92,7 +92,7 @@ def myself() -> dict[str, object]:
 def taken(folder: Path) -> UserError:
     """The error for a folder that another process holds."""
     try:
-        who = json.loads((folder / FILE).read_text())
+        who = json.loads((folder / FILE).read_text(encoding="utf-8"))
         job = f", job {who['job']}" if who["job"] else ""
         holder = f"process {who['pid']} on {who['host']}{job}, since {who['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it is just being written

@@ -47,7 +47,7 @@ def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -
             if getattr(config.model, name).startswith("config:") and name in sizes:
                 console.say(f"note: the {name} starts untrained, from {getattr(config.model, name)}", style="yellow")
     if dist.rank() == 0:
-        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))
+        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1), encoding="utf-8")
 
 
 def leave(
@@ -82,7 +82,7 @@ def leave(
         "lm_warmup_steps": config.optim.lm_warmup_steps if warmed(config) else 0,
         "ds_rag": __version__,
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     show(results, write_report(folder), console)
 
 

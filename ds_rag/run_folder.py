@@ -81,7 +81,8 @@ def claim(config: RunConfig) -> Path:
                 entry.unlink()
     stopping.forget(folder)
     if config.run.resume == "never":
-        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))  # from now on it is a run's
+        # From now on it is a run's.
+        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1), encoding="utf-8")
     return folder
 
 

@@ -46,7 +46,7 @@ def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
             raise UserError("--run: not a finished run", found=run, expected="config.json and retriever/ in it")
         if clash := {"retriever", "generator"} & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
-        values = json.loads((run / "config.json").read_text())
+        values = json.loads((run / "config.json").read_text(encoding="utf-8"))
         if "eval_data" in given:  # other rows: what belonged to the run's own does not hold for them
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
         config = build(values | given)

@@ -57,7 +57,7 @@ def look(path: Path) -> list[Finding]:
     found = [of_sealed(folder) for folder in checkpoints(path)]
     found += [Finding(f, "unfinished", [], "never finished; not used") for f in leftovers(path)]
     if (latest := path / "checkpoints" / LATEST).is_file() and checkpoints(path):
-        name, newest = latest.read_text().strip(), checkpoints(path)[-1].name
+        name, newest = latest.read_text(encoding="utf-8").strip(), checkpoints(path)[-1].name
         if name != newest:
             note = f"names {name}; the newest is {newest}, which is what is resumed from"
             found.append(Finding(latest, "pointer", [], note))
