@@ -31,6 +31,12 @@ class Terminal:
     def flush(self) -> None:
         self._attempt(self.stream.flush)
 
+    def isatty(self) -> bool:
+        try:
+            return self.stream.isatty()
+        except (OSError, ValueError):
+            return False
+
     def _write(self, text: str) -> None:
         try:
             self.stream.write(text)
