@@ -206,7 +206,7 @@ BEST = ["--load_best_model_at_end", "true", "--learning_rate", "1e-12"]  # the f
 
 @pytest.mark.parametrize(
     ("fault", "phase"),
-    [("export:1:kill", "exporting the models"), ("load:1:kill", "loading the checkpoint step-0")],
+    [("export:1:kill", "exporting the models"), ("load:1:kill", "the evaluation of the best step, 0")],
 )
 def test_row_5_a_rank_lost_after_the_last_step_is_named_as_what_it_was_lost_in(
     tmp_path: Path, flags: list[str], fault: str, phase: str
