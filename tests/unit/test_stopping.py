@@ -47,9 +47,16 @@ def test_the_end_of_a_shell_is_not_the_end_of_a_launcher(monkeypatch, tmp_path, 
 @pytest.fixture
 def handlers(monkeypatch):
     """The signals' handlers, put back afterwards; no launcher."""
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    before = {number: signal.getsignal(number) for number in {*stopping.SIGNALS, signal.SIGHUP}}
     for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+
+    def unheard(number: int, frame: object) -> None:
+        raise AssertionError(f"{signal.Signals(number).name} is not heard")
+
+    for number in stopping.SIGNALS:
+        signal.signal(number, unheard)
+    signal.signal(signal.SIGHUP, unheard)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
