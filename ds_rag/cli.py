@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -11,10 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import ds_rag
-from ds_rag import lock, stopping
+from ds_rag import stopping
 from ds_rag.config import DataConfig
+from ds_rag.config.bounds import ITEMS, above, inner_share, real, whole
 from ds_rag.errors import UserError, choose
-from ds_rag.flags import Parser, as_text, build_parser, parse, parse_strictly, reading_parser
+from ds_rag.flags import Parser, add_number, as_text, build_parser, parse, parse_strictly, reading_parser
 from ds_rag.launched import adopt_srun, allow_open_files, check_launch, forbid_pickles
 from ds_rag.log import Console, capture, run_command
 from ds_rag.run_folder import claim as claim_folder
@@ -62,8 +64,6 @@ def index(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag index", "Encode a corpus with a run's retriever and build its FAISS index.")
     parser.add_argument("--out", help="folder of the index (default: RUN/index, which is replaced)")
     args = parse_strictly(parser, argv)
-    if args.run and not args.out and int(os.environ.get("RANK", 0)) == 0 and Path(args.run).is_dir():
-        lock.hold(Path(args.run))  # RUN/index is written; a training run would too
     from ds_rag.reindex import main as run
 
     return together("ds-rag index", run, args)
@@ -108,14 +108,14 @@ def mine(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag mine", "Write rows with hard negatives, found by a retriever.")
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the rows to mine for")
     parser.add_argument("--out", required=True, help="the JSONL file to write")
-    parser.add_argument("--negatives", type=int, default=7, help="mined for each row, at most (default: 7)")
-    parser.add_argument("--depth", type=int, default=50, help="passages looked at for each row (default: 50)")
-    parser.add_argument(
-        "--margin", type=float, default=0.95, help="most of the positive's score (default: 0.95; inf: off)"
+    add_number(parser, "negatives", whole(1, ITEMS), "mined for each row, at most (default: 7)", 7)
+    add_number(parser, "depth", whole(1, ITEMS), "passages looked at for each row (default: 50)", 50)
+    add_number(
+        parser, "margin", above(0, 1e6, math.inf), "most of the positive's score (default: 0.95; inf: off)", 0.95
     )
-    parser.add_argument("--absolute_margin", type=float, help="least distance below the positive's score")
-    parser.add_argument("--max_score", type=float, help="highest score of a negative")
-    parser.add_argument("--posterior", type=float, help="highest share of p(passage | query, answer), by the generator")
+    add_number(parser, "absolute_margin", real(0, 1e9), "least distance below the positive's score")
+    add_number(parser, "max_score", real(-1e9, 1e9), "highest score of a negative")
+    add_number(parser, "posterior", inner_share(), "highest share of p(passage | query, answer), by the generator")
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     parser.add_argument("--json", help="write the counts to this file too")
     args = parse_strictly(parser, argv)
@@ -125,7 +125,8 @@ def mine(argv: Sequence[str]) -> int:
 
 
 def check(argv: Sequence[str]) -> int:
-    of_texts = {"retriever", "generator", "query_prefix", "passage_prefix", "prompt_template", "chat_template"}
+    of_texts = {"retriever", "generator", "query_prefix", "passage_prefix"}
+    of_texts |= {"prompt_template", "chat_template", "prompt_version"}
     of_rows = {f.name for f in fields(DataConfig)} - {"train_data", "on_bad_row", "assume_first_positive", "world_seed"}
     only = of_texts | of_rows | {"trust_remote_code"}
     about = "Report every bad row, what repeats, labels, lengths and overlap; 1 is returned where rows are bad or none."
@@ -145,8 +146,13 @@ def report(argv: Sequence[str]) -> int:
     run = Path(parse_strictly(parser, argv).run)
     if not run.is_dir():
         raise UserError("ds-rag report: not a folder", found=run, expected="a run's folder")
-    from ds_rag.report import write_report
+    from ds_rag import export, run_files
+    from ds_rag.report import MADE_HERE, write_report
 
+    page = run / "report.html"
+    if page.is_file() and MADE_HERE not in page.read_text(encoding="utf-8", errors="replace"):
+        raise UserError("another report.html is there", found=page, expected="none, or this run's", fix="rename it")
+    export.ready(run, only={run_files.CONFIG, run_files.RESULTS})
     Console().say(str(write_report(run)))
     return 0
 

@@ -24,6 +24,7 @@ from ds_rag.console import Console as Console
 from ds_rag.console import duration as duration
 from ds_rag.errors import LaunchError, RankError, UserError
 from ds_rag.masking import printable
+from ds_rag.places import NO_WAY, no_way
 from ds_rag.terminal import guarded
 
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
@@ -38,16 +39,28 @@ class Metrics:
     """`metrics.jsonl`: one JSON object a step or evaluation; on request to TensorBoard too. Rank 0 writes."""
 
     def __init__(
-        self, folder: Path | None, report_to: str = "none", resumed_at: int | None = None, refreshed: int | None = None
+        self,
+        folder: Path | None,
+        report_to: str = "none",
+        resumed_at: int | None = None,
+        refreshed: int | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ):
         """resumed_at: lines of later steps are taken back, for they come again; None: a new run. refreshed: the last
-        step whose index stage was done when that checkpoint was saved."""
+        step whose index stage was done when that checkpoint was saved. say: told where lines are damaged; they are
+        kept, with all the others, in a file beside."""
         self.file = None
         if folder:
-            kept = lines_up_to(folder / "metrics.jsonl", resumed_at, refreshed) if resumed_at is not None else []
+            path = folder / "metrics.jsonl"
+            kept, unread = lines_up_to(path, resumed_at, refreshed) if resumed_at is not None else ([], 0)
+            if unread:
+                names = (path.with_name(f"{path.name}.damaged-{n}") for n in range(1, 1 << 30))
+                aside = next(name for name in names if not name.exists())
+                os.replace(path, aside)
+                say(f"warning: {unread} lines of {path} are damaged; it is kept as {aside.name}")
             part = folder / "metrics.jsonl.tmp"
             part.write_text("".join(kept), encoding="utf-8")
-            os.replace(part, folder / "metrics.jsonl")
+            os.replace(part, path)
             self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.board = None
         if folder and report_to == "tensorboard":
@@ -78,19 +91,21 @@ class Metrics:
             self.board.close()
 
 
-def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> list[str]:
-    """Lines of steps up to this one, without this one's index stage where that is done again; one that a crash has cut
-    short is none."""
+def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> tuple[list[str], int]:
+    """Lines of steps up to this one, without this one's index stage where that is done again; and how many could not be
+    read, but for a last one that a crash has cut short."""
     again = INDEX_STAGE if refreshed is not None and refreshed < step else ()
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []:
-        try:
-            entry = json.loads(line)
-            if entry["step"] <= step and line.endswith("\n") and not (entry["step"] == step and entry["kind"] in again):
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+    kept, unread = [], 0
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+        if not line.endswith(b"\n"):
             continue
-    return kept
+        try:
+            entry = json.loads(line.decode("utf-8"))
+            if entry["step"] <= step and not (entry["step"] == step and entry["kind"] in again):
+                kept.append(line.decode("utf-8"))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            unread += 1
+    return kept, unread
 
 
 def redirect(folder: Path, rank: int) -> None:
@@ -163,6 +178,8 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
         try:
             return body() or 0
         except OSError as error:
+            if not debug and error.errno in NO_WAY and error.filename is not None:
+                raise no_way(error) from None
             if debug or error.errno not in (*OF_THE_DISK, *TOO_MANY_FILES):
                 raise
             raise (of_the_disk if error.errno in OF_THE_DISK else of_open_files)(error) from None

