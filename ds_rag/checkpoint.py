@@ -104,7 +104,7 @@ def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]
     save_file(random_states(), file := folder / f"random-rank{dist.rank()}.safetensors")
     follow_umask([file])
     if dist.rank() == 0:
-        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
 
@@ -260,6 +260,7 @@ def state_of(folder: Path) -> TrainState:
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
     """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
     stopping.phase(f"loading the checkpoint {folder.name}")
+    faults.point("load")
     held = {f.name for f in folder.iterdir() if f.is_dir()}
     if held != set(engines.learning):  # one held but frozen now would start from its first weights
         raise UserError(
@@ -286,6 +287,7 @@ def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank if it fails.
     """
     stopping.phase("exporting the models")
+    faults.point("export")
     first, failure = dist.rank() == 0, None
 
     def write(folder: Path, saved: Any, state: Any, card: str) -> None:

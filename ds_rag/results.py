@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ds_rag import __version__, checkpoint, commit, dist, export, run_files
+from ds_rag import __version__, checkpoint, commit, dist, export, run_files, stopping
 from ds_rag.assemble import Parts
 from ds_rag.cards import card, warmed
 from ds_rag.checkpoint import TrainState
@@ -64,6 +64,7 @@ def leave(
 ) -> None:
     """Writes models with their cards, index, results.json and config.json, which come to their places together, and
     report.html; shows the outcome. Raises RunError on every rank where one could not write."""
+    stopping.phase("exporting the models")
     steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
     cards = {
         name: card(name, config, steps, result.metrics, facts(name, parts, config)) for name in parts.engines.modules
@@ -78,6 +79,7 @@ def leave(
             if not linked:
                 save_index(parts, config, index, place / export.INDEX, model)
             results["seconds"] = round(time.monotonic() - began, 1)
+            stopping.phase("writing the figures")
             failure = commit.attempt(lambda: write_figures(place, results, config)) if dist.rank() == 0 else None
             commit.agree("the figures", failure)
     except OSError as error:

@@ -76,7 +76,8 @@ def claim(config: RunConfig) -> Path:
         check_access(entry, os.W_OK, "--output_dir")
     stopping.forget(folder)
     if config.run.resume == "never":
-        (folder / run_files.CONFIG).write_text(run_files.configuration_text(config))  # from now on it is a run's
+        # From now on it is a run's.
+        (folder / run_files.CONFIG).write_text(run_files.configuration_text(config), encoding="utf-8")
     return folder
 
 

@@ -122,14 +122,14 @@ def write_shard(
 
 
 def write_passages(folder: Path, ids: list[str], texts: list[str]) -> None:
-    (folder / "ids.json").write_text(json.dumps(ids))
+    (folder / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(text) + "\n" for text in texts)
 
 
 def read_ids_and_texts(folder: Path) -> tuple[list[str], list[str]]:
     lines = (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads((folder / "ids.json").read_text()), [json.loads(line) for line in lines]
+    return json.loads((folder / "ids.json").read_text(encoding="utf-8")), [json.loads(line) for line in lines]
 
 
 def read_passages(folder: Path) -> list[tuple[str, str]]:

@@ -269,7 +269,7 @@ def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings,
     for path, _ in modules:
         (folder / path).mkdir(parents=True, exist_ok=True)
     for name, content in write.items():
-        (folder / name).write_text(json.dumps(content, indent=1))
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
