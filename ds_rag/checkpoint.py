@@ -230,7 +230,7 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def named_by(latest: Path) -> str:
-    """The name in LATEST, whatever has become of it; empty where there is none."""
+    """The name in LATEST, whatever it is; empty where there is none."""
     return latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
 
 
@@ -252,8 +252,7 @@ def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
 
 def state_of(folder: Path) -> TrainState:
     """Raises UserError where another version of ds_rag says more, or something else."""
-    file, versions = folder / "state.json", (commit.read_manifest(folder) or {}).get("versions")
-    by = versions.get("ds_rag") if isinstance(versions, dict) else None
+    file, by = folder / "state.json", run_files.version_in(commit.read_manifest(folder) or {})
     return run_files.record(TrainState, run_files.read_json(file, dict), file, by)
 
 

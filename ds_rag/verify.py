@@ -91,7 +91,9 @@ def of_run(run: Path) -> list[Finding]:
         found.append(of_sealed(run, export.damages))
     elif export.exported(run):
         wrong = [str(damage) for damage in export.damages(run)] or of_models(run)
-        found.append(Finding(run, "run", wrong, "" if wrong else "of version 0.1.0: no hashes to hold it against"))
+        found.append(
+            Finding(run, "run", wrong, "" if wrong else "left before runs had a manifest: no hashes to hold it against")
+        )
     damaged = {line.split(":")[0] for f in found for line in f.wrong}
     readers = {run_files.CONFIG: run_files.configuration, run_files.RESULTS: run_files.figures}
     for name, read in readers.items():
