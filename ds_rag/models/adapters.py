@@ -125,7 +125,7 @@ def four_bit(config: ModelConfig, name: str) -> dict[str, Any]:
         raise UserError(
             f"--load_in_4bit {config.load_in_4bit}: bitsandbytes does not load",
             found=error,
-            fix='pip install "ds_rag[quantized]"',
+            fix='in the checkout: pip install -e ".[quantized]"',
         ) from None
     from transformers import BitsAndBytesConfig
 

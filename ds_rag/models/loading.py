@@ -33,6 +33,7 @@ from ds_rag.models.size import check_counted, check_least, stored_bytes
 from ds_rag.models.st_folder import RetrieverSettings, apply_flags, described, transformer_folder
 from ds_rag.models.tokenizer import check_ids, lower_cased, open_tokenizer, train_tokenizer
 from ds_rag.models.weights import open_all
+from ds_rag.places import check_readable
 
 Texts = Callable[[], Iterable[str]]
 # With these flags a retriever's folder decides.
@@ -183,6 +184,7 @@ def model_folder(path: str, flag: str) -> Path:
             found=f"no config.json in {place}, nor {ADAPTER_FILE}",
             expected="a folder that from_pretrained opens, or config:FILE (nothing is downloaded)",
         )
+    check_readable(folder, flag)
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ds_rag.errors import UserError
 from ds_rag.models.architecture import check_folder
 from ds_rag.models.opening import COPY_AGAIN, opening, out_of_reach
+from ds_rag.places import check_readable
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -73,6 +74,7 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
     """
     from transformers import AutoTokenizer
 
+    check_readable(Path(folder), "tokenizer")
     check_folder(Path(folder), f"tokenizer of {folder}", trust_remote_code)  # transformers reads config.json too
     with opening(f"tokenizer of {folder}"), out_of_reach(trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(
