@@ -23,7 +23,8 @@ from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import UserError
 from ds_rag.log import Console
-from ds_rag.mine import Limits, Miner, check, faults, posterior_of, replacing, show
+from ds_rag.mine import Limits, Miner, check, faults, posterior_of, show
+from ds_rag.places import writing
 
 CORPUS = [f"passage {n}" for n in range(20)]
 
@@ -203,12 +204,12 @@ def test_a_posterior_wants_a_generator():
 
 def test_the_file_appears_whole_or_not_at_all(tmp_path):
     out = tmp_path / "mined.jsonl"
-    with pytest.raises(ZeroDivisionError), replacing(out) as stream:
+    with pytest.raises(ZeroDivisionError), writing(out) as stream:
         stream.write(json.dumps({"query": "half"}) + "\n")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
     out.write_text("old")
-    with replacing(out) as stream:
+    with writing(out) as stream:
         stream.write(json.dumps({"query": "q", "answers": ["a"], "positives": ["p"], "negatives": ["n\u2028x"]}) + "\n")
         assert out.read_text() == "old"
     (read,) = read_rows(out)
@@ -216,15 +217,24 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_mistakes_show_before_any_model_is_opened(tmp_path):
-    good = {"eval_data": "x", "negatives": 1, "depth": 1, "overwrite": False}
-    out = tmp_path / "folder" / "out.jsonl"
-    check(out, Namespace(**good))
+    good = {
+        "eval_data": "x",
+        "negatives": 1,
+        "depth": 1,
+        "overwrite": False,
+        "json": None,
+        "out": str(tmp_path / "folder" / "out.jsonl"),
+    }
+    out = Path(good["out"])
+    check(Namespace(**good))
     with pytest.raises(UserError, match="--data"):
-        check(out, Namespace(**{k: v for k, v in good.items() if k != "eval_data"}))
+        check(Namespace(**{k: v for k, v in good.items() if k != "eval_data"}))
+    assert not out.parent.exists()
+    out.parent.mkdir()
     out.write_text("old")
     with pytest.raises(UserError, match="--overwrite"):
-        check(out, Namespace(**good))
-    check(out, Namespace(**good | {"overwrite": True}))
+        check(Namespace(**good))
+    check(Namespace(**good | {"overwrite": True}))
     assert out.read_text() == "old"
 
 
