@@ -134,7 +134,7 @@ def configuration(run: Path) -> dict[str, Any]:
         hint = get_type_hints(SECTIONS[OWNER[key]])[key]
         if not fits(value, hint):
             raise wrong_type(file, key, value, hint, AGAIN)
-        convert(key, value, f"{file}: {key}")
+        convert(key, value if isinstance(value, str | None) else json.dumps(value), f"{file}: {key}")
     return values
 
 
