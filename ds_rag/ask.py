@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ds_rag.encode import encode, tokenize_side
 from ds_rag.evaluate import log_softmax
-from ds_rag.generate import Answerer
+from ds_rag.generate import Answer, Answerer
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
+from ds_rag.places import check_json, write_json
 from ds_rag.same_corpus import check_corpus
-from ds_rag.saved import Saved, open_saved, write_json
+from ds_rag.saved import Saved, open_saved
 
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py."""
+    check_json(args.json, ("question", "passages"))
     console = Console()
     saved = open_saved(args, {"question", "index", "json", "allow_stale"}, hashes=False)  # for a quick answer
     run, stage = Path(args.run), saved.config.stage
@@ -34,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     answer = None
     if saved.generator is not None:
         answer = answer_from(saved, [stored.texts[n] for _, n in found], args.question, prior)
-        console.say(f"answer    {answer}")
+        console.say(f"answer    {answer.text}")
     rows = [
         [f"{score:.3f}", f"{np.exp(p):.3f}", stored.ids[n], stored.texts[n][:160]]
         for (score, n), p in zip(found, prior, strict=True)
@@ -44,12 +47,14 @@ def main(args: argparse.Namespace) -> int:
         {"id": stored.ids[n], "text": stored.texts[n], "score": s, "prior": float(np.exp(p))}
         for (s, n), p in zip(found, prior, strict=True)
     ]
-    found_what = {"question": args.question, "answer": answer, "passages": passages}
+    found_what: dict[str, Any] = {"question": args.question, "answer": None, "passages": passages}
+    if answer is not None:
+        found_what |= {"answer": answer.text, "answer_logprob": answer.logprob}
     write_json(args.json, found_what | ({"stale_index": True} if stored.stale else {}))
     return 0
 
 
-def answer_from(saved: Saved, texts: list[str], question: str, prior: np.ndarray) -> str:
+def answer_from(saved: Saved, texts: list[str], question: str, prior: np.ndarray) -> Answer:
     """The answer by the configured decoding."""
     prompt = saved.prompt
     assert prompt is not None and saved.generator is not None
@@ -57,4 +62,4 @@ def answer_from(saved: Saved, texts: list[str], question: str, prior: np.ndarray
     passages = [np.array(x, dtype=np.int32) for x in prompt.encode("passage", texts, data.max_passage_length)]
     query = np.array(prompt.encode("query", [question], data.max_query_length)[0], dtype=np.int32)
     answerer = Answerer(saved.generator, prompt, stage.decode, stage.max_new_tokens, stage.per_device_eval_batch_size)
-    return answerer.answer([query], [passages], [prior.tolist()])[0].text
+    return answerer.answer([query], [passages], [prior.tolist()])[0]

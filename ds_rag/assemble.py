@@ -11,7 +11,8 @@ import torch
 
 from ds_rag import deepspeed_config, dist
 from ds_rag.candidates import Candidates
-from ds_rag.config import RunConfig
+from ds_rag.config import OptimConfig, RunConfig
+from ds_rag.config.effects import idle
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import Example, Limit, RagData, TokenTable, read_data, tokenize
 from ds_rag.data.loader import Loader, TrainTokens
@@ -19,19 +20,26 @@ from ds_rag.data.prompt import Prompt
 from ds_rag.encode import tokenize_side
 from ds_rag.engine import Engines
 from ds_rag.engine_setup import deepspeed_files, make_engines
+from ds_rag.errors import UserError
 from ds_rag.evaluate import EvalTokens
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.spelling import check_spelling
 from ds_rag.log import Console
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_retriever
+from ds_rag.models.probe import check_looks_back
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.sharded import is_sharded, made_whole
 from ds_rag.models.sharing import share_prefixes
+from ds_rag.models.tokenizer import check_known
 from ds_rag.objective import Objective
 from ds_rag.passes import Embedding
 from ds_rag.schedule import Schedule
 from ds_rag.scoring import Scoring
+
+MOST_REPEATS = 16  # of a row in one micro-batch
+MOST_ROWS = 10**7  # of a step
+MOST_CANDIDATES = 10**9  # in the table of all rows, 4 bytes each
 
 
 @dataclass
@@ -62,8 +70,11 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     check_spelling(config.stage.index_factory)
     source = config.objective.candidates_from
     needs = objective.spec.needs_positive, objective.needs_generator
+    for line in idle(config):
+        console.say(f"note: {line}", style="yellow")
     data = read_data(config.data, config.is_builtin, *needs, from_index=source != "batch")
     say_notices(data.notices, console)
+    check_labels(config, data, console)
     torch.manual_seed(config.optim.seed)
     pieces = [deepspeed_config.while_loading(raw, known) for raw, known in zip(raws, knowns, strict=True)]
     retriever, generator = load_models(config, objective, data, folder, pieces)
@@ -77,8 +88,10 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     share = dist.world() if config.stage.index_shards == "keep" else 1
     check_factory(config.stage.index_factory, retriever.hidden_size, max(1, data.corpus_size // share))
     train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
+    check_generator_ids(generator, train_tokens, eval_tokens)
     check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens, console)
     optim = config.optim
+    check_batch(len(data.train), optim)
     loader = Loader(
         data.train,
         train_tokens,
@@ -93,11 +106,13 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     )
     candidates = None
     if source != "batch":
-        count, batch = config.objective.index_candidates, config.stage.per_device_eval_batch_size
+        count = candidate_count(config.objective.index_candidates, data, console)
+        batch = config.stage.per_device_eval_batch_size
         candidates = Candidates(loader, count, data.corpus_size, batch)
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
     if in_pieces:
+        check_looks_back(generator, f"--generator {config.model.generator}")
         ask_for_sharing(generator, config, console)
     embedding = Embedding(engines, config.scoring.retriever_chunk)
     scoring = make_scoring(config, engines, generator, console) if generator else None
@@ -117,6 +132,48 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
         device,
         candidates,
     )
+
+
+def check_labels(config: RunConfig, data: RagData, console: Console) -> None:
+    """Raises UserError where InfoNCE is asked for by flag and no row has a labelled passage; a recipe's is told of."""
+    if not config.objective.contrastive_weight or any(row.positives for row in data.train):
+        return
+    what = "--contrastive_weight: no training row has a labelled passage"
+    if "contrastive_weight" in config.flags:
+        raise UserError(what, expected="a column positive, passage or positives", fix="label them, or leave it out")
+    console.say(f"note: {what}, so it has no effect", style="yellow")
+
+
+def check_batch(rows: int, optim: OptimConfig) -> None:
+    """Raises UserError for batches that only repeat the few rows there are, and take all memory to do so."""
+    batch, whole = optim.per_device_train_batch_size, optim.gradient_accumulation_steps * dist.world()
+    if batch > MOST_REPEATS * rows:
+        raise UserError(
+            "--per_device_train_batch_size: far more than there are rows",
+            found=f"{batch:,}, of {rows:,} training rows",
+            expected=f"{rows:,} or less: a row that is twice in a micro-batch is its own rival",
+        )
+    if batch * whole > MOST_ROWS:
+        raise UserError(
+            "--gradient_accumulation_steps: too many rows a step",
+            found=f"{batch:,} a micro-batch x {whole:,} micro-batches",
+            expected=f"{MOST_ROWS:,} or fewer",
+        )
+
+
+def candidate_count(wanted: int, data: RagData, console: Console) -> int:
+    """Passages that the index supplies for each row: as many as asked for, of as many as there are."""
+    count = min(wanted, data.corpus_size)
+    if count < wanted:
+        console.say(f"note: --index_candidates {wanted}: the corpus has {count} passages, so it is {count}", "yellow")
+    if len(data.train) * count > MOST_CANDIDATES:
+        raise UserError(
+            f"--index_candidates {count:,}: too many for {len(data.train):,} rows",
+            found=f"a table of {len(data.train) * count:,} passages",
+            expected=f"{MOST_CANDIDATES:,} or fewer",
+            fix=f"--index_candidates {max(1, MOST_CANDIDATES // len(data.train)):,} or less",
+        )
+    return count
 
 
 def ask_for_sharing(generator: Generator | None, config: RunConfig, console: Console) -> None:
@@ -209,6 +266,14 @@ def check_room(
             f"{min(rooms)} of a passage; {cramped} passages are longer and cut further there (the answer is not)",
             style="yellow",
         )
+
+
+def check_generator_ids(generator: Generator | None, train: TrainTokens, evaluation: EvalTokens) -> None:
+    """Raises UserError for a text with a token that the generator has no embedding for."""
+    tables = train.generator_passages, train.generator_queries, train.generator_answers, evaluation.generator_queries
+    for table in filter(None, tables):
+        if generator is not None and len(table.flat):
+            check_known(generator.tokenizer, int(table.flat.max()), generator.vocabulary, "a text for the generator")
 
 
 def first_answer(row: Example) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from ds_rag import deepspeed_config, dist
 from ds_rag.config import RunConfig, find_file
 from ds_rag.deepspeed_config import Known
+from ds_rag.deepspeed_config.optimizers import check_optimizer, check_schedule, check_with_deepspeed
 from ds_rag.engine import Engines, hold_frozen, make_engine
 from ds_rag.errors import UserError
 from ds_rag.models.generator import Generator
@@ -36,6 +37,10 @@ def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known
     """The JSON of each engine, and what each knows. What the JSONs say literally of the batch, of accumulation and
     of clipping becomes the run's own."""
     optim, raws = config.optim, read_files(config)
+    for raw, (_, flag) in zip(raws, files(config), strict=True):
+        check_optimizer(raw, flag)
+        check_schedule(raw, config.explicit, flag)
+        check_with_deepspeed(raw, flag)
     known = Known(
         per_device_batch=optim.per_device_train_batch_size,
         accumulation=optim.gradient_accumulation_steps,

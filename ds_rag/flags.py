@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ds_rag.config import ALIASES, BUILTIN, OF_OWN_ROWS, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
 from ds_rag.config.bounds import Bounds, Number
+from ds_rag.config.effects import check_contrary
 from ds_rag.config.recipe import read_recipe_lines
 from ds_rag.errors import UserError, nearest
 
@@ -35,7 +36,9 @@ def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
             )
         check_builtin(recipe | given)
         recipe = read_recipe(QUICKSTART) | recipe
-    return build(recipe | given, explicit)
+    config = build(recipe | given, explicit, frozenset(given))
+    check_contrary(config)
+    return config
 
 
 def check_builtin(given: dict[str, Any], fix: str = "--train_data FILE trains on your own rows") -> None:
@@ -80,8 +83,10 @@ def read_recipe(path: str) -> dict[str, Any]:
     return values
 
 
-def convert(name: str, value: str | None, where: str) -> Any:
-    """`value`, the text of a flag or of a recipe's line, as the type of field `name`."""
+def convert(name: str, value: str | float | None, where: str) -> Any:
+    """`value`, the text of a flag or of a recipe's line (or what JSON made of it), as the type of field `name`."""
+    if value is not None and not isinstance(value, str):
+        value = str(value).lower()
     section = SECTIONS[OWNER[name]]
     wanted = get_type_hints(section)[name]
     optional = type(None) in get_args(wanted)

@@ -14,6 +14,7 @@ from typing import Any
 from ds_rag.config.checks import validate
 from ds_rag.config.sections import (
     ALIASES,
+    BOUNDS,
     BUILTIN,
     DEFAULT_TEMPLATE,
     OF_OWN_ROWS,
@@ -32,6 +33,7 @@ from ds_rag.errors import UserError
 
 __all__ = [
     "ALIASES",
+    "BOUNDS",
     "BUILTIN",
     "DEFAULT_TEMPLATE",
     "OF_OWN_ROWS",
@@ -59,9 +61,11 @@ def find_file(path: str, flag: str) -> Path:
     raise UserError(f"{flag}: no such file", found=path, expected=f"a file, from {Path.cwd()}")
 
 
-def build(values: dict[str, Any], explicit: frozenset[str] = frozenset()) -> RunConfig:
+def build(
+    values: dict[str, Any], explicit: frozenset[str] = frozenset(), flags: frozenset[str] = frozenset()
+) -> RunConfig:
     """A validated RunConfig from flat keys."""
-    config = RunConfig(explicit=explicit)
+    config = RunConfig(explicit=explicit, flags=flags)
     for key, value in values.items():
         setattr(getattr(config, OWNER[key]), key, value)
     validate(config)

@@ -67,12 +67,12 @@ class Bounds:
         words = "".join(f", or {value}" for value in self.also)
         return f"{'a whole number' if self.whole else 'a number'} {least} {most}{words}"
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: Any, where: str, fix: str | None = None) -> None:
         """Raises UserError for a value out of the bounds; where: how the user wrote its name."""
         try:
             self.read(value)
         except (ValueError, OverflowError):
-            raise UserError(f"{where}: out of bounds", found=show(value), expected=str(self)) from None
+            raise UserError(f"{where}: out of bounds", found=show(value), expected=str(self), fix=fix) from None
 
 
 @dataclass(frozen=True)

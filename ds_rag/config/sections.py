@@ -256,6 +256,7 @@ class RunConfig:
     stage: StageConfig = field(default_factory=StageConfig)
     run: RunSection = field(default_factory=RunSection)
     explicit: frozenset[str] = frozenset()  # keys that a recipe or a flag set
+    flags: frozenset[str] = frozenset()  # of these, those that a flag set
 
     def flat(self) -> dict[str, Any]:
         """All keys and values in one level, as a recipe would hold them, without the credentials of addresses."""
@@ -277,5 +278,6 @@ SECTIONS = {
 }
 # What tells of the user's own rows: without any meaning where the built-in ones are taken.
 OF_OWN_ROWS = ("eval_data", "corpus", *(f.name for f in fields(DataConfig) if f.name.endswith("_column")), "on_bad_row")
+BOUNDS: dict[str, Bounds | None] = {f.name: f.metadata["bounds"] for cls in SECTIONS.values() for f in fields(cls)}
 OWNER = {f.name: section for section, cls in SECTIONS.items() for f in fields(cls)}
 ALIASES = {a: f.name for cls in SECTIONS.values() for f in fields(cls) for a in f.metadata["aliases"]}

@@ -6,12 +6,15 @@ DeepSpeed itself lets unknown keys at the top level (and in a few sections) pass
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ds_rag.config.bounds import MANY, real, show
 from ds_rag.errors import UserError, nearest
 
 AUTO = "auto"
+MOST_BYTES = 1 << 20
 
 # Every key that DeepSpeed 0.19.8 reads; a test compares these with its source, so an upgrade shows drift.
 KEYS: dict[str, frozenset[str]] = {
@@ -81,6 +84,23 @@ OWN_AUTO = frozenset(
 )
 
 
+# What no machine has (5e8 is a whole number in these files): such a bucket is taken whole, and 2 to such a power has
+# gigabytes of digits.
+BUCKET = real(0, 10**10)
+BOUNDED = {
+    "zero_optimization.reduce_bucket_size": real(1, 10**10),
+    "zero_optimization.allgather_bucket_size": real(1, 10**10),
+    "zero_optimization.prefetch_bucket_size": BUCKET,
+    "zero_optimization.stage3_prefetch_bucket_size": BUCKET,
+    "zero_optimization.sub_group_size": real(1, 10**15),
+    "fp16.initial_scale_power": real(0, 64),
+    "fp16.loss_scale": real(0, 2.0**64),
+    "fp16.loss_scale_window": real(1, MANY),
+    "steps_per_print": real(1, 2**31 - 1),
+}
+ANY = real(-1e18, 1e18)
+
+
 def load(path: str | Path, flag: str = "--deepspeed") -> dict[str, Any]:
     """Read and check one DeepSpeed JSON; `flag` is named in errors.
 
@@ -96,10 +116,12 @@ def load(path: str | Path, flag: str = "--deepspeed") -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{flag} {path}: too large", found=f"{path.stat().st_size:,} bytes", expected="a JSON file")
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_repeats, parse_constant=no_constant)
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read", found=error.strerror, expected="a JSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{flag} {path}: not valid JSON", found=error, expected="a JSON object") from error
     if not isinstance(raw, dict):
         raise UserError(f"{flag} {path}: not an object", found=type(raw).__name__, expected='{"key": value, ...}')
@@ -134,8 +156,28 @@ def check(raw: dict[str, Any], flag: str = "--deepspeed") -> None:
         wrong.append('zero_optimization.stage: "auto" would silently mean no ZeRO, write 0, 1, 2 or 3')
     elif stage is not None and (type(stage) is not int or stage not in range(4)):
         wrong.append(f"zero_optimization.stage: found {json.dumps(stage)}, expected 0, 1, 2 or 3")
+    for path, number in numbers(raw):
+        bounds = BOUNDED.get(path, ANY)
+        if not bounds.holds(number):
+            wrong.append(f"{path}: found {show(number)}, expected {bounds}")
     if wrong:
         raise UserError(f"{flag}: the DeepSpeed configuration has mistakes", found=listed(wrong))
+
+
+def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted path, number) of every number of a configuration."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from numbers(inner, path)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield path, value
+
+
+def no_constant(name: str) -> float:
+    raise ValueError(f"{name}, which is no number")
 
 
 def get(config: dict[str, Any], path: str) -> Any:

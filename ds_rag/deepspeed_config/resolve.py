@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from ds_rag.config import OptimConfig
+from ds_rag.config.bounds import MANY, Bounds, whole
 from ds_rag.deepspeed_config.keys import AUTO, OWN_AUTO, check, get, listed, put
+from ds_rag.deepspeed_config.optimizers import complete
 from ds_rag.errors import UserError
 
 ABSENT = (None, AUTO)  # "the JSON does not say"
@@ -35,22 +38,31 @@ class Known:
     explicit: frozenset[str] = frozenset()
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError("a whole number >= 1")
-    return value
+def _within(bounds: Bounds) -> Callable[[Any], Any]:
+    def read(value: object) -> Any:
+        if isinstance(value, str) or not isinstance(value, (int, float)):
+            raise ValueError(str(bounds))
+        try:
+            number = bounds.read(value)
+        except ValueError:
+            raise ValueError(str(bounds)) from None
+        return number if bounds.whole else float(number)
+
+    return read
 
 
-def _amount(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise ValueError("a number >= 0")
-    return float(value)
+def _of(flag: str) -> Callable[[Any], Any]:
+    """The bounds are the flag's own."""
+    return _within(next(f for f in fields(OptimConfig) if f.name == flag).metadata["bounds"])
+
+
+_count = _within(whole(1, MANY))
 
 
 def _betas(value: object) -> tuple[float, ...]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("two numbers")
-    return tuple(_amount(beta) for beta in value)
+    return tuple(_of(f"adam_beta{n}")(beta) for n, beta in enumerate(value, 1))
 
 
 class Owned(NamedTuple):
@@ -63,15 +75,28 @@ class Owned(NamedTuple):
     shared: bool = False  # one value for both engines
 
 
+BATCH, ACCUMULATION = ("per_device_train_batch_size",), ("gradient_accumulation_steps",)
 OWNED = (
-    Owned("train_micro_batch_size_per_gpu", "per_device_batch", ("per_device_train_batch_size",), _count, True),
-    Owned("gradient_accumulation_steps", "accumulation", ("gradient_accumulation_steps",), _count, True),
-    Owned("gradient_clipping", "max_grad_norm", ("max_grad_norm",), _amount, True),
-    Owned("optimizer.params.lr", "learning_rate", ("learning_rate",), _amount),
+    Owned(
+        "train_micro_batch_size_per_gpu",
+        "per_device_batch",
+        ("per_device_train_batch_size",),
+        _of("per_device_train_batch_size"),
+        True,
+    ),
+    Owned(
+        "gradient_accumulation_steps",
+        "accumulation",
+        ("gradient_accumulation_steps",),
+        _of("gradient_accumulation_steps"),
+        True,
+    ),
+    Owned("gradient_clipping", "max_grad_norm", ("max_grad_norm",), _of("max_grad_norm"), True),
+    Owned("optimizer.params.lr", "learning_rate", ("learning_rate",), _of("learning_rate")),
     Owned("optimizer.params.betas", "betas", ("adam_beta1", "adam_beta2"), _betas),
-    Owned("optimizer.params.eps", "eps", ("adam_epsilon",), _amount),
-    Owned("optimizer.params.weight_decay", "weight_decay", ("weight_decay",), _amount),
-    Owned("scheduler.params.warmup_max_lr", "learning_rate", ("learning_rate",), _amount),
+    Owned("optimizer.params.eps", "eps", ("adam_epsilon",), _of("adam_epsilon")),
+    Owned("optimizer.params.weight_decay", "weight_decay", ("weight_decay",), _of("weight_decay")),
+    Owned("scheduler.params.warmup_max_lr", "learning_rate", ("learning_rate",), _of("learning_rate")),
     Owned("scheduler.params.warmup_num_steps", "warmup_steps", ("warmup_steps",), _count),
 )
 # Known only after the data is read, and it depends on the values above: never adopted, only checked.
@@ -122,6 +147,8 @@ def resolve(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> dic
     for path, value in _answers(known).items():
         if get(config, path) == AUTO:
             put(config, path, value)
+    adam = {"betas": list(known.betas), "eps": known.eps, "weight_decay": known.weight_decay}
+    complete(config, known.learning_rate, adam, known.warmup_steps, known.total_steps)
     config.pop("train_batch_size", None)
     config["train_micro_batch_size_per_gpu"] = known.per_device_batch
     config["gradient_accumulation_steps"] = 1

@@ -79,13 +79,6 @@ class CorpusIndex:
         k = min(k, self.count)
         return merge_results([part.search(queries_BD, k) for part in self.parts], k)
 
-    def search_own(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same for each rank's own queries, of any number, none too; all ranks call it together."""
-        every = dist.gather_objects(np.asarray(queries_BD, dtype=np.float32))
-        start = sum(len(q) for q in every[: dist.rank()])
-        scores, numbers = self.search(np.concatenate(every), k)
-        return scores[start : start + len(queries_BD)], numbers[start : start + len(queries_BD)]
-
 
 def merge_results(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of several searches of the same queries in different passages; misses come last."""

@@ -32,7 +32,6 @@ class LossSpec:
     unit: what the sum of the loss over the whole optimizer step is divided by: queries, answer tokens, or
         pairs. (positive_only has terms of two units, all tokens and pairs; its result carries both counts.)
     trains_generator: its own gradient reaches the generator.
-    moves_retriever_by_generator: the generator's log-probabilities enter the gradient of the scores.
     needs_positive: labelled positives are required.
     needs_reader_loss: the generator learns only by a reader loss added to it.
     options: the keywords `fn` takes beyond the common ones, named as the flags are.
@@ -41,7 +40,6 @@ class LossSpec:
     fn: Callable[..., Any]
     unit: Literal["query", "token", "pair"]
     trains_generator: bool
-    moves_retriever_by_generator: bool
     needs_positive: bool
     needs_reader_loss: bool
     options: tuple[str, ...]
@@ -52,15 +50,15 @@ _RAG, _ATLAS = "Lewis et al. 2020, arXiv:2005.11401", "Izacard et al. 2022, arXi
 _DALM, _DPR = "the DALM toolkit, github.com/arcee-ai/DALM", "Karpukhin et al. 2020, arXiv:2004.04906"
 _EMDR2, _REPLUG = "Singh et al. 2021, arXiv:2106.05346", "Shi et al. 2023, arXiv:2301.12652"
 
-# fn, unit, trains_generator, moves_retriever_by_generator, needs_positive, needs_reader_loss, options, source
+# fn, unit, trains_generator, needs_positive, needs_reader_loss, options, source
 LOSSES: dict[str, LossSpec] = {
-    "rag_sequence": LossSpec(rag_sequence, "query", True, True, False, False, ("answer_logprob",), _RAG),
-    "rag_token": LossSpec(rag_token, "query", True, True, False, False, ("answer_logprob",), _RAG),
-    "positive_only": LossSpec(positive_only, "token", True, False, True, False, (), _DALM),
-    "infonce": LossSpec(infonce, "pair", False, False, True, False, (), _DPR),
-    "emdr2": LossSpec(emdr2, "token", False, True, False, True, (), _EMDR2),
-    "pdist": LossSpec(pdist, "query", False, True, False, True, ("target_temperature",), _ATLAS),
-    "replug_lsr": LossSpec(replug_lsr, "query", False, True, False, True, ("target_temperature",), _REPLUG),
+    "rag_sequence": LossSpec(rag_sequence, "query", True, False, False, ("answer_logprob",), _RAG),
+    "rag_token": LossSpec(rag_token, "query", True, False, False, ("answer_logprob",), _RAG),
+    "positive_only": LossSpec(positive_only, "token", True, True, False, (), _DALM),
+    "infonce": LossSpec(infonce, "pair", False, True, False, (), _DPR),
+    "emdr2": LossSpec(emdr2, "token", False, False, True, (), _EMDR2),
+    "pdist": LossSpec(pdist, "query", False, False, True, ("target_temperature",), _ATLAS),
+    "replug_lsr": LossSpec(replug_lsr, "query", False, False, True, ("target_temperature",), _REPLUG),
 }
 
 __all__ = [

@@ -52,7 +52,6 @@ class IndexPlan:
     passages: int
     sizes: dict[str, float]
     vectors: float  # float32, as they lie on the disk
-    encode_flops: float
     encode_gpu_hours: float
     recommended: str
     shards: str  # --index_shards
@@ -67,7 +66,7 @@ def plan_index(
     flops = forward_flops(shape, load)
     sizes = {name: size(passages, shape.hidden) for name, size in SIZES.items()}
     hours = flops / rates.flops(precision) / 3600
-    return IndexPlan(passages, sizes, sizes["flat"], flops, hours, *choose_index(passages, sizes, host, hosts))
+    return IndexPlan(passages, sizes, sizes["flat"], hours, *choose_index(passages, sizes, host, hosts))
 
 
 def choose_index(passages: int, sizes: dict[str, float], host: float, hosts: int) -> tuple[str, str, str]:

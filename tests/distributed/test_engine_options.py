@@ -169,3 +169,33 @@ def test_a_frozen_model_is_no_engine_and_stays_in_evaluation_mode() -> None:
     (facts,) = run_ranks(look_at_engines, 1, Case(frozen="retriever"))
     assert facts["learning"] == {"generator"}
     assert facts["training"] == {"retriever": False, "generator": True}
+
+
+def optimizer_of_a_file(more: dict[str, Any]) -> tuple[str, bool]:
+    """Of a usual file: the optimizer's class, and did a step move the weights. Compiling is an error."""
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    from ds_rag.config import OptimConfig
+    from ds_rag.deepspeed_config import Known, resolve
+    from ds_rag.engine import Engines, make_engine
+
+    def compiled(*args: object, **options: object) -> None:
+        raise RuntimeError("DeepSpeed compiles an operator")
+
+    OpBuilder.load = compiled
+    auto = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
+    raw = {"optimizer": {"type": "AdamW", "params": auto}, "zero_optimization": {"stage": 2, **more}}
+    known = Known(2, 1, 1, 1.0, 0.1, (0.9, 0.99), 1e-8, 0.0, 0, 10, "fp32", hidden_size=8)
+    engine = make_engine(torch.nn.Linear(8, 8), resolve(raw, known), OptimConfig(), 0.1)
+    before = engine.module.weight.detach().clone()
+    engines = Engines(engine, None, 1.0)
+    engines.boundary(True)
+    output = engine(torch.ones(2, 8))
+    engines.backward("retriever", [output], [torch.ones(2, 8)])
+    engines.step(1.0)
+    return type(engine.basic_optimizer).__name__, not torch.equal(before, engine.module.weight)
+
+
+@pytest.mark.parametrize("more", [{}, OFFLOAD["zero_optimization"]], ids=["", "offload"])
+def test_a_usual_file_with_adamw_compiles_nothing(more: dict[str, Any]) -> None:
+    assert run_ranks(optimizer_of_a_file, 1, more) == [("AdamW", True)]

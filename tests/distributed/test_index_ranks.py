@@ -43,15 +43,14 @@ def vectors_with_ties() -> tuple[np.ndarray, np.ndarray]:
     return few[rng.integers(90, size=1001)], np.concatenate([few[:12], rng.normal(size=(13, 24)).astype(np.float32)])
 
 
-def search_shards() -> tuple[Found, Found, Found]:
-    """The same queries on all ranks; each rank its own; and the merged layout."""
+def search_shards() -> tuple[Found, Found]:
+    """The same queries on all ranks, in shards and in the merged layout."""
     vectors, queries = vectors_with_ties()
     rank, world = dist.rank(), dist.world()
     numbers = np.random.default_rng(1).permutation(1001)[rank::world]
     index = CorpusIndex([build_part(vectors[numbers], "Flat", numbers)], 1001)  # type: ignore[list-item]
-    own = queries[: 0 if rank == 1 else rank + 3]  # of other numbers each, rank 1 none
     merged = CorpusIndex([build_part(vectors, "Flat")] if rank == 0 else [], 1001)  # type: ignore[list-item]
-    return index.search(queries, 101), index.search_own(own, 7), merged.search(queries, 101)
+    return index.search(queries, 101), merged.search(queries, 101)
 
 
 def same(a: Found, b: Found) -> bool:
@@ -63,9 +62,8 @@ def test_ranks_find_what_one_finds(world):
     vectors, queries = vectors_with_ties()
     alone = CorpusIndex([build_part(vectors, "Flat")], 1001)
     expected = alone.search(queries, 101)
-    for rank, (shared, own, merged) in enumerate(run_ranks(search_shards, world)):
+    for shared, merged in run_ranks(search_shards, world):
         assert same(shared, expected) and same(merged, expected)
-        assert same(own, alone.search(queries[: 0 if rank == 1 else rank + 3], 7))
 
 
 def count_forwards() -> tuple[int, int, np.ndarray]:

@@ -86,6 +86,7 @@ def test_index_and_ask(quickstart, rows, tmp_path):
     scores = [p["score"] for p in found["passages"]]
     assert scores == sorted(scores, reverse=True)
     assert sum(p["prior"] for p in found["passages"]) == pytest.approx(1.0)
+    assert found["answer_logprob"] < 0
     assert found["answer"] in printed and found["passages"][0]["id"] in printed
     printed = ds_rag("index", "--run", run, "--corpus", rows / "passages.jsonl", "--index_factory", "hnsw")
     assert "60 passages" in printed and "hnsw" in printed

@@ -8,6 +8,7 @@ in test_deepspeed_config.py).
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from dataclasses import fields
 
@@ -19,6 +20,7 @@ from ds_rag.config.bounds import Bounds, Number, above, inner_share, real, share
 from ds_rag.errors import UserError
 from ds_rag.flags import parse
 from ds_rag.plan.request import make_parser
+from ds_rag.run_files import configuration
 
 FIELDS = {f.name: f for cls in SECTIONS.values() for f in fields(cls)}
 BOUNDED = {name: f.metadata["bounds"] for name, f in FIELDS.items() if f.metadata["bounds"]}
@@ -136,3 +138,13 @@ def test_what_bounds_say():
 
 def test_defaults_are_within_their_bounds():
     assert build(RunConfig().flat()).flat() == RunConfig().flat()
+
+
+def test_a_saved_runs_configuration_names_its_file_and_what_to_do(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(RunConfig().flat()))
+    assert configuration(tmp_path) == RunConfig().flat()
+    for name, value in (("save_steps", -1), ("max_grad_norm", -1.0), ("max_steps", -7), ("candidates", "0")):
+        (tmp_path / "config.json").write_text(json.dumps(RunConfig().flat() | {name: value}))
+        with pytest.raises(UserError, match=f"config.json: {name}: out of bounds".replace(".", r"\.")) as caught:
+            configuration(tmp_path)
+        assert "in that file" in str(caught.value.fix)

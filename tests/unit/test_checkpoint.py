@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ds_rag import checkpoint, commit
-from ds_rag.checkpoint import TrainState, checkpoints, export, find, load, save, tidy
+from ds_rag.checkpoint import TrainState, checkpoints, export_models, find, load, save, tidy
 from ds_rag.errors import UserError
 
 
@@ -239,7 +239,7 @@ def test_export_writes_every_model_with_its_card(tmp_path):
 
     modules = {"retriever": Module(), "generator": Module()}
     engines: Any = SimpleNamespace(modules=modules, whole_state=lambda name, keep: f"{name} {keep}")
-    export(tmp_path, engines, {"retriever": "# R – ü", "generator": "# G"})
+    export_models(tmp_path, engines, {"retriever": "# R – ü", "generator": "# G"})
     assert (tmp_path / "retriever/README.md").read_text(encoding="utf-8") == "# R – ü"
     assert (tmp_path / "generator/weights").read_text() == "generator True"
 

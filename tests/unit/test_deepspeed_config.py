@@ -83,6 +83,8 @@ def test_every_auto_is_resolved():
         "betas": [0.91, 0.98],
         "eps": 1e-7,
         "weight_decay": 0.02,
+        "torch_adam": True,
+        "fused": True,
     }
     assert config["scheduler"]["params"] == {
         "warmup_min_lr": 0,
@@ -185,10 +187,10 @@ def test_every_contradiction_is_listed_at_once():
 @pytest.mark.parametrize(
     "raw, words",
     [
-        ({"gradient_accumulation_steps": 0}, ["gradient_accumulation_steps", "0", "whole number >= 1"]),
+        ({"gradient_accumulation_steps": 0}, ["gradient_accumulation_steps", "0", "whole number from 1"]),
         ({"gradient_accumulation_steps": True}, ["true", "whole number"]),
         ({"train_micro_batch_size_per_gpu": "8"}, ["train_micro_batch_size_per_gpu", '"8"']),
-        ({"gradient_clipping": -1}, ["gradient_clipping", "-1", "a number >= 0"]),
+        ({"gradient_clipping": -1}, ["gradient_clipping", "-1", "a number from 0"]),
         ({"optimizer": {"type": "AdamW", "params": {"betas": 0.9}}}, ["betas", "two numbers"]),
         ({"bf16": {"enabled": 1}}, ["bf16.enabled", "true, false or auto"]),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, ["bf16.enabled", "fp16.enabled has fp16"]),

@@ -12,7 +12,8 @@ from small import small_generator, small_retriever
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError
 from ds_rag.flags import parse_strictly, reading_parser
-from ds_rag.saved import Saved, open_saved, write_json
+from ds_rag.places import write_json
+from ds_rag.saved import Saved, open_saved
 
 
 @pytest.fixture(scope="module")

@@ -167,9 +167,3 @@ def test_an_approximate_index_in_shards_finds_about_as_much(factory):
     whole = CorpusIndex([build_part(vectors, factory)], 3000)
     shards = CorpusIndex([build_part(vectors[n], factory, n) for n in cut(3000, 3)], 3000)
     assert recall(shards) > recall(whole) - 0.1
-
-
-def test_own_queries_of_one_rank_are_the_queries():
-    vectors = make(100, 8)
-    index = CorpusIndex([Part(build_index(vectors, "Flat"))], 100)
-    assert same(index.search_own(vectors[:3], 5), index.search(vectors[:3], 5))

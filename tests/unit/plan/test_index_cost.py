@@ -56,7 +56,6 @@ def test_encoding_by_hand():
     """bge-large: 2 FLOPs for each of 24 * 12 * 1024^2 weights and a token, attention of 4 * 1024 * 24 a pair."""
     plan = plan_index(read_shape("bge-large", "--retriever", False), 1000, 200, Rates(GPUS["h100"], 0.5), "bf16", 1e12)
     wanted = 1000 * (200 * 2 * 24 * 12 * 1024**2 + 200**2 * 4 * 1024 * 24)
-    assert plan.encode_flops == pytest.approx(wanted)
     assert plan.encode_gpu_hours == pytest.approx(wanted / (0.5 * 989e12) / 3600)
     assert plan.vectors == 1000 * 1024 * 4
 

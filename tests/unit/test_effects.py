@@ -1,0 +1,201 @@
+"""Settings that do nothing under the others are said, and those that contradict them are errors.
+
+The variants: every field of the configuration is either in a rule or among those that always have an effect; each rule
+is tried on both sides; given by a flag, by a recipe, by nobody.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+
+from ds_rag.assemble import check_labels
+from ds_rag.config import SECTIONS, RunConfig, build
+from ds_rag.config.effects import CONTRARY, IDLE, LABELLED, METRICS, OF_ANSWERS, TAUGHT, idle
+from ds_rag.errors import UserError
+from ds_rag.evaluate import KS
+from ds_rag.flags import parse
+from ds_rag.log import Console
+from ds_rag.losses import LOSSES
+from ds_rag.objective import Objective
+
+ROWS = ["--train_data", "rows.jsonl", "--eval_data", "dev.jsonl"]
+# What has its effect whatever else is set, as long as its own value says so.
+ALWAYS = """train_data eval_data corpus query_column answer_column positive_column passages_column negatives_column
+    id_column on_bad_row assume_first_positive max_train_samples max_query_length max_passage_length
+    retriever encoders pooling normalize query_prefix passage_prefix gradient_checkpointing trust_remote_code
+    temperature
+    objective candidates_from pool retriever_chunk
+    per_device_train_batch_size gradient_accumulation_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
+    max_bad_steps max_grad_norm max_steps warmup_steps lr_scheduler_type bf16 fp16 seed
+    per_device_eval_batch_size index_factory index_shards top_k
+    output_dir deepspeed_retriever resume save_steps save_total_limit collective_timeout report_to detect_collapse
+    debug"""
+
+INFONCE, FROZEN = ["--objective", "infonce"], ["--freeze", "generator"]
+DOES_NOTHING = [
+    (["--world_seed", "3"], "world_seed"),
+    (["--generator", "G", *INFONCE], "generator"),
+    (["--max_answer_length", "9", *INFONCE], "max_answer_length"),
+    (["--prompt_template", "{passage} {query}", *INFONCE], "prompt_template"),
+    (["--chat_template", *INFONCE], "chat_template"),
+    (["--share_prefixes", "false", *INFONCE], "share_prefixes"),
+    (["--deepspeed_generator", "D", *INFONCE], "deepspeed_generator"),
+    (["--micro_cells", "4", *INFONCE], "micro_cells"),
+    (["--memory_budget", "4", *INFONCE], "memory_budget"),
+    (["--eval_answers", "false", *INFONCE], "eval_answers"),
+    (["--decode", "top1", *INFONCE], "decode"),
+    (["--max_new_tokens", "5", *INFONCE], "max_new_tokens"),
+    (["--generator_learning_rate", "1e-4", *INFONCE], "generator_learning_rate"),
+    (["--generator_learning_rate", "1e-4", *FROZEN], "generator_learning_rate"),
+    (["--lm_warmup_steps", "9", *FROZEN], "lm_warmup_steps"),
+    (["--generator_backward", "posterior", *FROZEN], "generator_backward"),
+    (["--generator_backward", "exact", "--objective", "emdr2", "--reader_loss", "none"], "generator_backward"),
+    (["--retriever_learning_rate", "1e-4", "--freeze", "retriever"], "retriever_learning_rate"),
+    (["--contrastive_weight", "1", "--freeze", "retriever"], "contrastive_weight"),
+    (["--lora_r", "4"], "lora_r"),
+    (["--lora_alpha", "4"], "lora_alpha"),
+    (["--lora_dropout", "0.1"], "lora_dropout"),
+    (["--lora_target_modules", "q"], "lora_target_modules"),
+    (["--candidates", "3", *INFONCE], "candidates"),
+    (["--prior", "pool", "--objective", "positive_only"], "prior"),
+    (["--answer_logprob", "mean", *INFONCE], "answer_logprob"),
+    (["--answer_logprob", "mean", "--objective", "pdist", "--reader_loss", "none"], "answer_logprob"),
+    (["--index_candidates", "3"], "index_candidates"),
+    (["--reader_loss", "posterior"], "reader_loss"),
+    (["--target_temperature", "2", "--objective", "emdr2"], "target_temperature"),
+    (["--lm_tokens", "answer"], "lm_tokens"),
+    (["--contrastive_symmetric"], "contrastive_symmetric"),
+    (["--posterior_threshold", "0.1"], "posterior_threshold"),
+    (["--micro_cells", "4", "--generator_backward", "one_pass"], "micro_cells"),
+    (["--memory_budget", "4", "--generator_backward", "one_pass"], "memory_budget"),
+    (["--memory_budget", "4", "--generator_backward", "exact", "--micro_cells", "4"], "memory_budget"),
+    (
+        ["--learning_rate", "1", "--retriever_learning_rate", "0.1", "--generator_learning_rate", "0.1"],
+        "learning_rate",
+    ),
+    (["--num_train_epochs", "3", "--max_steps", "9"], "num_train_epochs"),
+    (["--lm_warmup_learning_rate", "0.1"], "lm_warmup_learning_rate"),
+    (["--eval_data", "none", "--refresh_index", "9"], "refresh_index"),
+    (["--eval_data", "none", "--refresh_mode", "async"], "refresh_mode"),
+    (["--eval_data", "none", "--max_eval_samples", "9"], "max_eval_samples"),
+    (["--refresh_fraction", "0.5", "--refresh_index", "0"], "refresh_fraction"),
+    (["--refresh_staleness", "9"], "refresh_staleness"),
+    (["--metric_for_best_model", "f1"], "metric_for_best_model"),
+    (["--deepspeed", "A", "--deepspeed_retriever", "B", "--deepspeed_generator", "C"], "deepspeed"),
+    (["--resume_changed"], "resume_changed"),
+]
+WORKS = [
+    ["--learn_temperature", "--freeze", "generator"],
+    ["--candidates", "3", "--candidates_from", "index", "--index_candidates", "3", "--answer_logprob", "mean"],
+    ["--target_temperature", "1", "--objective", "pdist", "--reader_loss", "posterior", "--answer_logprob", "mean"],
+    ["--generator_backward", "posterior", "--posterior_threshold", "0.1", "--micro_cells", "4"],
+    ["--memory_budget", "4", "--micro_cells", "4"],
+    ["--generator_backward", "exact", "--memory_budget", "4"],
+    ["--memory_budget", "4", *FROZEN],
+    ["--contrastive_symmetric", "--objective", "infonce", "--retriever_learning_rate", "1"],
+    ["--contrastive_weight", "1", "--contrastive_symmetric", "--answer_logprob", "mean"],
+    ["--lora", "retriever", "--lora_r", "4", "--lora_alpha", "4", "--lora_dropout", "0.1", "--retriever", "R"],
+    ["--objective", "positive_only", "--lm_tokens", "answer", "--lm_warmup_steps", "4"],
+    ["--refresh_mode", "async", "--refresh_staleness", "9", "--refresh_fraction", "0.5", "--max_eval_samples", "3"],
+    ["--candidates_from", "index", "--eval_data", "none", "--refresh_index", "9"],
+    ["--early_stopping_patience", "3", "--metric_for_best_model", "exact_match"],
+    ["--learning_rate", "1", "--retriever_learning_rate", "0.1"],
+    ["--resume", "auto", "--resume_changed"],
+]
+CONTRADICTS = [
+    (["--freeze", "retriever", "--learn_temperature"], "--learn_temperature true"),
+    (["--freeze", "retriever", *INFONCE], "--freeze retriever: nothing would learn"),
+    (["--freeze", "retriever", "--objective", "emdr2", "--reader_loss", "none"], "nothing would learn"),
+    (["--lora", "generator", "--generator", "G", *INFONCE], "no generator"),
+    (["--load_in_4bit", "generator", "--generator", "G", *INFONCE, "--freeze", "generator"], "no generator"),
+    (["--lora", "generator", "--generator", "G", "--objective", "emdr2", "--reader_loss", "none"], "does not learn"),
+    (["--early_stopping_patience", "3", "--eval_data", "none"], "--early_stopping_patience 3: without evaluation rows"),
+    (["--load_best_model_at_end", "--eval_data", "none"], "--load_best_model_at_end true: without evaluation rows"),
+    (["--early_stopping_patience", "3", "--refresh_index", "0"], "nothing is evaluated before the end"),
+    (["--early_stopping_patience", "3", "--metric_for_best_model", "bleu"], "--metric_for_best_model bleu"),
+    (["--load_best_model_at_end", "--metric_for_best_model", "f1", "--eval_answers", "false"], "of answers"),
+    (["--load_best_model_at_end", "--metric_for_best_model", "f1", *INFONCE], "of answers"),
+    (["--lm_warmup_steps", "9", "--generator_learning_rate", "0"], "learning rate is 0"),
+]
+
+
+def said(argv: list[str]) -> list[str]:
+    return [line.split()[0].removeprefix("--") for line in idle(parse([*ROWS, *argv]))]
+
+
+def test_every_field_is_in_a_rule_or_always_has_an_effect():
+    ruled = {name for rule in (*IDLE, *CONTRARY) for name in rule.settings}
+    every = {f.name for cls in SECTIONS.values() for f in fields(cls)}
+    assert ruled | set(ALWAYS.split()) == every and not ruled & set(ALWAYS.split())
+    assert {name for _, name in DOES_NOTHING} == {name for rule in IDLE for name in rule.settings}
+    assert len(CONTRADICTS) >= len(CONTRARY)
+
+
+@pytest.mark.parametrize(("argv", "name"), DOES_NOTHING, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_a_flag_that_does_nothing_is_said(argv, name):
+    assert name in said(argv)
+    line = next(x for x in idle(parse([*ROWS, *argv])) if x.startswith(f"--{name} "))
+    assert "has no effect: " in line
+
+
+@pytest.mark.parametrize("argv", WORKS, ids=" ".join)
+def test_a_flag_that_does_something_is_not(argv):
+    assert said(argv) == []
+
+
+@pytest.mark.parametrize(("argv", "says"), CONTRADICTS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_contradictions_are_errors_before_anything_is_opened(argv, says):
+    with pytest.raises(UserError) as caught:
+        parse([*ROWS, *argv])
+    assert says in str(caught.value)
+
+
+def test_a_saved_run_opens_all_the_same():
+    build({"freeze": "retriever", "learn_temperature": True, "early_stopping_patience": 3, "objective": "infonce"})
+
+
+def test_recipes_and_defaults_are_quiet(tmp_path):
+    for argv in ([], ROWS, ["--max_steps", "3"], [*ROWS, "--lora_r", "16"]):
+        assert idle(parse(argv)) == []
+    (tmp_path / "r.yaml").write_text("lora_r: 4\ntarget_temperature: 3\nlearn_temperature: true\n")
+    recipe = ["--config", str(tmp_path / "r.yaml")]
+    assert idle(parse([*recipe, *ROWS])) == []
+    with pytest.raises(UserError, match="--learn_temperature"):  # contradictions of a recipe are errors too
+        parse([*recipe, *ROWS, "--freeze", "retriever"])
+
+
+def test_the_table_knows_the_objectives():
+    for name, spec in LOSSES.items():
+        assert spec.needs_reader_loss == (name in TAUGHT)
+        assert ("target_temperature" in spec.options) == (name in TAUGHT[1:])
+        assert Objective(build({"objective": name}).objective).needs_generator == (name != "infonce")
+        if name in LABELLED:
+            assert spec.needs_positive
+    assert RunConfig().objective.objective in LOSSES
+
+
+def test_the_metrics_are_those_that_are_measured():
+    found = {f"{kind}@{k}" for kind in ("recall", "hit") for k in KS} | {"mrr@10", "ndcg@10", *OF_ANSWERS}
+    assert all(re.fullmatch(METRICS, name) for name in found)
+    assert not re.fullmatch(METRICS, f"recall@{max(KS) + 1}")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_pairs_without_labels(labelled):
+    data = SimpleNamespace(train=[SimpleNamespace(positives=()), SimpleNamespace(positives=(1,) * labelled)])
+    stream = io.StringIO()
+    by_flag = parse([*ROWS, "--contrastive_weight", "1"])
+    by_recipe = build({"contrastive_weight": 1.0})
+    check_labels(build({}), data, Console(stream))
+    check_labels(by_recipe, data, Console(stream))
+    assert ("no training row has a labelled passage" in stream.getvalue()) != labelled
+    if labelled:
+        return check_labels(by_flag, data, Console(stream))
+    with pytest.raises(UserError, match="--contrastive_weight"):
+        check_labels(by_flag, data, Console(stream))
+    return None
