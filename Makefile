@@ -37,4 +37,4 @@ test-all: dev
 	$(ACTIVATE) && OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

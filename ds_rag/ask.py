@@ -13,12 +13,14 @@ from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answer, Answerer
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
+from ds_rag.places import check_json, write_json
 from ds_rag.same_corpus import check_corpus
-from ds_rag.saved import Saved, open_saved, write_json
+from ds_rag.saved import Saved, open_saved
 
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py."""
+    check_json(args.json, ("question", "passages"))
     console = Console()
     saved = open_saved(args, {"question", "index", "json", "allow_stale"}, hashes=False)  # for a quick answer
     run, stage = Path(args.run), saved.config.stage

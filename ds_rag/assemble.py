@@ -27,9 +27,11 @@ from ds_rag.index.spelling import check_spelling
 from ds_rag.log import Console
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_retriever
+from ds_rag.models.probe import check_looks_back
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.sharded import is_sharded, made_whole
 from ds_rag.models.sharing import share_prefixes
+from ds_rag.models.tokenizer import check_known
 from ds_rag.objective import Objective
 from ds_rag.passes import Embedding
 from ds_rag.schedule import Schedule
@@ -86,6 +88,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     share = dist.world() if config.stage.index_shards == "keep" else 1
     check_factory(config.stage.index_factory, retriever.hidden_size, max(1, data.corpus_size // share))
     train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
+    check_generator_ids(generator, train_tokens, eval_tokens)
     check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens, console)
     optim = config.optim
     check_batch(len(data.train), optim)
@@ -109,6 +112,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = make_engines(config, objective, retriever, generator, raws, knowns, total, folder, device)
     if in_pieces:
+        check_looks_back(generator, f"--generator {config.model.generator}")
         ask_for_sharing(generator, config, console)
     embedding = Embedding(engines, config.scoring.retriever_chunk)
     scoring = make_scoring(config, engines, generator, console) if generator else None
@@ -262,6 +266,14 @@ def check_room(
             f"{min(rooms)} of a passage; {cramped} passages are longer and cut further there (the answer is not)",
             style="yellow",
         )
+
+
+def check_generator_ids(generator: Generator | None, train: TrainTokens, evaluation: EvalTokens) -> None:
+    """Raises UserError for a text with a token that the generator has no embedding for."""
+    tables = train.generator_passages, train.generator_queries, train.generator_answers, evaluation.generator_queries
+    for table in filter(None, tables):
+        if generator is not None and len(table.flat):
+            check_known(generator.tokenizer, int(table.flat.max()), generator.vocabulary, "a text for the generator")
 
 
 def first_answer(row: Example) -> str:

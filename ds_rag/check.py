@@ -18,7 +18,8 @@ from ds_rag.errors import UserError
 from ds_rag.log import Console
 from ds_rag.models.loading import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
-from ds_rag.saved import quiet_libraries, write_json
+from ds_rag.places import check_json, write_json
+from ds_rag.saved import quiet_libraries
 
 UNCUT = 1 << 30
 Measure = Callable[[list[str]], list[int]]  # texts -> their lengths
@@ -27,6 +28,7 @@ POINTS = ("min", "median", "95%", "max")
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py. Returns 1 where there are bad rows, or a file without any."""
+    check_json(args.json, ("rows", "lengths", "bad_rows"))
     quiet_libraries()
     console = Console()
     given = {ALIASES.get(k, k): v for k, v in vars(args).items() if k != "json"}

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -26,10 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag import commit, dist, faults, run_files, stopping
+from ds_rag import commit, dist, export, faults, run_files, stopping
 from ds_rag.engine import Engines
 from ds_rag.engine_state import load_engine, save_engine
 from ds_rag.errors import UserError
+from ds_rag.own_files import CHECKPOINT
+from ds_rag.places import follow_umask
 from ds_rag.random_state import random_states, set_random_states
 
 LATEST = "LATEST"
@@ -98,7 +101,8 @@ def save(
 def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
     from safetensors.torch import save_file
 
-    save_file(random_states(), folder / f"random-rank{dist.rank()}.safetensors")
+    save_file(random_states(), file := folder / f"random-rank{dist.rank()}.safetensors")
+    follow_umask([file])
     if dist.rank() == 0:
         (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
         for name, array in arrays.items():
@@ -107,33 +111,48 @@ def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]
 
 def prune(run: Path, keep: int, best_step: int | None) -> None:
     """Only after a newer one is there whole; what a run that went back has abandoned goes with them."""
-    for old in (run / "checkpoints").glob(f"{ABANDONED}*"):
-        shutil.rmtree(old, ignore_errors=True)
     complete = checkpoints(run)
-    for old in complete[: max(0, len(complete) - max(LEAST_KEPT, keep))]:
-        if old.name != f"step-{best_step}":
-            gone = old.with_name(f"{old.name}{commit.PARTIAL}pruned")  # half removed it must not pass for one
-            shutil.rmtree(gone, ignore_errors=True)
-            with suppress(OSError):
-                os.rename(old, gone)
-            faults.point("prune")
-            shutil.rmtree(gone, ignore_errors=True)
+    old = [f for f in complete[: max(0, len(complete) - max(LEAST_KEPT, keep))] if f.name != f"step-{best_step}"]
+    for folder in (*abandoned(run), *old):
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """A checkpoint, or a link to one, goes; one with a file of the user's stays, under another name."""
+    gone = folder.with_name(f"{folder.name}{commit.PARTIAL}pruned")  # half removed it must not pass for one
+    if folder.is_symlink():
+        folder.unlink()
+    elif commit.strangers(folder, CHECKPOINT):
+        os.rename(folder, folder.with_name(f"kept-{folder.name}-{uuid.uuid4().hex[:8]}"))
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):
+            os.rename(folder, gone)
+        faults.point("prune")
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def abandoned(run: Path) -> list[Path]:
+    folders = (run / "checkpoints").glob(f"{ABANDONED}*")
+    return sorted(f for f in folders if STEP.fullmatch(f.name.removeprefix(ABANDONED)) and f.is_dir())
 
 
 def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda text: None) -> None:
     """Before a run goes on from `source`: what a crash cut short, in a save or in pruning, goes, and LATEST names where
-    the run stands. (A run that ended in its last save makes no further one that would see to it.) Checkpoints of later
-    steps, or of another run, are put aside until the next is saved: else they would pass for its newest. A collective.
+    the run stands. Checkpoints of later steps, or of another run, are put aside until the next is saved. A collective.
     """
     root = run / "checkpoints"
     if dist.rank() == 0 and root.is_dir():
-        for torn in root.glob(f"*{commit.PARTIAL}*"):
-            shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink(missing_ok=True)
+        for torn in commit.partials(root):
+            shutil.rmtree(torn, ignore_errors=True)
+        for torn in root.glob(f"{LATEST}{commit.PARTIAL}*"):
+            torn.unlink(missing_ok=True)
         own = is_of(run, source)
         for other in checkpoints(run) if source is not None else []:
             if not own or int(other.name[5:]) > int(source.name[5:]):  # type: ignore[union-attr]
                 aside = other.with_name(ABANDONED + other.name)
-                shutil.rmtree(aside, ignore_errors=True)
+                if aside.is_dir():
+                    remove(aside)
                 os.rename(other, aside)
                 say(f"note: {other} is not what the run goes on from; it goes when the next is saved")
         if own and source is not None:
@@ -156,6 +175,7 @@ def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None)
     """
     if resume == "never":
         return None
+    export.by_first(lambda: export.settle(run))
     if resume == "auto":
         return newest_sound(run, say)
     path = dist.from_first(checkpoint_at(Path(resume)))  # a file system may show other ranks an older state
@@ -180,11 +200,11 @@ def checkpoint_at(path: Path) -> Path | None:
 
 def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
     """The same on all ranks: it is rank 0 that looks."""
-    for torn in commit.partials(run / "checkpoints", "step-"):
+    for torn in commit.partials(run / "checkpoints"):
         say(f"note: {torn.name} was never finished; it is passed over and removed")
     latest = run / "checkpoints" / LATEST
     named = named_by(latest)
-    aside = sorted(f.name for f in latest.parent.glob(f"{ABANDONED}*"))
+    aside = [f.name for f in abandoned(run)]
     every, named, aside = dist.from_first((checkpoints(run), named, aside))
     if named and named not in [f.name for f in every]:
         say(f"warning: {latest} names {named}, which is not there")
@@ -260,7 +280,7 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
             ) from None
 
 
-def export(place: Path, engines: Engines, cards: dict[str, str]) -> None:
+def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
 
     Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank where it could

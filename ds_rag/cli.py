@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import ds_rag
-from ds_rag import lock, stopping
+from ds_rag import stopping
 from ds_rag.config import DataConfig
 from ds_rag.config.bounds import ITEMS, above, inner_share, real, whole
 from ds_rag.errors import UserError, choose
@@ -62,8 +62,6 @@ def index(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag index", "Encode a corpus with a run's retriever and build its FAISS index.")
     parser.add_argument("--out", help="folder of the index (default: RUN/index, which is replaced)")
     args = parse_strictly(parser, argv)
-    if args.run and not args.out and int(os.environ.get("RANK", 0)) == 0 and Path(args.run).is_dir():
-        lock.hold(Path(args.run))  # RUN/index is written; a training run would too
     from ds_rag.reindex import main as run
 
     return together("ds-rag index", run, args)
@@ -138,10 +136,13 @@ def check(argv: Sequence[str]) -> int:
 
 def report(argv: Sequence[str]) -> int:
     from ds_rag import export, run_files
-    from ds_rag.report import write_report
+    from ds_rag.report import MADE_HERE, write_report
 
     if len(argv) != 1 or not Path(argv[0]).is_dir():
         raise UserError("usage: ds-rag report RUN", found=" ".join(argv) or "nothing", expected="a run's folder")
+    page = Path(argv[0]) / "report.html"
+    if page.is_file() and MADE_HERE not in page.read_text(encoding="utf-8", errors="replace"):
+        raise UserError("another report.html is there", found=page, expected="none, or this run's", fix="rename it")
     export.ready(Path(argv[0]), only={run_files.CONFIG, run_files.RESULTS})
     print(write_report(Path(argv[0])))
     return 0

@@ -8,9 +8,11 @@ every file against the manifest first, so that nothing half-written, cut or alte
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -19,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_rag import dist, faults, stopping
+from ds_rag import dist, faults, own_files, stopping
 from ds_rag.errors import UserError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".tmp-"
 ASIDE = f"{PARTIAL}old-"  # what a new one is just replacing, where the two cannot change places in one step
+# What was begun and not finished; `of` its final name. Eight digits are of the version before, and eight of 0 to 9 more
+# likely a date, of a copy that a user made. Nobody gives a name of thirty-two.
+LEFT = re.compile(r"(?P<of>.+)\.tmp-(?P<aside>old-)?([0-9a-f]{32}|(?=\d*[a-f])[0-9a-f]{8}|pruned)")
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,17 @@ class Damage:
 
 def begin(final: Path) -> Path:
     """A new, empty folder beside `final`, the same on every rank, for all of them to write into. What earlier attempts
-    left behind goes. A collective; raises OSError on every rank where rank 0 could not make it."""
-    name = dist.from_first(f"{final.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
+    left behind goes. Where `final` is a link it is written beside what that leads to. A collective; raises OSError on
+    every rank where rank 0 could not make it."""
+    final = final.resolve()
+    name = dist.from_first(f"{final.name}{PARTIAL}{uuid.uuid4().hex}")
     folder = final.with_name(name)
 
     def make() -> None:
         faults.point("begin")
         final.parent.mkdir(parents=True, exist_ok=True)
         put_back(final)
-        for old in partials(final.parent, final.name + PARTIAL):
+        for old in partials(final.parent, final.name):
             shutil.rmtree(old, ignore_errors=True)
         folder.mkdir()
 
@@ -57,9 +64,14 @@ def begin(final: Path) -> Path:
     return folder
 
 
-def partials(parent: Path, name: str = "") -> list[Path]:
-    """Folders in `parent` that were begun and never finished, of those whose names begin with `name`."""
-    return sorted(f for f in parent.glob(f"*{PARTIAL}*") if f.name.startswith(name) and f.is_dir())
+def partials(parent: Path, of: str = "", aside: bool = False) -> list[Path]:
+    """Folders in `parent` that were begun and never finished. of: for that name; aside: only what was put aside."""
+    found = []
+    for folder in sorted(parent.glob(f"*{PARTIAL}*")):
+        left = LEFT.fullmatch(folder.name)
+        if left and of in ("", left["of"]) and (left["aside"] or not aside) and folder.is_dir():
+            found.append(folder)
+    return found
 
 
 def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None = None, apart: str = "") -> None:
@@ -69,6 +81,7 @@ def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None =
     not in this one. Raises OSError on every rank where any failed: then `folder` is removed, and what was there before
     stays.
     """
+    final = final.resolve()
     agree(final.name, failure, folder)
     found = [f.relative_to(folder) for f in sorted(folder.rglob("*")) if f.is_file()]
     names = dist.from_first([f.as_posix() for f in found if f.parts[0] != apart])
@@ -128,9 +141,9 @@ def measure(file: Path, to_disk: bool = False) -> dict[str, Any]:
 
 def write_whole(file: Path, text: str) -> None:
     """Writes a file so that it is there whole or as it was."""
-    part = file.with_name(f"{file.name}{PARTIAL}{os.getpid()}")
+    part = file.with_name(f"{file.name}{PARTIAL}{uuid.uuid4().hex}")
     try:
-        with part.open("w", encoding="utf-8") as stream:
+        with part.open("x", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
@@ -147,8 +160,10 @@ def replace_folder(folder: Path, final: Path) -> None:
     old = folder
     if not final.exists():
         os.rename(folder, final)
+    elif not final.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in its place", str(final))
     elif not exchange(folder, final):
-        old = final.with_name(f"{final.name}{ASIDE}{uuid.uuid4().hex[:8]}")
+        old = final.with_name(f"{final.name}{ASIDE}{uuid.uuid4().hex}")
         os.rename(final, old)
         try:
             faults.point("between_renames")
@@ -169,9 +184,10 @@ def exchange(one: Path, other: Path) -> bool:
 
 def put_back(final: Path) -> None:
     """What was put aside for a new one that a crash kept from its place. To be called before `final` is opened."""
+    final = final.resolve()
     if final.exists():
         return
-    for old in partials(final.parent, final.name + ASIDE):
+    for old in partials(final.parent, final.name, aside=True):
         with suppress(OSError):  # another process was faster
             os.rename(old, final)
 
@@ -188,12 +204,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None where there is none that is as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except PermissionError:  # nobody can say that it is damaged
+        raise
     except (OSError, ValueError):
         return None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return None
     own = manifest.pop("seal", None)
     return manifest if own == seal_of(manifest) else None
+
+
+def strangers(folder: Path, names: str) -> list[str]:
+    """What in a folder is the user's: neither in its manifest nor of the table `names` (own_files.py)."""
+    named = (read_manifest(folder) or {}).get("files", {})
+    return [path for path in own_files.strangers(folder, names) if path not in named]
 
 
 def seal_of(manifest: dict[str, Any]) -> str:

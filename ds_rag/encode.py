@@ -12,6 +12,7 @@ from ds_rag.batch import pad_right
 from ds_rag.data.dataset import Limit, TokenTable, tokenize
 from ds_rag.index.shards import share_of
 from ds_rag.log import Console
+from ds_rag.models.adapters import has_adapters
 from ds_rag.models.retriever import Retriever
 
 # Tokens a thread of a CPU encodes at once. More is slower there: activations leave the cache, are mapped anew for
@@ -44,6 +45,14 @@ def encode(
             meter.advance(len(vectors))
     mine = np.concatenate(parts) if parts else np.zeros((0, retriever.hidden_size), np.float32)
     return join(dist.gather_objects((numbers, mine)), len(tokens))
+
+
+def precision_of(retriever: Retriever) -> str:
+    """In what its vectors are computed: only where that is the same are those of the same weights the same. (Adapters
+    beside the weights round otherwise than merged ones.)"""
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in retriever.parameters()})
+    beside = ["with adapters"] if has_adapters(retriever) else []
+    return " ".join([*kinds, "on", retriever.log_temperature.device.type, *beside])
 
 
 def token_budget(retriever: Retriever, tokens: TokenTable, batch: int) -> int:

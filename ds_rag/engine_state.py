@@ -28,6 +28,7 @@ import torch
 from ds_rag import dist
 from ds_rag.engine import is_bare, is_half_wrapper
 from ds_rag.models.sharded import shape_of
+from ds_rag.places import follow_umask
 
 MASTER = "master"  # key of the weights beside the optimizer's own keys
 FILE_BYTES = 1 << 30  # a file is begun anew beyond this, so that a rank holds no more than about as much at once
@@ -140,7 +141,9 @@ def save_engine(engine: Any, folder: Path) -> str | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if waiting:
-                save_file(waiting, folder / f"rank{dist.rank():04d}-{count:04d}.safetensors")
+                file = folder / f"rank{dist.rank():04d}-{count:04d}.safetensors"
+                save_file(waiting, file)
+                follow_umask([file])
         except Exception as error:  # a full disk is safetensors' own exception
             failure = failure or f"{type(error).__name__}: {error}"
         waiting, count = {}, count + 1

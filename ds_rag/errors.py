@@ -37,6 +37,12 @@ class RankError(RunError):
     """What one rank has met and the others may not have: it tells of it itself."""
 
 
+class PlaceError(RankError):
+    """A path that cannot be used, by this rank at least."""
+
+    code = 2
+
+
 def not_written(what: str, error: object, where: object, fix: str) -> RunError:
     """The error for what found no room, or no disk that takes it."""
     return RunError(f"{what} could not be saved", found=error, expected=f"room in {where}", fix=fix)

@@ -104,7 +104,8 @@ class Evaluator:
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
     def run(self, progress: bool = False) -> Evaluation:
-        """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index."""
+        """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index. Where
+        there is one of these vectors (`already_encoded`), `measure` does."""
         corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
         with scratch() as folder:
             console = self.console if progress else None

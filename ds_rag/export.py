@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ds_rag import commit, dist, faults, lock, run_files
+from ds_rag import commit, dist, faults, lock, run_files, stopping
 from ds_rag.commit import MANIFEST, Damage
 from ds_rag.errors import UserError
 
@@ -43,6 +43,7 @@ def staged(run: Path) -> Iterator[Path]:
     folder = commit.begin(run / PENDING)
     try:
         yield folder
+        stopping.phase("putting what was exported in its places")
         names = sorted(f.name for f in folder.iterdir())
         commit.seal(folder, run / PENDING, {"kind": "run", "names": names}, apart=INDEX)
     except BaseException:

@@ -58,8 +58,9 @@ class Live:
         return "  ".join([f"loss {loss if self.loss is None else self.loss:.3f}", *parts])
 
 
-def judge(state: TrainState, metrics: dict[str, float], stage: StageConfig, step: int) -> None:
-    """Books the chosen metric of the weights of `step`. All metrics here are better when higher."""
+def judge(state: TrainState, metrics: dict[str, float], stage: StageConfig, step: int) -> int | None:
+    """Books the chosen metric of the weights of `step`; returns the best step so far. All metrics here are better when
+    higher."""
     name = stage.metric_for_best_model
     if name not in metrics:
         if stage.early_stopping_patience or stage.load_best_model_at_end:
@@ -67,11 +68,12 @@ def judge(state: TrainState, metrics: dict[str, float], stage: StageConfig, step
                 f"--metric_for_best_model {name}: not among the metrics",
                 expected=" | ".join(metrics) or "--eval_data",
             )
-        return
+        return state.best_step
     if state.best is None or metrics[name] > state.best:
         state.best, state.best_step, state.evaluations_without_gain = metrics[name], step, 0
     else:
         state.evaluations_without_gain += 1
+    return state.best_step
 
 
 def without_gain(state: TrainState, stage: StageConfig) -> bool:

@@ -68,6 +68,7 @@ class Answerer:
 
     def _greedy_batch(self, contexts: list[Ids]) -> list[Ids]:
         tokenizer, lm = self.generator.tokenizer, self.generator.lm
+        self.generator.check_known(contexts)
         width = max(len(c) for c in contexts)
         ids = np.full((len(contexts), width), tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(ids)

@@ -10,10 +10,9 @@ that is older than `--refresh_staleness` steps, or still under way when the next
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from ds_rag.config import StageConfig
 from ds_rag.encode import Agree, most_forwards
 from ds_rag.errors import RunError
 from ds_rag.evaluate import Evaluation, Evaluator
+from ds_rag.index.shards import remove_shards
 from ds_rag.log import Console
 from ds_rag.models.retriever import Retriever
 from ds_rag.refresh import Built, Corpus, Share, build, encode_share, update_share
@@ -88,6 +88,7 @@ class IndexStage:
         self.corpus = Corpus(parts.eval_tokens.passages, parts.retriever, stage.per_device_eval_batch_size)
         self.built: Built | None = None
         self.step, self.model, self.whole = -1, "", False
+        self.best: int | None = None  # under --load_best_model_at_end this step's vectors stay: they may be the run's
         self.pending: Pending | None = None
         self.cancel = threading.Event()
         self.stalled, self.loop_seconds = 0.0, 0.0
@@ -226,9 +227,10 @@ class IndexStage:
         """The new index serves; what the old one was made from goes."""
         self.built, self.step, self.model, self.whole = built, step, model, whole
         if dist.rank() == 0:
+            kept = {step, self.best} if self.stage.load_best_model_at_end else {step}
             for old in self.folder.glob("step-*"):
-                if old != self._folder(step):
-                    shutil.rmtree(old, ignore_errors=True)
+                if old not in [self._folder(s) for s in kept if s is not None]:
+                    remove_shards(old)
         dist.barrier()  # or another rank's next refresh might go with it
 
     def _land(self, at: int, retriever: Retriever, began: float, stalled: float) -> Landed:
@@ -264,7 +266,10 @@ class IndexStage:
     def clear(self) -> None:
         """Removes what the index was made from; whoever still maps it keeps it."""
         dist.barrier()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for step in self.folder.glob("step-*"):
+            remove_shards(step)
+        with suppress(OSError):  # gone, by another rank, or not empty
+            self.folder.rmdir()
 
 
 def share_figures(share: Share, at: int, count: int, device: torch.device) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""One job at a time in a run's folder: `RUN/lock`, held by `flock` for the life of the process.
+"""One job at a time in a run's folder, `RUN/lock`, and at an index, `INDEX.ds_rag-lock`: held by `flock` for the life
+of the process, or until it lets go.
 
 The kernel lets go of it when the process ends, however it ends: a file that a dead one left behind keeps nobody out.
 The file tells who holds it. It is no protection where a file system has no locks between hosts (some mounts of Lustre):
@@ -21,6 +22,8 @@ from pathlib import Path
 from ds_rag.errors import UserError
 
 FILE = "lock"
+BESIDE = ".ds_rag-lock"  # after the name of a folder that will be replaced, and so cannot have its lock inside
+MOST_BYTES = 4096  # of what a lock file says
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 _held: dict[str, int] = {}  # path of the file -> descriptor
@@ -29,9 +32,27 @@ _held: dict[str, int] = {}  # path of the file -> descriptor
 def hold(folder: Path) -> bool:
     """From now on this process holds `folder`, which is there. False where the file system has no locks.
 
-    Raises UserError, which names the holder, where another process does.
+    Raises UserError, which names the holder, where another process does, and where `lock` is no such file.
     """
-    path = str(folder.resolve() / FILE)
+    return take(folder.resolve() / FILE, folder)
+
+
+@contextlib.contextmanager
+def holding_place(place: Path) -> Iterator[None]:
+    """The same for a folder that is written beside `place` and then put there; its parent is there. Who held it before
+    goes on to."""
+    file = place.with_name(place.name + BESIDE)
+    before = str(file) in _held
+    take(file, place)
+    try:
+        yield
+    finally:
+        if not before:
+            let_go(str(file), os.getpid())
+
+
+def take(file: Path, what: Path) -> bool:
+    path = str(file)
     while True:
         if path in _held and still_there(path, _held[path]):
             return True
@@ -42,15 +63,28 @@ def hold(folder: Path) -> bool:
             os.close(descriptor)
             if error.errno in NO_LOCKS:
                 return False
-            raise taken(folder) from None
+            raise taken(file, what) from None
         if still_there(path, descriptor):
             break
         os.close(descriptor)  # its holder ended, and took the file along, between the two calls
+    if not is_ours(os.read(descriptor, MOST_BYTES)):
+        os.close(descriptor)
+        raise UserError(
+            f"{path}: not a lock of ds_rag's", expected="no file of this name", fix="rename it, or another folder"
+        )
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, (json.dumps(myself()) + "\n").encode())
+    os.pwrite(descriptor, (json.dumps(myself()) + "\n").encode(), 0)
     _held[path] = descriptor
     atexit.register(let_go, path, os.getpid())
     return True
+
+
+def is_ours(content: bytes) -> bool:
+    """Did a process leave this that held the file? One that was killed at once left it empty."""
+    try:
+        return not content or {"host", "pid"} <= set(json.loads(content))
+    except (ValueError, TypeError):
+        return False
 
 
 def let_go(path: str, pid: int) -> None:
@@ -83,7 +117,7 @@ def release(folder: Path) -> None:
 
 def open_file(path: str) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise UserError(f"{Path(path).parent}: cannot be written", found=f"{FILE}: {error.strerror}") from None
 
@@ -102,17 +136,17 @@ def myself() -> dict[str, object]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def taken(folder: Path) -> UserError:
+def taken(file: Path, what: Path) -> UserError:
     """The error for a folder that another process holds."""
     try:
-        who = json.loads((folder / FILE).read_text())
+        who = json.loads(file.read_text(encoding="utf-8"))
         job = f", job {who['job']}" if who["job"] else ""
         holder = f"process {who['pid']} on {who['host']}{job}, since {who['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it is just being written
         holder = "a process that has not given its name yet"
     return UserError(
-        f"{folder}: another job works in this folder",
+        f"{what}: another job works in this folder",
         found=holder,
         expected="one job at a time",
-        fix="wait for its end, or end it, or another --output_dir",
+        fix=f"wait for its end, or end it, or another {'--output_dir' if file.name == FILE else '--out'}",
     )

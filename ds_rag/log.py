@@ -24,6 +24,7 @@ from ds_rag.console import Console as Console
 from ds_rag.console import duration as duration
 from ds_rag.errors import LaunchError, RankError, UserError
 from ds_rag.masking import printable
+from ds_rag.places import NO_WAY, no_way
 from ds_rag.terminal import guarded
 
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
@@ -38,17 +39,25 @@ class Metrics:
     """`metrics.jsonl`: one JSON object a step or evaluation; on request to TensorBoard too. Rank 0 writes."""
 
     def __init__(
-        self, folder: Path | None, report_to: str = "none", resumed_at: int | None = None, refreshed: int | None = None
+        self,
+        folder: Path | None,
+        report_to: str = "none",
+        resumed_at: int | None = None,
+        refreshed: int | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ):
         """resumed_at: lines of later steps are taken back, for they come again; None: a new run. refreshed: the last
-        step whose index stage was done when that checkpoint was saved."""
+        step whose index stage was done when that checkpoint was saved. say: told where lines are damaged; they are
+        kept, with all the others, in a file beside."""
         self.file = None
-        self.unread = 0  # lines that a resumed run found damaged; the file as it was is then metrics.jsonl.damaged
         if folder:
             path = folder / "metrics.jsonl"
-            kept, self.unread = lines_up_to(path, resumed_at, refreshed) if resumed_at is not None else ([], 0)
-            if self.unread:
-                os.replace(path, path.with_name(f"{path.name}.damaged"))
+            kept, unread = lines_up_to(path, resumed_at, refreshed) if resumed_at is not None else ([], 0)
+            if unread:
+                names = (path.with_name(f"{path.name}.damaged-{n}") for n in range(1, 1 << 30))
+                aside = next(name for name in names if not name.exists())
+                os.replace(path, aside)
+                say(f"warning: {unread} lines of {path} are damaged; it is kept as {aside.name}")
             part = folder / "metrics.jsonl.tmp"
             part.write_text("".join(kept), encoding="utf-8")
             os.replace(part, path)
@@ -169,6 +178,8 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
         try:
             return body() or 0
         except OSError as error:
+            if not debug and error.errno in NO_WAY and error.filename is not None:
+                raise no_way(error) from None
             if debug or error.errno not in (*OF_THE_DISK, *TOO_MANY_FILES):
                 raise
             raise (of_the_disk if error.errno in OF_THE_DISK else of_open_files)(error) from None

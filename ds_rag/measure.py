@@ -5,20 +5,68 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from ds_rag import dist
+import numpy as np
+
+from ds_rag import commit, dist
 from ds_rag.config import BUILTIN
 from ds_rag.data.bad_rows import say_notices
-from ds_rag.data.dataset import read_evaluation
+from ds_rag.data.dataset import TokenTable, read_evaluation
+from ds_rag.encode import precision_of
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluator, tokenize_evaluation
 from ds_rag.flags import check_builtin
+from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.faiss_index import check_factory
+from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
-from ds_rag.saved import open_saved, write_json
+from ds_rag.places import check_json, write_json
+from ds_rag.refresh import hash_tokens
+from ds_rag.saved import Saved, open_saved
+
+
+def already_encoded(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
+    """The run's own index, where its vectors are those of these passages, by these weights and in this precision: they
+    are not made again. All ranks together; rank 0 has it."""
+    index = own_index(saved, passages, console) if dist.rank() == 0 else None
+    if not dist.from_first(index is not None):
+        return None
+    console.say(f"the passages' vectors are in {saved.run}/index, by the same weights")
+    return index or CorpusIndex([], len(passages))
+
+
+def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
+    """On one rank. A kind of index other than that which is there is built of its vectors."""
+    if saved.run is None:
+        return None
+    folder, stage, settings = saved.run / "index", saved.config.stage, saved.retriever.settings
+    found = commit.read_manifest(folder) or {}
+    wanted = {
+        "tokens": hash_tokens(passages),
+        "precision": precision_of(saved.retriever),
+        "pooling": settings.pooling,
+        "normalize": settings.normalize,
+    }
+    same_kind = found.get("factory") == stage.index_factory
+    if any(found.get(key) != value for key, value in wanted.items()) or not (same_kind or found.get("shards") == 0):
+        return None
+    model = hash_model(saved.run / "retriever")
+    if found.get("model_hash") != model:
+        return None
+    try:
+        stored = read_index(folder, model, retriever=saved.retriever).index
+    except UserError as error:
+        console.say(f"note: the run's index is not used: {error.message}", style="yellow")
+        return None
+    if same_kind:
+        return stored
+    part = build_part(np.load(folder / "vectors.npy", mmap_mode="r"), stage.index_factory)
+    return CorpusIndex([part] if part else [], len(passages))
 
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
+    if dist.rank() == 0:
+        check_json(args.json, ("retrieval", "setting"))
     dist.start_if_several()
     console = Console(speaks=dist.rank() == 0)
     saved = open_saved(args, {"controls", "json"})
@@ -33,7 +81,8 @@ def main(args: argparse.Namespace) -> int:
     check_factory(config.stage.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
     evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage, console)
-    result = evaluator.run(progress=True)
+    index = already_encoded(saved, tokens.passages, console)
+    result = evaluator.measure(index) if index is not None else evaluator.run(progress=True)
     figures = {"retrieval": result.retrieval, "answers": result.answers}
     if args.controls:
         figures |= {f"answers_{name}": values for name, values in evaluator.controls().items()}

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +32,10 @@ from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.log import Console
+from ds_rag.places import check_file, check_json, place_of, write_json, writing
+from ds_rag.run_folder import check_beside_run
 from ds_rag.same_corpus import check_corpus
-from ds_rag.saved import Saved, open_saved, write_json
+from ds_rag.saved import Saved, open_saved
 
 OWN = {"out", "negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite", "json"}
 CHUNK = 256  # rows searched at once
@@ -166,8 +166,7 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
-    out = Path(args.out)
-    check(out, args)
+    check(args)
     limits = Limits(args.margin, args.absolute_margin, args.max_score, args.posterior)
     dist.start_if_several()
     console = Console(speaks=dist.rank() == 0)
@@ -194,14 +193,14 @@ def main(args: argparse.Namespace) -> int:
     miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
     chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
     if dist.rank() == 0:
-        with replacing(out) as stream:
+        with writing(Path(args.out), args.overwrite) as stream:
             for written in chunks:
                 stream.writelines(json.dumps(row) + "\n" for row in written)
     else:
         list(chunks)
     counts = sum(dist.gather_objects(miner.counts), Counter[str]())
     if dist.rank() == 0:
-        show(counts, out, console)
+        show(counts, Path(args.out), console)
         write_json(args.json, dict(counts))
     dist.stop()
     return 0
@@ -230,13 +229,16 @@ def mine_chunks(
             yield [row for row in whole if row]
 
 
-def check(out: Path, args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Mistakes that show before any model is opened."""
     if "eval_data" not in args:
         raise UserError("no rows to mine for", expected="--data FILE or folder")
-    if out.is_dir() or (out.exists() and not args.overwrite):
-        raise UserError("--out: exists already", found=out, expected="a new file", fix="--overwrite, or another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if dist.rank() == 0:
+        out = check_file(args.out, "--out", args.overwrite)
+        check_beside_run(out, "--out")
+        check_json(args.json, ("rows", "mined"))
+        if args.json is not None and out == place_of(args.json, "--json"):
+            raise UserError("--out and --json: the same file", found=out, expected="two")
 
 
 def encode_corpus(
@@ -271,18 +273,6 @@ def encode_corpus(
         return table, np.concatenate([done, vectors_ND]), stored.index
     part = build_part(vectors_ND[: table.corpus_size], stage.index_factory)
     return table, vectors_ND, CorpusIndex([part] if part else [], table.corpus_size)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """A stream to a file beside `path`, which takes its place at the end; after an error nothing is left."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            yield stream
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def show(counts: Counter[str], out: Path, console: Console) -> None:

@@ -13,13 +13,13 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ds_rag import commit, dist, faults, stopping
+from ds_rag import commit, dist, faults, lock, stopping
 from ds_rag.config import StageConfig
 from ds_rag.data.dataset import TokenTable
 from ds_rag.drift import choose_rows, drift, estimate, fit_map, move, sample_rows
@@ -36,9 +36,10 @@ from ds_rag.index.shards import (
     share_of,
     slices,
 )
-from ds_rag.index.store import Manifest, write_index, write_passages, write_shard
+from ds_rag.index.store import Manifest, check_replaceable, write_index, write_passages, write_shard
 from ds_rag.log import Console
 from ds_rag.models.retriever import Retriever
+from ds_rag.run_folder import runs_of_index
 
 Watch = Callable[[int], None]  # told of every batch's passages; may raise to stop
 
@@ -209,7 +210,8 @@ def index_corpus(
 
 def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest) -> None:
     """Writes the index beside `folder`, all ranks together, and puts it in its place whole: until then an index that is
-    there serves, and after a failure it still does. Raises RunError on every rank where one could not write."""
+    there serves, and after a failure it still does. Where `folder` is a link, it stays one. Raises RunError on every
+    rank where one could not write, or where what is in the place is no index of ours, or held by another job."""
     stopping.phase("writing the index")
 
     def write(part: Path) -> None:
@@ -222,11 +224,20 @@ def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manife
             write_passages(part, ids, texts)
         faults.point("index_written")
 
+    place, alone = folder.resolve(), ExitStack()
+
+    def claim() -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        alone.enter_context(lock.holding_place(place))
+        check_replaceable(place, bool(runs_of_index(folder)))
+
     try:
-        part = commit.begin(folder)
-        commit.seal(part, folder, {"kind": "index", **asdict(manifest)}, commit.attempt(lambda: write(part)))
+        with alone:
+            commit.agree(f"the index {place}", commit.attempt(claim) if dist.rank() == 0 else None)
+            part = commit.begin(place)
+            commit.seal(part, place, {"kind": "index", **asdict(manifest)}, commit.attempt(lambda: write(part)))
     except OSError as error:
-        fix = "free some, then again: an index that was there is whole"
+        fix = "see to that, then again: an index that was there is whole"
         raise not_written(f"the index {folder}", error, folder.parent, fix) from None
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from ds_rag import dist
+from ds_rag import dist, lock
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
-from ds_rag.encode import tokenize_side
+from ds_rag.encode import precision_of, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.index.faiss_index import check_factory
-from ds_rag.index.store import describe, hash_model, read_passages
+from ds_rag.index.shards import remove_shards
+from ds_rag.index.store import check_replaceable, describe, hash_model, read_passages
 from ds_rag.log import Console
+from ds_rag.own_files import SHARDS, listed, strangers
+from ds_rag.places import check_place
 from ds_rag.refresh import Corpus, index_corpus, publish
+from ds_rag.run_folder import check_beside_run, runs_of_index
 from ds_rag.saved import Saved, open_saved
 
 
@@ -26,22 +31,52 @@ def main(args: argparse.Namespace) -> int:
     """
     if not args.run:
         raise UserError("no models to index with", expected="--run RUN")
-    dist.start_if_several()
-    console = Console(speaks=dist.rank() == 0)
-    saved = open_saved(args, {"out"})
-    assert saved.run is not None
-    own = saved.run / "index"
-    reading = reading_of(saved.config.data)
-    given = "corpus" in args
-    corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
-    table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
-    say_notices(table.notices, console)
-    check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
-    tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
-    # The passages of an index again are those of no file, which may have changed since.
-    write(saved, tokens, table, Path(args.out) if args.out else own, console, args.corpus if given else None)
-    dist.stop()
+    own = Path(args.run) / "index"
+    folder = own if args.out is None else Path(args.out)
+    with claim(folder) if dist.rank() == 0 else nullcontext():
+        dist.start_if_several()
+        console = Console(speaks=dist.rank() == 0)
+        saved = open_saved(args, {"out"})
+        reading = reading_of(saved.config.data)
+        given = "corpus" in args
+        corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
+        table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
+        say_notices(table.notices, console)
+        check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
+        tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
+        # The passages of an index again are those of no file, which may have changed since.
+        write(saved, tokens, table, folder, console, args.corpus if given else None)
+        dist.stop()
     return 0
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Held by this process are an index's place, and the run whose own index it is: RUN/index is a training's too, by
+    whatever way it is reached. Raises UserError, before anything is opened, where one is held, or where something else
+    is in the place or beside it, where the vectors are kept until then."""
+    place = check_place(folder, "--out")
+    runs = runs_of_index(folder)
+    for run in runs:
+        lock.hold(run)
+    if not runs:
+        check_beside_run(place, "--out")
+    check_replaceable(place, bool(runs))
+    partial = beside(place)
+    foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
+    if foreign:
+        raise UserError(
+            f"{partial}: in the way, for the vectors are kept there until the index is whole",
+            found=f"files of something else: {listed(foreign)}",
+            fix="move it away, or another --out",
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with lock.holding_place(place):
+        yield
+
+
+def beside(place: Path) -> Path:
+    return place.with_name(place.name + ".partial")
 
 
 def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: str | None) -> None:
@@ -50,12 +85,14 @@ def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, consol
     assert saved.run is not None
     stage, model = saved.config.stage, hash_model(saved.run / "retriever")
     corpus = Corpus(tokens, saved.retriever, stage.per_device_eval_batch_size)
-    partial = folder.with_name(folder.name + ".partial")
+    partial = beside(folder.resolve())
     built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, factory = saved.retriever.settings, stage.index_factory
-    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, source)
+    made = corpus.digest, precision_of(saved.retriever)
+    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, source, *made)
     publish(folder, built, table.ids, table.texts, manifest)
     dist.barrier()
-    shutil.rmtree(partial, ignore_errors=True)
+    if dist.rank() == 0:
+        remove_shards(partial)
     console.say(f"{len(table.texts)} passages of {corpus.dimension} dimensions in {folder} ({factory})")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MADE_HERE = '<div class="dim">ds_rag training run</div>'
 Curve = tuple[list[float], list[float]]  # steps, values
 
 # title -> (kind of line, beginnings of the keys to draw)
@@ -76,9 +77,9 @@ def escape(text: str) -> str:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from metrics.jsonl, results.json, config.json; what is absent is left out.
+    """Write `run_dir/report.html` and return its path, from metrics.jsonl, results.json, config.json; what is absent
+    is left out.
 
-    Returns: the path of the report.
     Raises: UserError when `run_dir` is no folder or holds neither metrics nor results.
     """
     metrics_path, results_path = run_dir / run_files.METRICS, run_dir / run_files.RESULTS
@@ -89,7 +90,7 @@ def write_report(run_dir: Path) -> Path:
     config = run_files.read_json(file, dict, run_files.AGAIN) if file.exists() else {}
     name = escape(run_dir.resolve().name)
     body = [
-        f'<h1>{name}</h1>\n<div class="dim">ds_rag training run</div>',
+        f"<h1>{name}</h1>\n{MADE_HERE}",
         _facts(metrics, results),
         _section("Before and after", _before_after(results.get("before") or {}, results.get("after") or {})),
         _section("Curves", _curves(metrics)),

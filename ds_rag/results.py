@@ -14,6 +14,7 @@ from ds_rag.cards import card, warmed
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.data.dataset import corpus_source
+from ds_rag.encode import precision_of
 from ds_rag.errors import not_written
 from ds_rag.evaluate import Evaluation
 from ds_rag.index.store import describe, hash_model
@@ -72,7 +73,7 @@ def leave(
     results = outcome(config, state, result, index)
     try:
         with export.staged(folder) as place:
-            checkpoint.export(place, parts.engines, cards)
+            checkpoint.export_models(place, parts.engines, cards)
             model = hash_model(place / "retriever")
             if not linked:
                 save_index(parts, config, index, place / export.INDEX, model)
@@ -128,8 +129,8 @@ def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path,
     ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, dimension = parts.retriever.settings, index.corpus.dimension
-    source = corpus_source(config.data)
-    manifest = describe(model, dimension, texts, stage.index_factory, settings, shards, source)
+    source, made = corpus_source(config.data), (index.corpus.digest, precision_of(parts.retriever))
+    manifest = describe(model, dimension, texts, stage.index_factory, settings, shards, source, *made)
     publish(folder, index.built, ids, texts, manifest)
 
 

@@ -14,15 +14,24 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import ds_rag
-from ds_rag.config import BOUNDS, OWNER, SECTIONS, RunConfig
+from ds_rag.config import BOUNDS, OWNER, SECTIONS, RunConfig, build
 from ds_rag.errors import UserError
-from ds_rag.flags import convert
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
 VERSION = "ds_rag"  # key: what wrote the file
 AGAIN = "the training's own command with --resume auto leaves models, figures and configuration again"
 FOLDERS = ("checkpoints", "retriever", "generator", "index", "refresh", "tokenizers")
-FILES = (CONFIG, RESULTS, METRICS, "manifest.json", "report.html", "exit.json", "STOP", "lock", "run.log")
+FILES: tuple[str, ...] = (
+    CONFIG,
+    RESULTS,
+    METRICS,
+    "manifest.json",
+    "report.html",
+    "exit.json",
+    "STOP",
+    "lock",
+    "run.log",
+)
 FILES += ("checkpoints/LATEST",)
 Record = TypeVar("Record")
 
@@ -62,7 +71,8 @@ def read_json(file: Path, kind: type[Record], fix: str | None = None) -> Record:
 
 
 def name_of(kind: type) -> str:
-    return {dict: "a JSON object", list: "a JSON array"}.get(kind, kind.__name__)
+    names: dict[type, str] = {dict: "a JSON object", list: "a JSON array"}
+    return names.get(kind, kind.__name__)
 
 
 def record(
@@ -130,14 +140,24 @@ def configuration(run: Path) -> dict[str, Any]:
     values = read_json(file, dict, AGAIN)
     by = values.pop(VERSION, None)
     check_known(values, OWNER, file, by)
-    for key, value in values.items():
-        hint = get_type_hints(SECTIONS[OWNER[key]])[key]
-        if not fits(value, hint):
-            raise wrong_type(file, key, value, hint, AGAIN)
-        convert(key, value, f"{file}: {key}")
-        bounds = BOUNDS[key]
-        if bounds is not None and value is not None:  # an earlier version took such a value without a word
-            bounds.check(value, f"{file}: {key}", "write one that is in that file; its models are as they were trained")
+    for section in SECTIONS.values():
+        hints = get_type_hints(section)
+        for f in fields(section):
+            value, choices = values.get(f.name, f.default), f.metadata["choices"]
+            if not fits(value, hints[f.name]):
+                raise wrong_type(file, f.name, value, hints[f.name], AGAIN)
+            if choices and value not in choices:
+                raise UserError(
+                    f"{file}: {f.name}: unknown value", found=value, expected=" | ".join(choices), fix=AGAIN
+                )
+            if f.name in values and value is not None and (bounds := BOUNDS[f.name]) is not None:
+                # An earlier version took such a value without a word.
+                fix = "write one that is in that file; its models are as they were trained"
+                bounds.check(value, f"{file}: {f.name}", fix)
+    try:
+        build(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error.message}", found=error.found, expected=error.expected, fix=AGAIN) from None
     return values
 
 

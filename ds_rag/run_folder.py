@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,17 +11,11 @@ from pathlib import Path
 from ds_rag import lock, run_files, stopping
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError
+from ds_rag.own_files import FOLDERS, RUN, listed, strangers
+from ds_rag.places import check_access, check_place
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
-STARTED_ONLY = {
-    "config.json",
-    "run.log",
-    "tokenizers",
-    "deepspeed_retriever.json",
-    "deepspeed_generator.json",
-    "refresh",
-    "exit.json",
-}
+NOT_BEGUN, BEGUN, ENDED = "not begun", "begun", "ended"
 
 
 def check_path(output_dir: str) -> Path:
@@ -61,40 +56,70 @@ def check_path(output_dir: str) -> Path:
 def claim(config: RunConfig) -> Path:
     """The run's folder: new, empty, or to be resumed, and from now on held by this process (lock.py).
 
-    Replaced are the built-in run's own default folder, and what a run left that failed before its first figure. Raises
-    UserError.
+    Replaced are the built-in run's own default folder, where that run has finished or never begun, and what a run left
+    that failed before its first figure; both only where no file of the user's lies there. Raises UserError.
     """
     folder = check_path(config.run.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError("--output_dir: not a folder", found=folder)
+    check_place(folder / "config.json", "--output_dir")
     run_files.check_kinds(folder)
     if (folder / lock.FILE).exists():
         lock.hold(folder)  # first: that another job is at work there says more than that the folder is not empty
-    clear = is_to_be_cleared(folder, config)
+    may_be_cleared(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     lock.hold(folder)
-    if clear:
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != lock.FILE:
-                entry.unlink()
+    if may_be_cleared(folder, config):  # again, for another job may have been at work there
+        clear(folder)
+    for entry in folder.iterdir():
+        check_access(entry, os.W_OK, "--output_dir")
     stopping.forget(folder)
     if config.run.resume == "never":
         (folder / run_files.CONFIG).write_text(run_files.configuration_text(config))  # from now on it is a run's
     return folder
 
 
-def is_to_be_cleared(folder: Path, config: RunConfig) -> bool:
-    """Does it hold what this run may replace? Raises UserError where it holds anything else."""
+def clear(folder: Path) -> None:
+    """What a run has left goes; of links only the links, and not the lock."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != lock.FILE:
+            entry.unlink()
+
+
+def may_be_cleared(folder: Path, config: RunConfig) -> bool:
+    """Does it hold what this run replaces? False where it holds nothing, or what this run goes on with. Raises
+    UserError where it holds anything else."""
     names = {f.name for f in folder.iterdir()} - {lock.FILE} if folder.is_dir() else set()
-    if not names or config.run.resume != "never":
+    if not names:
         return False
-    own = config.is_builtin and "output_dir" not in config.explicit and "config.json" in names
-    failed = {"config.json", "run.log"} <= names and all(
-        n in STARTED_ONLY or n.startswith(("run-", "stacks-")) for n in names
-    )
-    if not own and not failed:
+    foreign = strangers(folder, RUN)
+    if config.run.resume != "never":
+        if foreign and not is_run(folder):
+            raise UserError(
+                "--output_dir: a folder of something else than a run",
+                found=f"{folder}, with {listed(foreign)}",
+                expected="a run to go on with, or a new or empty folder",
+            )
+        return False
+    done = standing(folder)
+    if config.is_builtin and "output_dir" not in config.explicit and "config.json" in names:
+        if done == BEGUN:
+            raise UserError(
+                "--output_dir: the run there has not ended, so it is not replaced",
+                found=f"{folder}, {how_far(folder)}",
+                expected="a run that has ended, or that never began",
+                fix="--resume auto goes on with it; --output_dir runs/ANOTHER begins anew beside it",
+            )
+        if foreign:
+            raise UserError(
+                "--output_dir: the run there is not replaced, for there are files that are not a run's",
+                found=f"{folder}, with {listed(foreign)}",
+                fix="move them away, or --output_dir runs/ANOTHER",
+            )
+        return True
+    if done != NOT_BEGUN or foreign or not {"config.json", "run.log"} <= names:
         raise UserError(
             "--output_dir is not empty",
             found=folder,
@@ -102,3 +127,65 @@ def is_to_be_cleared(folder: Path, config: RunConfig) -> bool:
             fix="--resume auto, or another folder",
         )
     return True
+
+
+def standing(folder: Path) -> str:
+    """How far the run in a folder has come. BEGUN: there are figures or a checkpoint, and no end that they led to, as
+    in one that was stopped, killed or failed, or that went on after its end and then was."""
+    last, ended = last_step(folder), steps_at_end(folder)
+    if ended is None:
+        kept = any((folder / name).exists() for name in ("results.json", "retriever", "generator", "index"))
+        return NOT_BEGUN if last is None and not kept else BEGUN
+    return BEGUN if (last or 0) > ended or (folder / stopping.EXIT_FILE).exists() else ENDED
+
+
+def last_step(folder: Path) -> int | None:
+    """The last step that a run has left figures or a checkpoint of; None: none."""
+    kept = (re.fullmatch(r"(?:abandoned-)?step-(\d+)", f.name) for f in folder.glob("checkpoints/*"))
+    steps = [int(name[1]) for name in kept if name]
+    metrics = folder / "metrics.jsonl"
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else ():
+        try:
+            steps.append(int(json.loads(line)["step"]))
+        except (ValueError, KeyError, TypeError):  # cut by a crash
+            steps.append(0)
+    return max(steps, default=None)
+
+
+def steps_at_end(folder: Path) -> int | None:
+    """Steps of the run as `results.json`, which is written last, tells them."""
+    try:
+        return int(json.loads((folder / "results.json").read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def how_far(folder: Path) -> str:
+    word = stopping.last_word(folder)
+    return f"stopped at step {word['step']} ({word['reason']})" if word else f"left at step {last_step(folder)}"
+
+
+def is_run(folder: Path) -> bool:
+    """Has a run made this folder? By its configuration, or a checkpoint where that is damaged."""
+    try:
+        known = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(known, dict) and {"train_data", "retriever", "generator"} <= set(known):
+            return True
+    except (OSError, ValueError):
+        pass
+    return any(folder.glob("checkpoints/*step-*/state.json"))
+
+
+def runs_of_index(folder: Path) -> list[Path]:
+    """The runs whose own index, `RUN/index`, this is, by its name or by where it leads."""
+    places = (Path(os.path.abspath(folder)), folder.resolve())
+    return [p.parent for p in dict.fromkeys(places) if p.name == "index" and is_run(p.parent)]
+
+
+def check_beside_run(place: Path, flag: str) -> None:
+    """A place in a run's folder is not among what the run itself writes there. Raises UserError."""
+    for parent in place.parents:
+        if is_run(parent):
+            path = place.relative_to(parent)
+            if path.parts[0] in FOLDERS or re.fullmatch(RUN, path.as_posix()):
+                raise UserError(f"{flag}: among the files of the run {parent}", found=place, expected="another place")

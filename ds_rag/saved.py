@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -61,6 +59,9 @@ def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> 
     else:
         if "retriever" not in given:
             raise UserError("no models", expected="--run RUN, or --retriever FOLDER (and --generator FOLDER)")
+        for name in ("retriever", "generator"):  # its tokenizer would be trained, on nothing, and written somewhere
+            if str(given.get(name, "")).startswith("config:"):
+                raise UserError(f"--{name} {given[name]}: a new model", expected="the folder of one that was saved")
         run, config = None, build(given)
         nothing: list[str] = []
         retriever = load_retriever(config.model, config.data, lambda: nothing, Path("."))
@@ -82,10 +83,3 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def write_json(path: str | None, content: dict[str, Any]) -> None:
-    """Where `--json FILE` asks for it."""
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ds_rag import checkpoint, commit, dist, export, faults, log, resume, stopping
+from ds_rag import checkpoint, commit, dist, faults, log, resume, stopping
 from ds_rag.assemble import Parts, assemble
 from ds_rag.bad_steps import any_loss_is_bad, look
 from ds_rag.checkpoint import TrainState
@@ -160,7 +160,7 @@ def book(run: Run, landed: Landed, live: Live | None = None, more: bool = True) 
         live.metrics = landed.result.metrics
     state.refreshed = landed.step
     run.guards.after_evaluation(landed.step, landed.result.retrieved)
-    judge(state, landed.result.metrics, run.config.stage, landed.step)
+    run.index.best = judge(state, landed.result.metrics, run.config.stage, landed.step)
 
 
 def resume_candidates(run: Run, resumed: Path) -> None:
@@ -206,7 +206,6 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
 def set_up(config: RunConfig, folder: Path, console: Console, device: torch.device, halt: Halt) -> Run:
     """Everything up to the first step: parts, and a checkpoint's state or the figures before training."""
     faults.point("start")
-    export.by_first(lambda: export.settle(folder))
     resumed = checkpoint.find(folder, config.run.resume, console.say)
     if resumed:
         resume.fit_batch(resumed, config, console.say)
@@ -219,16 +218,12 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         checkpoint.tidy(folder, resumed, console.say)
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
-    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed)
-    if metrics.unread:
-        told = f"{metrics.unread} lines of metrics.jsonl cannot be read; the file as it was is metrics.jsonl.damaged"
-        console.say(f"warning: {told}", style="yellow")
+    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed, console.say)
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
     )
-    needed = parts.candidates is not None
-    index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, needed)
+    index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, parts.candidates is not None)
     here = step if step is not None and checkpoint.is_of(folder, resumed) else -1
     keeper = Keeper(folder, config.run.save_total_limit, parts, facts, here)
     guards = Guards(config, folder, console, metrics)
@@ -237,6 +232,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
         resume.fit_best(run.state, resumed, folder, facts, console.say)
         guards.remember(run.state.watched)
+        index.best = run.state.best_step
         console.say(f"resumed from {resumed} at step {run.state.step}")
         resume_candidates(run, resumed)
     else:
@@ -274,7 +270,7 @@ def measure_before(run: Run) -> None:
     if parts.data.evaluation:
         state.before = first.result.metrics
         metrics.write("eval", 0, state.before)
-    judge(state, state.before or {}, run.config.stage, 0)
+    index.best = judge(state, state.before or {}, run.config.stage, 0)
     state.refreshed = 0
     if run.config.stage.load_best_model_at_end:
         run.keeper.save(state)

@@ -15,8 +15,8 @@ from ds_rag.checkpoint import LATEST, checkpoints, named_by
 from ds_rag.errors import UserError
 from ds_rag.index.store import hash_model
 from ds_rag.log import Console
+from ds_rag.places import check_json, write_json
 from ds_rag.report import read_metrics
-from ds_rag.saved import write_json
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Finding:
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py. Returns 0 where all is sound, else 1."""
+    check_json(args.json, ("sound", "parts"))
     path, console = Path(args.path), Console()
     findings = look(path)
     rows = [

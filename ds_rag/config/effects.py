@@ -132,7 +132,11 @@ IDLE = (
 # The same where the user has asked for the contrary of what would happen.
 CONTRARY = (
     Rule(("freeze",), lambda c: retriever_learns(c) or generator_learns(c), "nothing would learn"),
-    Rule(("learn_temperature",), retriever_learns, "it is trained with the retriever, and --freeze retriever is set"),
+    Rule(
+        ("learn_temperature",),
+        lambda c: not c.model.learn_temperature or retriever_learns(c),
+        "it is trained with the retriever, and --freeze retriever is set",
+    ),
     Rule(
         ("lora", "load_in_4bit"),
         lambda c: has_generator(c) or not {c.model.lora, c.model.load_in_4bit} & {"generator", "both"},

@@ -30,27 +30,27 @@ def find_in_corpus(
     """Text of a row -> numbers of the corpus passages that it means, for texts that are not there as they are.
 
     number: text -> number of a corpus passage. Tried are, case and blanks aside, the passage with and without its title
-    and the row's text with and without its own; then an id, where one of the two texts contains the other.
+    and the row's text with and without its own; and its id, where one of the two texts contains the other.
     """
     missing = texts_of(rows) - number.keys()
     if not missing:
         return {}
     by_text: dict[str, set[str]] = defaultdict(set)
     by_body: dict[str, set[str]] = defaultdict(set)  # of a row's passage that came with a title
-    by_id: dict[str, set[str]] = defaultdict(set)
+    by_id: dict[str, set[Passage]] = defaultdict(set)
     for text in missing:
         by_text[plain(text)].add(text)
     for passage in (passage for row in rows for passage in row.given if passage.text in missing):
         if passage.lead:
             by_body[plain(passage.body)].add(passage.text)
         if passage.id:
-            by_id[passage.id].add(passage.text)
+            by_id[passage.id].add(passage)
     found: dict[str, dict[int, None]] = defaultdict(dict)
     for passage in corpus:
         whole = plain(passage.text)
         meant = set(by_text.get(whole, ()))
         meant |= by_text.get(plain(passage.body), set()) if passage.lead else by_body.get(whole, set())
-        meant |= {text for text in by_id.get(passage.id, ()) if overlaps(text, passage.text)}
+        meant |= {same.text for same in by_id.get(passage.id, ()) if overlaps(same.body, passage.body)}
         for text in meant:
             found[text][number[passage.text]] = None
     return {text: tuple(numbers) for text, numbers in found.items()}

@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
+
+from ds_rag.own_files import SHARDS
 
 CHUNK_BYTES = 8 << 20  # written, and kept in memory, at once; as much is encoded again after a crash, at most
 
@@ -154,6 +158,18 @@ def merge_shards(shards: Sequence[np.ndarray], numbers: Sequence[np.ndarray], pa
             whole_ND[own[rows]] = shard_nD[rows]
     whole_ND.flush()
     return np.load(path, mmap_mode="r")
+
+
+def remove_shards(folder: Path) -> None:
+    """A folder of shards goes, and what was made of them in it; anything else in it stays. Whoever maps a file keeps
+    it."""
+    known = re.compile(SHARDS)
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if known.fullmatch(file.name):
+            with suppress(OSError):
+                file.unlink()
+    with suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def slices(count: int, size: int) -> Iterator[slice]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ds_rag import commit, run_files
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import CorpusIndex, Part
 from ds_rag.index.fits import METRIC, check_fits, check_parts
+from ds_rag.own_files import INDEX, listed
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Manifest:
     metric: str = METRIC
     shards: int = 0  # files of a part of the passages each; 0: one index of all
     source: str = ""  # file or folder that the passages were read from; "": they are those of rows
+    tokens: str = ""  # a hash of the passages' token ids, as they were encoded; "": not known
+    precision: str = ""  # and in what (`encode.precision_of`)
     version: str = ds_rag.__version__
 
 
@@ -76,6 +80,8 @@ def describe(
     settings: Any,
     shards: int = 0,
     source: str | None = None,
+    tokens: str = "",
+    precision: str = "",
 ) -> Manifest:
     """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path."""
     return Manifest(
@@ -88,6 +94,8 @@ def describe(
         corpus_hash=hash_texts(texts),
         shards=shards,
         source=str(Path(source).expanduser().resolve()) if source else "",
+        tokens=tokens,
+        precision=precision,
     )
 
 
@@ -179,6 +187,30 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
             fix="ds-rag index --run RUN",
         )
     return StoredIndex(CorpusIndex(parts, manifest.count), ids, texts, manifest, stale)
+
+
+def check_replaceable(place: Path, of_run: bool = False) -> None:
+    """Before an index is written at `place`, links followed: there is nothing, an empty folder, or an index of ours and
+    no more. of_run: it is a run's own, whose files are known by their names where its manifest is damaged.
+
+    Raises UserError.
+    """
+    if not place.exists() or (place.is_dir() and not os.path.ismount(place) and not any(place.iterdir())):
+        return
+    if not place.is_dir() or os.path.ismount(place):
+        found = "a mount point" if place.is_dir() else "a file"
+    elif not of_run and (commit.read_manifest(place) or {}).get("kind") != "index":
+        found = "a folder that is no index: it has no manifest.json of one that is as it was written"
+    elif foreign := commit.strangers(place, INDEX):
+        found = f"files that are not the index's: {listed(foreign)}"
+    else:
+        return
+    raise UserError(
+        f"{place}: not replaced by an index",
+        found=found,
+        expected="nothing there, an empty folder, or an index and nothing besides",
+        fix="another --out, or move away what is there",
+    )
 
 
 def read_parts(folder: Path, shards: int) -> list[Part]:

@@ -14,6 +14,8 @@ from ds_rag.errors import UserError
 from ds_rag.models.opening import COPY_AGAIN
 
 ADAPTER_FILE = "adapter_config.json"
+# What peft puts around a weight's own name, in a model and in a file.
+WITHIN = {r"^base_model\.model\.": "", r"\.default(?=\.|$)": ""}
 
 
 def wanted_by(choice: str, name: str) -> bool:
@@ -67,6 +69,13 @@ def base_folder(folder: Path, flag: str) -> Path:
             expected=f"the model folder that {ADAPTER_FILE} names as base_model_name_or_path",
             fix="put it back, or correct the path",
         )
+    if (base / ADAPTER_FILE).is_file():  # whose own base from_pretrained would look for, on the hub too
+        raise UserError(
+            f"{flag} {folder}: an adapter whose base is itself an adapter",
+            found=f"{ADAPTER_FILE} in {base}",
+            expected="whole weights",
+            fix="merge that one first",
+        )
     return base
 
 
@@ -77,11 +86,32 @@ def apply_adapters(model: Any, folder: Path, merge: bool) -> Any:
         return model
     if not merge:
         model.load_adapter(str(folder))
+        check_adapter(model, folder)
         return model
     from peft import PeftModel
 
     merged: Any = PeftModel.from_pretrained(model, str(folder))
+    check_adapter(merged, folder)
     return merged.merge_and_unload()
+
+
+def check_adapter(model: Any, folder: Path) -> None:
+    """Did every weight of the adapter find its place, and every place its weight? peft would begin the others anew, as
+    adapters that do nothing. Raises UserError."""
+    from peft.utils import load_peft_weights
+
+    from ds_rag.models.weights import named, plain
+
+    own = {plain(name, WITHIN) for name, _ in model.named_parameters() if "lora_" in name}
+    stored = {plain(name, WITHIN) for name in load_peft_weights(str(folder), device="cpu") if "lora_" in name}
+    if own != stored:
+        absent, left = sorted(own - stored), sorted(stored - own)
+        raise UserError(
+            f"{folder}: not the weights of its base's adapter",
+            found="; ".join(filter(None, (named(absent, "not there"), named(left, "not used")))),
+            expected=f"the layers that {ADAPTER_FILE} names, of the base that it names",
+            fix="copy the adapter again, or correct base_model_name_or_path",
+        )
 
 
 def four_bit(config: ModelConfig, name: str) -> dict[str, Any]:

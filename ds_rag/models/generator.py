@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ds_rag.batch import CellList, Cells, lay_out_plain
+from ds_rag.batch import CellList, Cells, Ids, lay_out_plain
 from ds_rag.models import attention
+from ds_rag.models.architecture import usable_positions
 from ds_rag.models.head import KEEP_BYTES, token_logprobs
 from ds_rag.models.prefix import SharedCells, lay_out_shared
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import shape_of
+from ds_rag.models.tokenizer import check_known
 
 
 class Generator(nn.Module):
@@ -48,13 +50,19 @@ class Generator(nn.Module):
     @property
     def max_length(self) -> int:
         """Tokens that one sequence may have."""
-        return int(getattr(self.lm.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+        return usable_positions(self.lm.config) or 1 << 30
 
     def lay_out(self, cells: CellList, pad: int) -> Cells | SharedCells:
         """The rows that `forward` reads, on the CPU. pad: token id of padding, where there is any."""
+        self.check_known(cells.prefixes + cells.suffixes)
         if self.shares_prefixes:
             return lay_out_shared(cells, attention.wants_masks(self.lm))
         return lay_out_plain(cells, pad)
+
+    def check_known(self, texts: list[Ids]) -> None:
+        """Raises UserError for a token that has no embedding."""
+        largest = max((int(ids.max()) for ids in texts if len(ids)), default=0)
+        check_known(self.tokenizer, largest, self.vocabulary, "a prompt or an answer")
 
     def forward(self, cells: Cells | SharedCells) -> torch.Tensor:
         return self.shared(cells) if isinstance(cells, SharedCells) else self.plain(cells)

@@ -5,22 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ds_rag import dist, run_files
+from ds_rag import dist
 from ds_rag.config import DataConfig, ModelConfig, find_file
-from ds_rag.errors import UserError, choose
+from ds_rag.errors import UserError
 from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, apply_adapters, base_folder, four_bit, wanted_by
+from ds_rag.models.architecture import (
+    check_causal,
+    check_encoder,
+    check_entries,
+    check_pad,
+    is_half_of_two,
+    read_config,
+)
 from ds_rag.models.generator import Generator
-from ds_rag.models.opening import COPY_AGAIN, opening
-from ds_rag.models.retriever import OWN_SETTINGS, PASSAGE_ENCODER, Retriever, RetrieverSettings
-from ds_rag.models.sharded import keep_todays_names, loading_in_pieces
-from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
-from ds_rag.pooling import POOLERS
+from ds_rag.models.opening import opening, out_of_reach
+from ds_rag.models.probe import check_looks_back, check_states, rows_of
+from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever
+from ds_rag.models.sharded import is_sharded, keep_todays_names, loading_in_pieces
+from ds_rag.models.size import check_counted, check_least, stored_bytes
+from ds_rag.models.st_folder import RetrieverSettings, apply_flags, described, transformer_folder
+from ds_rag.models.tokenizer import check_ids, lower_cased, open_tokenizer, train_tokenizer
+from ds_rag.models.weights import open_all
+from ds_rag.places import check_readable
 
 Texts = Callable[[], Iterable[str]]
 # With these flags a retriever's folder decides.
@@ -47,28 +60,39 @@ def load_retriever(
     else:
         folder = model_folder(model.retriever, "--retriever")
         encoder = open_encoder(folder, model, pieces)
-        tokenizer = open_tokenizer(folder, PADDING_SIDE["--retriever"], model.trust_remote_code)
+        tokenizer = open_tokenizer(transformer_folder(folder), PADDING_SIDE["--retriever"], model.trust_remote_code)
         own_second = folder / PASSAGE_ENCODER
         two = None
         if own_second.is_dir() or model.encoders == "two":
             two = open_encoder(own_second if own_second.is_dir() else folder, model, pieces)
-    settings = described(folder, encoder.config, model.pooling)
-    apply_flags(settings, model, data, length_limit(folder, encoder.config, tokenizer))
+    settings = settings_of(folder, encoder.config, tokenizer, model, data)
+    for part in filter(None, (encoder, two)):
+        check_ids(tokenizer, rows_of(part), f"--retriever {model.retriever}")
+        if not is_sharded(part):
+            check_states(part, f"--retriever {model.retriever}")
     checkpoint_activations((encoder, two), model.gradient_checkpointing)
     return Retriever(encoder, tokenizer, settings, two)
 
 
+def settings_of(
+    folder: Path | None, config: Any, tokenizer: Any, model: ModelConfig, data: DataConfig
+) -> RetrieverSettings:
+    """What the folder says and the flags change of it; the tokenizer is told of do_lower_case."""
+    settings = described(folder, config, model)
+    apply_flags(settings, model, data, config, tokenizer)
+    if settings.do_lower_case:
+        lower_cased(tokenizer, f"--retriever {folder}")
+    return settings
+
+
 def retriever_texts(model: ModelConfig, data: DataConfig) -> tuple[Any, RetrieverSettings]:
     """The tokenizer of a retriever's folder and what it is given, without the weights."""
-    from transformers import AutoConfig
-
     folder = model_folder(model.retriever, "--retriever")
-    base = base_folder(folder, "--retriever")
-    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
-    tokenizer = open_tokenizer(folder, PADDING_SIDE["--retriever"], model.trust_remote_code)
-    settings = described(folder, config, model.pooling)
-    apply_flags(settings, model, data, length_limit(folder, config, tokenizer))
-    return tokenizer, settings
+    place = transformer_folder(folder)
+    base = base_folder(place, "--retriever")
+    config = read_config(base, f"--retriever {folder}", model.trust_remote_code)
+    tokenizer = open_tokenizer(place, PADDING_SIDE["--retriever"], model.trust_remote_code)
+    return tokenizer, settings_of(folder, config, tokenizer, model, data)
 
 
 def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None) -> Generator:
@@ -79,11 +103,15 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict
         lm, tokenizer = build("AutoModelForCausalLM", model.generator, "--generator", texts, scratch / "generator")
     else:
         folder = model_folder(model.generator, "--generator")
-        tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
         lm = open_weights(AutoModelForCausalLM, folder, "generator", model, pieces)
+        tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
+    check_ids(tokenizer, rows_of(lm), f"--generator {model.generator}")
     fuse_activations(lm)
+    generator = Generator(lm, tokenizer)
+    if not is_sharded(lm):  # else once its engine is there
+        check_looks_back(generator, f"--generator {model.generator}")
     checkpoint_activations((lm,), model.gradient_checkpointing)
-    return Generator(lm, tokenizer)
+    return generator
 
 
 def load_pair(
@@ -126,46 +154,58 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
             found=f"no {error}" if isinstance(error, KeyError) else error,
             expected="a JSON object with model_type and vocab_size",
         ) from None
+    what = f"{flag} {source}"
+    check_entries(settings, file.name, what)
+    check_least(settings | {"model_type": kind, "vocab_size": vocab_size}, what, 0)
     if not (tokenizer_folder / "tokenizer_config.json").exists() and dist.rank() == 0:
         train_tokenizer(texts(), vocab_size, tokenizer_folder)
     dist.barrier()
     tokenizer = open_tokenizer(tokenizer_folder, PADDING_SIDE[flag])
     tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **tokens, **settings)
+    with opening(what):
+        config = transformers.AutoConfig.for_model(kind, **settings | tokens | {"vocab_size": len(tokenizer)})
     if hasattr(config, "cls_token_id"):  # ModernBERT's default ids, which this vocabulary does not have
         config.cls_token_id = config.sep_token_id = None
+    auto = getattr(transformers, auto_class)
     try:
-        return getattr(transformers, auto_class).from_config(config), tokenizer
+        check_kind(config, flag.removeprefix("--"), what, False)
+        check_counted(lambda: auto.from_config(config), what, 0)
+        return auto.from_config(config), tokenizer
     except ValueError:
-        raise UserError(f"{flag} {source}: not a model that {auto_class} builds", found=f"model_type {kind}") from None
+        raise UserError(f"{what}: not a model that {auto_class} builds", found=f"model_type {kind}") from None
 
 
 def model_folder(path: str, flag: str) -> Path:
     folder = Path(path)
-    if not (folder / "config.json").is_file() and not (folder / ADAPTER_FILE).is_file():
+    place = transformer_folder(folder) if flag == "--retriever" else folder
+    if not (place / "config.json").is_file() and not (place / ADAPTER_FILE).is_file():
         raise UserError(
             f"{flag}: not a model folder",
-            found=f"no config.json in {path}, nor {ADAPTER_FILE}",
+            found=f"no config.json in {place}, nor {ADAPTER_FILE}",
             expected="a folder that from_pretrained opens, or config:FILE (nothing is downloaded)",
         )
+    check_readable(folder, flag)
     return folder
 
 
 def open_encoder(folder: Path, model: ModelConfig, pieces: dict[str, Any] | None) -> Any:
     """The encoder alone, also of an encoder-decoder such as T5."""
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers import AutoModel, AutoModelForTextEncoding
 
-    base = base_folder(folder, "--retriever")
-    with opening(f"--retriever {folder}"):
-        config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
-    auto: Any = AutoModelForTextEncoding if getattr(config, "is_encoder_decoder", False) else AutoModel
-    return open_weights(auto, folder, "retriever", model, pieces)
+    place, what = transformer_folder(folder), f"--retriever {folder}"
+    config = read_config(base_folder(place, "--retriever"), what, model.trust_remote_code)
+    auto: Any = AutoModelForTextEncoding if is_half_of_two(config) else AutoModel
+    return open_weights(auto, place, "retriever", model, pieces)
 
 
 def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces: dict[str, Any] | None) -> Any:
     """`from_pretrained`, with the folder's own adapter merged (beside weights in 4 bits), and new ones where --lora
     wants them."""
+    what, trusted = f"--{name} {folder}", model.trust_remote_code
     base = base_folder(folder, f"--{name}")
+    config = read_config(base, what, trusted)
+    check_kind(config, name, what, trusted)
+    check_counted(lambda: auto.from_config(config, trust_remote_code=trusted), what, stored_bytes(base))
     small = four_bit(model, name)
     merges = base != folder
     if merges and wanted_by(model.lora, name):  # saved alone, the new one would name the base without the first
@@ -175,104 +215,30 @@ def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces:
             expected="whole weights",
             fix=f"`ds-rag merge --run RUN`, then --{name} RUN/merged/{name}",
         )
-    for what, on in (("--load_in_4bit", small), ("an adapter that is to be merged", merges)):
+    for needs, on in (("--load_in_4bit", small), ("an adapter that is to be merged", merges)):
         if pieces is not None and on:
             raise UserError(
-                f"--{name} {folder}: ZeRO stage 3 together with {what}", expected="stage 0, 1 or 2, or whole weights"
+                f"--{name} {folder}: ZeRO stage 3 together with {needs}", expected="stage 0, 1 or 2, or whole weights"
             )
-    with opening(f"--{name} {folder}"), loading_in_pieces(pieces):
-        weights = auto.from_pretrained(base, dtype=torch.float32, trust_remote_code=model.trust_remote_code, **small)
+    load = partial(auto.from_pretrained, base, dtype=torch.float32, trust_remote_code=trusted, **small)
+    with opening(what), out_of_reach(trusted), loading_in_pieces(pieces):
+        weights = open_all(load, base, what, pieces is not None)
     if pieces is not None:
         keep_todays_names(weights)
-    with opening(f"--{name} {folder}"):
+    with opening(what), out_of_reach(trusted):
         weights = apply_adapters(weights, folder, merge=not small)
     if wanted_by(model.lora, name):
         add_adapters(weights, model, base)
     return weights
 
 
-def is_decoder(config: Any) -> bool:
-    """Is there a causal LM of this type, and no masked one?"""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
-    )
-
-    return config.model_type in CAUSAL and config.model_type not in MASKED
-
-
-def described(folder: Path | None, config: Any, pooling: str = "auto") -> RetrieverSettings:
-    """Pooling, normalisation and prompts as the folder's own files describe them, else the usual defaults.
-
-    pooling: the flag; where it chooses one, a pooling that is not supported is no error.
-    """
-    settings = RetrieverSettings(pooling="last" if is_decoder(config) else "mean")
-    if folder is None:
-        return settings
-    if (own := read_json(folder / OWN_SETTINGS)) is not None:
-        return run_files.record(RetrieverSettings, own, folder / OWN_SETTINGS, None)
-    modules = read_json(folder / "modules.json", list)
-    if modules is None:
-        return settings
-    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in modules}
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise UserError(
-            f"--retriever {folder}: a module that is not supported",
-            found=", ".join(sorted(unknown)),
-            expected="Transformer, Pooling, Normalize",
-        )
-    settings.normalize = "Normalize" in kinds
-    if pooling == "auto" and "Pooling" in kinds:
-        settings.pooling = read_pooling(folder, read_json(folder / kinds["Pooling"] / "config.json") or {})
-    prompts = (read_json(folder / "config_sentence_transformers.json") or {}).get("prompts") or {}
-    settings.query_prefix = prompts.get("query") or ""
-    settings.passage_prefix = prompts.get("document") or prompts.get("passage") or ""
-    return settings
-
-
-def length_limit(folder: Path | None, config: Any, tokenizer: Any) -> int:
-    """The longest text that the model's positions, its tokenizer and a sentence-transformers folder allow."""
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    if folder is not None and not (folder / OWN_SETTINGS).is_file():
-        limits.append((read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length"))
-    return min(int(n) for n in limits if n)
-
-
-def read_pooling(folder: Path, config: dict[str, Any]) -> str:
-    """The one pooling of a sentence-transformers Pooling module, in its old or new form."""
-    old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
-    flagged = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
-    modes = [config["pooling_mode"]] if "pooling_mode" in config else flagged or ["mean"]
-    names = [old.get(str(m), str(m)) for m in modes]
-    if len(names) != 1 or names[0] not in POOLERS or not config.get("include_prompt", True):
-        raise UserError(
-            f"--retriever {folder}: a pooling that is not supported",
-            found=f"{modes}, include_prompt {config.get('include_prompt', True)}",
-            expected=f"one of {', '.join(POOLERS)}, prompts included",
-            fix="another model; training may give it another --pooling than its own, which it then has to learn",
-        )
-    return names[0]
-
-
-def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, limit: int) -> None:
-    """Flags win over what the folder says; no length exceeds the limit."""
-    if model.pooling != "auto":
-        choose(POOLERS, model.pooling, "--pooling")
-        settings.pooling = model.pooling
-    if model.normalize != "auto":
-        settings.normalize = model.normalize == "true"
-    if model.query_prefix is not None:
-        settings.query_prefix = model.query_prefix
-    if model.passage_prefix is not None:
-        settings.passage_prefix = model.passage_prefix
-    if model.temperature is not None:
-        settings.temperature = model.temperature
-    settings.learn_temperature = model.learn_temperature
-    settings.max_query_length = min(data.max_query_length, limit)
-    settings.max_passage_length = min(data.max_passage_length, limit)
+def check_kind(config: Any, name: str, what: str, trusted: bool) -> None:
+    """Is it the configuration of such a model at all? Raises UserError."""
+    if name == "generator":
+        check_causal(config, what, trusted)
+    else:
+        check_encoder(config, what)
+    check_pad(config, what)
 
 
 def checkpoint_activations(models: Iterable[Any], on: bool) -> None:
@@ -291,8 +257,3 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
-
-
-def read_json(path: Path, kind: type = dict) -> Any:
-    """None where there is no such file. Raises UserError where it holds no `kind`."""
-    return run_files.read_json(path, kind, COPY_AGAIN) if path.is_file() else None

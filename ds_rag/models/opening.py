@@ -4,6 +4,9 @@ Weights are safetensors, or a .bin of tensors alone: torch reads it with `weight
 this holds for every file, whichever library opens it, is `forbid_pickles` (launched.py). A class that transformers does
 not have itself would come as Python from the folder; it is taken only under `--trust_remote_code`, and nobody is asked
 in mid-run. Where transformers has the class, its own is used, and the folder's code lies idle.
+
+Nor may it have anything fetched: whatever a key names (an attention kernel, a base model, a tokenizer), the hub is out
+of reach while a folder is opened, but under `--trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -21,9 +24,25 @@ COPY_AGAIN = "a whole copy of the folder; of a run's, what `ds-rag verify RUN` s
 
 
 @contextmanager
+def out_of_reach(trusted: bool) -> Iterator[None]:
+    """Inside the block huggingface_hub, which every library here asks, reaches no network and says so; not where
+    `trusted` (--trust_remote_code), and what the user's own HF_HUB_OFFLINE says stays."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not trusted
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
 def opening(what: str) -> Iterator[None]:
     """Around a `from_pretrained`. what: flag and folder. Raises UserError for a folder that wants its code run, whose
     weights hold more than tensors, whose architecture is unknown, or whose files are damaged."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -33,6 +52,13 @@ def opening(what: str) -> Iterator[None]:
             found=f"a pickle that wants {culprit[1]}" if culprit else "a pickle of more than tensors",
             expected="model.safetensors, or a pytorch_model.bin of tensors alone",
             fix="a copy in safetensors, made by its author or where its code can do no harm",
+        ) from None
+    except StrictDataclassError as error:
+        raise UserError(
+            f"{what}: a configuration that no model can have",
+            found=" ".join(str(error).split()),
+            expected="values that fit each other",
+            fix="correct them in its config.json",
         ) from None
     except ValueError as error:
         if "trust_remote_code" in str(error):

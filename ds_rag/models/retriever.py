@@ -7,9 +7,8 @@ Shape legend: B queries, N passages, T tokens, D embedding.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,15 @@ from torch.nn import functional as F
 
 from ds_rag.batch import Tokens
 from ds_rag.errors import choose
+from ds_rag.models.probe import rows_of, states
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import gathered
+from ds_rag.models.st_folder import RetrieverSettings, describe_sentence_transformer
+from ds_rag.models.tokenizer import check_known
 from ds_rag.pooling import POOLERS
 from ds_rag.truncation import CutIds, cut_ids
 
 PASSAGE_ENCODER = "passage_encoder"  # subfolder of the second encoder, where there are two
-OWN_SETTINGS = "ds_rag.json"  # what sentence-transformers' own files have no place for
-
-
-@dataclass
-class RetrieverSettings:
-    """What turns hidden states into embeddings and texts into tokens; saved beside the weights."""
-
-    pooling: str = "mean"
-    normalize: bool = True
-    query_prefix: str = ""
-    passage_prefix: str = ""
-    max_query_length: int = 64
-    max_passage_length: int = 200
-    temperature: float = 0.05
-    learn_temperature: bool = False
 
 
 class Retriever(nn.Module):
@@ -97,7 +84,7 @@ class Retriever(nn.Module):
 
     def _embed(self, tokens: Tokens, side: str) -> torch.Tensor:
         encoder = self.passage_encoder if side == "passage" and self.passage_encoder is not None else self.encoder
-        hidden_BTD = encoder(input_ids=tokens.ids_BT, attention_mask=tokens.mask_BT).last_hidden_state
+        hidden_BTD = states(encoder, encoder(input_ids=tokens.ids_BT, attention_mask=tokens.mask_BT))
         pooled_BD = self.pool(hidden_BTD, tokens.mask_BT).float()
         return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
 
@@ -105,7 +92,10 @@ class Retriever(nn.Module):
         """Token ids with the side's prefix and the tokenizer's special tokens, cut at the side's length."""
         s = self.settings
         prefix = s.query_prefix if side == "query" else s.passage_prefix
-        return cut_ids(self.tokenizer, [prefix + t for t in texts], self.length(side))
+        ids = cut_ids(self.tokenizer, [prefix + t for t in texts], self.length(side))
+        largest = max((max(text, default=0) for text in ids), default=0)
+        check_known(self.tokenizer, largest, rows_of(self.encoder), f"a {side}")
+        return ids
 
     def length(self, side: str) -> int:
         """Tokens that a text of this side may have."""
@@ -130,31 +120,3 @@ class Retriever(nn.Module):
     def _describe(self, encoder: Any, settings: RetrieverSettings, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
         describe_sentence_transformer(int(encoder.config.hidden_size), settings, folder)
-
-
-def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings, folder: Path) -> None:
-    """sentence-transformers' own description of pooling, normalisation and prompts, and ours beside it."""
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * settings.normalize
-    names = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
-    write = {
-        "modules.json": [
-            {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for n, (path, kind) in enumerate(modules)
-        ],
-        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size}
-        | {f"pooling_mode_{long}": settings.pooling == short for short, long in names.items()},
-        "sentence_bert_config.json": {
-            "max_seq_length": max(settings.max_query_length, settings.max_passage_length),
-            "do_lower_case": False,
-        },
-        "config_sentence_transformers.json": {
-            "prompts": {"query": settings.query_prefix, "document": settings.passage_prefix},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine" if settings.normalize else "dot",
-        },
-        OWN_SETTINGS: asdict(settings),
-    }
-    for path, _ in modules:
-        (folder / path).mkdir(parents=True, exist_ok=True)
-    for name, content in write.items():
-        (folder / name).write_text(json.dumps(content, indent=1))

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ds_rag.places import follow_umask
+
 
 def save_model(model: Any, state: dict[str, torch.Tensor], prefix: str, folder: Path) -> None:
     """`model.save_pretrained` with the entries of `state` below `prefix`, floating ones in float32.
@@ -21,6 +23,7 @@ def save_model(model: Any, state: dict[str, torch.Tensor], prefix: str, folder: 
         if name.startswith(prefix)
     }
     model.save_pretrained(folder, state_dict=weights)
+    follow_umask(folder.glob("*.safetensors"))
     if getattr(model, "_hf_peft_config_loaded", False):
         return  # adapters alone: beside a config.json of its own transformers would look for whole weights there
     config = copy.deepcopy(model.config)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.errors import UserError
-from ds_rag.models.opening import COPY_AGAIN, opening
+from ds_rag.models.architecture import check_folder
+from ds_rag.models.opening import COPY_AGAIN, opening, out_of_reach
+from ds_rag.places import check_readable
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -72,7 +74,9 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
     """
     from transformers import AutoTokenizer
 
-    with opening(f"tokenizer of {folder}"):
+    check_readable(Path(folder), "tokenizer")
+    check_folder(Path(folder), f"tokenizer of {folder}", trust_remote_code)  # transformers reads config.json too
+    with opening(f"tokenizer of {folder}"), out_of_reach(trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), padding_side=padding_side, trust_remote_code=trust_remote_code
         )  # padding_side is set here, or it would not be saved
@@ -91,4 +95,53 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
                 fix='name one of its tokens in its tokenizer_config.json: "eos_token": "..."',
             )
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_ids(tokenizer: Any, rows: int, what: str) -> None:
+    """Has every token of the tokenizer one of the model's `rows` embeddings? Raises UserError for those that any text
+    may bring: its vocabulary, padding, and what it adds itself. A further added token (Gemma 3 has one for images) is
+    an error where a text holds it (`check_known`)."""
+    added = {n: str(token) for n, token in tokenizer.added_tokens_decoder.items()}
+    own = {name: getattr(tokenizer, f"{name}_id") for name in ("pad_token", "eos_token", "unk_token")}
+    own |= {"a special token of every text": max(tokenizer("a")["input_ids"], default=None)}
+    own |= {"the vocabulary": max((n for n in tokenizer.get_vocab().values() if n not in added), default=None)}
+    beyond = [f"{name} {n} {added.get(n, '')}".strip() for name, n in own.items() if n is not None and n >= rows]
+    if beyond:
+        raise UserError(
+            f"{what}: the tokenizer has tokens that the model has no embedding for",
+            found=f"{', '.join(beyond)}; {rows} embeddings",
+            expected=f"ids below {rows}",
+            fix="the model's own tokenizer; or, where only pad_token is beyond, "
+            '"pad_token": its end-of-sequence token, in tokenizer_config.json',
+        )
+
+
+def check_known(tokenizer: Any, largest: int, rows: int, what: str) -> None:
+    """largest: the largest id in some texts. Raises UserError where the model has no embedding for it."""
+    if largest >= rows:
+        raise UserError(
+            f"{what} with a token that the model has no embedding for",
+            found=f"{tokenizer.convert_ids_to_tokens(largest)} ({largest}); {rows} embeddings",
+            expected=f"ids below {rows}",
+            fix="take it out of the texts",
+        )
+
+
+def lower_cased(tokenizer: Any, what: str) -> Any:
+    """The tokenizer with texts in lower case before its own rules, as sentence-transformers' do_lower_case has it: what
+    stands for a special token stays. Raises UserError for one that cannot."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        raise UserError(
+            f"{what}: do_lower_case with a tokenizer that has no rules to put it before",
+            found=type(tokenizer).__name__,
+            expected="one of the tokenizers library, or texts and folder without do_lower_case",
+        )
+    own: Any = inner.normalizer
+    rules = list(own) if isinstance(own, Sequence) else [own] * (own is not None)
+    if not any(isinstance(rule, Lowercase) for rule in rules):
+        inner.normalizer = Sequence([Lowercase(), *rules])
     return tokenizer

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from ds_rag.errors import UserError
 from ds_rag.log import Console, duration
+from ds_rag.places import check_json, write_json
 from ds_rag.plan.advice import Way, least_memory, ways
 from ds_rag.plan.communication import plan_traffic
 from ds_rag.plan.duration import step_time
@@ -27,6 +26,7 @@ INDEX_SHARE = 0.5  # of a machine's memory that an index may take
 def main(argv: Sequence[str]) -> int:
     """The command."""
     request = read_request(argv)
+    check_json(request.json, ("models", "ways"))
     console = Console()
     found = ways(request.setup, request.fixed, request.rates, request.limits)
     best = next((way.setup for way in found if way.setup), None)
@@ -59,8 +59,7 @@ def main(argv: Sequence[str]) -> int:
             f"\nOn each of {nodes} machines, with its own --node_rank, node1 being the first's name:", lines=True
         )
     console.say("\n" + command_line(best, request.limits.gpus_per_node, index, request.data), lines=True)
-    if request.json:
-        Path(request.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_json(request.json, figures)
     return 0
 
 

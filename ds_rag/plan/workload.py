@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-# Tokens of the default prompt beside passage, query and answer: before the passage, and after it (with the answer's
-# end-of-sequence token).
-PROMPT_BEFORE, PROMPT_AFTER = 3, 8
+# Tokens of the default prompt beside passage, query and answer: those that are read once with the passage (what stands
+# before it, and what leads to the query), and those of each cell (with the answer's end-of-sequence token).
+PROMPT_BEFORE, PROMPT_AFTER = 6, 5
 
 
 @dataclass(frozen=True)

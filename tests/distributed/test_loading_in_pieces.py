@@ -26,7 +26,8 @@ def load(folder: str, precision: str) -> dict[str, Any]:
 
     def watch(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
-        whole.append(sum(p.numel() for module in born for p in module.parameters(recurse=False)))
+        parameters = (p for module in born for p in module.parameters(recurse=False))
+        whole.append(sum(p.numel() for p in parameters if not p.is_meta))  # to be counted it is made without memory
         born.append(self)
 
     torch.nn.Module.__init__ = watch  # type: ignore[method-assign]
@@ -45,6 +46,51 @@ def load(folder: str, precision: str) -> dict[str, Any]:
         "state": {k: v.clone() for k, v in whole_state(generator).items()},
         "rotary": generator.lm.model.rotary_emb.inv_freq.dtype,
     }
+
+
+def load_spoiled(folder: str) -> dict[str, Any]:
+    """What loading in pieces makes of folders whose weights have other names or are not all there."""
+    import json
+    import shutil
+
+    from ds_rag import dist
+    from ds_rag.errors import UserError
+
+    there = Path(folder)
+    if dist.rank() == 0:
+        for name in ("wrapped", "headless", "cut", "masked"):
+            shutil.copytree(there / ("encoder" if name == "masked" else "lm"), there / name)
+        spoil(there)
+    dist.barrier()
+    found: dict[str, Any] = {}
+    for name in ("wrapped", "headless", "cut"):
+        try:
+            model = load_generator(ModelConfig(generator=f"{folder}/{name}"), list, there, PIECES)
+            found[name] = {k: v.clone() for k, v in whole_state(model).items()}
+        except UserError as error:
+            found[name] = f"{error.message} {error.found}"
+    encoder = load_retriever(ModelConfig(retriever=f"{folder}/masked"), DataConfig(), list, there, PIECES).encoder
+    found["masked"] = {k: v.clone() for k, v in whole_state(encoder).items()}
+    assert json.loads((there / "masked" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+    return found
+
+
+def spoil(there: Path) -> None:
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    changes: dict[str, Any] = {
+        "wrapped": lambda w: {f"module.{name}": tensor for name, tensor in w.items()},
+        "headless": lambda w: {name: tensor for name, tensor in w.items() if "lm_head" not in name},
+        "cut": lambda w: w | {"model.norm.weight": torch.ones(31)},
+    }
+    for name, change in changes.items():
+        file = there / name / "model.safetensors"
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    base = transformers.AutoModel.from_pretrained(there / "masked")
+    masked = transformers.AutoModelForMaskedLM.from_config(base.config)
+    masked.bert.load_state_dict(base.state_dict(), strict=False)  # under "bert."; it has no pooler
+    masked.save_pretrained(there / "masked")
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +124,15 @@ def test_two_ranks_hold_half_each_of_what_the_folder_says(folder: Path, precisio
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         for key, tensor in wanted.state_dict().items():
             assert torch.equal(facts["state"]["lm." + key], tensor.to(dtype)), key
+
+
+def test_what_a_folder_does_not_hold_is_missed_in_pieces_too(folder: Path) -> None:
+    """Only rank 0 reads the files; all ranks say the same. A masked LM's encoder is found under its prefix."""
+    from safetensors.torch import load_file
+
+    wanted, encoder = (load_file(folder / name / "model.safetensors") for name in ("lm", "encoder"))
+    for found in run_ranks(load_spoiled, 2, str(folder)):
+        assert all(torch.equal(found["wrapped"]["lm." + name], tensor) for name, tensor in wanted.items())
+        assert "not those of its configuration 1 not there: lm_head.weight" in found["headless"]
+        assert "weights of another shape" in found["cut"] and "model.norm.weight" in found["cut"]
+        assert all(torch.equal(found["masked"][n], t) for n, t in encoder.items() if "pooler" not in n)

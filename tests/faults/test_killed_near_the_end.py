@@ -22,7 +22,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("place", FAULTS)
+SLOW = ("in the export", "on the way to the places")  # tests/unit/test_export.py has every point of an export
+PLACES = [pytest.param(place, marks=[pytest.mark.slow] * (place in SLOW)) for place in FAULTS]
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_goes_on_and_leaves_nothing_behind(
     tmp_path: Path, flags: list[str], whole: dict[str, Path], place: str
 ) -> None:

@@ -73,6 +73,11 @@ def write(kind: str, place: Path, rows: list[dict[str, Any]]) -> Path:
     if kind == "datasets":
         datasets.Dataset.from_list(rows).save_to_disk(str(place / "saved"))
         return place / "saved"
+    if kind == "shards":
+        (place / "pieces").mkdir()
+        for n, part in enumerate((rows[:1], rows[1:])):
+            (place / f"pieces/r-{n}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        return place / "pieces"
     assert kind == "beir", f"no writer for the format {kind}"
     (place / "qrels").mkdir()
     corpus, qrels = [], []

@@ -5,6 +5,7 @@ Everything is the real thing but the engines, whose backward and step are plain 
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -15,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ds_rag import dist
+from ds_rag import cli, dist, export, run_files
 from ds_rag.assemble import Parts, make_prompt, tokenize_run
 from ds_rag.batch import Batch, CellList
-from ds_rag.config import ModelConfig, build
+from ds_rag.config import ModelConfig, RunConfig, build
 from ds_rag.data.dataset import RagData, assemble
 from ds_rag.data.formats import Row
 from ds_rag.data.loader import Loader
@@ -99,6 +100,26 @@ def small_generator(seed: int = 0, dropout: float = 0.0) -> Generator:
     return Generator(
         LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), attention_dropout=dropout, **SHAPE, **ids)), tokenizer
     )
+
+
+TEXTS = ("the tavern of zor is flint", "the forge of via is ebony", "kelp grows in pool nine")
+SAID = {"train_data": "rows.jsonl", "max_new_tokens": 2, "top_k": 2, "per_device_eval_batch_size": 4}  # its settings
+
+
+def finished_run(folder: Path) -> Path:
+    """`folder/run`, as a run over TEXTS leaves it at its end, with an index; beside it rows.jsonl and corpus.jsonl."""
+    corpus = [{"text": text, "id": f"p{n}"} for n, text in enumerate(TEXTS)]
+    rows = [{"query": f"where {n} ?", "answer": "x", "positive": text} for n, text in enumerate(TEXTS)]
+    for name, objects in (("rows", rows), ("corpus", corpus)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
+    run, config = folder / "run", build(RunConfig().flat() | SAID)
+    with export.staged(run) as place:
+        small_retriever(seed=4).save(place / "retriever")
+        small_generator(seed=5).save(place / "generator")
+        (place / "results.json").write_text(json.dumps({"before": {"mrr": 0.1}, "after": {"mrr": 0.2}, "samples": []}))
+        (place / "config.json").write_text(run_files.configuration_text(config))
+    assert cli.main(["index", "--run", str(run), "--corpus", str(folder / "corpus.jsonl")]) == 0
+    return run
 
 
 def small_data(rows: int = 12) -> RagData:

@@ -132,3 +132,18 @@ def test_a_checkpoint_keeps_the_table_and_its_step(tmp_path):
         with pytest.raises(UserError, match="other rows or of another corpus"):
             other.restore(tmp_path)
         assert other.loader.found_RK is None
+
+
+@pytest.mark.parametrize(("place", "rate"), [(0, 1.0), (2, 1.0), (3, 0.0), (5, 0.0)])
+def test_a_positive_counts_as_retrieved_among_the_first_of_the_wanted_number(place, rate):
+    """The search goes deeper than that, by as many as a row has positives."""
+    row = Example("q", ("x",), (0, 1, 2), ())
+    made_of, _, _ = made([row], count=3)
+    found = [[7, 8, 9, 10, 11, 6]]
+    found[0][place] = 1
+
+    def find(queries_BD, k):
+        assert k == 6
+        return np.zeros((1, 6)), np.array(found)
+
+    assert made_of.again(0, find)["retrieved_positive"] == rate

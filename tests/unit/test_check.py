@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from ds_rag import cli
+from ds_rag.config import DataConfig
+from ds_rag.data.dataset import read_data
 
 ROWS = [
     {"id": "a", "query": "who ?", "answer": "one two", "positive": "p q r", "passages": ["c"]},
@@ -105,3 +107,26 @@ def test_what_a_user_can_mend_is_code_2(argv, words, tmp_path, monkeypatch, caps
     put(tmp_path / "r.jsonl", ROWS[:1])
     assert cli.main(["check", *argv]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_training_would_say_is_said(tmp_path, capsys):
+    """The same notices as in training, of each file and of all together, by the same code."""
+    rows = [{"qid": 1, "query": f"q{n}", "answer": "a", "positive": f"the {n}", "prompt": "do"} for n in range(4)]
+    corpus = [{"id": n, "title": "T", "text": f"the {n}", "url": "u"} for n in range(3)]
+    files = [put(tmp_path / "r.jsonl", rows), "--corpus", put(tmp_path / "c.jsonl", corpus)]
+    found = check(tmp_path, *files)
+    data = read_data(DataConfig(train_data=files[0], corpus=files[2]), builtin=False)
+    said = found["rows"]["notices"] + found["corpus"]["notices"] + found["notices"]
+    assert said == data.notices and len(said) == 3
+    assert "warning: 1 of 4 labelled passages of training rows are not in the corpus" in found["notices"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(" ".join(notice.split()) in printed for notice in said)
+    assert "note: --corpus" in printed and "note: warning" not in printed
+
+
+def test_rows_that_name_passages_by_id_are_no_good_rows(tmp_path, capsys):
+    rows = put(tmp_path / "r.jsonl", [{"query": "q", "answer": "a", "positive": "7"}])
+    found = check(tmp_path, rows, "--corpus", put(tmp_path / "c.jsonl", [{"id": 7, "text": "of something"}]), code=1)
+    assert found["bad_rows"] == 0 and "rows name their passages by id" in found["refused"]
+    printed = capsys.readouterr().out
+    assert "rows name their passages by id" in printed and "training refuses them" in printed.splitlines()[-1]

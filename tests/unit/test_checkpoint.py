@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ds_rag import checkpoint, commit
-from ds_rag.checkpoint import TrainState, checkpoints, export, find, load, save, tidy
+from ds_rag.checkpoint import TrainState, checkpoints, export_models, find, load, save, tidy
 from ds_rag.errors import UserError
 
 
@@ -239,6 +239,26 @@ def test_export_writes_every_model_with_its_card(tmp_path):
 
     modules = {"retriever": Module(), "generator": Module()}
     engines: Any = SimpleNamespace(modules=modules, whole_state=lambda name, keep: f"{name} {keep}")
-    export(tmp_path, engines, {"retriever": "# R – ü", "generator": "# G"})
+    export_models(tmp_path, engines, {"retriever": "# R – ü", "generator": "# G"})
     assert (tmp_path / "retriever/README.md").read_text(encoding="utf-8") == "# R – ü"
     assert (tmp_path / "generator/weights").read_text() == "generator True"
+
+
+def test_random_states_are_those_of_the_same_ranks_or_new_ones(tmp_path, monkeypatch):
+    """On another number of ranks each draws from a state of its own, the same whenever it is resumed again."""
+    torch.manual_seed(3)
+    save_at(tmp_path, 7)
+    drawn = torch.rand(4)
+
+    def draws(world: int, rank: int, seed: int = 0) -> torch.Tensor:
+        torch.manual_seed(99)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.dist, "world", lambda: world)
+            patch.setattr(checkpoint.dist, "rank", lambda: rank)
+            load(tmp_path / "checkpoints" / "step-7", pair("other"), seed)
+        return torch.rand(4)
+
+    assert torch.equal(draws(1, 0), drawn)
+    found = [draws(2, 0), draws(2, 1), draws(2, 0, seed=1)]
+    assert not any(torch.equal(a, b) for a in found for b in [drawn, *found] if a is not b)
+    assert torch.equal(draws(2, 0), found[0])

@@ -39,7 +39,7 @@ def test_a_new_folder_is_made_and_signed(here):
 
 
 def test_the_builtin_run_replaces_its_own_folder(here):
-    folder = put(here / "runs/quickstart", "config.json", "old.txt")
+    folder = put(here / "runs/quickstart", "config.json", "run.log")
     claim_folder(parse([]))
     assert sorted(f.name for f in folder.iterdir()) == ["config.json", "lock"]
 
@@ -73,9 +73,10 @@ def test_an_empty_folder_is_free(here):
 
 @pytest.mark.parametrize("resume", ["auto", "some/checkpoint"])
 def test_resuming_keeps_what_is_there(here, resume):
-    folder = put(here / "run", "config.json", "old.txt")
+    folder = put(here / "run", "old.txt")
+    (folder / "config.json").write_text(config := json.dumps(parse(ROWS).flat()))
     claim_folder(parse([*ROWS, "--output_dir", "run", "--resume", resume]))
-    assert (folder / "old.txt").exists() and (folder / "config.json").read_text() == "{}"
+    assert (folder / "old.txt").exists() and (folder / "config.json").read_text() == config
 
 
 def test_a_file_is_no_folder(here):

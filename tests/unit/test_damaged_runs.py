@@ -17,11 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from small import small_generator, small_retriever
+from small import SAID, finished_run
 
-from ds_rag import checkpoint, cli, commit, export, lock, resume, run_files, stopping
+from ds_rag import checkpoint, cli, commit, lock, resume, run_files, stopping
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig, build
 from ds_rag.errors import UserError
@@ -32,25 +31,12 @@ from ds_rag.models.adapters import base_folder
 from ds_rag.report import read_metrics
 from ds_rag.run_folder import claim
 
-TEXTS = ["the tavern of zor is flint", "the forge of via is ebony", "kelp grows in pool nine"]
-ROWS = [{"query": f"where {n} ?", "answer": "x", "positive": text} for n, text in enumerate(TEXTS)]
-CONFIG: dict[str, Any] = {"train_data": "rows.jsonl", "max_new_tokens": 2, "top_k": 2, "per_device_eval_batch_size": 4}
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small run that is finished, its rows and its corpus."""
     folder = tmp_path_factory.mktemp("made")
-    rows = [{"text": text, "id": f"p{n}"} for n, text in enumerate(TEXTS)]
-    for name, objects in (("rows", ROWS), ("corpus", rows)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
-    run, config = folder / "run", build(RunConfig().flat() | CONFIG)
-    with export.staged(run) as place:
-        small_retriever(seed=4).save(place / "retriever")
-        small_generator(seed=5).save(place / "generator")
-        (place / "results.json").write_text(json.dumps({"before": {"mrr": 0.1}, "after": {"mrr": 0.2}, "samples": []}))
-        (place / "config.json").write_text(run_files.configuration_text(config))
-    assert cli.main(["index", "--run", str(run), "--corpus", str(folder / "corpus.jsonl")]) == 0
+    run, config = finished_run(folder), build(RunConfig().flat() | SAID)
     (run / "metrics.jsonl").write_text("".join(f'{{"kind": "train", "step": {n}, "loss": 1.0}}\n' for n in (1, 2)))
     facts = {"config": config.flat(), "data": "d", "global_batch": 4, "per_device_batch": 4, "versions": {}}
     checkpoint.save(run, SimpleNamespace(learning={}), TrainState(step=2), 2, facts)  # type: ignore[arg-type]
@@ -64,7 +50,7 @@ def copy(made: Path, to: Path, sealed: bool = True) -> Path:
     run = Path(shutil.copytree(made / "run", to / "run"))
     if not sealed:
         (run / "manifest.json").unlink()
-        (run / "config.json").write_text(json.dumps(build(RunConfig().flat() | CONFIG).flat()))
+        (run / "config.json").write_text(json.dumps(build(RunConfig().flat() | SAID).flat()))
     return run
 
 
@@ -356,17 +342,17 @@ def test_the_last_word(made: Path, tmp_path: Path, harm: Callable[[Path], None])
 def test_a_log_that_is_damaged_is_kept_aside_when_the_run_goes_on(tmp_path: Path) -> None:
     lines = [b'{"kind": "train", "step": 1}\n', b'{"kind": "\xff"}\n', b"\x00\x00\n", b'{"kind": "train", "ste']
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
-    metrics = Metrics(tmp_path, resumed_at=2, refreshed=2)
-    metrics.close()
-    assert metrics.unread == 2 and (tmp_path / "metrics.jsonl").read_bytes() == lines[0]
-    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"".join(lines)
+    said: list[str] = []
+    Metrics(tmp_path, resumed_at=2, refreshed=2, say=said.append).close()
+    assert "2 lines" in said[0] and (tmp_path / "metrics.jsonl").read_bytes() == lines[0]
+    assert (tmp_path / "metrics.jsonl.damaged-1").read_bytes() == b"".join(lines)
 
 
 def test_a_last_line_that_a_crash_has_cut_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"kind": "train", "step": 1}\n{"kind"')
-    metrics = Metrics(tmp_path, resumed_at=2)
-    metrics.close()
-    assert not metrics.unread and not (tmp_path / "metrics.jsonl.damaged").exists()
+    said: list[str] = []
+    Metrics(tmp_path, resumed_at=2, say=said.append).close()
+    assert not said and [f.name for f in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
 
 
@@ -412,7 +398,3 @@ def test_what_a_record_takes() -> None:
 def test_versions_are_compared_by_number() -> None:
     assert run_files.is_newer("0.10.0") and run_files.is_newer("1.0") and not run_files.is_newer("0.0.9")
     assert not any(map(run_files.is_newer, (None, "", "unknown", [], "0.1.0")))
-
-
-def test_numbers_of_a_shard_are_read(made: Path) -> None:
-    assert np.load(made / "run/index/vectors.npy").shape == (3, 16)

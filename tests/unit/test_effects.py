@@ -90,6 +90,7 @@ DOES_NOTHING = [
     (["--resume_changed"], "resume_changed"),
 ]
 WORKS = [
+    ["--learn_temperature", "false", "--freeze", "retriever"],
     ["--learn_temperature", "--freeze", "generator"],
     ["--candidates", "3", "--candidates_from", "index", "--index_candidates", "3", "--answer_logprob", "mean"],
     ["--target_temperature", "1", "--objective", "pdist", "--reader_loss", "posterior", "--answer_logprob", "mean"],

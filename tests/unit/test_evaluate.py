@@ -153,10 +153,12 @@ def test_answers_read_the_best_passages_with_their_prior(parrot):
 
 
 def test_controls(parrot):
+    """Each control answers another row right, so that one's passages in the other's place would show."""
     rows = [row(3, 4, answers=("3",)), row(answers=("nothing",)), row(5, answers=("nothing",)), row(6)]
-    found = evaluator(np.zeros((4, 30)), np.eye(30), rows, parrot).controls()
-    assert found["closed_book"]["exact_match"] == pytest.approx(1 / 2)  # rows 0 and 2: labelled, with answers
-    assert found["gold_passage"]["exact_match"] == pytest.approx(1 / 2)
+    rows.append(row(7, answers=("7",)))
+    found = evaluator(np.zeros((5, 30)), np.eye(30), rows, parrot).controls()
+    assert found["closed_book"]["exact_match"] == pytest.approx(1 / 3)  # rows 0, 2 and 4: labelled, with answers
+    assert found["gold_passage"]["exact_match"] == pytest.approx(2 / 3)
     assert {call["decode"] for call in Parrot.calls} == {"top1"}
 
 

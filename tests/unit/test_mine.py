@@ -6,6 +6,7 @@ import io
 import json
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,8 @@ from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import UserError
 from ds_rag.log import Console
-from ds_rag.mine import Limits, Miner, check, faults, posterior_of, replacing, show
+from ds_rag.mine import Limits, Miner, check, faults, posterior_of, show
+from ds_rag.places import writing
 
 CORPUS = [f"passage {n}" for n in range(20)]
 
@@ -93,7 +95,7 @@ def test_without_positives_only_what_needs_none():
 @pytest.mark.parametrize("limits", LIMITS[:5])
 @pytest.mark.parametrize("seed", range(4))
 def test_labelled_rows_by_brute_force(limits, seed):
-    rows = [row([CORPUS[3]], [CORPUS[5]]), row(["only here", CORPUS[7]], negatives=[CORPUS[1]])]
+    rows = [row([CORPUS[3]], [CORPUS[5]]), replace(row(["only here", CORPUS[7]], negatives=[CORPUS[1]]), query="r")]
     miner, examples, queries = make(rows, limits, seed=seed)
     for given, example, query in zip(rows, examples, queries, strict=True):
         found = ranked(miner, query, 15)
@@ -119,6 +121,25 @@ def test_a_positive_in_other_letters_and_blanks_is_known():
     written = miner.mine(row(["PASSAGE  4"]), examples[0], queries[0], list(range(20)))
     assert written is not None and "passage 4" not in written["negatives"] and len(written["negatives"]) == 19
     assert miner.counts["dropped_known_positive"] == 1
+
+
+@pytest.mark.parametrize("positive", ["A title: passage 4", "passage 4, with more behind it", "PASSAGE  4!"])
+def test_what_overlaps_a_positive_is_never_mined(positive):
+    """A passage with a title in front, or cut from one, is the row's own."""
+    for given in (row([positive]), row([positive], negatives=["n"])):
+        miner, examples, queries = make([given], Limits(np.inf), negatives=20)
+        written = miner.mine(given, examples[0], queries[0], list(range(20)))
+        assert written is not None and "passage 4" not in written["negatives"]
+        assert miner.counts["dropped_known_positive"] == 1 and miner.counts["mined"] == 19
+
+
+def test_the_positives_of_an_equal_query_are_never_mined():
+    rows = [row([CORPUS[4]]), row([CORPUS[6]]), replace(row([CORPUS[8]]), query="other")]
+    miner, examples, queries = make(rows, Limits(np.inf), negatives=20)
+    for given, example, query, known in zip(rows, examples, queries, ([4, 6], [4, 6], [8]), strict=True):
+        written = miner.mine(given, example, query, list(range(20)))
+        assert written is not None
+        assert set(CORPUS) - set(written["negatives"]) == {CORPUS[n] for n in known}
 
 
 def chosen(share: dict[int, float]) -> Any:
@@ -184,12 +205,12 @@ def test_a_posterior_wants_a_generator():
 
 def test_the_file_appears_whole_or_not_at_all(tmp_path):
     out = tmp_path / "mined.jsonl"
-    with pytest.raises(ZeroDivisionError), replacing(out) as stream:
+    with pytest.raises(ZeroDivisionError), writing(out) as stream:
         stream.write(json.dumps({"query": "half"}) + "\n")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
     out.write_text("old")
-    with replacing(out) as stream:
+    with writing(out) as stream:
         stream.write(json.dumps({"query": "q", "answers": ["a"], "positives": ["p"], "negatives": ["n\u2028x"]}) + "\n")
         assert out.read_text() == "old"
     (read,) = read_rows(out)
@@ -197,15 +218,24 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_mistakes_show_before_any_model_is_opened(tmp_path):
-    good = {"eval_data": "x", "negatives": 1, "depth": 1, "overwrite": False}
-    out = tmp_path / "folder" / "out.jsonl"
-    check(out, Namespace(**good))
+    good = {
+        "eval_data": "x",
+        "negatives": 1,
+        "depth": 1,
+        "overwrite": False,
+        "json": None,
+        "out": str(tmp_path / "folder" / "out.jsonl"),
+    }
+    out = Path(good["out"])
+    check(Namespace(**good))
     with pytest.raises(UserError, match="--data"):
-        check(out, Namespace(**{k: v for k, v in good.items() if k != "eval_data"}))
+        check(Namespace(**{k: v for k, v in good.items() if k != "eval_data"}))
+    assert not out.parent.exists()
+    out.parent.mkdir()
     out.write_text("old")
     with pytest.raises(UserError, match="--overwrite"):
-        check(out, Namespace(**good))
-    check(out, Namespace(**good | {"overwrite": True}))
+        check(Namespace(**good))
+    check(Namespace(**good | {"overwrite": True}))
     assert out.read_text() == "old"
 
 

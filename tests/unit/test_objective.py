@@ -245,3 +245,45 @@ def test_an_unknown_objective_names_the_nearest():
 def test_contradictions_are_errors_before_any_work(flags, says):
     with pytest.raises(UserError, match=says):
         Objective(ObjectiveConfig(**flags))
+
+
+@pytest.mark.parametrize("name", ["rag_sequence", "positive_only"])
+def test_a_step_cuts_passages_so_that_the_answers_fit(name):
+    """The whole cell keeps to the model's length, answer and all, whichever answer is the longest."""
+    parts = small_parts(objective=name, lm_tokens="answer")
+    batch = parts.loader.micro_batches(0)[0]
+    candidates_BK = torch.arange(len(batch.passage_ids)).expand(len(batch.rows), -1)
+
+    def lengths() -> list[int]:
+        cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
+        for c, query in enumerate(cells.query_C):
+            answer = batch.answer_ids[query]
+            assert cells.target_lengths[c] == len(answer)
+            np.testing.assert_array_equal(cells.suffixes[c][-len(answer) :], answer)
+        return [len(cells.prefixes[p]) + len(s) for p, s in zip(cells.prefix_C, cells.suffixes, strict=True)]
+
+    whole = lengths()
+    limit = parts.prompt.max_length = max(whole) - 4
+    cut = lengths()
+    assert cut == [min(n, limit) for n in whole] and cut != whole
+
+
+def test_the_positive_is_the_labelled_one_even_where_another_of_its_passages_comes_first():
+    """Passages of other rows stand before it, and of these some are its own too."""
+    parts = small_parts(objective="positive_only", lm_tokens="answer", contrastive_weight=0.0)
+    batch = parts.loader.micro_batches(0)[0]
+    B, N = batch.own_BN.shape
+    batch.own_BN = torch.ones(B, N, dtype=torch.bool)
+    batch.positive_BN = torch.zeros(B, N, dtype=torch.bool)
+    places = [N - 1, 2, N - 2]
+    batch.positive_BN[range(B), places] = True
+    cells = parts.objective.positive_cells(batch, parts.prompt)
+    assert cells.passage_C == places
+    scores_BN = torch.randn(B, N, generator=torch.Generator().manual_seed(0))
+    logp_CA = -torch.rand(B, max(cells.target_lengths), generator=torch.Generator().manual_seed(1))
+    totals = {"queries": 3.0, "answer_tokens": 1.0, "all_tokens": 1.0, "pairs": 1.0}
+    terms = parts.objective.terms(scores_BN, torch.zeros(B, 1, dtype=torch.int64), cells, logp_CA, batch, totals)
+    other = scores_BN.clone()
+    other[range(B), places] += 1.0  # of nothing but the positives' scores
+    again = parts.objective.terms(other, torch.zeros(B, 1, dtype=torch.int64), cells, logp_CA, batch, totals)
+    assert float(again["doc_prior"]) < float(terms["doc_prior"])

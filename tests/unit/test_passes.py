@@ -129,3 +129,17 @@ def test_chunks_hold_texts_of_like_length_and_every_text_once():
     for n, count in ((0, 6), (1, 3)):
         assert sorted(r for pair in sides for r in pair[n].own) == list(range(count))
     assert [[lengths[r] for r in pair[0].own] for pair in sides] == [[2, 3], [4, 7], [8, 9]]
+
+
+def test_what_is_drawn_between_the_passes_is_not_drawn_again():
+    """Between the retriever's forward and its backward the generator has drawn: the stream goes on from there."""
+    parts = small_parts(dropout=0.3)
+    parts.engines.train()
+    torch.manual_seed(4)
+    batch = parts.loader.micro_batches(0)[0]
+    run = TwoPass(parts.engines, "retriever", [partial(both, batch)] * 2, last=True)
+    between = torch.rand(3)
+    state = torch.get_rng_state()
+    run.backward(lambda c: [torch.ones_like(x) for x in run.outputs[c]])
+    assert torch.equal(torch.get_rng_state(), state), "as before the backward"
+    assert not torch.equal(torch.rand(3), between)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from small import small_generator, small_retriever
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError
 from ds_rag.flags import parse_strictly, reading_parser
-from ds_rag.saved import Saved, open_saved, write_json
+from ds_rag.places import write_json
+from ds_rag.saved import Saved, open_saved
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,20 @@ def test_a_run_of_the_retriever_alone(run, tmp_path):
     small_retriever().save(tmp_path / "retriever")
     saved = opened("--run", str(tmp_path))
     assert saved.generator is None and saved.prompt is None
+
+
+def test_a_run_of_before_has_the_prompt_that_it_was_trained_on(run, tmp_path):
+    """Its configuration does not say which: a BOS in front, pieces by themselves. A flag says otherwise."""
+    shutil.copytree(run, tmp_path / "old")
+    config = json.loads((run / "config.json").read_text())
+    assert config.pop("prompt_version") == "2"
+    (tmp_path / "old/config.json").write_text(json.dumps(config))
+    old, new = (opened("--run", str(folder)).prompt for folder in (tmp_path / "old", run))
+    bos = old.tokenizer.bos_token_id
+    assert old.literals[0].tolist() == [bos] and bos not in new.literals[0]
+    assert old.around["query"].trail == "" and new.around["query"].trail != ""
+    asked = opened("--run", str(tmp_path / "old"), "--prompt_version", "2").prompt
+    assert asked.encode("query", ["zor"], 9) == new.encode("query", ["zor"], 9) != old.encode("query", ["zor"], 9)
 
 
 def test_plain_folders(run):

@@ -11,9 +11,10 @@ from small import gradients, small_parts
 
 from ds_rag import scoring
 from ds_rag.assemble import Parts
-from ds_rag.batch import CellList, list_cells
+from ds_rag.batch import CellList, Share, list_cells
 from ds_rag.memory import CellCost
 from ds_rag.scoring import remove_dropout, split_cells, stand_in
+from ds_rag.thinning import draw_one
 
 
 def cells_of(prefixes: list[int], suffix: int = 3) -> CellList:
@@ -187,3 +188,29 @@ def test_the_note_on_dropout_is_given_where_there_is_some():
         config = small_parts(generator_backward="sample").scoring.config
         scoring.Scoring(parts.engines, parts.generator, config, 0, say=lines.append)
         assert len(lines) == wanted
+
+
+def test_ranks_steps_and_micro_batches_draw_apart_and_ranks_of_one_batch_alike(monkeypatch):
+    """`sample` on all ranks with the same draws would estimate the gradient from fewer."""
+    seeds = []
+    monkeypatch.setattr(scoring, "draw_one", lambda *args: seeds.append(tuple(args[3])) or draw_one(*args))
+
+    def drawn(rank: int, place: tuple[int, int], shared: bool = False) -> tuple[int, ...]:
+        parts = small_parts(generator_backward="sample")
+        batch = parts.loader.micro_batches(0)[0]
+        candidates_BK = torch.arange(3).expand(3, 3)
+        cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
+        leaf_CA = parts.scoring.forward(cells, batch, True)
+        leaf_CA.exp().sum().backward()
+        if shared:
+            whole = list(range(len(batch.passage_ids)))
+            batch.shares = [Share([0, 1, 2], whole), Share([], whole)]
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring.dist, "rank", lambda: rank)
+            parts.scoring.backward(place)
+        return seeds[-1]
+
+    apart = [drawn(0, (0, 0)), drawn(1, (0, 0)), drawn(2, (0, 0)), drawn(0, (1, 0)), drawn(0, (0, 1)), drawn(1, (1, 0))]
+    assert len(set(apart)) == len(apart)
+    assert drawn(0, (0, 0)) == apart[0]
+    assert drawn(0, (2, 0), shared=True) == drawn(1, (2, 0), shared=True)

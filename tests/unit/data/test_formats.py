@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from ds_rag.data import formats
+from ds_rag.data.bad_rows import Reading
 from ds_rag.data.formats import READERS, Passage, passages_of, read_corpus, read_rows
 
 
@@ -49,6 +53,7 @@ def test_every_format_names_the_place_of_a_fault(kind: str, files: Any) -> None:
     path = files.write(kind, written)
     message = files.error(path, flag="--eval_data")
     place = {"csv": rf"{path}:\d+: ", "jsonl": f"{path}:5: ", "beir": f"{path}/queries.jsonl:5: "}
+    place["shards"] = f"{path}/rows-00001-of-00002.jsonl:2: "
     assert re.search(place.get(kind, f"{path}:row 5: ") + "'query' is (empty|missing)", message), message
     assert message.startswith(f"--eval_data: {path}: 1 bad place:")
 
@@ -79,6 +84,94 @@ def test_without_a_corpus_it_is_the_rows_passages(files: Any) -> None:
     passages = passages_of(read_rows(files.jsonl("r.jsonl", rows)))
     assert [passage.text for passage in passages] == ["p", "c", "n", "d"]
     assert len({passage.id for passage in passages}) == 4
+
+
+SHARDS = {
+    "csv": "query,answer,passage\n{q},a,p\n",
+    "jsonl": '{{"query": "{q}", "answer": "a", "passage": "p"}}\n',
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00002", "train-00001-of-00002"],
+        ["0000", "0001"],
+        ["rows_9", "rows_10"],
+        ["part-00000-5f1c-c000.snappy", "part-00001-5f1c-c000.snappy"],
+    ],
+)
+def test_a_folder_of_pieces_is_one_data_set(kind: str, names: list[str], files: Any) -> None:
+    """In the order of their numbers; the files that Spark and the hub put beside them do not count."""
+    (files.folder / "data").mkdir()
+    for n, name in enumerate(names):
+        if kind == "parquet":
+            table = pyarrow.Table.from_pylist([{"query": f"q{n}", "answer": "a", "passage": "p"}])
+            pyarrow.parquet.write_table(table, files.folder / f"data/{name}.parquet")
+        else:
+            files.put(f"data/{name}.{kind}", SHARDS[kind].format(q=f"q{n}"))
+    for other in ("_SUCCESS", ".part-00000.crc", "README.md"):
+        files.put(f"data/{other}", "")
+    assert [row.query for row in read_rows(files.folder / "data", flag="--eval_data")] == ["q0", "q1"]
+    assert f"did you mean {files.folder / 'data'}?" in files.error(files.folder)
+
+
+def test_splits_and_missing_pieces_of_a_folder(files: Any) -> None:
+    folder = files.folder / "data"
+    folder.mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        files.put(f"data/{name}.csv", SHARDS["csv"].format(q=name))
+    assert [row.query[:5] for row in read_rows(folder)] == ["train", "train"], "never test rows among them"
+    message = files.error(folder, flag="--eval_data")
+    assert "more than one split" in message and "found:    test, train" in message
+    (folder / "train-00001-of-00002.csv").unlink()
+    assert "pieces are missing" in files.error(folder) and "fetch the other 1" in files.error(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    for name in ("a.csv", "b.csv"):  # no numbers: nobody says that they belong together
+        files.put(f"data/{name}", SHARDS["csv"].format(q=name))
+    assert "nor one of numbered pieces" in files.error(folder) and "did you mean" not in files.error(folder)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_reader_stops_at_the_limit(kind: str, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = files.rows(3, n=60)
+    if kind == "parquet":  # in more row groups than are needed
+        path = files.folder / "rows.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=5)
+    else:
+        path = files.write(kind, rows)
+    monkeypatch.setattr(formats, "LOOK", 2)
+    read, reader = [], formats.READERS[kind]
+
+    def counted(*args: Any) -> Any:
+        for record in reader(*args):
+            read.append(record)
+            yield record
+
+    monkeypatch.setitem(formats.READERS, kind, counted)
+    assert [row.id for row in read_rows(path, limit=4)] == [row["id"] for row in rows[:4]]
+    assert len(read) <= 6
+    read.clear()
+    assert len(read_rows(path)) == len(read) == 60 and len(read_rows(path, limit=99)) == 60
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_what_lies_beyond_the_limit_is_not_even_decoded(kind: str, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text file is read by line: of a large one, no more than the buffers take."""
+    monkeypatch.setattr(formats, "LOOK", 2)
+    path = files.write(kind, files.rows(3, n=9))
+    with path.open("ab") as file:
+        file.write(b"x" * 1_000_000 + b"\n\xff\n" * 3)
+    assert len(read_rows(path, limit=5)) == 5
+    assert "is not UTF-8" in files.error(path)
+
+
+def test_a_bad_row_within_the_limit_is_made_up_for(files: Any) -> None:
+    path = files.put("r.jsonl", files.line(query="one") + files.line(query="") + files.line(query="two") * 2)
+    assert "1 bad place" in files.error(path, limit=2)
+    assert [row.query for row in read_rows(path, limit=2, reading=Reading(skip=True))] == ["one", "two"]
 
 
 def test_splits_of_a_datasets_folder(tmp_path: Path, files: Any) -> None:

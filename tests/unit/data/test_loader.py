@@ -252,3 +252,18 @@ def test_ranks_of_a_common_pool_share_what_was_found():
         assert torch.equal(batch.own_BN, alone.own_BN) and torch.equal(batch.positive_BN, alone.positive_BN)
     dealt = [c for share in ranks[0].shares for c in share.columns]
     assert sorted(dealt) == list(range(alone.own_BN.shape[1]))
+
+
+def test_a_rows_length_is_its_query_and_the_mean_of_its_passages():
+    """With queries of one length, it is the passages that say which rows lie together."""
+    sizes = np.random.default_rng(3).permutation(64) + 1
+    queries, passages = table([[1, 2]] * 64), table([[7] * int(n) for n in sizes])
+    rows = [Example(f"q{n}", ("a",), (n,), ((n + 1) % 64,)) for n in range(63)] + [Example("alone", ("a",), (), ())]
+    of = Loader(rows, TrainTokens(queries, passages), 4, 1, 0, 1, 0, PAD)
+    wanted = [2 + (int(sizes[n]) + int(sizes[n + 1])) // 2 for n in range(63)]
+    assert of.lengths.tolist() == [*wanted, 2]
+    single = [Example(f"q{n}", ("a",), (n,), ()) for n in range(64)]
+    of = Loader(single, TrainTokens(queries, passages), 4, 1, 0, 1, 0, PAD)
+    for step in range(16):
+        lengths = sorted(int(sizes[r]) for r in of.rows_of(step))
+        assert lengths[-1] - lengths[0] == 3, "neighbours in length"

@@ -303,6 +303,15 @@ def test_a_text_without_a_token_has_no_ids_and_makes_an_empty_ones_prompt(tokeni
     assert ids == whole(tokenizer, DEFAULT_TEMPLATE.format(passage="", query=QUERY))[:-1]
 
 
+def test_language_modelling_of_passages_reads_them_without_the_template(tokenizer):
+    """The literal after a passage is no part of the corpus."""
+    prompt = Prompt(tokenizer, DEFAULT_TEMPLATE)
+    for length in (3, 64):
+        ids = np.array(prompt.encode("passage", [PASSAGE], length)[0])
+        alone = prompt.alone("passage", ids).tolist()
+        assert alone == InText(tokenizer).ids([f" {PASSAGE}"])[0][:length]
+
+
 @pytest.mark.parametrize("text", ["the </s> end", "<s>"])
 def test_a_template_may_hold_special_tokens_and_a_text_may_not(text, tokenizer):
     prompt = Prompt(tokenizer, "<s>[user] {passage}\n{query}</s>\n<s>[assistant]\n")

@@ -72,3 +72,21 @@ def test_units(name, cells):
         torch.testing.assert_close(twice, once)
     else:
         assert (twice > once).all()
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("infonce", "positive_only")])
+def test_a_prior_made_elsewhere_goes_with_a_candidate_mask(name, cells):
+    """A masked candidate is none, whatever the prior says of it: as if it were not there."""
+    c = cells(B=1, K=4, seed=2)
+    mask = torch.tensor([[True, False, True, True]])
+    kept = mask[0].nonzero()[:, 0]
+    prior = c.scores.detach().log_softmax(-1) - 0.3  # of a larger pool
+    poisoned = torch.where(mask, prior, float("nan"))
+    given = {"candidate_mask_BK": mask, "log_prior_BK": poisoned}
+    try:
+        wanted = LOSSES[name].fn(c.scores[:, kept], c.logp[:, kept], c.answer_mask, log_prior_BK=prior[:, kept])
+    except UserError:  # replug_lsr is not defined there
+        return
+    torch.testing.assert_close(LOSSES[name].fn(*c.args(), **given), wanted)
+    full = {"candidate_mask_BK": mask, "log_prior_BK": prior}
+    torch.testing.assert_close(LOSSES[name].fn(*c.args(), **full), wanted)

@@ -125,6 +125,8 @@ def test_lengths_stay_within_model_tokenizer_and_folder(model_folder):
     assert (s.max_query_length, s.max_passage_length) == (10, 50)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 40}))
+    assert retriever_of(folder, data).settings.max_passage_length == 50  # sentence-transformers' goes before it
+    (folder / "sentence_bert_config.json").unlink()
     assert retriever_of(folder, data).settings.max_passage_length == 40
 
 
@@ -185,7 +187,7 @@ def test_no_folder_no_model(flag, tmp_path):
 def test_a_wrong_configuration_is_a_user_error(content, tmp_path, texts):
     (tmp_path / "model.json").write_text(content)
     model = ModelConfig(generator=f"config:{tmp_path}/model.json")
-    with pytest.raises(UserError, match="not a model"):
+    with pytest.raises(UserError, match=r"not a (model|causal LM)"):
         load_generator(model, lambda: texts, tmp_path / "scratch")
 
 

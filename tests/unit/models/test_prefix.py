@@ -131,6 +131,16 @@ def test_the_masked_form_too(kind, which, shared):
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("window", [3, 7, 8, 10, 12, 13, 16, 19, 20, 21])
+def test_windows_that_reach_into_or_over_the_prefix(window, masked, shared):
+    """The prefixes have up to 7 and 12 tokens, with what follows up to 12 and 20: shorter, of these very lengths,
+    between them, and longer than all."""
+    generator = shared("mistral", sliding_window=window)
+    for which in CELLS:
+        compare(generator, CELLS[which](), masked)
+
+
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "gemma2"])
 def test_half_types(kind, dtype, masked, tiny, tokenizer):

@@ -19,7 +19,7 @@ from joint_runs import MEMORY_RUNS, setup_of
 from planned import setup
 from ranks import run_ranks
 
-from ds_rag.plan.memory import plan_memory
+from ds_rag.plan.memory import generator_flow, plan_memory
 from ds_rag.plan.setup import STAGES, Setup
 
 MEASURED = list(MEMORY_RUNS)[:4]
@@ -86,3 +86,21 @@ def test_a_frozen_generator_keeps_no_graph():
     plan = plan_memory(setup(frozen="generator"))
     assert plan.states["generator"].gradients == 0
     assert plan.activations["generator"] < 0.1 * plan_memory(setup()).activations["generator"]
+
+
+@pytest.mark.parametrize("vocabulary", [32_000, 256_000])
+def test_logits_that_are_kept_are_in_every_phase_in_which_they_are_there(vocabulary):
+    """Over a large vocabulary they outweigh the rest: the tolerance of a measured peak cannot hide them."""
+    plan = setup(stages=("3", "3"), world=64)
+    plan = replace(plan, generator=replace(plan.generator, vocabulary=vocabulary))
+    targets = plan.work.generator(plan.world).targets
+    logits = targets * vocabulary * plan.activations("generator").size
+    found = plan_memory(plan)
+    resident = sum(s.fixed + s.live for s in found.states.values())
+    kept = generator_flow(plan)[0].kept
+    for name in ("forward", "retriever backward", "generator backward"):
+        assert found.phases[name] >= resident + kept + logits, name
+    assert found.logits >= logits and found.phases["step"] < found.peak
+    chunked = plan_memory(replace(plan, micro_cells=4))
+    of_chunk = 4 * plan.work.answer * vocabulary * plan.activations("generator").size
+    assert of_chunk < logits / 4 and chunked.logits < found.logits / 2

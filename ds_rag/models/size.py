@@ -1,0 +1,92 @@
+"""How large a model is by its configuration: said before anything of it is allocated.
+
+First by arithmetic from the sizes alone, then by building it without memory (torch's meta device).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ds_rag.errors import UserError
+
+BYTES_OF_A_LAYER = 100_000  # of Python's own, at the least, however narrow it is
+BYTES_OF_A_LABEL = 200
+NEW, STORED = 4.0, 0.25  # bytes of a weight: float32; the tightest quantisation
+
+
+def stored_bytes(folder: Path) -> int:
+    """Of the weights in a folder; 0 where there is no file that is read here."""
+    return sum(f.stat().st_size for pattern in ("*.safetensors", "*.bin") for f in folder.glob(pattern))
+
+
+def check_least(config: Any, what: str, held: int) -> None:
+    """Is this a size that a model can have? held: bytes of its files, 0 for a new model. Raises UserError."""
+    if not isinstance(config, dict):
+        return
+    weights, objects = least_weights(config), least_objects(config)
+    compare(weights, objects, what, held)
+    inner = config.get("text_config")
+    if isinstance(inner, dict):
+        check_least(inner, what, held)
+
+
+def check_counted(build: Callable[[], Any], what: str, held: int) -> None:
+    """The same, of all weights of the model that `build` makes. A model that cannot be built without memory (its own
+    code asks for values) is left to the arithmetic. Raises UserError."""
+    try:
+        with torch.device("meta"):
+            model = build()
+    except Exception:  # whatever such code raises: building it in earnest will say
+        return
+    compare(sum(p.numel() for p in model.parameters()), 0, what, held)
+
+
+def compare(weights: float, objects: float, what: str, held: int) -> None:
+    room = psutil.virtual_memory().total
+    if held and STORED * weights > held:
+        raise UserError(
+            f"{what}: a configuration larger than the weights beside it",
+            found=f"{weights:.3g} weights by config.json, {held:.3g} bytes in the files",
+            expected="files and config.json of one model",
+            fix="correct the sizes in config.json, or copy the folder again",
+        )
+    wanted = objects if held else objects + NEW * weights
+    if wanted > room:
+        raise UserError(
+            f"{what}: a model larger than this machine",
+            found=f"{wanted / 1e9:.3g} GB at the least, by its configuration",
+            expected=f"at most the {room / 1e9:.3g} GB of this machine's memory",
+            fix="correct the sizes in the configuration",
+        )
+
+
+def least_weights(config: dict[str, Any]) -> float:
+    """Of any model with these sizes, whatever its family: the embedding, and of each layer two matrices of its
+    attention and two of its MLP."""
+    width = size(config, "hidden_size", "n_embd", "d_model", "dim")
+    inner = size(config, "intermediate_size", "ffn_dim", "n_inner", "d_ff", "hidden_dim")
+    heads = size(config, "num_attention_heads", "n_head", "n_heads", "num_heads")
+    head = size(config, "head_dim", "d_kv") or (width / heads if heads else 0)
+    layers = 1 if config.get("model_type") == "albert" else layer_count(config)  # ALBERT's layers are one
+    table = size(config, "vocab_size") * (size(config, "embedding_size", "word_embed_proj_dim") or width)
+    return table + layers * (2 * width * heads * head + 2 * width * inner)
+
+
+def least_objects(config: dict[str, Any]) -> float:
+    """Bytes of Python's own that a model and its configuration take."""
+    return BYTES_OF_A_LAYER * layer_count(config) + BYTES_OF_A_LABEL * size(config, "num_labels")
+
+
+def layer_count(config: dict[str, Any]) -> float:
+    return size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def size(config: dict[str, Any], *names: str) -> float:
+    """The first of these keys that is a number; else 0."""
+    found = (config.get(name) for name in names)
+    return next((float(v) for v in found if isinstance(v, (int, float)) and not isinstance(v, bool)), 0.0)

@@ -1,0 +1,277 @@
+"""A retriever's folder as sentence-transformers describes it, read and written: pooling, normalisation, prompts,
+lengths; and ours beside it.
+
+Every key that is set there is honoured, so that vectors (of unit length, where its similarity is the cosine) and their
+order are `SentenceTransformer`'s, or the folder is refused with the key's name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ds_rag import run_files
+from ds_rag.config import DataConfig, ModelConfig
+from ds_rag.errors import UserError, choose
+from ds_rag.models.architecture import usable_positions
+from ds_rag.models.opening import COPY_AGAIN
+from ds_rag.pooling import POOLERS
+
+OWN_SETTINGS = "ds_rag.json"  # what sentence-transformers' own files have no place for
+# sentence-transformers reads the first of these that is there.
+TRANSFORMER_FILES = [
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+PIPELINES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+# Keys of those files, and of the dictionaries in them, with the values that change nothing here.
+HONOURED = {"max_seq_length", "do_lower_case", "query_length", "document_length", "unpad_inputs"}
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "transformer_task": ("feature-extraction",),
+    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
+    "module_output_name": ("token_embeddings",),
+}
+ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+# Which precision, device and kernel a model is computed with is decided here; trusting code is the user's flag.
+IDLE_ARGUMENTS = {
+    "torch_dtype", "dtype", "device_map", "attn_implementation", "use_safetensors", "add_pooling_layer", "use_cache",
+    "trust_remote_code", "padding_side",
+}  # fmt: skip
+PASSAGE_PROMPTS = ("document", "passage", "corpus")
+
+
+@dataclass
+class RetrieverSettings:
+    """What turns hidden states into embeddings and texts into tokens; saved beside the weights.
+
+    Fields without a place in `repr` are not in the fingerprint of an index (snapshot.py), which older indexes keep.
+    """
+
+    pooling: str = "mean"
+    normalize: bool = True
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    max_query_length: int = 64
+    max_passage_length: int = 200
+    temperature: float = 0.05
+    learn_temperature: bool = False
+    do_lower_case: bool = field(default=False, repr=False)  # of the texts, before the tokenizer's own rules
+    prompts: dict[str, str] = field(default_factory=dict, repr=False)  # all that the folder has, by name
+    default_prompt_name: str | None = field(default=None, repr=False)
+    limits: dict[str, int] = field(default_factory=dict, repr=False)  # side -> tokens, where the folder says so
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where weights and tokenizer lie: the folder itself, or a subfolder that its modules.json names, as older versions
+    of sentence-transformers wrote it (0_Transformer)."""
+    modules = modules_of(folder)
+    if not modules or (folder / OWN_SETTINGS).is_file():
+        return folder
+    place = PurePosixPath(modules[0]["path"])
+    if place.is_absolute() or ".." in place.parts:
+        raise UserError(f"--retriever {folder}: modules.json names a folder outside", found=place)
+    return folder / place
+
+
+def modules_of(folder: Path) -> list[dict[str, str]] | None:
+    """Type and path of each module; None where there is no modules.json. Raises UserError."""
+    modules = read_json(folder / "modules.json", list)
+    for module in modules or ():
+        if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("type", "path")):
+            raise UserError(f"{folder / 'modules.json'}: not a module", found=module, expected="type and path")
+    return modules
+
+
+def is_decoder(config: Any) -> bool:
+    """Is there a causal LM of this type, and no masked one?"""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
+    )
+
+    return config.model_type in CAUSAL and config.model_type not in MASKED
+
+
+def described(folder: Path | None, config: Any, model: ModelConfig) -> RetrieverSettings:
+    """Pooling, normalisation and prompts as the folder's own files describe them, else the usual defaults.
+
+    model: its flags; where they choose, what the folder says there is no error.
+    """
+    settings = RetrieverSettings(pooling="last" if is_decoder(config) else "mean")
+    if folder is None:
+        return settings
+    if (own := read_json(folder / OWN_SETTINGS)) is not None:
+        return run_files.record(RetrieverSettings, own, folder / OWN_SETTINGS, None)
+    modules = modules_of(folder)
+    if modules is None:
+        return settings
+    kinds = check_modules(folder, modules, model)
+    pooling, normalize = (folder / kinds[kind] / "config.json" if kind in kinds else None for kind in PIPELINES[1][1:])
+    if normalize is not None:
+        for key, value in (read_json(normalize) or {}).items():
+            refuse_unless(folder, f"{key} of Normalize", value, (None, "sentence_embedding"))
+    if model.pooling == "auto" and pooling is not None:
+        settings.pooling = read_pooling(folder, read_json(pooling) or {})
+    keys = transformer_settings(folder)
+    settings.do_lower_case = bool(keys.get("do_lower_case"))
+    sides = {"query": keys.get("query_length"), "passage": keys.get("document_length")}
+    given = {side: [n for n in (keys.get("max_seq_length"), length) if n] for side, length in sides.items()}
+    settings.limits = {side: min(numbers) for side, numbers in given.items() if numbers}
+    read_whole(folder, settings, normalize is not None, model)
+    return settings
+
+
+def check_modules(folder: Path, modules: list[dict[str, str]], model: ModelConfig) -> dict[str, str]:
+    """Kind of module -> its folder. Raises UserError for modules, or an order, that would give other vectors."""
+    foreign = [m["type"] for m in modules if not m["type"].startswith("sentence_transformers.")]
+    if foreign:
+        raise UserError(
+            f"--retriever {folder}: modules.json names code of its own, which is not run",
+            found=", ".join(foreign),
+            expected="modules of sentence_transformers",
+        )
+    kinds = [m["type"].rsplit(".", 1)[-1] for m in modules]
+    unknown = sorted(set(kinds) - set(PIPELINES[1]))
+    pooled_by_flag = model.pooling != "auto" and kinds in (["Transformer"], ["Transformer", "Normalize"])
+    if unknown or (kinds not in PIPELINES and not pooled_by_flag):
+        raise UserError(
+            f"--retriever {folder}: a module that is not supported" if unknown else
+            f"--retriever {folder}: modules in an order that is not supported",
+            found=", ".join(unknown or kinds),
+            expected="Transformer, Pooling, Normalize",
+            fix=None if unknown or "Pooling" in kinds else "choose one with --pooling",
+        )  # fmt: skip
+    return dict(zip(kinds, (m["path"] for m in modules), strict=True))
+
+
+def transformer_settings(folder: Path) -> dict[str, Any]:
+    """The keys of the Transformer module's own file. Raises UserError for one that is not honoured here."""
+    place = transformer_folder(folder)
+    keys: dict[str, Any] = next(filter(None, (read_json(place / name) for name in TRANSFORMER_FILES)), {})
+    for key, value in keys.items():
+        if key in ARGUMENTS:
+            for name, inner in (value or {}).items():
+                if name not in IDLE_ARGUMENTS:
+                    refuse_unless(folder, f"{name} in {key}", inner, (None,))
+        elif key not in HONOURED:
+            refuse_unless(folder, key, value, (None, {}, *WITHOUT_EFFECT.get(key, ())))
+    return keys
+
+
+def read_whole(folder: Path, settings: RetrieverSettings, normalized: bool, model: ModelConfig) -> None:
+    """What config_sentence_transformers.json says of the whole model: similarity, dimension, prompts."""
+    whole = read_json(folder / "config_sentence_transformers.json") or {}
+    refuse_unless(folder, "model_type", whole.get("model_type"), (None, "SentenceTransformer"))
+    refuse_unless(folder, "truncate_dim", whole.get("truncate_dim"), (None,))
+    similarity = whole.get("similarity_fn_name")
+    settings.normalize = normalized or similarity == "cosine"
+    if model.normalize == "auto":  # of unit vectors all three rank as the dot product does
+        known = (None, "cosine", "dot", "dot_score", *(("euclidean",) if normalized else ()))
+        fix = "choose one with --normalize: true (cosine) or false (dot)"
+        refuse_unless(folder, "similarity_fn_name", similarity, known, fix)
+    prompts = {name: text for name, text in (whole.get("prompts") or {}).items() if text is not None}
+    settings.prompts, default = prompts, whole.get("default_prompt_name")
+    settings.query_prefix = prompts.get("query", "")
+    settings.passage_prefix = next((prompts[name] for name in PASSAGE_PROMPTS if prompts.get(name)), "")
+    if default is None:
+        return
+    if default not in prompts:
+        refuse_unless(folder, "default_prompt_name", default, tuple(prompts), "correct it there")
+    settings.default_prompt_name = default
+    # `encode` puts it before every text, `encode_query` and `encode_document` never: only the user knows which is meant
+    sides = {"query": (("query",), model.query_prefix), "passage": (PASSAGE_PROMPTS, model.passage_prefix)}
+    for side, (names, flag) in sides.items():
+        if prompts[default] and flag is None and not set(names) & set(prompts):
+            fix = f'--{side}_prefix "{prompts[default]}", or --{side}_prefix ""'
+            refuse_unless(folder, f"default_prompt_name, and no prompt for a {side}", default, names, fix)
+
+
+def refuse_unless(folder: Path, key: str, value: Any, known: tuple[Any, ...], fix: str | None = None) -> None:
+    """Raises UserError where the value is none of those known."""
+    if value not in known:
+        raise UserError(
+            f"--retriever {folder}: sentence-transformers' {key} is not supported",
+            found=f"{value}",
+            expected=" | ".join("unset" if v is None else str(v) for v in known if v != {}),
+            fix=fix,
+        )
+
+
+def length_limit(settings: RetrieverSettings, side: str, config: Any, tokenizer: Any) -> int:
+    """The longest text of a side that positions, tokenizer and a sentence-transformers folder allow. As there, what the
+    folder says takes the place of the tokenizer's own."""
+    own = settings.limits.get(side) or tokenizer.model_max_length
+    return min(int(n) for n in (usable_positions(config), own) if n)
+
+
+def read_pooling(folder: Path, config: dict[str, Any]) -> str:
+    """The one pooling of a sentence-transformers Pooling module, in its old or new form."""
+    old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
+    flagged = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
+    new = config.get("pooling_mode")
+    modes = (new if isinstance(new, list) else [new]) if "pooling_mode" in config else flagged or ["mean"]
+    names = [old.get(str(m), str(m)) for m in modes]
+    if len(names) != 1 or names[0] not in POOLERS or not config.get("include_prompt", True):
+        raise UserError(
+            f"--retriever {folder}: a pooling that is not supported",
+            found=f"{modes}, include_prompt {config.get('include_prompt', True)}",
+            expected=f"one of {', '.join(POOLERS)}, prompts included",
+            fix="another model; training may give it another --pooling than its own, which it then has to learn",
+        )
+    return names[0]
+
+
+def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, config: Any, tokenizer: Any) -> None:
+    """Flags win over what the folder says; no length exceeds its limit."""
+    if model.pooling != "auto":
+        choose(POOLERS, model.pooling, "--pooling")
+        settings.pooling = model.pooling
+    if model.normalize != "auto":
+        settings.normalize = model.normalize == "true"
+    if model.query_prefix is not None:
+        settings.query_prefix = model.query_prefix
+    if model.passage_prefix is not None:
+        settings.passage_prefix = model.passage_prefix
+    if model.temperature is not None:
+        settings.temperature = model.temperature
+    settings.learn_temperature = model.learn_temperature
+    settings.max_query_length = min(data.max_query_length, length_limit(settings, "query", config, tokenizer))
+    limit = length_limit(settings, "passage", config, tokenizer)
+    settings.max_passage_length = min(data.max_passage_length, limit)
+
+
+def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings, folder: Path) -> None:
+    """sentence-transformers' own description of pooling, normalisation and prompts, and ours beside it."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * settings.normalize
+    names = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
+    write = {
+        "modules.json": [
+            {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for n, (path, kind) in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size}
+        | {f"pooling_mode_{long}": settings.pooling == short for short, long in names.items()},
+        "sentence_bert_config.json": {
+            "max_seq_length": max(settings.max_query_length, settings.max_passage_length),
+            "do_lower_case": settings.do_lower_case,
+        },
+        "config_sentence_transformers.json": {
+            "prompts": settings.prompts | {"query": settings.query_prefix, "document": settings.passage_prefix},
+            "default_prompt_name": settings.default_prompt_name,
+            "similarity_fn_name": "cosine" if settings.normalize else "dot",
+        },
+        OWN_SETTINGS: asdict(settings),
+    }
+    for path, _ in modules:
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    for name, content in write.items():
+        (folder / name).write_text(json.dumps(content, indent=1))
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """None where there is no such file. Raises UserError where it holds no `kind`."""
+    return run_files.read_json(path, kind, COPY_AGAIN) if path.is_file() else None

@@ -1,0 +1,55 @@
+"""The names by which ds_rag knows its own files again. What has none of these is the user's and is never removed.
+
+A table for each kind of folder, of paths below it. Who writes a new file into one adds its name here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+MODELS = r"(retriever|generator)"
+INDEX = r"manifest\.json|ids\.json|texts\.jsonl|vectors\.npy|index\.faiss|shard-\d+-of-\d+(\.numbers)?\.(npy|faiss)"
+SHARDS = r"shard-\d+-of-\d+\.(npy|json|json\.new)|vectors\.npy"  # of an index while its passages are encoded
+CHECKPOINT = (
+    r"(manifest|state)\.json|random-rank\d+\.safetensors|[\w-]+\.npy|"
+    rf"{MODELS}/(numbers\.json|rank\d+-\d+\.safetensors)"
+)
+MODEL = (  # as transformers and sentence-transformers write one
+    r"(passage_encoder/)?(\d_\w+/)?("
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|modules|adapter_config|"
+    r"sentence_bert_config|config_sentence_transformers|ds_rag)\.json|"
+    r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
+    r"(vocab|merges)\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.jinja|README\.md)"
+)
+FOLDERS = {"retriever", "generator", "index", "checkpoints", "refresh", "tokenizers", "tensorboard"}  # of a run
+LEFT = r"(\.tmp-(old-)?[0-9a-f]+|\.tmp-pruned)"
+RUN = "|".join(
+    (
+        r"(config|results|exit|manifest|deepspeed_retriever|deepspeed_generator)\.json(\.tmp)?",
+        r"metrics\.jsonl(\.tmp)?|report\.html|lock|STOP|run(-rank\d+)?\.log|stacks-rank\d+\.txt",
+        r"tensorboard/events\.out\..+",
+        rf"tokenizers/{MODELS}/tokenizer(\.model|_config\.json)",
+        rf"export\.pending{LEFT}?/(replaced/)?(({MODELS}/({MODEL}))|index/({INDEX})|(results|config|manifest)\.json)",
+        rf"{MODELS}/({MODEL})",
+        rf"index{LEFT}?/({INDEX})|index\.partial/({SHARDS})|index\.ds_rag-lock",
+        rf"refresh/step-\d+/({SHARDS})",
+        rf"checkpoints/(abandoned-)?step-\d+{LEFT}?/({CHECKPOINT})|checkpoints/LATEST{LEFT}?",
+    )
+)
+
+
+def strangers(folder: Path, names: str) -> list[str]:
+    """Files, and links, at or below `folder` that are not of its table, as paths below it. A link is not followed."""
+    known, found = re.compile(names), []
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        below = [Path(root, name).relative_to(folder).as_posix() for name in (*files, *links)]
+        found += [path for path in below if not known.fullmatch(path)]
+    return sorted(found)
+
+
+def listed(paths: list[str], most: int = 5) -> str:
+    """The first of them in a line."""
+    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
