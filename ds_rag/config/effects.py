@@ -78,6 +78,7 @@ IDLE = (
         NO_GENERATOR,
     ),
     Rule(("micro_cells", "memory_budget", "eval_answers", "decode", "max_new_tokens"), has_generator, NO_GENERATOR),
+    Rule(("prompt_version",), has_generator, NO_GENERATOR),
     Rule(("generator_learning_rate", "lm_warmup_steps"), generator_learns, UNTAUGHT),
     Rule(("generator_backward",), generator_learns, UNTAUGHT + ", so it only scores"),
     Rule(("retriever_learning_rate", "contrastive_weight"), retriever_learns, "the retriever does not learn"),
