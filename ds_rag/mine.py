@@ -142,7 +142,10 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
     its end included. Raises UserError where there is no generator."""
     generator, prompt = saved.generator, saved.prompt
     if generator is None or prompt is None:
-        raise UserError("--posterior: no generator to ask", expected="--run RUN, or --generator FOLDER")
+        raise UserError(
+            "--posterior: no generator to ask",
+            expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
+        )
     data, stage = saved.config.data, saved.config.stage
     answerer = Answerer(generator, prompt, "top1", stage.max_new_tokens, stage.per_device_eval_batch_size)
     temperature = float(saved.retriever.temperature)

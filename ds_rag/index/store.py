@@ -167,7 +167,7 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
             f"{folder}: the index was made by another model",
             found=f"model {manifest.model_hash[:12]}",
             expected=f"model {model_hash[:12]}",
-            fix="ds-rag index --run RUN, or --allow_stale to ask it all the same",
+            fix="ds-rag index --run RUN; ds-rag ask searches it all the same with --allow_stale",
         )
     if retriever is not None:
         check_fits(folder, manifest, retriever)

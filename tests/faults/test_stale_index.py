@@ -70,8 +70,10 @@ def test_row_27_each_difference_is_named(field, value):
     retriever = SimpleNamespace(hidden_size=8, settings=SimpleNamespace(normalize=True, pooling="mean"))
     check_fits(Path("index"), manifest, retriever)
     setattr(manifest, field, value)
-    with pytest.raises(UserError, match=f"{field} {value}"):
+    with pytest.raises(UserError, match=f"{field} {value}") as caught:
         check_fits(Path("index"), manifest, retriever)
+    fix = str(caught.value.fix)  # another pooling than the model's own is never advised, nor what changes nothing
+    assert "with them" not in fix and ("leave" in fix) == (field in ("normalize", "pooling")) and "ds-rag index" in fix
 
 
 @pytest.mark.parametrize("factory", INDEXES)

@@ -198,8 +198,9 @@ def test_the_posterior_by_one_forward_a_cell():
 
 def test_a_posterior_wants_a_generator():
     saved: Any = SimpleNamespace(generator=None, prompt=None)
-    with pytest.raises(UserError, match="--posterior: no generator"):
+    with pytest.raises(UserError, match="--posterior: no generator") as caught:
         posterior_of(saved, [])
+    assert "in place of --run" in caught.value.expected  # with --run a --generator is refused
 
 
 def test_the_file_appears_whole_or_not_at_all(tmp_path):
