@@ -108,9 +108,8 @@ class Evaluator:
         corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
         with scratch() as folder:
             console = self.console if progress else None
-            # The vectors are let go of: where hosts share a folder by NFS, it stays while a file in it is open.
-            index = index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index
-            return self.measure(index)
+            # By no name, so that all of it is let go of: a folder that hosts share by NFS stays while a file is open.
+            return self.measure(index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index)
 
     def measure(self, index: CorpusIndex, retriever: Retriever | None = None) -> Evaluation:
         """On an index that is there, on all ranks together. retriever: that whose vectors it holds, where it is not the

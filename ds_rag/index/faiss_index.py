@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ INDEXES = {
     "ivf": ("IVF{lists},Flat", "nprobe={probes}"),
     "ivfpq": ("IVF{lists},PQ48np", "nprobe={probes}"),
 }
+# From so many numbers (queries x dimension) in a call on, FAISS multiplies matrices. Its own limit, 128,000 since 1.15,
+# leaves 300 queries of 384 to another kernel that takes six to eleven times as long; from four queries on matrices are
+# faster (benchmarks/index.py). They are blocks of 4096 queries x 1024 passages, however many there are of either.
+MATRIX_FROM = 1536
 # Vectors that place the centroid of a list: below 39 FAISS warns that it is poorly placed; of more than 64 (FAISS
 # would take 256) only the time grows, not the recall.
 LEAST_POINTS, MOST_POINTS = 39, 64
@@ -59,11 +64,14 @@ def refusal(factory: str, what: str, error: Exception) -> UserError:
 def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
     """A FAISS index over float32 vectors (N, D), trained on them where its kind needs training.
 
+    A flat one reads them where they are, a file that is mapped too, and holds no copy: they are not to change.
     Raises UserError for a factory string that FAISS refuses, or that needs more vectors than there are.
     """
     import faiss
 
     name, parameters = spell(factory, len(vectors_ND))
+    if name == "Flat":
+        return flat_over(vectors_ND)
     space: Any = faiss.ParameterSpace()  # faiss's annotations know one of its overloads only
     try:
         index: Any = faiss.index_factory(vectors_ND.shape[1], name, faiss.METRIC_INNER_PRODUCT)
@@ -81,8 +89,38 @@ def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
 def search(index: Any, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(scores_Bk float32, numbers_Bk int64), best first; k is cut to the index's size. -1 where an approximate
     index found fewer."""
+    import faiss
+
+    limits: Any = faiss.cvar
+    limits.distance_compute_blas_threshold = min(limits.distance_compute_blas_threshold, MATRIX_FROM)
     scores_Bk, numbers_Bk = index.search(np.ascontiguousarray(queries_BD, dtype=np.float32), min(k, index.ntotal))
     return scores_Bk, numbers_Bk
+
+
+def flat_over(vectors_ND: np.ndarray) -> Any:
+    """A flat inner-product index that searches these vectors (N, D) in place; float32 and contiguous, else a copy."""
+    import faiss
+
+    rows_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)
+    index: Any = faiss.IndexFlatIP(rows_ND.shape[1])
+    if len(rows_ND):
+        view: Any = faiss.MaybeOwnedVectorUInt8.create_view
+        index.codes = view(faiss.swig_ptr(rows_ND.reshape(-1).view(np.uint8)), rows_ND.nbytes, index.codes.owner)
+    index.ntotal = len(rows_ND)
+    index.referenced_objects = [rows_ND]  # FAISS's own name for what lives as long as the index
+    return index
+
+
+def open_index(file: Path, vectors: Path) -> Any:
+    """The index of a file, mapped as far as FAISS can; a flat one over its vectors, which another file holds again:
+    there they are aligned."""
+    import faiss
+
+    index: Any = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+    if flat_vectors(index) is None:
+        return index
+    vectors_ND = np.load(vectors, mmap_mode="r")
+    return flat_over(vectors_ND) if vectors_ND.shape == (index.ntotal, index.d) else index
 
 
 def flat_vectors(index: Any) -> np.ndarray | None:

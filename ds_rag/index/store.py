@@ -14,7 +14,9 @@ import ds_rag
 from ds_rag import commit
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import CorpusIndex, Part
+from ds_rag.index.faiss_index import open_index
 from ds_rag.index.fits import METRIC, check_fits, check_parts
+from ds_rag.index.rows import Piece
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,10 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
 
 
 def read_parts(folder: Path, shards: int) -> list[Part]:
-    """The index of all passages, or those of all shards. Raises UserError where a file is missing."""
-    import faiss
-
+    """The index of all passages, or those of all shards; what can be is mapped. Raises UserError where a file is
+    missing."""
     if not shards:
-        return [Part(faiss.read_index(str(folder / "index.faiss")))]
+        return [Part(open_index(folder / "index.faiss", folder / "vectors.npy"))]
     parts = []
     for name in (f"shard-{rank}-of-{shards}" for rank in range(shards)):
         numbers = folder / f"{name}.numbers.npy"
@@ -193,5 +194,14 @@ def read_parts(folder: Path, shards: int) -> list[Part]:
             raise UserError(f"{folder}: a shard is missing", found=f"no {numbers.name}", fix="ds-rag index --run RUN")
         numbers_n = np.load(numbers)
         if len(numbers_n):
-            parts.append(Part(faiss.read_index(str(folder / f"{name}.faiss")), numbers_n))
+            parts.append(Part(open_index(folder / f"{name}.faiss", folder / f"{name}.npy"), numbers_n))
     return parts
+
+
+def open_vectors(folder: Path, shards: int) -> list[Piece]:
+    """The vectors of a sealed index, mapped."""
+    if not shards:
+        whole_ND = np.load(folder / "vectors.npy", mmap_mode="r")
+        return [(whole_ND, np.arange(len(whole_ND)))]
+    names = [folder / f"shard-{rank}-of-{shards}" for rank in range(shards)]
+    return [(np.load(f"{name}.npy", mmap_mode="r"), np.load(f"{name}.numbers.npy")) for name in names]
