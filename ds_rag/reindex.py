@@ -9,6 +9,7 @@ from pathlib import Path
 from ds_rag import dist
 from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
+from ds_rag.data.source import Source, look
 from ds_rag.encode import tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.index.store import describe, hash_model, read_passages
@@ -31,18 +32,20 @@ def main(args: argparse.Namespace) -> int:
     own = saved.run / "index"
     reading = reading_of(saved.config.data)
     given = "corpus" in args
+    source = look(args.corpus) if given else None  # of an index's own passages again: those of no file
     corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
     table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
     for notice in table.notices:
         console.say(f"note: {notice}", style="yellow")
     tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
-    # The passages of an index again are those of no file, which may have changed since.
-    write(saved, tokens, table, Path(args.out) if args.out else own, console, args.corpus if given else None)
+    write(saved, tokens, table, Path(args.out) if args.out else own, console, source)
     dist.stop()
     return 0
 
 
-def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: str | None) -> None:
+def write(
+    saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: Source | None
+) -> None:
     """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
     stopped got to; all ranks together."""
     assert saved.run is not None
@@ -52,7 +55,8 @@ def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, consol
     built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, factory = saved.retriever.settings, stage.index_factory
-    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, source)
+    path, files = (str(source.path), source.sealed()) if source and dist.rank() == 0 else (None, None)
+    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, path, files)
     publish(folder, built, table.ids, table.texts, manifest)
     dist.barrier()
     shutil.rmtree(partial, ignore_errors=True)

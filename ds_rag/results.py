@@ -106,7 +106,8 @@ def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path)
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, dimension = parts.retriever.settings, index.corpus.dimension
     model, source = hash_model(folder / "retriever"), corpus_source(config.data)
-    manifest = describe(model, dimension, texts, stage.index_factory, settings, shards, source)
+    files = data.source.sealed() if data.source and dist.rank() == 0 else {}
+    manifest = describe(model, dimension, texts, stage.index_factory, settings, shards, source, files)
     publish(folder / "index", index.built, ids, texts, manifest)
     index.clear()
 

@@ -12,6 +12,7 @@ from ds_rag.checkpoint import LATEST, checkpoints
 from ds_rag.errors import UserError
 from ds_rag.index.store import hash_model
 from ds_rag.log import Console
+from ds_rag.same_corpus import source_note
 from ds_rag.saved import write_json
 
 
@@ -66,6 +67,7 @@ def look(path: Path) -> list[Finding]:
         made_by = (commit.read_manifest(path / "index") or {}).get("model_hash")
         if not index.wrong and (path / "retriever").is_dir() and made_by != hash_model(path / "retriever"):
             index.wrong.append("made by another retriever than RUN/retriever")
+        index.note += f"; {note}" if (note := source_note(commit.read_manifest(path / "index") or {})) else ""
         found.append(index)
     if word := stopping.last_word(path):
         found.append(

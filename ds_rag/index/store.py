@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ class Manifest:
     metric: str = METRIC
     shards: int = 0  # files of a part of the passages each; 0: one index of all
     source: str = ""  # file or folder that the passages were read from; "": they are those of rows
+    source_files: dict[str, Any] = field(default_factory=dict)  # what they were then (data/source.py); empty: not known
     version: str = ds_rag.__version__
 
 
-REQUIRED = tuple(f.name for f in fields(Manifest) if f.default is MISSING)
+REQUIRED = tuple(f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING)
 NAMES = {f.name for f in fields(Manifest)}
 
 
@@ -79,8 +80,10 @@ def describe(
     settings: Any,
     shards: int = 0,
     source: str | None = None,
+    source_files: dict[str, Any] | None = None,
 ) -> Manifest:
-    """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path."""
+    """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path, and
+    what was found there."""
     return Manifest(
         model_hash=model_hash,
         count=len(texts),
@@ -91,6 +94,7 @@ def describe(
         corpus_hash=hash_texts(texts),
         shards=shards,
         source=str(Path(source).expanduser().resolve()) if source else "",
+        source_files=source_files or {},
     )
 
 
