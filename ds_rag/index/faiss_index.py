@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,19 @@ def search(index: Any, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.n
     return scores_Bk, numbers_Bk
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """FAISS works with at least so many in this thread."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(max(before, count))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
 def flat_over(vectors_ND: np.ndarray) -> Any:
     """A flat inner-product index that searches these vectors (N, D) in place; float32 and contiguous, else a copy."""
     import faiss
@@ -104,8 +119,9 @@ def flat_over(vectors_ND: np.ndarray) -> Any:
     rows_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)
     index: Any = faiss.IndexFlatIP(rows_ND.shape[1])
     if len(rows_ND):
-        view: Any = faiss.MaybeOwnedVectorUInt8.create_view
-        index.codes = view(faiss.swig_ptr(rows_ND.reshape(-1).view(np.uint8)), rows_ND.nbytes, index.codes.owner)
+        kind: Any = faiss.MaybeOwnedVectorUInt8
+        bytes_ = faiss.swig_ptr(rows_ND.reshape(-1).view(np.uint8))
+        index.codes = kind.create_view(bytes_, rows_ND.nbytes, index.codes.owner)
     index.ntotal = len(rows_ND)
     index.referenced_objects = [rows_ND]  # FAISS's own name for what lives as long as the index
     return index
