@@ -19,7 +19,7 @@ from ds_rag.saved import Saved, open_saved, write_json
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py."""
     console = Console()
-    saved = open_saved(args, {"question", "index", "json", "allow_stale"})
+    saved = open_saved(args, {"question", "index", "json", "allow_stale"}, hashes=False)  # for a quick answer
     run, stage = Path(args.run), saved.config.stage
     folder = Path(args.index) if args.index else run / "index"
     stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)

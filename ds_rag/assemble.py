@@ -12,6 +12,7 @@ import torch
 from ds_rag import deepspeed_config, dist
 from ds_rag.candidates import Candidates
 from ds_rag.config import RunConfig
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import Example, Limit, RagData, TokenTable, read_data, tokenize
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.data.prompt import Prompt
@@ -20,6 +21,7 @@ from ds_rag.engine import Engines
 from ds_rag.engine_setup import deepspeed_files, make_engines
 from ds_rag.evaluate import EvalTokens
 from ds_rag.index.faiss_index import check_factory
+from ds_rag.index.spelling import check_spelling
 from ds_rag.log import Console
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_retriever
@@ -57,11 +59,11 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     objective = Objective(config.objective, dist.world())
     raws, knowns = deepspeed_files(config)
     schedule = Schedule(config.stage.refresh_index)
+    check_spelling(config.stage.index_factory)
     source = config.objective.candidates_from
     needs = objective.spec.needs_positive, objective.needs_generator
     data = read_data(config.data, config.is_builtin, *needs, from_index=source != "batch")
-    for notice in data.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(data.notices, console)
     torch.manual_seed(config.optim.seed)
     pieces = [deepspeed_config.while_loading(raw, known) for raw, known in zip(raws, knowns, strict=True)]
     retriever, generator = load_models(config, objective, data, folder, pieces)
@@ -72,7 +74,8 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     in_pieces = generator is not None and is_sharded(generator)  # then it works only once its engine is there
     if not in_pieces:
         ask_for_sharing(generator, config, console)
-    check_factory(config.stage.index_factory, retriever.hidden_size)
+    share = dist.world() if config.stage.index_shards == "keep" else 1
+    check_factory(config.stage.index_factory, retriever.hidden_size, max(1, data.corpus_size // share))
     train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
     check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens, console)
     optim = config.optim
@@ -145,8 +148,8 @@ def load_models(
 
 
 def make_prompt(config: RunConfig, generator: Generator) -> Prompt:
-    model = config.model
-    return Prompt(generator.tokenizer, model.prompt_template, model.chat_template, generator.max_length)
+    m = config.model
+    return Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
 
 
 def tokenize_run(
@@ -199,7 +202,8 @@ def check_room(
             prompt.context(longest[:0], longest, answer)
             rooms.append(prompt.room(len(longest), answer))
     assert train.generator_passages is not None
-    if cramped := int((train.generator_passages.lengths > min(rooms, default=1 << 30)).sum()):
+    own_lengths = train.generator_passages.lengths - prompt.around["passage"].size
+    if cramped := int((own_lengths > min(rooms, default=1 << 30)).sum()):
         console.say(
             f"note: beside the longest query and answer the generator's {prompt.max_length} tokens have room for "
             f"{min(rooms)} of a passage; {cramped} passages are longer and cut further there (the answer is not)",

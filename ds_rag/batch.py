@@ -58,6 +58,7 @@ class Batch:
     answer_ids: list[Ids]  # B, with the end-of-sequence token
     rows: list[int]  # B, row numbers in the training data
     shares: list[Share] = field(default_factory=list)  # empty: this rank embeds everything
+    also_BN: torch.Tensor | None = None  # bool: positives of other rows with the same query; None: there are none
 
     @property
     def copies(self) -> int:
@@ -76,6 +77,7 @@ class Batch:
             passages=self.passages.to(device),
             own_BN=self.own_BN.to(device),
             positive_BN=self.positive_BN.to(device),
+            also_BN=None if self.also_BN is None else self.also_BN.to(device),
         )
 
 

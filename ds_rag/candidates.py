@@ -48,7 +48,7 @@ class Candidates:
         parts, hits = [], []
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            deep = self.count + max(len(row.positives) for row in part)
+            deep = self.count + max(len(row.positives + row.also) for row in part)
             numbers_BK = search(queries_RD[start : start + CHUNK], deep)[1]
             parts.append(without_positives(numbers_BK, part, self.count))
             hits += [
@@ -90,9 +90,9 @@ class Candidates:
 
 
 def without_positives(numbers_BK: np.ndarray, rows: Sequence[Example], count: int) -> np.ndarray:
-    """(B, count) int32: each row's first passages that are no positives of its own, -1 where there are no more."""
+    """(B, count) int32: each row's first passages that are no positives of its query, -1 where there are no more."""
     table = np.full((len(rows), count), -1, dtype=np.int32)
     for line, found, row in zip(table, numbers_BK, rows, strict=True):
-        kept = found[(found >= 0) & ~np.isin(found, row.positives)][:count]
+        kept = found[(found >= 0) & ~np.isin(found, row.positives + row.also)][:count]
         line[: len(kept)] = kept
     return table

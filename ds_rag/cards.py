@@ -7,7 +7,7 @@ from typing import Any
 
 import ds_rag
 from ds_rag.config import RunConfig
-from ds_rag.log import printable
+from ds_rag.masking import one_line
 
 USE = {
     "retriever": 'from sentence_transformers import SentenceTransformer\nmodel = SentenceTransformer("retriever")',
@@ -29,7 +29,7 @@ def warmed(config: RunConfig) -> bool:
 
 def code(text: str) -> str:
     """A Markdown code span that `text` cannot leave, in which it is no markup: prompts and paths come from anywhere."""
-    text = printable(text).replace("\n", " ")
+    text = one_line(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}"

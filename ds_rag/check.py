@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.config import ALIASES, DataConfig, ModelConfig, RunConfig, build
-from ds_rag.data.bad_rows import MAX_LISTED, Faults
-from ds_rag.data.dataset import CHUNK, columns_of, corpus_source
+from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
+from ds_rag.data.dataset import CHUNK, assemble, columns_of, corpus_source
 from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread
+from ds_rag.errors import UserError
 from ds_rag.log import Console
 from ds_rag.models.loading import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
@@ -46,6 +47,10 @@ def main(args: argparse.Namespace) -> int:
     for name, part in parts.items():
         show_part(name, part, console)
     show_lengths(lengths, console)
+    between, refused = look_together(rows, evaluation, corpus)
+    say_notices(between, console)
+    if refused:
+        console.say(refused, style="red")
     if shared:
         lines = [[what, str(shared[what]), str(shared[f"of {what}"])] for what in ("queries", "labelled passages")]
         console.table("evaluation", ["what", "in training too", "of"], lines)
@@ -53,9 +58,22 @@ def main(args: argparse.Namespace) -> int:
     empty = [name for name, part in parts.items() if not part["good"] and not part["bad_rows"]]
     verdict = f"{bad or 'no'} bad {'row' if bad == 1 else 'rows'}"
     verdict += "".join(f"; {name.replace('_', ' ')}: nothing in {parts[name]['path']}" for name in empty)
-    console.say(verdict, style="red" if bad or empty else "green")
-    write_json(args.json, {**parts, "lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty})
-    return 1 if bad or empty else 0
+    verdict += "; training refuses them, see above" if refused else ""
+    wrong = bool(bad or empty or refused)
+    console.say(verdict, style="red" if wrong else "green")
+    found = {"lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty}
+    write_json(args.json, {**parts, **found, "notices": between, "refused": refused})
+    return 1 if wrong else 0
+
+
+def look_together(
+    rows: Sequence[Row], evaluation: Sequence[Row], corpus: Sequence[Passage]
+) -> tuple[list[str], str | None]:
+    """What training would say of rows and corpus together, and for what it would refuse them."""
+    try:
+        return assemble(corpus or passages_of([*rows, *evaluation]), rows, evaluation).notices, None
+    except UserError as error:
+        return [], str(error)
 
 
 def is_beir(path: str) -> bool:
@@ -105,12 +123,11 @@ def measures(config: RunConfig) -> tuple[dict[str, dict[str, Measure]], dict[str
             ]
     if named("generator", config):
         prompt = prompt_of(model)
-        ends = prompt.tokenizer.eos_token_id is not None
         unit = "generator tokens"
         cuts[unit] = {side: getattr(data, f"max_{side}_length") for side in sides}
         for side in sides:
             sides[side][unit] = lambda texts, side=side: [  # type: ignore[misc]
-                len(ids) - (side == "answer" and ends) for ids in prompt.encode(side, texts, UNCUT)
+                prompt.own_length(side, ids) for ids in prompt.encode(side, texts, UNCUT)
             ]
     return sides, cuts
 
@@ -123,7 +140,7 @@ def named(model: str, config: RunConfig) -> bool:
 def prompt_of(model: ModelConfig) -> Prompt:
     folder = model_folder(model.generator, "--generator")
     tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
-    return Prompt(tokenizer, model.prompt_template, model.chat_template)
+    return Prompt(tokenizer, model.prompt_template, model.chat_template, version=model.prompt_version)
 
 
 def measure_all(
@@ -162,8 +179,7 @@ def show_part(name: str, part: dict[str, Any], console: Console) -> None:
             console.say(f"  {message}")
         if part["unreadable_from_there"]:
             console.say("  what follows the last of these could not be read", style="red")
-    for notice in part["notices"]:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(part["notices"], console)
     counts = {"good": part["good"], "bad": part["bad_rows"], "repeated and merged": part["merged"]} | part["counts"]
     console.table(where, ["what", "count"], [[what, str(count)] for what, count in counts.items()])
     if "per_row" in part:

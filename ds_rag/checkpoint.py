@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag import commit, dist, faults
+from ds_rag import commit, dist, faults, run_files, stopping
 from ds_rag.engine import Engines
 from ds_rag.engine_state import load_engine, save_engine
-from ds_rag.errors import UserError, not_written
+from ds_rag.errors import UserError
 from ds_rag.random_state import random_states, set_random_states
 
 LATEST = "LATEST"
@@ -72,6 +72,7 @@ def save(
     facts: what the run is (see `resume.py`); arrays: what rank 0 keeps beside the engines, as NAME.npy. Raises OSError
     on every rank where one could not write: what was there before is still there.
     """
+    stopping.phase(f"saving the checkpoint of step {state.step}")
     root, final = run / "checkpoints", run / "checkpoints" / f"step-{state.step}"
     folder = commit.begin(final)
     failure = None
@@ -171,7 +172,8 @@ def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None)
 
 def checkpoint_at(path: Path) -> Path | None:
     """`path` itself, or the newest of the run that it is."""
-    if (path / commit.MANIFEST).is_file() or (STEP.fullmatch(path.name) and path.is_dir()):
+    is_run = (path / "config.json").exists() or (path / "checkpoints").is_dir()
+    if ((path / commit.MANIFEST).is_file() and not is_run) or (STEP.fullmatch(path.name) and path.is_dir()):
         return path
     return next(reversed(checkpoints(path)), None)
 
@@ -181,7 +183,7 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
     for torn in commit.partials(run / "checkpoints", "step-"):
         say(f"note: {torn.name} was never finished; it is passed over and removed")
     latest = run / "checkpoints" / LATEST
-    named = latest.read_text().strip() if latest.is_file() else ""
+    named = named_by(latest)
     aside = sorted(f.name for f in latest.parent.glob(f"{ABANDONED}*"))
     every, named, aside = dist.from_first((checkpoints(run), named, aside))
     if named and named not in [f.name for f in every]:
@@ -207,6 +209,11 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def named_by(latest: Path) -> str:
+    """The name in LATEST, whatever has become of it; empty where there is none."""
+    return latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+
+
 def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
     """Restores weights, optimizers and random states on every rank. A rank that the saved run did not have draws from
     states of its own, made of the seed."""
@@ -224,11 +231,15 @@ def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
 
 
 def state_of(folder: Path) -> TrainState:
-    return TrainState(**json.loads((folder / "state.json").read_text()))
+    """Raises UserError where another version of ds_rag says more, or something else."""
+    file, versions = folder / "state.json", (commit.read_manifest(folder) or {}).get("versions")
+    by = versions.get("ds_rag") if isinstance(versions, dict) else None
+    return run_files.record(TrainState, run_files.read_json(file, dict), file, by)
 
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
     """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
+    stopping.phase(f"loading the checkpoint {folder.name}")
     held = {f.name for f in folder.iterdir() if f.is_dir()}
     if held != set(engines.learning):  # one held but frozen now would start from its first weights
         raise UserError(
@@ -249,24 +260,22 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
             ) from None
 
 
-def export(run: Path, engines: Engines, cards: dict[str, str]) -> None:
-    """`run/retriever` for sentence-transformers and `run/generator` for transformers, each with its card.
+def export(place: Path, engines: Engines, cards: dict[str, str]) -> None:
+    """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
 
-    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises RunError on every rank where it could
+    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank where it could
     not.
     """
+    stopping.phase("exporting the models")
     first, failure = dist.rank() == 0, None
 
     def write(folder: Path, saved: Any, state: Any, card: str) -> None:
         saved.save(folder, state)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        faults.point("export_model")
 
     for name, module in engines.modules.items():
         state = engines.whole_state(name, keep=first)
         if first and failure is None:
-            failure = commit.attempt(partial(write, run / name, module, state, cards[name]))
-    try:
-        commit.agree("a model", failure)
-    except OSError as error:
-        fix = "free some, then --resume auto, which goes on from the last checkpoint"
-        raise not_written("the trained models", error, run, fix) from None
+            failure = commit.attempt(partial(write, place / name, module, state, cards[name]))
+    commit.agree("a model", failure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -13,11 +14,13 @@ from pathlib import Path
 import ds_rag
 from ds_rag import lock, stopping
 from ds_rag.config import DataConfig
+from ds_rag.config.bounds import ITEMS, above, inner_share, real, whole
 from ds_rag.errors import UserError, choose
-from ds_rag.flags import build_parser, parse, parse_strictly, reading_parser
-from ds_rag.launched import adopt_srun, forbid_pickles
+from ds_rag.flags import add_number, build_parser, parse, parse_strictly, reading_parser
+from ds_rag.launched import adopt_srun, check_launch, forbid_pickles
 from ds_rag.log import capture, run_command
 from ds_rag.run_folder import claim as claim_folder
+from ds_rag.terminal import flush_standard_streams, guard_standard_streams
 
 
 def train(argv: Sequence[str]) -> int:
@@ -36,6 +39,14 @@ def train(argv: Sequence[str]) -> int:
     return run(config, folder, console)
 
 
+def together(name: str, run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """A command that several ranks may share: one that waits in vain for another names the command."""
+    from ds_rag.halting import naming
+
+    with naming(name):
+        return run(args)
+
+
 def evaluate(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag evaluate", "Score a run, or a pair of model folders, on held-out rows.")
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
@@ -44,7 +55,7 @@ def evaluate(argv: Sequence[str]) -> int:
     args = parse_strictly(parser, argv)
     from ds_rag.measure import main as run
 
-    return run(args)
+    return together("ds-rag evaluate", run, args)
 
 
 def index(argv: Sequence[str]) -> int:
@@ -55,7 +66,7 @@ def index(argv: Sequence[str]) -> int:
         lock.hold(Path(args.run))  # RUN/index is written; a training run would too
     from ds_rag.reindex import main as run
 
-    return run(args)
+    return together("ds-rag index", run, args)
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -94,24 +105,25 @@ def mine(argv: Sequence[str]) -> int:
     parser = reading_parser("ds-rag mine", "Write rows with hard negatives, found by a retriever.")
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the rows to mine for")
     parser.add_argument("--out", required=True, help="the JSONL file to write")
-    parser.add_argument("--negatives", type=int, default=7, help="mined for each row, at most (default: 7)")
-    parser.add_argument("--depth", type=int, default=50, help="passages looked at for each row (default: 50)")
-    parser.add_argument(
-        "--margin", type=float, default=0.95, help="most of the positive's score (default: 0.95; inf: off)"
+    add_number(parser, "negatives", whole(1, ITEMS), "mined for each row, at most (default: 7)", 7)
+    add_number(parser, "depth", whole(1, ITEMS), "passages looked at for each row (default: 50)", 50)
+    add_number(
+        parser, "margin", above(0, 1e6, math.inf), "most of the positive's score (default: 0.95; inf: off)", 0.95
     )
-    parser.add_argument("--absolute_margin", type=float, help="least distance below the positive's score")
-    parser.add_argument("--max_score", type=float, help="highest score of a negative")
-    parser.add_argument("--posterior", type=float, help="highest share of p(passage | query, answer), by the generator")
+    add_number(parser, "absolute_margin", real(0, 1e9), "least distance below the positive's score")
+    add_number(parser, "max_score", real(-1e9, 1e9), "highest score of a negative")
+    add_number(parser, "posterior", inner_share(), "highest share of p(passage | query, answer), by the generator")
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     parser.add_argument("--json", help="write the counts to this file too")
     args = parse_strictly(parser, argv)
     from ds_rag.mine import main as run
 
-    return run(args)
+    return together("ds-rag mine", run, args)
 
 
 def check(argv: Sequence[str]) -> int:
-    of_texts = {"retriever", "generator", "query_prefix", "passage_prefix", "prompt_template", "chat_template"}
+    of_texts = {"retriever", "generator", "query_prefix", "passage_prefix"}
+    of_texts |= {"prompt_template", "chat_template", "prompt_version"}
     of_rows = {f.name for f in fields(DataConfig)} - {"train_data", "on_bad_row", "assume_first_positive", "world_seed"}
     only = of_texts | of_rows | {"trust_remote_code"}
     about = "Report every bad row, what repeats, labels, lengths and overlap; 1 is returned where rows are bad or none."
@@ -125,10 +137,12 @@ def check(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
+    from ds_rag import export, run_files
     from ds_rag.report import write_report
 
     if len(argv) != 1 or not Path(argv[0]).is_dir():
         raise UserError("usage: ds-rag report RUN", found=" ".join(argv) or "nothing", expected="a run's folder")
+    export.ready(Path(argv[0]), only={run_files.CONFIG, run_files.RESULTS})
     print(write_report(Path(argv[0])))
     return 0
 
@@ -155,19 +169,26 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 after a message about what to mend."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    guard_standard_streams()
+    try:
+        return answer(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        flush_standard_streams()
+
+
+def answer(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: ds-rag COMMAND ...   (ds-rag COMMAND --help)\n")
+        print("usage: ds-rag COMMAND ...   (ds-rag COMMAND --help)\n       ds-rag --version\n")
         print("\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()))
         return 0
     if argv[0] == "--version":
         print(ds_rag.__version__)
         return 0
-
     forbid_pickles()
 
     def body() -> int:
         adopt_srun()  # a command must know its rank before it claims a folder
+        check_launch(os.environ)
         return choose(COMMANDS, argv[0], "command")[0](argv[1:])
 
     return run_command(body, debug="--debug" in argv)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_rag import dist, faults
+from ds_rag import dist, faults, stopping
 from ds_rag.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -62,14 +62,16 @@ def partials(parent: Path, name: str = "") -> list[Path]:
     return sorted(f for f in parent.glob(f"*{PARTIAL}*") if f.name.startswith(name) and f.is_dir())
 
 
-def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None = None) -> None:
+def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None = None, apart: str = "") -> None:
     """`folder` becomes `final`, which it replaces. A collective; `facts` are rank 0's and go into the manifest.
 
-    failure: what went wrong on this rank while it wrote. Raises OSError on every rank where any failed: then `folder`
-    is removed, and what was there before stays.
+    failure: what went wrong on this rank while it wrote. apart: a folder within that has a manifest of its own, and is
+    not in this one. Raises OSError on every rank where any failed: then `folder` is removed, and what was there before
+    stays.
     """
     agree(final.name, failure, folder)
-    names = dist.from_first([f.relative_to(folder).as_posix() for f in sorted(folder.rglob("*")) if f.is_file()])
+    found = [f.relative_to(folder) for f in sorted(folder.rglob("*")) if f.is_file()]
+    names = dist.from_first([f.as_posix() for f in found if f.parts[0] != apart])
     mine: dict[str, dict[str, Any]] = {}
     try:
         for name in names[dist.rank() :: dist.world()]:
@@ -199,8 +201,9 @@ def seal_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def damages(folder: Path) -> list[Damage]:
-    """What is wrong with a sealed folder: empty where all is well. Reads every file."""
+def damages(folder: Path, hashes: bool = True) -> list[Damage]:
+    """What is wrong with a sealed folder: empty where all is well. Reads every file; without `hashes` the manifest
+    alone, and of the others the size."""
     manifest = read_manifest(folder)
     if manifest is None:
         found = "one that is damaged" if (folder / MANIFEST).is_file() else "none"
@@ -214,7 +217,7 @@ def damages(folder: Path) -> list[Damage]:
             wrong.append(Damage(name, "no such file", f"{entry.get('size')} bytes"))
         elif path.stat().st_size != entry.get("size"):
             wrong.append(Damage(name, f"{path.stat().st_size} bytes", f"{entry.get('size')} bytes"))
-        elif (found := measure(path)["sha256"]) != entry.get("sha256"):
+        elif hashes and (found := measure(path)["sha256"]) != entry.get("sha256"):
             wrong.append(Damage(name, f"sha256 {found}", f"sha256 {entry.get('sha256')}"))
     return wrong
 
@@ -228,6 +231,7 @@ def contained(folder: Path, name: object) -> bool:
 
 def damages_on_ranks(folder: Path) -> list[Damage]:
     """`damages`, found by rank 0 and known to all: no rank opens what another found wrong. A collective."""
+    stopping.phase(f"checking the files of {folder.name}")
     return dist.from_first(damages(folder) if dist.rank() == 0 else None)
 
 

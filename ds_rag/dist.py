@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +19,54 @@ import torch
 import torch.distributed as torch_dist
 
 from ds_rag.launched import set_launch_defaults
+from ds_rag.meeting import Meeting, not_met, say_on_standard_error
 
 BEAT = 5.0  # seconds at most between two meetings of ranks that wait for one
 _timeout = 60 * 30.0  # seconds that a collective is waited for, as the ranks were started
 
 
-def start(timeout_minutes: float = 30, engines: bool = True) -> torch.device:
+def start(
+    timeout_minutes: float = 30,
+    engines: bool = True,
+    say: Callable[[str], None] = say_on_standard_error,
+    look: Callable[[], None] = lambda: None,
+) -> torch.device:
     """Joins the process group (NCCL with a GPU, else gloo) and returns this rank's device.
 
-    Without engines DeepSpeed is left out of it: it would take seconds to import and speak on the console.
+    Without engines DeepSpeed is left out of it: it would take seconds to import and speak on the console. say, look: of
+    a wait for other ranks (meeting.py). Raises RankError where they do not come.
     """
     global _timeout
     set_launch_defaults()
     share_cores()
     _timeout = 60 * timeout_minutes
     if not torch_dist.is_initialized():
-        backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", datetime.timedelta(minutes=timeout_minutes)
-        if engines:
-            import deepspeed
-
-            # Only inference_all_reduce needs this operator, and building it wants a compiler and minutes.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False)
-        else:
-            torch_dist.init_process_group(backend, timeout=timeout)
+        met = None  # kept until the group is made
+        if int(os.environ["WORLD_SIZE"]) > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            met = Meeting(timeout_minutes, say, look).wait()  # torchrun's ranks have met
+        try:
+            join(timeout_minutes, engines)
+        except torch_dist.DistError as error:
+            address = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+            raise not_met(error, address) from None
+        del met
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", own_gpu(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
+
+
+def join(timeout_minutes: float, engines: bool) -> None:
+    backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", datetime.timedelta(minutes=timeout_minutes)
+    if engines:
+        import deepspeed
+
+        # Only inference_all_reduce needs this operator, and building it wants a compiler and minutes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False)
+    else:
+        torch_dist.init_process_group(backend, timeout=timeout)
 
 
 def start_if_several() -> None:

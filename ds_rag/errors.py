@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
+BEGUN = re.compile(r"(?<=\n)(?=\S)")  # a further line that is not indented
 
 
 class UserError(Exception):
@@ -16,14 +18,13 @@ class UserError(Exception):
 
     def __init__(self, message: str, *, found: object = None, expected: object = None, fix: str | None = None):
         self.message, self.found, self.expected, self.fix = message, found, expected, fix
-        lines = [message]
-        if found is not None:
-            lines.append(f"  found:    {found}")
-        if expected is not None:
-            lines.append(f"  expected: {expected}")
-        if fix is not None:
-            lines.append(f"  to mend:  {fix}")
-        super().__init__("\n".join(lines))
+        fields = {"": message, "  found:    ": found, "  expected: ": expected, "  to mend:  ": fix}
+        # Lines within a field are indented: what it quotes of a file cannot look like a message of its own.
+        super().__init__("\n".join(b + BEGUN.sub("    ", str(text)) for b, text in fields.items() if text is not None))
+
+
+class LaunchError(UserError):
+    """How this process was started. Each tells of it itself: which of them is the first is not known."""
 
 
 class RunError(UserError):

@@ -139,7 +139,7 @@ class Evaluator:
         return retrieval_metrics(
             [[self.data.ids[n] for n in numbers[r][k]] for r, k in zip(rows, kept, strict=True)],
             [scores[r][k] for r, k in zip(rows, kept, strict=True)],
-            [{self.data.ids[p]: g for p, g in self.data.evaluation[r].qrels.items()} for r in rows],
+            [self.data.qrels(self.data.evaluation[r]) for r in rows],
             corpus_size=len(self.corpus),
             ks=KS,
         )
@@ -176,7 +176,7 @@ class Evaluator:
         """What the passages are worth: answers without any (closed book), and from the labelled ones (gold)."""
         if not self.with_answers:
             raise UserError("controls need a generator and rows with answers", fix="leave --controls out")
-        rows = [n for n in self.data.labelled if self.data.evaluation[n].answers]
+        rows = [n for n, row in enumerate(self.data.evaluation) if row.positives and row.answers]
         references = [list(self.data.evaluation[r].answers) for r in rows]
         gold: list[list[int]] = [[] for _ in self.data.evaluation]
         for r in rows:

@@ -12,7 +12,9 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ds_rag.config import ALIASES, BUILTIN, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
+from ds_rag.config import ALIASES, BUILTIN, OF_OWN_ROWS, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
+from ds_rag.config.bounds import Bounds, Number
+from ds_rag.config.recipe import read_recipe_lines
 from ds_rag.errors import UserError, nearest
 
 
@@ -31,8 +33,15 @@ def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
                 f"--config {known.recipe}: no training data",
                 expected="--train_data, as a flag or in the recipe",
             )
+        check_builtin(recipe | given)
         recipe = read_recipe(QUICKSTART) | recipe
     return build(recipe | given, explicit)
+
+
+def check_builtin(given: dict[str, Any], fix: str = "--train_data FILE trains on your own rows") -> None:
+    """Raises UserError for what speaks of the user's own rows where the built-in ones are taken."""
+    if idle := [f"--{name} {given[name]}" for name in OF_OWN_ROWS if given.get(name) is not None]:
+        raise UserError("the built-in rows are not the user's own", found=", ".join(idle), fix=fix)
 
 
 def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
@@ -59,27 +68,20 @@ def reading_parser(prog: str, description: str, run: str = "--run") -> argparse.
 
 
 def read_recipe(path: str) -> dict[str, Any]:
-    """The keys of a YAML recipe, each checked against its field's type."""
-    import yaml
-
-    file = find_file(path, "--config")
-    try:
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML", found=error) from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"--config {path}: not a mapping", found=type(loaded).__name__, expected="key: value lines")
-    values = {}
-    for key, value in loaded.items():
+    """The keys of a YAML recipe, each checked against its field's type. Raises UserError."""
+    values: dict[str, Any] = {}
+    for key, text in read_recipe_lines(find_file(path, "--config"), f"--config {path}").items():
         name = ALIASES.get(key, key)
         if name not in OWNER:
-            raise unknown_key(str(key), f"key in {path}", [*OWNER, *ALIASES])
-        values[name] = convert(name, value, f"{path}: {key}")
+            raise unknown_key(key, f"key in {path}", [*OWNER, *ALIASES])
+        if name in values:
+            raise UserError(f"--config {path}: a key twice", found=f"{name} and {key}", expected="one of them")
+        values[name] = convert(name, text, f"{path}: {key}")
     return values
 
 
-def convert(name: str, value: Any, where: str) -> Any:
-    """`value` (text from a flag, or anything YAML gives) as the type of field `name`."""
+def convert(name: str, value: str | None, where: str) -> Any:
+    """`value`, the text of a flag or of a recipe's line, as the type of field `name`."""
     section = SECTIONS[OWNER[name]]
     wanted = get_type_hints(section)[name]
     optional = type(None) in get_args(wanted)
@@ -89,17 +91,17 @@ def convert(name: str, value: Any, where: str) -> Any:
             return None
         raise UserError(f"{where}: empty", expected=kind.__name__)
     try:
-        if isinstance(value, (list, dict)):
-            raise TypeError
         if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
-        if kind is int and str(value) != str(int(value)):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        if kind is int and value != str(int(value)):
             raise ValueError
-        converted = kind(str(value).lower() if isinstance(value, bool) else value)
+        if kind is float and ("_" in value or not value.isascii()):
+            raise ValueError  # Python would read it
+        converted = kind(value)
         if kind is float and not math.isfinite(converted):
             raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{where}: wrong type", found=repr(value), expected=kind.__name__) from None
+    except (ValueError, KeyError):
+        raise UserError(f"{where}: wrong type", found=repr(value[:80]), expected=kind.__name__) from None
     choices = next(f for f in fields(section) if f.name == name).metadata["choices"]
     if choices and converted not in choices:
         close = nearest(str(converted), choices)
@@ -122,6 +124,13 @@ def unknown_key(name: str, what: str, known: Iterable[str], dashes: str = "") ->
 
 def _from_flag(name: str, text: str) -> Any:
     return convert(name, text, f"--{name}")
+
+
+def add_number(
+    parser: argparse._ActionsContainer, name: str, bounds: Bounds, text: str, default: float | None = None
+) -> None:
+    """A command's own flag whose value is a number within these bounds."""
+    parser.add_argument(f"--{name}", type=Number(name, bounds), default=default, help=text.replace("%", "%%"))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -56,5 +56,5 @@ class Guards:
         self.collapse.after_evaluation(step, retrieved)
 
     def warn(self, kind: str, text: str) -> None:
-        self.console.say(text, style="yellow")
+        self.console.say(text, style="yellow", lines=True)
         self.metrics.write("warning", self.step, {"about": kind, "text": text})

@@ -7,16 +7,31 @@ the stacks of all threads are written down.
 from __future__ import annotations
 
 import faulthandler
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ds_rag import dist, stopping
+from ds_rag.console import Console
 from ds_rag.errors import RankError
 from ds_rag.stopping import Stopped
 
 LOST = ("timed out", "connection closed", "connection reset", "socket", "gloo", "nccl", "peer")
+
+
+def meet(run: Path, minutes: float, console: Console) -> torch.device:
+    """Joins the other ranks; this rank's device. Raises Stopped on a rank that is asked to while it waits for them, and
+    RankError where they do not come."""
+    say = console.say if console.speaks else dist.say_on_standard_error
+    try:
+        device = dist.start(minutes, say=say, look=lambda: stopping.look(run))
+        dist.barrier()
+    except RuntimeError as error:
+        raise lost(error, "the start") or error from error
+    return device
 
 
 class Halt:
@@ -53,16 +68,7 @@ class Halt:
             raise Stopped(self.reason)
 
     def lost(self, error: RuntimeError) -> RankError | None:
-        """What to say of a collective that did not come to its end, or None if `error` is another."""
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if not any(word in str(error).lower() for word in LOST) or dist.world() == 1:
-            return None
-        return RankError(
-            f"rank {dist.rank()} waited in vain for another rank, in: {self.operation}",
-            found=text,
-            expected="all ranks alive and at the same place",
-            fix=f"{self.folder}/run*.log and stacks-rank*.txt say what the others did; --resume auto goes on",
-        )
+        return lost(error, self.operation, self.folder)
 
     def close(self) -> None:
         """Nothing is watched any more; a file without stacks goes."""
@@ -71,3 +77,30 @@ class Halt:
         path = Path(self.stacks.name)
         if path.exists() and not path.stat().st_size:
             path.unlink()
+
+
+def lost(error: RuntimeError, operation: str, run: Path | None = None) -> RankError | None:
+    """What to say of a collective that did not come to its end, or None if `error` is another. run: its folder, of a
+    training."""
+    if not any(word in str(error).lower() for word in LOST) or dist.world() == 1:
+        return None
+    logs = f"{run}/run*.log and stacks-rank*.txt say what the others did; --resume auto goes on"
+    return RankError(
+        f"rank {dist.rank()} waited in vain for another rank, in: {operation}",
+        found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+        expected="all ranks alive and at the same place",
+        fix=logs if run else "see what the others say, then again",
+    )
+
+
+@contextmanager
+def naming(operation: str) -> Iterator[None]:
+    """For ranks without a run's folder: who waits in vain says what for. Raises RankError."""
+    now = [operation]
+    stopping.agree_by(None, lambda name: now.append(name))
+    try:
+        yield
+    except RuntimeError as error:
+        raise lost(error, now[-1]) or error from error
+    finally:
+        stopping.agree_by(None)

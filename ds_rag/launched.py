@@ -11,8 +11,10 @@ import re
 import socket
 from collections.abc import Mapping
 
-from ds_rag.errors import UserError
+from ds_rag.errors import LaunchError, UserError
 
+# The variables that are numbers, and the least value of each.
+NUMBERS = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
 PORTS = range(20000, 32000)  # services are below, the ports that outgoing connections take begin at 32768
 
 
@@ -22,13 +24,48 @@ def set_launch_defaults() -> None:
     A world of one meets nobody: an address in its environment, as in a batch job's, is for others to meet at.
     """
     adopt_srun()
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    given = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    if given and (os.environ["WORLD_SIZE"] != "1" or {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()):
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     single = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
     os.environ.update({k: str(v) for k, v in single.items()} | {"MASTER_ADDR": "127.0.0.1"})
+
+
+def check_launch(env: Mapping[str, str]) -> None:
+    """Raises LaunchError where these variables are no numbers, or contradict each other. To be called before any of
+    them is read."""
+    number, wrong = {}, []
+    for name, least in NUMBERS.items():
+        if name in env and re.fullmatch("[0-9]{1,9}", env[name]) and int(env[name]) >= least:
+            number[name] = int(env[name])
+        elif name in env:
+            wrong.append(f"{name}={env[name]!r} is no whole number from {least} on")
+    world, rank = number.get("WORLD_SIZE", 1), number.get("RANK")
+    here = number.get("LOCAL_WORLD_SIZE", number.get("LOCAL_SIZE", world))
+    if not wrong:
+        if "WORLD_SIZE" not in env and rank:
+            wrong.append(f"RANK={rank} without WORLD_SIZE")
+        elif rank is not None and rank >= world:
+            wrong.append(f"RANK={rank} is not below WORLD_SIZE={world}")
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
+        if world > 1 and missing:
+            wrong.append(f"WORLD_SIZE={world} without {', '.join(missing)}")
+        if here > world:
+            wrong.append(f"LOCAL_WORLD_SIZE={here} is more than WORLD_SIZE={world}")
+        if rank is not None and number.get("LOCAL_RANK", 0) >= here:
+            wrong.append(f"LOCAL_RANK={number['LOCAL_RANK']} is not below {here}, the ranks of this host")
+        if number.get("MASTER_PORT", 1) > 65535:
+            wrong.append(f"MASTER_PORT={number['MASTER_PORT']} is no port")
+    if wrong:
+        raise LaunchError(
+            "the variables by which a launcher tells a process its rank cannot be right",
+            found="; ".join(wrong),
+            expected="all of them as torchrun, deepspeed or srun set them, or none",
+            fix=f"start by one of these; for a single process: unset {' '.join([*NUMBERS, 'MASTER_ADDR'])}",
+        )
 
 
 def forbid_pickles() -> None:
@@ -39,7 +76,10 @@ def forbid_pickles() -> None:
 
 def adopt_srun() -> None:
     """One of several tasks of `srun` becomes a rank. Raises UserError where they have no address to meet at."""
-    ranks = from_srun(os.environ)
+    try:
+        ranks = from_srun(os.environ)
+    except (KeyError, ValueError, IndexError) as error:
+        raise LaunchError("Slurm's variables of this step are not whole", found=repr(error), fix="srun ...") from None
     os.environ.update(ranks)  # first: of the ranks that meet a mistake one speaks
     if ranks:
         os.environ.update(meeting_point(os.environ))

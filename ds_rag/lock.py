@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ds_rag.errors import UserError
@@ -61,6 +62,18 @@ def let_go(path: str, pid: int) -> None:
         with contextlib.suppress(OSError):
             os.unlink(path)
     os.close(descriptor)
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Holds `folder` inside the block; a process that held it before goes on holding it."""
+    held = str(folder.resolve() / FILE) in _held
+    hold(folder)
+    try:
+        yield
+    finally:
+        if not held:
+            release(folder)
 
 
 def release(folder: Path) -> None:

@@ -12,116 +12,26 @@ import json
 import logging
 import math
 import os
+import resource
+import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-)
-from rich.table import Table
+from ds_rag.console import Console as Console
+from ds_rag.console import duration as duration
+from ds_rag.errors import LaunchError, RankError, UserError
+from ds_rag.masking import printable
+from ds_rag.terminal import guarded
 
-from ds_rag.errors import RankError, UserError
-from ds_rag.masking import masked
-
-Item = TypeVar("Item")
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
-QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
+INTERRUPTED = 128 + signal.SIGINT  # a shell's exit code for it
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _terminal_error: IO[str] | None = None  # the real standard error, once `capture()` has sent 2 to the log
 _log_file: Path | None = None  # where 1 and 2 point since then
-
-
-class Console:
-    """Rank 0's voice: lines, tables, progress with rate and time left. Other ranks are silent."""
-
-    def __init__(self, stream: IO[str] | None = None, speaks: bool = True):
-        width = None if (stream or sys.stdout).isatty() else 110
-        self.rich = RichConsole(file=stream or sys.stdout, width=width, quiet=not speaks, highlight=False)
-        self.speaks = speaks
-
-    def say(self, text: str, style: str | None = None) -> None:
-        """Prints text as it is: brackets and control codes in data are not markup."""
-        self.rich.print(escape(printable(text)), style=style, soft_wrap=True)
-
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        table = Table(title=title, title_justify="left")
-        for n, name in enumerate(columns):
-            table.add_column(name, justify="left" if n == 0 else "right")
-        for row in rows:
-            table.add_row(*(escape(printable(cell)) for cell in row))
-        self.rich.print(table)
-
-    def progress(self, total: int, what: str, done: int = 0, unit: str = "step") -> Meter:
-        return Meter(self, total, what, done, unit)
-
-    def track(self, items: Iterable[Item], total: int, what: str, unit: str = "text") -> Iterator[Item]:
-        """Yields the items, showing progress by one each."""
-        with self.progress(total, what, unit=unit) as meter:
-            for item in items:
-                yield item
-                meter.advance(1)
-
-
-class Meter:
-    """A progress bar on a terminal; a line every ten seconds elsewhere."""
-
-    def __init__(self, console: Console, total: int, what: str, done: int, unit: str):
-        self.console, self.total, self.what, self.done = console, total, what, done
-        self.unit = f" {unit}" if unit else ""
-        self.begin = self.last_line = time.monotonic()
-        self.first, self.note = done, ""
-        self.bar: Progress | None = None
-        if console.rich.is_terminal and console.speaks:
-            self.bar = Progress(
-                BarColumn(bar_width=8 if console.rich.width < 100 else 24),  # 80 columns hold the whole line
-                TextColumn("{task.description}"),
-                console=console.rich,
-                transient=True,
-                redirect_stdout=False,  # else the libraries' lines reach the terminal while a bar is live
-                redirect_stderr=False,
-            )
-            self.task = self.bar.add_task(what, total=total, completed=done)
-
-    def __enter__(self) -> Meter:
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def advance(self, by: int, note: str | None = None) -> None:
-        """`note` is the live text beside the bar, such as the loss."""
-        self.done += by
-        self.note = self.note if note is None else note
-        now = time.monotonic()
-        if self.bar:
-            self.bar.update(self.task, completed=self.done, description=escape(self.line(now)))
-        elif now - self.last_line > QUIET_LINE_SECONDS:
-            self.last_line = now
-            self.console.say(self.line(now))
-
-    def line(self, now: float) -> str:
-        """What, how far, how fast, how long still, and the live text."""
-        rate = (self.done - self.first) / max(now - self.begin, 1e-9)
-        left = duration((self.total - self.done) / max(rate, 1e-9))
-        return f"{self.what} {self.done}/{self.total}  {rate:.1f}{self.unit}/s  {left} left  {self.note}".rstrip()
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit that still tells something."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Metrics:
@@ -133,11 +43,15 @@ class Metrics:
         """resumed_at: lines of later steps are taken back, for they come again; None: a new run. refreshed: the last
         step whose index stage was done when that checkpoint was saved."""
         self.file = None
+        self.unread = 0  # lines that a resumed run found damaged; the file as it was is then metrics.jsonl.damaged
         if folder:
-            kept = lines_up_to(folder / "metrics.jsonl", resumed_at, refreshed) if resumed_at is not None else []
+            path = folder / "metrics.jsonl"
+            kept, self.unread = lines_up_to(path, resumed_at, refreshed) if resumed_at is not None else ([], 0)
+            if self.unread:
+                os.replace(path, path.with_name(f"{path.name}.damaged"))
             part = folder / "metrics.jsonl.tmp"
             part.write_text("".join(kept), encoding="utf-8")
-            os.replace(part, folder / "metrics.jsonl")
+            os.replace(part, path)
             self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.board = None
         if folder and report_to == "tensorboard":
@@ -168,24 +82,21 @@ class Metrics:
             self.board.close()
 
 
-def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> list[str]:
-    """Lines of steps up to this one, without this one's index stage where that is done again; one that a crash has cut
-    short is none."""
+def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> tuple[list[str], int]:
+    """Lines of steps up to this one, without this one's index stage where that is done again; and how many could not be
+    read, but for a last one that a crash has cut short."""
     again = INDEX_STAGE if refreshed is not None and refreshed < step else ()
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []:
-        try:
-            entry = json.loads(line)
-            if entry["step"] <= step and line.endswith("\n") and not (entry["step"] == step and entry["kind"] in again):
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+    kept, unread = [], 0
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+        if not line.endswith(b"\n"):
             continue
-    return kept
-
-
-def printable(text: str) -> str:
-    """Without control characters, which a passage could use to write over the terminal, and without credentials."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in masked(text))
+        try:
+            entry = json.loads(line.decode("utf-8"))
+            if entry["step"] <= step and not (entry["step"] == step and entry["kind"] in again):
+                kept.append(line.decode("utf-8"))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            unread += 1
+    return kept, unread
 
 
 def redirect(folder: Path, rank: int) -> None:
@@ -209,8 +120,6 @@ def redirect(folder: Path, rank: int) -> None:
 
 def memory_gb() -> float:
     """Peak memory of this process so far, in GB: of the GPU where there is one, else resident."""
-    import resource
-
     import torch
 
     if torch.cuda.is_available():
@@ -226,7 +135,7 @@ def capture(folder: Path, rank: int) -> Console:
     global _terminal_error
     sys.stdout.flush()
     sys.stderr.flush()
-    terminal, _terminal_error = (os.fdopen(os.dup(stream), "w", encoding="utf-8", buffering=1) for stream in (1, 2))
+    terminal, _terminal_error = (copy_of(stream) for stream in (1, 2))
     redirect(folder, rank)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.captureWarnings(True)
@@ -236,11 +145,18 @@ def capture(folder: Path, rank: int) -> Console:
     def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         into_log(printable("".join(traceback.format_exception(kind, error, trace))))
         if not issubclass(kind, KeyboardInterrupt):
-            loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip())
+            loud.say("".join(traceback.format_exception(kind, error, trace)).rstrip(), lines=True)
         loud.say(f"rank {rank} stopped: {kind.__name__}; the libraries' messages are in {_log_file}")
 
     sys.excepthook = report
     return console
+
+
+def copy_of(descriptor: int) -> IO[str]:
+    """The console as it is now, in its own encoding. When it takes nothing more, the log says so."""
+    encoding = (sys.stdout, sys.stderr)[descriptor - 1].encoding or "utf-8"
+    stream = os.fdopen(os.dup(descriptor), "w", encoding=encoding, buffering=1)
+    return guarded(stream, lambda error: into_log(f"the console takes nothing more ({error}); the work goes on"))
 
 
 def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
@@ -253,18 +169,29 @@ def run_command(body: Callable[[], int | None], debug: bool = False) -> int:
         try:
             return body() or 0
         except OSError as error:
-            if debug or error.errno not in OF_THE_DISK:
+            if debug or error.errno not in (*OF_THE_DISK, *TOO_MANY_FILES):
                 raise
-            raise of_the_disk(error) from None
+            raise (of_the_disk if error.errno in OF_THE_DISK else of_open_files)(error) from None
     except UserError as error:
         if debug:
             raise
-        message = printable(f"error: {error}")
-        if _terminal_error:
-            into_log(message)
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
-            print(message, file=_terminal_error or sys.stderr)
+        tell(f"error: {error}", by_all=isinstance(error, (RankError, LaunchError)))
         return error.code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
+        tell("stopped (Ctrl-C)")
+        return INTERRUPTED
+
+
+def tell(text: str, by_all: bool = False) -> None:
+    """A command's last word, on standard error: rank 0's, or every rank's."""
+    message = printable(text)
+    if _terminal_error:
+        into_log(message)
+    if by_all or os.environ.get("RANK", "0") == "0":
+        print(message, file=_terminal_error or guarded(sys.stderr))
 
 
 def of_the_disk(error: OSError) -> RankError:
@@ -275,6 +202,16 @@ def of_the_disk(error: OSError) -> RankError:
         found=error.strerror,
         expected="room, and a disk that can be written",
         fix="see to that, then again: training goes on with --resume auto, where it has saved a checkpoint",
+    )
+
+
+def of_open_files(error: OSError) -> RankError:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return RankError(
+        f"{error.filename or 'a file'}: cannot be opened beside the others",
+        found=f"{error.strerror}; `ulimit -n` allows {limit}",
+        expected="1024, and 4 more for each rank",
+        fix="ulimit -n 4096, then again",
     )
 
 

@@ -7,9 +7,12 @@ from dataclasses import asdict
 
 from ds_rag import dist
 from ds_rag.config import BUILTIN
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import read_evaluation
 from ds_rag.errors import UserError
 from ds_rag.evaluate import Evaluator, tokenize_evaluation
+from ds_rag.flags import check_builtin
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.log import Console
 from ds_rag.saved import open_saved, write_json
 
@@ -23,9 +26,11 @@ def main(args: argparse.Namespace) -> int:
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and saved.run is not None
     if not builtin and config.data.eval_data is None:
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
+    if builtin:
+        check_builtin(vars(args), "--data FILE evaluates on your own rows")
     data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
-    for notice in data.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(data.notices, console)
+    check_factory(config.stage.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
     evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage, console)
     result = evaluator.run(progress=True)

@@ -6,6 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from ds_rag import export
 from ds_rag.errors import UserError
 from ds_rag.log import Console
 from ds_rag.models.adapters import ADAPTER_FILE
@@ -18,6 +19,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("no run to merge", expected="--run RUN")
     run = Path(args.run)
     out = Path(args.out) if args.out else run / "merged"
+    export.ready(run, hashes=False)
     names = [name for name in ("retriever", "generator") if any((run / name).rglob(ADAPTER_FILE))]
     if not names:
         raise UserError(f"{run}: nothing to merge", found="whole models", expected=f"{ADAPTER_FILE} in one of them")

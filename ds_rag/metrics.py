@@ -7,12 +7,15 @@ library sees them.
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ds_rag.errors import UserError
 
+NUMBER = re.compile(r"[-+\u2212]?(\d[\d,]*(\.\d*)?|\.\d+)")
 TIE = 1e-6  # scores closer than this share of the row's largest |score| are equal; float32 has about 7 digits
 
 
@@ -60,16 +63,13 @@ def retrieval_metrics_per_query(
         top_ids: for each query the retrieved passage ids, without repeats, in any order.
         top_scores: their scores, higher is better.
         qrels: for each query {passage id: grade}; relevant is a grade above 0. nDCG uses the grade as its
-            gain.
+            gain. A query of which nothing is relevant scores 0, as in trec_eval.
         corpus_size: number of passages that could have been retrieved.
         ks: cutoffs.
 
     recall@k: share of the relevant passages among the first k. hit@k: 1 if any is. mrr@10: reciprocal rank of
     the first, 0 below rank 10. Ties as in `pessimistic_ranking`; the formulas are trec_eval's, by
     ir_measures.
-
-    Raises:
-        UserError: a query without a relevant passage.
     """
     from ir_measures import RR, Qrel, R, ScoredDoc, Success, iter_calc, nDCG
 
@@ -78,13 +78,6 @@ def retrieval_metrics_per_query(
     names |= {RR @ 10: "mrr@10", nDCG @ 10: "ndcg@10"}
     judged, run = [], []
     for q, (ids, scores, grades) in enumerate(zip(top_ids, top_scores, qrels, strict=True)):
-        if not any(grade > 0 for grade in grades.values()):
-            raise UserError(
-                f"query {q} has no relevant passage, so its recall is undefined",
-                found=f"grades {dict(grades)}",
-                expected="at least one passage with a grade above 0",
-                fix="leave the query out of the evaluation, or label its passage",
-            )
         judged += [Qrel(str(q), doc, int(grade)) for doc, grade in grades.items()]
         ranked = pessimistic_ranking(ids, scores, grades, corpus_size)
         run += [ScoredDoc(str(q), doc, float(len(ranked) - rank)) for rank, doc in enumerate(ranked)]
@@ -109,9 +102,10 @@ def retrieval_metrics(
 def answer_metrics_per_row(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """exact_match, f1 and rougeL, one value in 0..1 per row, the best over the row's references.
 
-    exact_match and f1 follow SQuAD: case, punctuation, articles and extra blanks do not count. rougeL is the
-    F-measure of the longest common subsequence over lower-cased runs of [a-z0-9], as in Google's rouge_score,
-    without stemming (so it is 0 for other scripts). Both are torchmetrics' own, well kept and needing no
+    exact_match and f1 follow SQuAD: case, punctuation, articles and extra blanks do not count. Where that leaves
+    nothing of both sides, or takes the sign or point that tells two numbers apart, they are compared as `same_answer`
+    does. rougeL is the F-measure of the longest common subsequence over lower-cased runs of [a-z0-9], as in Google's
+    rouge_score, without stemming (so it is 0 for other scripts). Both are torchmetrics' own, well kept and needing no
     download; only its ROUGE-Lsum would need nltk.
 
     Raises:
@@ -124,13 +118,38 @@ def answer_metrics_per_row(predictions: Sequence[str], references: Sequence[Sequ
     for i, (prediction, known) in enumerate(zip(predictions, references, strict=True)):
         if isinstance(known, str) or not known:
             raise UserError(f"row {i} needs a list of reference answers", found=repr(known))
-        truth = {"id": str(i), "answers": {"text": list(known), "answer_start": [0] * len(known)}}
-        scores = squad({"id": str(i), "prediction_text": prediction}, truth)  # type: ignore[arg-type]
+        bare = [same_answer(prediction, reference) for reference in known]
+        usual = [reference for reference, same in zip(known, bare, strict=True) if same is None]
+        exact = f1 = 100.0 * any(bare)
+        if usual:
+            truth = {"id": str(i), "answers": {"text": usual, "answer_start": [0] * len(usual)}}
+            scores = squad({"id": str(i), "prediction_text": prediction}, truth)  # type: ignore[arg-type]
+            exact, f1 = max(exact, float(scores["exact_match"])), max(f1, float(scores["f1"]))
         rouge = rouge_score([prediction], [list(known)], rouge_keys="rougeL", accumulate="best")
-        values["exact_match"][i] = float(scores["exact_match"]) / 100
-        values["f1"][i] = float(scores["f1"]) / 100
+        values["exact_match"][i], values["f1"][i] = exact / 100, f1 / 100
         values["rougeL"][i] = float(rouge["rougeL_fmeasure"])
     return values
+
+
+def same_answer(prediction: str, reference: str) -> bool | None:
+    """Whether two answers are the same that SQuAD's normalisation would confuse; None: it does not confuse them.
+
+    Where it leaves nothing of both (an option named "A", symbols) the words are compared with their articles, or else
+    the characters, case and outer blanks aside. Two numbers are compared by value: "-1.5" is not "15".
+    """
+    numbers = [text.strip() for text in (prediction, reference)]
+    if all(NUMBER.fullmatch(text) for text in numbers):
+        one, other = (float(text.replace(",", "").replace("\u2212", "-")) for text in numbers)
+        return None if one == other else False
+    words = [plain_words(text) for text in (prediction, reference)]
+    if any(set(some) - {"a", "an", "the"} for some in words):
+        return None
+    return words[0] == words[1] if all(words) else prediction.strip().casefold() == reference.strip().casefold()
+
+
+def plain_words(text: str) -> list[str]:
+    """Its words without case and ASCII punctuation, as SQuAD has them before it drops the articles."""
+    return text.lower().translate(str.maketrans("", "", string.punctuation)).split()
 
 
 def answer_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

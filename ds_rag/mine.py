@@ -22,15 +22,16 @@ from typing import IO, Any
 import numpy as np
 
 from ds_rag import dist
-from ds_rag.data.bad_rows import MINE, Reading
+from ds_rag.data.bad_rows import MINE, Reading, say_notices
 from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
-from ds_rag.data.statistics import plain
+from ds_rag.data.matching import overlaps
 from ds_rag.encode import encode, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.rows import Rows, Vectors
 from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.log import Console
@@ -51,12 +52,6 @@ class Limits:
     absolute_margin: float | None = None  # below the positive's score
     max_score: float | None = None
     posterior: float | None = None  # share of p(z|x,y)
-
-    def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise UserError("--margin: not a factor", found=self.margin, expected="more than 0; 'inf' for no margin")
-        if self.posterior is not None and not 0 < self.posterior < 1:
-            raise UserError("--posterior: not a share", found=self.posterior, expected="between 0 and 1")
 
 
 def faults(
@@ -135,9 +130,9 @@ class Miner:
         reasons = dict(zip(read, faults(scores, positive_scores_P, shares, self.limits), strict=True))
         if shares is not None and not example.positives:
             reasons[read[int(shares.argmax())]] = "posterior"
-        known = {plain(self.table.texts[n]) for n in example.positives}
+        known = [self.table.texts[n] for n in example.positives + example.also]
         for n in found:
-            if plain(self.table.texts[n]) in known:
+            if any(overlaps(self.table.texts[n], text) for text in known):
                 reasons[n] = "known_positive"
             elif n in example.negatives:
                 reasons[n] = "known_negative"
@@ -179,8 +174,8 @@ def main(args: argparse.Namespace) -> int:
     data = saved.config.data
     assert data.eval_data
     reading = reading_of(data)
-    rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading)
-    rows = rows[: data.max_eval_samples]
+    most = data.max_eval_samples
+    rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading, most)
     labelled = sum(bool(row.positives) for row in rows)
     if not labelled and limits.posterior is None:
         raise UserError(
@@ -239,8 +234,6 @@ def check(out: Path, args: argparse.Namespace) -> None:
     """Mistakes that show before any model is opened."""
     if "eval_data" not in args:
         raise UserError("no rows to mine for", expected="--data FILE or folder")
-    if args.negatives < 1 or args.depth < 1:
-        raise UserError("--negatives, --depth: too small", found=(args.negatives, args.depth), expected="1 or more")
     if out.is_dir() or (out.exists() and not args.overwrite):
         raise UserError("--out: exists already", found=out, expected="a new file", fix="--overwrite, or another name")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -263,8 +256,9 @@ def encode_corpus(
     if not corpus:
         raise UserError("no passages to mine from", found="rows without any passage", expected="--corpus FILE")
     table = assemble(corpus, rows, [], reading)
-    for notice in table.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(table.notices, console)
+    if stored is None:
+        check_factory(stage.index_factory, saved.retriever.hidden_size, table.corpus_size)
     known = len(corpus) if stored else 0
     tokens = tokenize_side(saved.retriever, "passage", table.texts[known:], console, "passages")
     vectors_nD = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)

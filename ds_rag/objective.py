@@ -68,8 +68,6 @@ class Objective:
             raise UserError(
                 "--prior pool: replug_lsr is not defined on passages left unscored", fix="--prior candidates"
             )
-        if not c.target_temperature > 0:
-            raise UserError("--target_temperature is a divisor", found=c.target_temperature, expected="> 0")
 
     def counts(self, batches: Sequence[Batch], prompt: Prompt | None) -> Counts:
         """What means are taken over, in these micro-batches; summed over ranks they cover the optimizer step."""
@@ -84,12 +82,16 @@ class Objective:
         return counts
 
     def select(self, scores_BN: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """(B, K) int64: labelled positives first, then the row's other passages, then the best of the pool."""
+        """(B, K) int64: labelled positives first, then the row's other passages, then positives of other rows with its
+        query, then the best of the pool."""
         N = scores_BN.shape[1]
         K = N if self.config.candidates == "all" else min(N, int(self.config.candidates))
         scores = scores_BN.detach()
         span = scores.max() - scores.min() + 1
-        chosen_BK = (scores + span * (batch.own_BN.float() + batch.positive_BN.float())).topk(K, dim=1).indices
+        rank_BN = batch.own_BN.float() + batch.positive_BN.float()
+        if batch.also_BN is not None:
+            rank_BN = rank_BN + (batch.own_BN | batch.also_BN).float()
+        chosen_BK = (scores + span * rank_BN).topk(K, dim=1).indices
         if batch.shares:  # ranks of unlike hardware must not choose apart
             return dist.from_first(chosen_BK.cpu()).to(scores.device)
         return chosen_BK
@@ -155,10 +157,11 @@ class Objective:
 
     def _infonce(self, scores_BN: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Summed over labelled pairs; symmetric: half over rows (passages of a query), half over columns."""
-        rows = infonce(scores_BN, batch.positive_BN).sum()
+        masks = batch.positive_BN, no_negatives(batch)
+        rows = infonce(scores_BN, *masks).sum()
         if not self.config.contrastive_symmetric:
             return rows
-        return (rows + infonce_columns(scores_BN, batch.positive_BN).sum()) / 2
+        return (rows + infonce_columns(scores_BN, *masks).sum()) / 2
 
     def _arguments(
         self, scores_BN: torch.Tensor, candidates_BK: torch.Tensor, logp_CA: torch.Tensor, batch: Batch
@@ -168,7 +171,8 @@ class Objective:
         scores_BK = scores_BN.gather(1, candidates_BK)
         args = (scores_BK, logp_CA.view(B, K, -1), batch.answer_mask_BT.to(scores_BN.device))
         if self.config.prior == "pool":
-            return args, {"log_prior_BK": log_prior(scores_BN).gather(1, candidates_BK)}
+            mask_BN = no_negatives(batch, candidates_BK)
+            return args, {"log_prior_BK": log_prior(scores_BN, mask_BN).gather(1, candidates_BK)}
         return args, {}
 
     def _positive_only(
@@ -185,6 +189,7 @@ class Objective:
             token_mask_BA,
             answer_mask_BA,
             positive_mask_BN=batch.positive_BN,
+            candidate_mask_BN=no_negatives(batch),
         )
         return {
             "lm": parts.lm_B.sum() * per["all_tokens"],
@@ -241,6 +246,15 @@ class Objective:
             "posterior_entropy": float(entropy(after).sum()),
             "uniform_entropy": B * math.log(K),
         }
+
+
+def no_negatives(batch: Batch, read_BK: torch.Tensor | None = None) -> torch.Tensor | None:
+    """(B, N) bool, False at positives of other rows with the same query, which a loss must not push down; None where
+    there are none. read_BK: columns that are candidates all the same, because the generator reads them."""
+    if batch.also_BN is None:
+        return None
+    mask_BN = ~batch.also_BN
+    return mask_BN if read_BK is None else mask_BN.scatter(1, read_BK, True)
 
 
 def list_candidates(batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:

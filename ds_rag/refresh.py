@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_rag import commit, dist, faults
+from ds_rag import commit, dist, faults, stopping
 from ds_rag.config import StageConfig
 from ds_rag.data.dataset import TokenTable
 from ds_rag.drift import choose_rows, drift, estimate, fit_map, move, sample_rows
@@ -218,6 +218,7 @@ def index_corpus(
 def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest) -> None:
     """Writes the index beside `folder`, all ranks together, and puts it in its place whole: until then an index that is
     there serves, and after a failure it still does. Raises RunError on every rank where one could not write."""
+    stopping.phase("writing the index")
 
     def write(part: Path) -> None:
         if manifest.shards:

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 from ds_rag import dist
+from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
 from ds_rag.data.source import Source, look
 from ds_rag.encode import tokenize_side
 from ds_rag.errors import UserError
+from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import describe, hash_model, read_passages
 from ds_rag.log import Console
 from ds_rag.refresh import Corpus, index_corpus, publish
@@ -35,8 +37,8 @@ def main(args: argparse.Namespace) -> int:
     source = look(args.corpus) if given else None  # of an index's own passages again: those of no file
     corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
     table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
-    for notice in table.notices:
-        console.say(f"note: {notice}", style="yellow")
+    say_notices(table.notices, console)
+    check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
     tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
     write(saved, tokens, table, Path(args.out) if args.out else own, console, source)
     dist.stop()

@@ -11,20 +11,19 @@ import html
 import io
 import json
 import math
-import re
 from collections.abc import Iterator
 from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ds_rag import run_files
 from ds_rag.errors import UserError
-from ds_rag.masking import masked
+from ds_rag.masking import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Curve = tuple[list[float], list[float]]  # steps, values
 
 # title -> (kind of line, beginnings of the keys to draw)
@@ -71,8 +70,9 @@ summary { cursor: pointer; } .label { display: inline-block; min-width: 84px; co
 
 
 def escape(text: str) -> str:
-    """For HTML, without control characters (a report is also looked at in a terminal) and without credentials."""
-    return html.escape(CONTROL.sub("�", masked(text)))
+    """For HTML, without credentials and without characters that act: some turn the order of a page's text, and a report
+    is also looked at in a terminal."""
+    return html.escape(printable(text, keep="\n\t"))
 
 
 def write_report(run_dir: Path) -> Path:
@@ -81,11 +81,12 @@ def write_report(run_dir: Path) -> Path:
     Returns: the path of the report.
     Raises: UserError when `run_dir` is no folder or holds neither metrics nor results.
     """
-    metrics_path, results_path = run_dir / "metrics.jsonl", run_dir / "results.json"
+    metrics_path, results_path = run_dir / run_files.METRICS, run_dir / run_files.RESULTS
     if not metrics_path.is_file() and not results_path.is_file():
         raise UserError("nothing to report", found=run_dir, expected="a run's folder with metrics.jsonl")
     metrics = read_metrics(metrics_path)
-    results, config = _read_object(results_path), _read_object(run_dir / "config.json")
+    results, file = run_files.figures(run_dir), run_dir / run_files.CONFIG
+    config = run_files.read_json(file, dict, run_files.AGAIN) if file.exists() else {}
     name = escape(run_dir.resolve().name)
     body = [
         f'<h1>{name}</h1>\n<div class="dim">ds_rag training run</div>',
@@ -127,15 +128,18 @@ def plot_curves(metrics_path: Path, out_png: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none for a missing file. A line cut off by a crash is passed over."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    """The lines of metrics.jsonl; none for a missing file. A line cut off by a crash is passed over. Raises UserError
+    where not one can be read."""
+    lines, every = [], path.read_bytes().splitlines() if path.is_file() else []
+    for text in every:
         try:
-            line = json.loads(text)
-        except ValueError:
+            line = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and _number(line.get("step")) is not None:
             lines.append(line)
+    if every and not lines:
+        raise UserError(f"{path}: damaged", found=f"{len(every)} lines, and no JSON object with a step among them")
     return lines
 
 
@@ -157,16 +161,6 @@ def curves(metrics: list[dict[str, Any]], kind: str, keys: tuple[str, ...], *, e
 def _number(value: object) -> float | None:
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if numeric else None  # type: ignore[arg-type]
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON", found=error) from error
-    return value if isinstance(value, dict) else {}
 
 
 def _section(title: str, content: str) -> str:
@@ -230,7 +224,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
 
 def _sample(sample: dict[str, Any]) -> str:
     gold = sample.get("gold") or []
-    gold = [gold] if isinstance(gold, str) else gold
+    gold = gold if isinstance(gold, list) else [gold]
     parts = [f'<p class="question">{escape(str(sample.get("query", "")))}</p>']
     fields = {
         "answer": sample.get("answer"),

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ds_rag import __version__, checkpoint, dist
+from ds_rag import __version__, checkpoint, commit, dist, export, run_files
 from ds_rag.assemble import Parts
 from ds_rag.cards import card, warmed
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.data.dataset import corpus_source
+from ds_rag.errors import not_written
 from ds_rag.evaluate import Evaluation
 from ds_rag.index.store import describe, hash_model
 from ds_rag.index_stage import IndexStage
@@ -46,8 +47,8 @@ def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -
         for name in ("retriever", "generator"):
             if getattr(config.model, name).startswith("config:") and name in sizes:
                 console.say(f"note: the {name} starts untrained, from {getattr(config.model, name)}", style="yellow")
-    if dist.rank() == 0:
-        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))
+    if dist.rank() == 0 and not export.exported(folder):  # else it belongs to the models there, until new ones come
+        commit.write_whole(folder / run_files.CONFIG, run_files.configuration_text(config))
 
 
 def leave(
@@ -60,16 +61,36 @@ def leave(
     console: Console,
     began: float,
 ) -> None:
-    """Writes models with their cards, index, results.json and report.html, and shows the outcome."""
+    """Writes models with their cards, index, results.json and config.json, which come to their places together, and
+    report.html; shows the outcome. Raises RunError on every rank where one could not write."""
     steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
     cards = {
         name: card(name, config, steps, result.metrics, facts(name, parts, config)) for name in parts.engines.modules
     }
-    checkpoint.export(folder, parts.engines, cards)
-    save_index(parts, config, index, folder)
-    if dist.rank() != 0:
-        return
-    results = {
+    linked = dist.from_first((folder / export.INDEX).is_symlink())  # to a disk with more room, perhaps
+    fix = "free some, then --resume auto, which goes on from the last checkpoint"
+    results = outcome(config, state, result, index)
+    try:
+        with export.staged(folder) as place:
+            checkpoint.export(place, parts.engines, cards)
+            model = hash_model(place / "retriever")
+            if not linked:
+                save_index(parts, config, index, place / export.INDEX, model)
+            results["seconds"] = round(time.monotonic() - began, 1)
+            failure = commit.attempt(lambda: write_figures(place, results, config)) if dist.rank() == 0 else None
+            commit.agree("the figures", failure)
+    except OSError as error:
+        raise not_written("the trained models", error, folder, fix) from None
+    if linked:
+        save_index(parts, config, index, folder / export.INDEX, model)
+    index.clear()
+    if dist.rank() == 0:
+        show(results, write_report(folder), console)
+
+
+def outcome(config: RunConfig, state: TrainState, result: Evaluation, index: IndexStage) -> dict[str, Any]:
+    """What results.json says."""
+    return {
         "before": state.before or {},
         "after": result.metrics,
         "samples": [asdict(s) for s in result.samples],
@@ -78,12 +99,14 @@ def leave(
         "skipped_steps": state.skipped,
         "refresh_stall_fraction": round(index.stall_fraction, 6),
         "loop_seconds": round(index.loop_seconds, 1),
-        "seconds": round(time.monotonic() - began, 1),
         "lm_warmup_steps": config.optim.lm_warmup_steps if warmed(config) else 0,
         "ds_rag": __version__,
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
-    show(results, write_report(folder), console)
+
+
+def write_figures(place: Path, results: dict[str, Any], config: RunConfig) -> None:
+    (place / run_files.RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (place / run_files.CONFIG).write_text(run_files.configuration_text(config), encoding="utf-8")
 
 
 def facts(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
@@ -98,18 +121,17 @@ def facts(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
     return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template}
 
 
-def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path) -> None:
-    """The last index, with what made it; all ranks together."""
+def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path, model: str) -> None:
+    """The last index, with what made it; all ranks together. model: the saved retriever's hash."""
     assert index.built is not None and index.whole
     data, stage = parts.data, config.stage
     ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, dimension = parts.retriever.settings, index.corpus.dimension
-    model, source = hash_model(folder / "retriever"), corpus_source(config.data)
+    source = corpus_source(config.data)
     files = data.source.sealed() if data.source and dist.rank() == 0 else {}
     manifest = describe(model, dimension, texts, stage.index_factory, settings, shards, source, files)
-    publish(folder / "index", index.built, ids, texts, manifest)
-    index.clear()
+    publish(folder, index.built, ids, texts, manifest)
 
 
 def show(results: dict[str, Any], report: Path, console: Console) -> None:
@@ -121,9 +143,11 @@ def show(results: dict[str, Any], report: Path, console: Console) -> None:
         ]
         console.table("held-out queries", ["metric", "before", "after"], rows)
     for sample in results["samples"]:
-        console.say(f"\nquestion   {sample['query']}")
+        console.say("")
+        console.say(f"question   {sample['query']}")
         console.say(
             f"retrieved  {sample['passage'][:300]}{'' if sample['retrieved_gold'] else '   (not the labelled one)'}"
         )
         console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
-    console.say(f"\nreport     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")
+    console.say("")
+    console.say(f"report     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")

@@ -12,10 +12,10 @@ import torch
 import transformers
 
 import ds_rag
-from ds_rag import checkpoint, commit, dist
+from ds_rag import checkpoint, commit, dist, run_files
 from ds_rag.assemble import Parts
 from ds_rag.checkpoint import TrainState
-from ds_rag.config import RunConfig
+from ds_rag.config import OWNER, RunConfig
 from ds_rag.deepspeed_config.keys import listed
 from ds_rag.engine_setup import read_files
 from ds_rag.errors import UserError, not_written
@@ -70,6 +70,7 @@ def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
         "data": data_hash(parts),
         "evaluation": evaluation_hash(parts),
         "unsaved": dist.from_first(unsaved_weights(config, parts) if dist.rank() == 0 else None),
+        "prompt": parts.prompt is not None,
         "config": config.flat(),
         "versions": {
             "ds_rag": ds_rag.__version__,
@@ -150,7 +151,10 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
     then = commit.read_manifest(folder) or {}
     if "config" not in then:
         return
+    check_facts(folder, then)
+    then["config"].setdefault("prompt_version", "1")  # checkpoints that do not say are of the time before
     free = FREE | LENGTH | (OF_INDEX if config.objective.candidates_from == "batch" else set())
+    free |= set() if now["prompt"] else {"prompt_version"}
     wrong = [
         f"--{key}: {then['config'][key]!r} then, {value!r} now"
         for key, value in now["config"].items()
@@ -173,7 +177,9 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
     if not wrong:
         return
     if config.run.resume_changed:
-        say(f"warning: resumed although this has changed:{listed(wrong)}")
+        say("warning: resumed although this has changed:")
+        for line in wrong:
+            say(f"    - {line}")
         return
     raise UserError(
         f"{folder}: of a run that was another",
@@ -181,6 +187,19 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
         expected="the data, tokenizers, weights and settings that it was saved with",
         fix="put them back, or --resume_changed to go on all the same",
     )
+
+
+def check_facts(folder: Path, then: dict[str, Any]) -> None:
+    """Raises UserError where a manifest does not say what is looked at here: another version's."""
+    file = folder / commit.MANIFEST
+    kinds: dict[str, Any] = {"config": dict, "data": str, "global_batch": int, "per_device_batch": int}
+    kinds |= {name: dict for name in ("versions", "unsaved") if name in then}
+    for name, kind in kinds.items():
+        if not run_files.fits(then.get(name), kind):
+            raise run_files.wrong_type(file, name, then.get(name), kind, "the version of ds_rag that wrote it")
+    by = then.get("versions", {}).get("ds_rag")
+    if run_files.is_newer(by):
+        run_files.check_known(then["config"], OWNER, file, by)
 
 
 def fit_best(state: TrainState, folder: Path, run: Path, now: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from pathlib import Path
 
-from ds_rag import lock, stopping
+from ds_rag import lock, run_files, stopping
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError
 
@@ -68,6 +67,7 @@ def claim(config: RunConfig) -> Path:
     folder = check_path(config.run.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError("--output_dir: not a folder", found=folder)
+    run_files.check_kinds(folder)
     if (folder / lock.FILE).exists():
         lock.hold(folder)  # first: that another job is at work there says more than that the folder is not empty
     clear = is_to_be_cleared(folder, config)
@@ -81,7 +81,7 @@ def claim(config: RunConfig) -> Path:
                 entry.unlink()
     stopping.forget(folder)
     if config.run.resume == "never":
-        (folder / "config.json").write_text(json.dumps(config.flat(), indent=1))  # from now on it is a run's
+        (folder / run_files.CONFIG).write_text(run_files.configuration_text(config))  # from now on it is a run's
     return folder
 
 

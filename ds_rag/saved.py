@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ds_rag import export, run_files
 from ds_rag.config import ALIASES, DataConfig, RunConfig, build
 from ds_rag.data.prompt import Prompt
 from ds_rag.errors import UserError
@@ -33,24 +34,30 @@ class Saved:
     prompt: Prompt | None
 
 
-def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
-    """The models that the arguments name. A run's own configuration holds where no flag says otherwise.
+def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> Saved:
+    """The models that the arguments name. A run's own configuration holds where no flag says otherwise. All ranks
+    together.
 
-    own: the command's own arguments, which are no configuration. Raises UserError.
+    own: the command's own arguments, which are no configuration. hashes: a run's files are held against those, not
+    against their sizes alone (1 s a GB). Raises UserError.
     """
     quiet_libraries()
     given = {ALIASES.get(k, k): v for k, v in vars(args).items() if k not in own | {"run", "device"}}
     if args.run:
         run = Path(args.run)
-        if not (run / "config.json").is_file() or not (run / "retriever").is_dir():
+        manifest = export.ready(run, hashes)
+        if not (run / run_files.CONFIG).is_file() or not (run / "retriever").is_dir():
             raise UserError("--run: not a finished run", found=run, expected="config.json and retriever/ in it")
         if clash := {"retriever", "generator"} & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
-        values = json.loads((run / "config.json").read_text())
+        values = run_files.configuration(run)
         if "eval_data" in given:  # other rows: what belonged to the run's own does not hold for them
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
+        values.setdefault("prompt_version", "1")  # runs that do not say are of the time before
         config = build(values | given)
         retriever, generator = load_pair(run, config.model, config.data, set(given))
+        if export.ready(run, hashes=False) != manifest:
+            raise UserError(f"{run}: another job has just written this run again", fix="the same command again")
     else:
         if "retriever" not in given:
             raise UserError("no models", expected="--run RUN, or --retriever FOLDER (and --generator FOLDER)")
@@ -63,12 +70,9 @@ def open_saved(args: argparse.Namespace, own: set[str]) -> Saved:
     for module in (retriever, generator):
         if module is not None:
             module.eval().requires_grad_(False).to(device)
-    model = config.model
-    prompt = (
-        Prompt(generator.tokenizer, model.prompt_template, model.chat_template, generator.max_length)
-        if generator
-        else None
-    )
+    m, prompt = config.model, None
+    if generator:
+        prompt = Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
     return Saved(run, config, retriever, generator, prompt)
 
 

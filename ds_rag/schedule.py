@@ -26,7 +26,7 @@ class Schedule:
     def __init__(self, text: str, flag: str = "--refresh_index"):
         self.ranges: list[tuple[int, float, int]] = []  # (from, up to, every)
         for piece in str(text).split(","):
-            match = re.fullmatch(r"\s*(?:(\d+)-(\d*):)?(\d+)\s*", piece)
+            match = re.fullmatch(r"\s*(?:([0-9]{1,9})-([0-9]{0,9}):)?([0-9]{1,9})\s*", piece)
             if not match or (match[2] and int(match[2]) <= int(match[1])):
                 raise UserError(
                     f"{flag}: not a schedule",

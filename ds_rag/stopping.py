@@ -11,16 +11,18 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_FILE = "STOP"  # in the run's folder
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 EXIT_FILE = "exit.json"
 _wish: str | None = None
 _launchers: list[int] = []
 _agreement: Callable[[], None] | None = None
+_name: Callable[[str], None] | None = None
 
 
 class Stopped(Exception):
@@ -28,7 +30,10 @@ class Stopped(Exception):
 
 
 def watch() -> None:
-    """From now on a signal is a wish to stop at the next place where it is safe. Further ones change nothing."""
+    """From now on a signal is a wish to stop at the next place where it is safe. Further ones change nothing.
+
+    A hang-up that is ignored already (`nohup`) stays so, but not under torchrun: it ends its ranks at one all the same.
+    """
     global _wish, _launchers
     # Of a process that no launcher started, the parent is a shell, whose end means nothing (nohup).
     _wish, _launchers = None, launchers() if "LOCAL_RANK" in os.environ else []
@@ -37,20 +42,35 @@ def watch() -> None:
         global _wish
         _wish = _wish or signal.Signals(number).name
 
+    kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "TORCHELASTIC_RUN_ID" not in os.environ
     for number in SIGNALS:
-        signal.signal(number, note)
+        if number != signal.SIGHUP or not kept:
+            signal.signal(number, note)
 
 
-def agree_by(check: Callable[[], None] | None) -> None:
-    """What `safe_place` does from now on: the ranks' agreement (halting.py), or nothing."""
-    global _agreement
-    _agreement = check
+def agree_by(check: Callable[[], None] | None, name: Callable[[str], None] | None = None) -> None:
+    """What `safe_place` and `phase` do from now on: the ranks' agreement and their sign of life (halting.py), or
+    nothing."""
+    global _agreement, _name
+    _agreement, _name = check, name
 
 
 def safe_place() -> None:
     """To be called where all ranks pass together and nothing is half done. Raises Stopped on all, if one was asked."""
     if _agreement is not None:
         _agreement()
+
+
+def phase(operation: str) -> None:
+    """To be called where all ranks begin something together: a rank that waits in vain from here on says this."""
+    if _name is not None:
+        _name(operation)
+
+
+def look(folder: Path) -> None:
+    """Raises Stopped where this process alone was asked to stop: while the ranks have not met yet."""
+    if reason := wish(folder):
+        raise Stopped(reason)
 
 
 def wish(folder: Path) -> str | None:
@@ -101,6 +121,13 @@ def last_word(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return word if isinstance(word, dict) and {"reason", "step"} <= word.keys() else None
+
+
+def take_back(folder: Path) -> None:
+    """The wish to stop is met: a next start would stop at once. (What cannot be removed, such as a folder of that name,
+    the next start refuses.)"""
+    with suppress(OSError):
+        (folder / STOP_FILE).unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ds_rag import checkpoint, commit, dist, faults, log, resume, stopping
+from ds_rag import checkpoint, commit, dist, export, faults, log, resume, stopping
 from ds_rag.assemble import Parts, assemble
 from ds_rag.bad_steps import any_loss_is_bad, look
 from ds_rag.checkpoint import TrainState
@@ -25,7 +25,7 @@ from ds_rag.engine import StepResult
 from ds_rag.evaluate import Evaluation, Evaluator
 from ds_rag.figures import Live, judge, summarise, without_gain
 from ds_rag.guards import Guards
-from ds_rag.halting import Halt
+from ds_rag.halting import Halt, meet
 from ds_rag.index_stage import IndexStage, Landed
 from ds_rag.log import Console, Metrics
 from ds_rag.objective import StepOutput
@@ -93,7 +93,7 @@ def train(run: Run) -> Evaluation | None:
                 run.console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
                 break
             faults.point("step")
-            run.halt.begin(f"step {step + 1}")
+            stopping.phase(f"step {step + 1}")
             began = time.monotonic()
             parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
@@ -106,7 +106,7 @@ def train(run: Run) -> Evaluation | None:
                 values["index_age"] = parts.candidates.age(step)
             run.metrics.write("train", state.step, values)
             guards.after_step(values)
-            run.halt.begin(f"the index stage after step {state.step}")
+            stopping.phase(f"the index stage after step {state.step}")
             landed = index.after_step(state.step)
             if landed is not None:
                 book(run, landed, live)
@@ -114,7 +114,9 @@ def train(run: Run) -> Evaluation | None:
             if due_for_saving(run):
                 save(run)
             meter.advance(1, live.line(values["loss"]))
+            stopping.phase(f"the end of step {state.step}")
             run.halt.check()
+        stopping.phase("the index stage that is still under way")
         if late := index.drain(state.step):
             book(run, late, live, more=False)
     return last
@@ -128,7 +130,6 @@ def due_for_saving(run: Run) -> bool:
 
 def save(run: Run) -> None:
     """A checkpoint of this step; what it took is logged."""
-    run.halt.begin(f"saving the checkpoint of step {run.state.step}")
     run.state.watched = run.guards.memory
     if run.keeper.save(run.state):
         run.metrics.write("checkpoint", run.state.step, {"seconds": run.keeper.seconds})
@@ -137,6 +138,7 @@ def save(run: Run) -> None:
 def catch_up(run: Run, live: Live) -> None:
     """Where a run was stopped while it refreshed the index of its last step, or ended just before: that comes first."""
     if run.state.step and run.state.refreshed < run.state.step:
+        stopping.phase(f"the index stage after step {run.state.step}")
         landed = run.index.after_step(run.state.step)
         if landed is not None:
             book(run, landed, live)
@@ -165,6 +167,7 @@ def resume_candidates(run: Run, resumed: Path) -> None:
     """The checkpoint's table; a new one where it holds none."""
     parts, state = run.parts, run.state
     if parts.candidates and state.step < parts.total_steps and not parts.candidates.restore(resumed):
+        stopping.phase("the index that offers rows their candidates")
         landed = run.index.refresh(state.step, progress=True)
         figures = parts.candidates.refresh(state.step, run.index.search, landed.retriever)
         run.metrics.write("candidates", state.step, figures)
@@ -172,12 +175,14 @@ def resume_candidates(run: Run, resumed: Path) -> None:
 
 def main(config: RunConfig, folder: Path, console: Console) -> int:
     """One run, from its configuration to its report. Returns 0, or 75 where it was asked to stop and can go on."""
-    began = time.monotonic()
-    device = dist.start(config.run.collective_timeout)
-    dist.barrier()
+    began, minutes = time.monotonic(), config.run.collective_timeout
+    try:
+        device = meet(folder, minutes, console)
+    except Stopped as reason:
+        return stop_here(None, str(reason), folder, console)
     log.redirect(folder, dist.rank())  # rank 0 has made the folder by now
-    halt = Halt(folder, device, 60 * config.run.collective_timeout)
-    stopping.agree_by(halt.check)
+    halt = Halt(folder, device, 60 * minutes)
+    stopping.agree_by(halt.check, halt.begin)
     run: Run | None = None
     try:
         try:
@@ -188,7 +193,7 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
             run.metrics.close()
             leave(run.parts, config, run.state, result, run.index, folder, console, began)
         except Stopped as reason:
-            return stop_here(run, halt, str(reason), folder, console)  # another rank may be lost in this too
+            return stop_here(run, str(reason), folder, console)  # another rank may be lost in this too
     except RuntimeError as error:
         raise halt.lost(error) or error from error
     finally:
@@ -201,10 +206,11 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
 def set_up(config: RunConfig, folder: Path, console: Console, device: torch.device, halt: Halt) -> Run:
     """Everything up to the first step: parts, and a checkpoint's state or the figures before training."""
     faults.point("start")
-    halt.begin("start: reading rows, models and checkpoint")
+    export.by_first(lambda: export.settle(folder))
     resumed = checkpoint.find(folder, config.run.resume, console.say)
     if resumed:
         resume.fit_batch(resumed, config, console.say)
+    stopping.phase("start: reading rows and models")
     parts = assemble(config, console, folder, device)
     facts = resume.facts(config, parts)
     if resumed:
@@ -214,6 +220,9 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
     metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed)
+    if metrics.unread:
+        told = f"{metrics.unread} lines of metrics.jsonl cannot be read; the file as it was is metrics.jsonl.damaged"
+        console.say(f"warning: {told}", style="yellow")
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
@@ -236,7 +245,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     return run
 
 
-def stop_here(run: Run | None, halt: Halt, reason: str, folder: Path, console: Console) -> int:
+def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> int:
     """Keeps what is done and says so. Before the first step there is nothing to keep."""
     step = run.state.step if run is not None else 0
     if run is not None and step:
@@ -244,18 +253,19 @@ def stop_here(run: Run | None, halt: Halt, reason: str, folder: Path, console: C
         run.metrics.close()
     if dist.rank() == 0:
         stopping.leave_word(folder, reason, step or None)
-        (folder / stopping.STOP_FILE).unlink(missing_ok=True)
+        stopping.take_back(folder)
     where = f"at step {step}, saved" if step else "before the first step"
     console.say(f"stopped {where} ({reason}); --resume auto goes on")
+    stopping.phase("the end, after being asked to stop")
     dist.barrier()
     dist.stop()
     return stopping.EXIT_CODE
 
 
 def measure_before(run: Run) -> None:
-    """The figures before the first step, and its candidates; these weights too may turn out to be the best, so they
-    are kept."""
+    """The figures before the first step, and its candidates; these weights may be the best, so they are kept."""
     parts, index, state, metrics = run.parts, run.index, run.state, run.metrics
+    stopping.phase("the first index and evaluation")
     if index.wanted:
         first = index.refresh(0, progress=True)
         metrics.write("refresh", 0, first.figures)
@@ -276,7 +286,7 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
     if run.config.run.save_steps:
         save(run)
     if last is None:
-        run.halt.begin("the last evaluation")
+        stopping.phase("the last evaluation")
         landed = run.index.refresh(state.step, progress=True)
         refreshed = state.refreshed
         book(run, landed, more=False)
@@ -290,4 +300,5 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
         raise commit.refuse(best, wrong, "--resume auto --load_best_model_at_end false exports the last step instead")
     checkpoint.load_engines(best, run.parts.engines, weights_only=True)
     run.console.say(f"exporting step {state.best_step}, the best by {stage.metric_for_best_model}")
+    stopping.phase(f"the evaluation of the best step, {state.best_step}")
     return run.index.refresh(state.best_step, progress=True).result

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_rag import commit, stopping
-from ds_rag.checkpoint import LATEST, checkpoints
+from safetensors import safe_open
+
+from ds_rag import commit, export, run_files, stopping
+from ds_rag.checkpoint import LATEST, checkpoints, named_by
 from ds_rag.errors import UserError
 from ds_rag.index.store import hash_model
 from ds_rag.log import Console
+from ds_rag.report import read_metrics
 from ds_rag.same_corpus import source_note
 from ds_rag.saved import write_json
 
@@ -42,6 +46,8 @@ def main(args: argparse.Namespace) -> int:
     if any(f.kind == "checkpoint" for f in damaged):
         sound = [f.part.name for f in findings if f.kind == "checkpoint" and not f.wrong]
         console.say(f"--resume auto goes on from {sound[-1]}" if sound else "no checkpoint is left to go on from")
+    if any(f.kind in ("run", "file") for f in damaged):
+        console.say(run_files.AGAIN)
     if any(f.kind == "index" for f in damaged):
         console.say("ds-rag index --run RUN makes the index again")
     report = [{"part": str(f.part), "kind": f.kind, "damage": f.wrong, "note": f.note} for f in findings]
@@ -53,22 +59,15 @@ def look(path: Path) -> list[Finding]:
     """Raises UserError where there is nothing to verify."""
     for folder in (path, path / "index"):
         commit.put_back(folder)
-    if commit.read_manifest(path) is not None or (path / commit.MANIFEST).is_file():
+    is_run = any((path / name).exists() for name in (run_files.CONFIG, "checkpoints", "retriever"))
+    if not is_run and (path / commit.MANIFEST).is_file():
         return [of_sealed(path)]
-    found = [of_sealed(folder) for folder in checkpoints(path)]
+    found = of_run(path)
+    found += [of_sealed(folder) for folder in checkpoints(path)]
     found += [Finding(f, "unfinished", [], "never finished; not used") for f in leftovers(path)]
-    if (latest := path / "checkpoints" / LATEST).is_file() and checkpoints(path):
-        name, newest = latest.read_text().strip(), checkpoints(path)[-1].name
-        if name != newest:
-            note = f"names {name}; the newest is {newest}, which is what is resumed from"
-            found.append(Finding(latest, "pointer", [], note))
+    found += of_pointer(path)
     if (path / "index").is_dir():
-        index = of_sealed(path / "index")
-        made_by = (commit.read_manifest(path / "index") or {}).get("model_hash")
-        if not index.wrong and (path / "retriever").is_dir() and made_by != hash_model(path / "retriever"):
-            index.wrong.append("made by another retriever than RUN/retriever")
-        index.note += f"; {note}" if (note := source_note(commit.read_manifest(path / "index") or {})) else ""
-        found.append(index)
+        found.append(of_index(path))
     if word := stopping.last_word(path):
         found.append(
             Finding(path / stopping.EXIT_FILE, "word", [], f"stopped at step {word['step']}: {word['reason']}")
@@ -78,13 +77,92 @@ def look(path: Path) -> list[Finding]:
     return found
 
 
+def of_run(run: Path) -> list[Finding]:
+    """What the run has left, against its manifest, and whether its small files can be read."""
+    found = []
+    for check in (export.settle, run_files.check_kinds):
+        try:
+            check(run)
+        except UserError as error:
+            found.append(Finding(run, "run", [first(error)]))
+    if found or (run / export.PENDING).is_dir():
+        return found  # what is at the places now need not belong together
+    if (run / commit.MANIFEST).is_file():
+        found.append(of_sealed(run, export.damages))
+    elif export.exported(run):
+        wrong = [str(damage) for damage in export.damages(run)] or of_models(run)
+        found.append(Finding(run, "run", wrong, "" if wrong else "of version 0.1.0: no hashes to hold it against"))
+    damaged = {line.split(":")[0] for f in found for line in f.wrong}
+    readers = {run_files.CONFIG: run_files.configuration, run_files.RESULTS: run_files.figures}
+    for name, read in readers.items():
+        if (run / name).exists() and name not in damaged and (wrong := met(read, run)):
+            found.append(Finding(run / name, "file", wrong))
+    if wrong := met(read_metrics, run / run_files.METRICS):
+        found.append(Finding(run / run_files.METRICS, "file", wrong))
+    return found
+
+
+def of_models(run: Path) -> list[str]:
+    """What can be seen without hashes: a model without weights, weights that are cut, settings that are no JSON."""
+    wrong = []
+    for folder in (run / "retriever", run / "generator"):
+        weights = [f for pattern in ("*.safetensors", "*.bin") for f in sorted(folder.glob(pattern))]
+        for kind, there in (
+            ("weights", weights),
+            ("config.json", [f for f in (folder / "config.json", folder / "adapter_config.json") if f.is_file()]),
+        ):
+            if folder.is_dir() and not there:
+                wrong.append(f"{folder.name}: found no {kind}")
+        for file in sorted(folder.rglob("*.json")):
+            wrong += met(lambda f=file: run_files.read_json(f, object))
+        for file in weights:
+            if file.suffix == ".safetensors":
+                wrong += [f"{file.relative_to(run)}: {text}" for text in met(lambda f=file: safe_open(f, "pt"))]
+    return wrong
+
+
+def met(read: Callable[..., object], *args: Path) -> list[str]:
+    """What reading raises, if anything."""
+    try:
+        read(*args)
+        return []
+    except UserError as error:
+        return [first(error)]
+    except Exception as error:  # safetensors has its own
+        return [f"{type(error).__name__}: {error}"]
+
+
+def first(error: UserError) -> str:
+    return error.message + (f": found {error.found}" if error.found is not None else "")
+
+
+def of_pointer(run: Path) -> list[Finding]:
+    """LATEST, where it names another than the newest."""
+    latest, every = run / "checkpoints" / LATEST, checkpoints(run)
+    if not latest.is_file() or not every or (name := named_by(latest)) == every[-1].name:
+        return []
+    note = f"names {name}; the newest is {every[-1].name}, which is what is resumed from"
+    return [Finding(latest, "pointer", [], note)]
+
+
+def of_index(run: Path) -> Finding:
+    index, manifest = of_sealed(run / "index"), commit.read_manifest(run / "index") or {}
+    made_by = manifest.get("model_hash")
+    if not index.wrong and (run / "retriever").is_dir() and made_by != hash_model(run / "retriever"):
+        index.wrong.append("made by another retriever than RUN/retriever")
+    if note := source_note(manifest):
+        index.note += f"; {note}"
+    return index
+
+
 def leftovers(run: Path) -> list[Path]:
-    return [*commit.partials(run / "checkpoints"), *commit.partials(run, "index")]
+    parts = (commit.partials(run, name) for name in ("index", export.PENDING))
+    return [*commit.partials(run / "checkpoints"), *(folder for found in parts for folder in found)]
 
 
-def of_sealed(folder: Path) -> Finding:
+def of_sealed(folder: Path, damages: Callable[[Path], list[commit.Damage]] = commit.damages) -> Finding:
     manifest: dict[str, Any] = commit.read_manifest(folder) or {}
     kind = str(manifest.get("kind", "checkpoint" if folder.name.startswith("step-") else "index"))
     size = sum(entry.get("size", 0) for entry in manifest.get("files", {}).values() if isinstance(entry, dict))
     note = f"{len(manifest.get('files', {}))} files, {size / 1e6:,.1f} MB"
-    return Finding(folder, kind, [str(damage) for damage in commit.damages(folder)], note)
+    return Finding(folder, kind, [str(damage) for damage in damages(folder)], note)

@@ -20,12 +20,13 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
     takes it for the joint objective.
     """
     steps, optim, engines = config.optim.lm_warmup_steps, config.optim, parts.engines
-    table = parts.loader.tokens.generator_passages
-    if not steps or "generator" not in engines.learning or table is None or parts.generator is None:
+    table, prompt = parts.loader.tokens.generator_passages, parts.prompt
+    if not steps or "generator" not in engines.learning or table is None or prompt is None or parts.generator is None:
         return
     if not config.model.generator.startswith("config:"):
         console.say("note: --lm_warmup_steps is for a new generator; this one is trained, so it has none", "yellow")
         return
+    stopping.phase("the language-model warm-up")
     rng = np.random.default_rng([optim.seed, 2])
     size = optim.per_device_train_batch_size
     tokenizer = parts.generator.tokenizer
@@ -40,7 +41,7 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
         for step in range(steps):
             stopping.safe_place()
             rows = rng.integers(len(table), size=(dist.world(), size))[dist.rank()]
-            targets = [np.concatenate([table[n][:room], last]) for n in rows]
+            targets = [np.concatenate([prompt.alone("passage", table[n])[:room], last]) for n in rows]
             tokens = dist.all_sum({"n": float(sum(len(t) for t in targets))}, parts.device)["n"]
             listed = list_cells([first] * size, targets, [len(t) for t in targets])
             cells = parts.generator.lay_out(listed, tokenizer.pad_token_id).to(parts.device)

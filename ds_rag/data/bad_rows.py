@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from ds_rag.data.columns import unused_note
 from ds_rag.errors import UserError
+from ds_rag.log import Console
 
 LOG = logging.getLogger("ds_rag.data")
 MAX_LISTED = 20
+WARNING = "warning: "  # how a notice begins that the user should act on
 MINE = "mine --data"  # how messages call the flag of rows that are mined for
 
 
@@ -18,7 +21,8 @@ MINE = "mine --data"  # how messages call the flag of rows that are mined for
 class Reading:
     """How bad rows are met, and what there is to tell of all that was read.
 
-    skip: bad rows are left out, counted and named once, instead of being an error. notices: for the console.
+    skip: bad rows are left out, counted and named once, instead of being an error. notices: for the console, see
+    `say_notices`.
     """
 
     skip: bool = False
@@ -33,11 +37,13 @@ class Reading:
 
 @dataclass
 class Faults:
-    """What is wrong in one input."""
+    """What is wrong in one input. most: rows that are wanted of it; None: all."""
 
     flag: str
     path: str
     reading: Reading = field(default_factory=Reading)
+    most: int | None = None
+    before: int = 0  # added to line numbers, so that the files of a folder stay in order
     found: list[tuple[int, str]] = field(default_factory=list)
     places: set[str] = field(default_factory=set)  # "file:line" of all of them
     merged: int = 0  # rows that were there before, with the same id and content
@@ -53,12 +59,17 @@ class Faults:
         return self.flag in ("--train_data", MINE)
 
     def add(self, number: int, where: str, message: str, broken: bool = False) -> None:
-        self.found.append((number, f"{where}: {message}"))
+        self.found.append((self.before + number, f"{where}: {message}"))
         self.places.add(where)
         self.broken |= broken
 
-    def note(self, text: str) -> None:
-        self.reading.note(f"{self.source}: {text}")
+    def note(self, text: str, warning: bool = False) -> None:
+        self.reading.note(f"{WARNING if warning else ''}{self.source}: {text}")
+
+    def note_unused(self, columns: Iterable[str]) -> None:
+        """Names what the file has and nothing reads, for it may have been meant."""
+        if unused := list(columns):
+            self.note(*unused_note(unused))
 
     @contextmanager
     def first(self) -> Iterator[None]:
@@ -97,6 +108,13 @@ class Faults:
             "\n".join(lines + [f"  {message}" for message in self.listed()]),
             fix=f"correct or remove what is listed{skip}",
         )
+
+
+def say_notices(notices: Iterable[str], console: Console) -> None:
+    """Notes, and more loudly warnings."""
+    for notice in notices:
+        loud = notice.startswith(WARNING)
+        console.say(notice if loud else f"note: {notice}", style="bold yellow" if loud else "yellow")
 
 
 class Bad(ValueError):

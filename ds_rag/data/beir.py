@@ -4,55 +4,179 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ds_rag.data.bad_rows import Faults
-from ds_rag.data.records import Record, corpus_passages
+from ds_rag.data.bad_rows import Bad, Faults
+from ds_rag.data.columns import match_corpus_columns
+from ds_rag.data.records import Record, field_names, is_blank, to_passage
 from ds_rag.data.text_files import read_jsonl, read_lines
 from ds_rag.errors import UserError
 
+LAYOUT = {"id": "_id", "text": "text", "title": "title"}
+ANSWERS = ("answers", "answer")
+
+
+class Judgment(NamedTuple):
+    """One line of the qrels."""
+
+    number: int
+    where: str
+    grade: int
+
+
+Judged = dict[str, dict[str, Judgment]]  # query id -> document id -> its judgment
+
 
 def read_beir(path: Path, what: str, faults: Faults) -> Iterator[Record]:
-    """The corpus; or the judged queries with their positives (score > 0) and negatives (score < 0)."""
+    """The corpus; or the judged queries with their positives (score > 0) and negatives (score < 0), in the order of
+    queries.jsonl. A query of which nothing is relevant is one too: it is judged."""
     for name in ("corpus.jsonl",) if what == "corpus" else ("corpus.jsonl", "queries.jsonl", "qrels"):
         if not (path / name).exists():
             found = ", ".join(sorted(entry.name for entry in path.iterdir()))
             raise UserError(f"{faults.source}: a BEIR folder without {name}", found=found, expected=name)
-    corpus = read_jsonl(path / "corpus.jsonl", what, faults)
     if what == "corpus":
-        yield from corpus
+        yield from _documents(path, faults)
         return
-    texts = {passage.id: passage.text for passage in corpus_passages(list(corpus), faults)}
     qrels = _choose_qrels(path, faults)
-    judged = _read_qrels(qrels, texts, faults)
-    unjudged, known = 0, set()
-    for record in read_jsonl(path / "queries.jsonl", what, faults):
-        fields = record.fields
-        id_ = str(fields.get("_id"))
-        known.add(id_)
-        if fields.get("_id") is None:
-            faults.add(record.number, record.where, "no '_id', expected the id that the qrels name")
-        elif id_ not in judged:
-            unjudged += 1
+    judged, header = _read_qrels(qrels, faults)
+    queries = _judged_queries(path, qrels.name, judged, header, faults)
+    wanted = {document for id_ in queries for document in judged[id_]}
+    documents = _find(path, wanted, faults)
+    for id_ in queries:
+        for document, judgment in judged[id_].items():
+            if document not in documents.known:
+                missing = f"corpus-id '{document}' is not in corpus.jsonl"
+                faults.add(judgment.number, judgment.where, missing)
+    for id_, record in queries.items():
+        yield _row(id_, record, judged[id_], documents)
+    if documents.bad and faults.reading.skip:
+        lost = sum(document in documents.bad for id_ in queries for document in judged[id_])
+        faults.note(f"{lost} judgments name documents that are left out as bad", warning=True)
+
+
+def _row(id_: str, record: Record, judged: dict[str, Judgment], documents: _Found) -> Record:
+    """A text that stands under several ids has the highest of their grades."""
+    fields, grades = record.fields, dict[str, int]()
+    absent = []
+    for document, judgment in judged.items():
+        text = documents.texts.get(document)
+        if text is not None:
+            grades[text] = max(judgment.grade, grades.get(text, judgment.grade))
+        elif document in documents.empty and judgment.grade > 0:
+            absent.append(judgment.grade)
+    extra = fields.get("metadata")
+    places = [fields, extra if isinstance(extra, dict) else {}]
+    answers = [place[key] for place in places for key in ANSWERS if place.get(key)]
+    row: dict[str, Any] = {
+        "id": id_,
+        "query": fields.get("text"),
+        "positives": [text for text, grade in grades.items() if grade > 0],
+        "negatives": [text for text, grade in grades.items() if grade < 0],
+    }
+    row |= {"answers": answers[0]} if answers else {}
+    graded = grades if {grade for grade in grades.values() if grade > 0} - {1} else None
+    return record._replace(fields=row, grades=graded, judged=True, absent=tuple(absent))
+
+
+@dataclass
+class _Found:
+    """Documents that judgments name."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    empty: set[str] = field(default_factory=set)
+    bad: set[str] = field(default_factory=set)
+
+    @property
+    def known(self) -> set[str]:
+        return self.texts.keys() | self.empty | self.bad
+
+
+def _documents(path: Path, faults: Faults) -> Iterator[Record]:
+    """The corpus, without documents that have no text at all, which public data sets have."""
+    empty: list[str] = []
+    for record in read_jsonl(path / "corpus.jsonl", "corpus", faults):
+        if _is_empty(record, LAYOUT):
+            empty.append(record.where)
         else:
-            extra = fields.get("metadata")
-            places = [fields, extra if isinstance(extra, dict) else {}]
-            answers = [place[key] for place in places for key in ("answers", "answer") if place.get(key)]
-            row: dict[str, Any] = {
-                "id": id_,
-                "query": fields.get("text"),
-                "positives": [texts[doc] for _, _, doc, score in judged[id_] if score > 0],
-                "negatives": [texts[doc] for _, _, doc, score in judged[id_] if score < 0],
-            }
-            grades = {texts[doc].strip(): round(score) for _, _, doc, score in judged[id_] if score > 0}
-            graded = grades if set(grades.values()) - {1} else None
-            yield record._replace(fields=row | {"answers": answers[0]} if answers else row, grades=graded)
+            yield record
+    if empty:
+        faults.note(f"{len(empty)} documents without any text are left out, the first at {empty[0]}")
+
+
+def _is_empty(record: Record, names: dict[str, str]) -> bool:
+    text, title = record.fields.get(names["text"]), record.fields.get(names["title"])
+    return isinstance(text, str) and is_blank(text) and (not title or (isinstance(title, str) and is_blank(title)))
+
+
+def _find(path: Path, wanted: set[str], faults: Faults) -> _Found:
+    """The documents that are wanted; what is bad among all that are read goes to the faults. Where only some rows are
+    wanted, reading ends with the last document of theirs."""
+    stream = read_jsonl(path / "corpus.jsonl", "rows", faults)
+    first = list(islice(stream, 1000))
+    found, places = _Found(), dict[str, str]()
+    if not first:
+        return found
+    with faults.first():
+        names = LAYOUT | match_corpus_columns(field_names(first), faults.source)
+    left = set(wanted)
+    for record in chain(first, stream):
+        id_ = str(record.fields.get(names["id"]))
+        try:
+            if _is_empty(record, names):
+                found.empty.add(id_)
+                continue
+            passage = to_passage(record.fields, names, id_)
+            if id_ in wanted:
+                if found.texts.setdefault(id_, passage.text) != passage.text:
+                    raise Bad(f"id '{id_}' is already that of another text at {places[id_]}, expected distinct ids")
+                places.setdefault(id_, record.where)
+        except Bad as bad:
+            faults.add(record.number, record.where, str(bad))
+            found.bad.add(id_)
+        finally:
+            left.discard(id_)
+        if faults.most is not None and not left:
+            break
+    return found
+
+
+def _judged_queries(path: Path, qrels: str, judged: Judged, header: str, faults: Faults) -> dict[str, Record]:
+    """The first `faults.most` queries that have judgments."""
+    kept: dict[str, Record] = {}
+    known, unused = set(), dict[str, None]()
+    unjudged = 0
+    for record in read_jsonl(path / "queries.jsonl", "rows", faults):
+        id_ = str(record.fields.get("_id"))
+        unused |= dict.fromkeys(name for name in record.fields if name not in ("_id", "text", "metadata", *ANSWERS))
+        if record.fields.get("_id") is None:
+            faults.add(record.number, record.where, "no '_id', expected the id that the qrels name")
+        elif id_ in known:
+            if id_ in kept and kept[id_].fields != record.fields:
+                faults.add(record.number, record.where, f"_id '{id_}' is already that of another query")
+        elif id_ in judged:
+            kept[id_] = record
+        else:
+            unjudged += 1
+        known.add(id_)
+        if len(kept) == faults.most:
+            break
+    else:
+        _check_queries(path / "qrels" / qrels, judged, header, known, faults)
+        if unjudged:
+            faults.note(f"{unjudged} queries are not in {qrels} and are left out")
+    faults.note_unused(unused)
+    return kept
+
+
+def _check_queries(qrels: Path, judged: Judged, header: str, known: set[str], faults: Faults) -> None:
     for id_ in judged.keys() - known:
-        number, where, *_ = judged[id_][0]
+        number, where, _ = next(iter(judged[id_].values()))
         faults.add(number, where, f"query-id '{id_}' is not in queries.jsonl")
-    if unjudged:
-        faults.note(f"{unjudged} queries are not in {qrels.name} and are left out")
+    if header in known:
+        faults.add(1, f"{qrels}:1", f"a judgment of query '{header}' without a number for its score")
 
 
 def _choose_qrels(path: Path, faults: Faults) -> Path:
@@ -67,23 +191,42 @@ def _choose_qrels(path: Path, faults: Faults) -> Path:
     raise UserError(f"{faults.source}/qrels: which file?", found=found, expected=f"{wanted}, or only one .tsv")
 
 
-def _read_qrels(path: Path, texts: dict[str, str], faults: Faults) -> dict[str, list[tuple[int, str, str, float]]]:
-    """Query id -> [(line, where, corpus id, score)]. A faulty corpus is not searched for missing ids."""
-    judged: dict[str, list[tuple[int, str, str, float]]] = {}
-    whole = not faults.found
+def _read_qrels(path: Path, faults: Faults) -> tuple[Judged, str]:
+    """The judgments, and the first cell of the header; "" where there is none."""
+    judged: Judged = {}
+    header = ""
     for number, line in read_lines(path, faults):
         cells = [cell.strip() for cell in line.strip("\r\n").split("\t")]
         where = f"{path}:{number}"
-        try:
-            query, document, score = cells[0], cells[1], float(cells[2])
-            if len(cells) != 3 or not math.isfinite(score):
-                raise ValueError
-        except (IndexError, ValueError):
-            if line.strip() and number > 1:  # the first line may be a header
-                faults.add(number, where, f"{cells}, expected query-id, corpus-id and a score between tabs")
+        if not line.strip():
             continue
-        if document in texts:
-            judged.setdefault(query, []).append((number, where, document, score))
-        elif whole:
-            faults.add(number, where, f"corpus-id '{document}' is not in corpus.jsonl")
-    return judged
+        if number == 1 and len(cells) == 3 and not _is_score(cells[2]):
+            header = cells[0]
+            continue
+        try:
+            query, document, grade = _judgment(cells)
+            first = judged.setdefault(query, {}).setdefault(document, Judgment(number, where, grade))
+            if first.grade != grade:
+                raise Bad(f"query '{query}' and corpus '{document}' have another score at {first.where}")
+        except Bad as bad:
+            faults.add(number, where, str(bad))
+    return judged, header
+
+
+def _is_score(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _judgment(cells: list[str]) -> tuple[str, str, int]:
+    """Query, document and grade, a whole number as trec_eval reads it: a score between 0 and 1 would be neither a
+    positive nor none. Raises Bad."""
+    if len(cells) != 3 or not _is_score(cells[2]):
+        four = " (TREC's four columns? leave out the second)" if len(cells) == 4 or len(cells[0].split()) == 4 else ""
+        raise Bad(f"{cells}, expected query-id, corpus-id and a score between tabs{four}")
+    score = float(cells[2])
+    if score != int(score) or abs(score) >= 2**31:
+        raise Bad(f"a score of {cells[2]}, expected a whole number: above 0 is relevant, 0 is not")
+    return cells[0], cells[1], int(score)

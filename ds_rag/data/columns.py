@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -11,8 +12,10 @@ from ds_rag.errors import UserError, nearest
 # are those of DALM (Abstract, Question, Answer), Tevatron (*_passages), sentence-transformers (anchor,
 # positive, negative), DPR and FiD (*ctxs), FlagEmbedding (pos, neg) and SQuAD (context). DPR's
 # `negative_ctxs` stands beside `hard_negative_ctxs` and is random passages, so only the hard ones are read.
+# A query's id may stand on several rows, a row's id on one. `label` says of each passage whether it is relevant.
 ROW_NAMES: dict[str, tuple[str, ...]] = {
-    "id": ("id", "_id", "query_id", "qid", "question_id", "row_id"),
+    "id": ("id", "_id", "row_id"),
+    "query_id": ("query_id", "qid", "question_id"),
     "query": ("query", "question", "anchor"),
     "answers": ("answer", "answers"),
     "positives": (
@@ -24,7 +27,22 @@ ROW_NAMES: dict[str, tuple[str, ...]] = {
         *("negatives", "negative", "negative_passages", "hard_negatives", "hard_negative"),
         *("hard_negative_ctxs", "neg"),
     ),
+    "label": ("label", "labels"),
 }
+# Roles that numbered columns share (negative_1 ... negative_n, as sentence-transformers has them), and their names.
+NUMBERED = {
+    "negatives": ("negative", "neg", "hard_negative"),
+    "positives": ("positive", "pos", "positive_passage"),
+    "answers": ("answer",),
+}
+# Columns that mean something to other toolkits and are not read here: what to do instead.
+UNREAD = dict.fromkeys(
+    ("prompt", "instruction", "instructions", "system", "system_prompt", "query_prompt", "query_instruction"),
+    "rows have no prompts of their own: --query_prefix and --prompt_template are those of all rows",
+) | dict.fromkeys(
+    ("score", "scores", "pos_scores", "neg_scores", "similarity", "relevance"),
+    "a passage is relevant or not: a column 'label' of 0 and 1 is read",
+)
 CORPUS_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "_id", "docid", "doc_id", "passage_id", "pid"),
     "text": ("text", "passage", "contents", "content", "abstract", "context"),
@@ -53,26 +71,64 @@ class Columns:
 
 
 BY_NAME = Columns()
+Names = dict[str, tuple[str, ...]]  # role -> its columns, one but where columns are numbered
 
 
 def match_row_columns(
-    found: Iterable[str], columns: Columns, source: str, *, need_passages: bool, need_answers: bool
-) -> dict[str, str]:
-    """Role -> column of a file of rows.
+    found: Iterable[str],
+    columns: Columns,
+    source: str,
+    *,
+    need_passages: bool,
+    need_answers: bool,
+    fixed: bool = False,
+) -> Names:
+    """Role -> columns of a file of rows.
 
     `source` ("--train_data: file") opens every message. Raises UserError for a column that a flag names but
     the file lacks, two columns for one role, no query, no answer column (`need_answers`) and neither labelled
-    nor unlabelled passages (`need_passages`).
+    nor unlabelled passages (`need_passages`). fixed: a BEIR folder, to whose columns no flag applies.
     """
     given = {("answers" if role == "answer" else role): name for role, name in asdict(columns).items()}
     found = list(found)
-    names = _match(found, ROW_NAMES, given, source)
+    single = _match(found, ROW_NAMES, given, source)
+    names: Names = {role: (name,) for role, name in single.items()}
+    for role, stems in NUMBERED.items():
+        if not given.get(role):
+            more = sorted((n, name) for name in found if (n := _number(name, stems)) is not None)
+            if more:
+                names[role] = (*names.get(role, ()), *(name for _, name in more))
     _require(names, found, ROW_NAMES, ("query",), source)
+    if need_answers and fixed and "answers" not in names:
+        raise UserError(
+            f"{source}: no column for the answers",
+            found="queries.jsonl without 'answer' or 'answers'",
+            expected="one of them on each line",
+            fix="add them, or choose an objective that reads none: --objective infonce",
+        )
     if need_answers:
         _require(names, found, ROW_NAMES, ("answers",), source)
     if need_passages:
         _require(names, found, ROW_NAMES, ("positives", "passages"), source)
     return names
+
+
+def _number(name: str, stems: tuple[str, ...]) -> int | None:
+    """n of a column named like `negative_n`; None for any other."""
+    match = re.fullmatch(r"(.+?)_?(\d{1,6})", _key(name))
+    return int(match[2]) if match and match[1] in stems else None
+
+
+def is_id_name(name: str) -> bool:
+    """Is a column named as one of ids? What it holds is no text to train on."""
+    return re.fullmatch(r"(.*_)?(id|ids|docid|docids|pid|pids|qid)", _key(name)) is not None
+
+
+def unused_note(unused: list[str]) -> tuple[str, bool]:
+    """What to say of columns that are not used; True where one of them would change the meaning of rows."""
+    known = {name: UNREAD[_key(name)] for name in unused if _key(name) in UNREAD}
+    text = f"columns that are not used: {_quoted(unused)}"
+    return text + "".join(f"; '{name}': {why}" for name, why in known.items()), bool(known)
 
 
 def match_corpus_columns(found: Iterable[str], source: str) -> dict[str, str]:
@@ -97,7 +153,7 @@ def _match(
             continue
         hits = [name for name in found if name not in taken and _key(name) in aliases]
         if len(hits) > 1:
-            flag = COLUMN_FLAGS[role] if known is ROW_NAMES else None
+            flag = COLUMN_FLAGS.get(role) if known is ROW_NAMES else None
             raise UserError(
                 f"{source}: more than one column can be the {role}",
                 found=_quoted(hits),
@@ -124,7 +180,7 @@ def _named(found: list[str], name: str, flag: str, source: str) -> str:
 
 
 def _require(
-    names: Mapping[str, str],
+    names: Mapping[str, object],
     found: list[str],
     known: Mapping[str, tuple[str, ...]],
     roles: tuple[str, ...],
@@ -134,7 +190,8 @@ def _require(
     if any(role in names for role in roles):
         return
     wanted = [alias for role in roles for alias in known[role]]
-    free = {_key(name): name for name in found if name not in names.values()}
+    taken = {name for columns in names.values() for name in (columns if isinstance(columns, tuple) else (columns,))}
+    free = {_key(name): name for name in found if name not in taken and not is_id_name(name)}
     close = next((free[hit] for alias in wanted if (hit := nearest(alias, free))), None)
     flags = " or ".join(COLUMN_FLAGS[role] for role in roles if role in COLUMN_FLAGS)
     if "positives" in roles:

@@ -13,6 +13,7 @@ from ds_rag.config import DataConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.columns import Columns
 from ds_rag.data.formats import Passage, Row, detect, passages_of, read_corpus, read_rows
+from ds_rag.data.matching import find_in_corpus, missing_note, positives_elsewhere, refuse_ids_as_texts, texts_of
 from ds_rag.data.source import Source, look
 from ds_rag.data.world import make_world
 from ds_rag.errors import UserError
@@ -32,6 +33,9 @@ class Example:
     others: tuple[int, ...]  # unlabelled candidates and labelled negatives
     grades: tuple[int, ...] = ()  # of the positives; empty: 1 each
     negatives: tuple[int, ...] = ()  # those of the others that are labelled
+    also: tuple[int, ...] = ()  # positives of other rows with the same query: no positives of this row, nor negatives
+    judged: bool = False  # its positives are known, even where there are none
+    absent: tuple[int, ...] = ()  # grades of relevant passages that are nowhere
 
     @property
     def qrels(self) -> dict[int, int]:
@@ -58,7 +62,12 @@ class RagData:
     @property
     def labelled(self) -> list[int]:
         """Evaluation rows whose positives are known: those that retrieval metrics can be taken of."""
-        return [n for n, row in enumerate(self.evaluation) if row.positives]
+        return [n for n, row in enumerate(self.evaluation) if row.positives or row.judged]
+
+    def qrels(self, row: Example) -> dict[str, int]:
+        """Passage id -> grade; relevant passages that are nowhere count as such that nothing finds."""
+        nowhere = {f"\0absent-{n}": grade for n, grade in enumerate(row.absent)}
+        return {self.ids[p]: grade for p, grade in row.qrels.items()} | nowhere
 
 
 def read_data(
@@ -80,9 +89,11 @@ def read_data(
         train, evaluation, corpus = world.train, world.evaluation, world.corpus
     else:
         columns, need_passages = columns_of(data), not (from_index and has_corpus(data, "--eval_data"))
-        train = read_rows(data.train_data, columns, "--train_data", need_passages, need_answers, reading)
+        most = data.max_train_samples
+        train = read_rows(data.train_data, columns, "--train_data", need_passages, need_answers, reading, most)
         if data.eval_data:
-            evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False, reading)
+            most = evaluation_limit(data, "--eval_data")
+            evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False, reading, most)
         source = look(given) if (given := corpus_source(data)) else None
         corpus = read_given_corpus(data, "--eval_data", reading) or passages_of(train + evaluation)
     train, evaluation = train[: data.max_train_samples], evaluation[: data.max_eval_samples]
@@ -91,7 +102,7 @@ def read_data(
     if evaluation and from_index and not table.labelled:
         table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
     if data.assume_first_positive:
-        table.train = [assume_first(row) for row in table.train]
+        table.train = with_also([assume_first(row) for row in table.train])
     if need_positive:
         bare = [row.where for row, example in zip(train, table.train, strict=True) if not example.positives]
         if bare:
@@ -112,8 +123,15 @@ def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False) -
         return assemble(world.corpus, [], world.evaluation[: data.max_eval_samples])
     assert data.eval_data
     reading, need_passages = reading_of(data), not (from_index and has_corpus(data, "--data"))
-    rows = read_rows(data.eval_data, columns_of(data), "--data", need_passages, False, reading)[: data.max_eval_samples]
-    return assemble(read_given_corpus(data, "--data", reading) or passages_of(rows), [], rows, reading)
+    most = evaluation_limit(data, "--data")
+    rows = read_rows(data.eval_data, columns_of(data), "--data", need_passages, False, reading, most)
+    corpus = read_given_corpus(data, "--data", reading) or passages_of(rows)
+    return assemble(corpus, [], rows[: data.max_eval_samples], reading)
+
+
+def evaluation_limit(data: DataConfig, flag: str) -> int | None:
+    """How many evaluation rows are read. All where their passages are the corpus: fewer would be easier to search."""
+    return data.max_eval_samples if has_corpus(data, flag) else None
 
 
 def reading_of(data: DataConfig) -> Reading:
@@ -157,7 +175,7 @@ def assemble(
     corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequence[Row], reading: Reading | None = None
 ) -> RagData:
     """One table: the corpus first, each text once, then texts that only rows have. reading: of these, for its
-    notices."""
+    notices. Raises UserError where rows name passages by their ids."""
     number: dict[str, int] = {}
     ids: list[str] = []
     for passage in corpus:
@@ -167,25 +185,49 @@ def assemble(
     notices = list(reading.notices) if reading else []
     if repeated := len(corpus) - len(number):
         notices.append(f"{repeated} corpus passages repeat another's text and are one passage with it")
-    missing = {t for row in evaluation for t in row.positives if t not in number}
-    if missing:
-        notices.append(
-            f"{len(missing)} labelled passages of evaluation rows were not in the corpus and were added to it"
-        )
-    for text in sorted(missing):
+    every = [*train, *evaluation]
+    meant = find_in_corpus(corpus, number, every)
+    missing = texts_of(every) - number.keys() - meant.keys()
+    for rows_of in (train, evaluation):
+        refuse_ids_as_texts(corpus, rows_of, missing)
+    notices += missing_note(train, missing, "training", "")
+    notices += missing_note(evaluation, missing, "evaluation", " and were added to it")
+    for text in sorted({t for row in evaluation for t in row.positives} & missing):
         number[text] = len(number)
     corpus_size = len(number)
 
-    def place(texts: Iterable[str]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(number.setdefault(t, len(number)) for t in texts))
+    def place(texts: Iterable[str], without: tuple[int, ...] = ()) -> tuple[int, ...]:
+        numbers = (n for t in texts for n in meant.get(t) or (number.setdefault(t, len(number)),))
+        return tuple(n for n in dict.fromkeys(numbers) if n not in without)
 
     def example(row: Row) -> Example:
-        others = place(row.passages + row.negatives)
-        return Example(row.query, row.answers, place(row.positives), others, row.grades, place(row.negatives))
+        # The order of the table: what only rows have is numbered as it is met, others first.
+        others, positives = place(row.passages + row.negatives), place(row.positives)
+        grades: dict[int, int] = {}
+        for text, grade in zip(row.positives, row.grades, strict=False):  # without grades there are none
+            grades |= {n: max(grade, grades.get(n, grade)) for n in place([text])}
+        return Example(
+            row.query,
+            row.answers,
+            positives,
+            tuple(n for n in others if n not in positives),
+            tuple(grades[n] for n in positives) if grades else (),
+            place(row.negatives, positives),
+            judged=row.judged,
+            absent=row.absent,
+        )
 
-    rows = [example(r) for r in train], [example(r) for r in evaluation]
+    rows = with_also([example(r) for r in train]), [example(r) for r in evaluation]
     ids += [f"{ROW_PASSAGE}{n}" for n in range(len(ids), len(number))]
     return RagData(list(number), ids, corpus_size, *rows, notices)
+
+
+def with_also(rows: Sequence[Example]) -> list[Example]:
+    """Training rows that know of the positives which other rows have for their query."""
+    positives = [row.positives for row in rows]
+    labelled = [row.positives + row.negatives for row in rows]
+    elsewhere = positives_elsewhere([row.query for row in rows], positives, labelled)
+    return [replace(row, also=also) if also != row.also else row for row, also in zip(rows, elsewhere, strict=True)]
 
 
 def assume_first(row: Example) -> Example:

@@ -6,20 +6,24 @@ To add a format: a reader, its line in READERS, and its suffix (or its sign in `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from ds_rag.data.bad_rows import LOG, Faults, Reading
 from ds_rag.data.beir import read_beir
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
-from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names, to_rows
+from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names
+from ds_rag.data.rows import labels_relevance, refuse_ids, to_rows
+from ds_rag.data.shards import find_shards, read_shards
+from ds_rag.data.tables import read_parquet, read_saved_dataset
 from ds_rag.data.text_files import read_csv, read_jsonl
 from ds_rag.errors import UserError, nearest
 
 __all__ = ["READERS", "Columns", "Passage", "Row", "detect", "passages_of", "read_corpus", "read_rows"]
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-KINDS = "a .csv, .jsonl or .parquet file, a folder of datasets' save_to_disk, or a BEIR folder"
+LOOK = 1000  # records beyond a limit that are looked at for their columns
+KINDS = "a .csv, .jsonl or .parquet file, a folder of their numbered pieces, of datasets' save_to_disk, or of BEIR"
 
 
 def read_rows(
@@ -29,15 +33,16 @@ def read_rows(
     need_passages: bool = True,
     need_answers: bool = True,
     reading: Reading | None = None,
+    limit: int | None = None,
 ) -> list[Row]:
-    """The rows of `path`, in file order, checked.
+    """The rows of `path`, in file order, checked; the first `limit` of them, without reading on.
 
     `flag` is the flag the path came from: it opens the messages, and `--train_data` prefers train splits.
     Relative paths are relative to the working directory. The layout of a BEIR folder is fixed, so `columns`
     does not apply to it. reading: what becomes of bad rows, and where notices go. Raises UserError with file:line, what
     was found and what was expected.
     """
-    rows, faults = scan_rows(path, columns, flag, need_passages, need_answers, reading)
+    rows, faults = scan_rows(path, columns, flag, need_passages, need_answers, reading, limit)
     faults.settle(len(rows))
     if not rows:
         raise UserError(f"{faults.source} holds no rows", expected="at least one row")
@@ -51,25 +56,34 @@ def scan_rows(
     need_passages: bool | None,
     need_answers: bool | None,
     reading: Reading | None = None,
+    limit: int | None = None,
 ) -> tuple[list[Row], Faults]:
     """The good rows, and what is wrong with the others. need_*: None where a column for it decides.
 
     Raises UserError for what concerns the whole file: its kind, its columns.
     """
-    kind, records, faults = _records(path, "rows", flag, reading)
+    kind, faults = _open(path, flag, reading, limit)
+    stream = _records(kind, "rows", faults)
+    records = list(islice(stream, None if limit is None else limit + LOOK))
     if not records:
         return [], faults
     columns = BY_NAME if kind == "beir" else columns
     found = field_names(records)
     with faults.first():
         needed = {"need_passages": bool(need_passages), "need_answers": bool(need_answers)}
-        names = match_row_columns(found, columns, faults.source, **needed)
-    LOG.info("%s: columns %s; not used: %s", faults.source, names, [n for n in found if n not in names.values()])
+        names = match_row_columns(found, columns, faults.source, **needed, fixed=kind == "beir")
+        if "label" in names and not labels_relevance(records, names["label"][0]):
+            del names["label"]
+        refuse_ids(records, names, faults.source)
+    used = {name for several in names.values() for name in several}
+    LOG.info("%s: columns %s", faults.source, names)
+    faults.note_unused(name for name in found if name not in used)
     if need_passages is None:
         need_passages = bool({"positives", "passages"} & set(names))
     if need_answers is None:
         need_answers = "answers" in names
-    return to_rows(records, names, faults, need_passages=need_passages, need_answers=need_answers), faults
+    every = chain(records, stream)
+    return to_rows(every, names, faults, need_passages=need_passages, need_answers=need_answers), faults
 
 
 def read_corpus(path: str | Path, flag: str = "--corpus", reading: Reading | None = None) -> list[Passage]:
@@ -83,8 +97,8 @@ def read_corpus(path: str | Path, flag: str = "--corpus", reading: Reading | Non
 
 def scan_corpus(path: str | Path, flag: str, reading: Reading | None = None) -> tuple[list[Passage], Faults]:
     """The good passages, and what is wrong with the others. Raises as `scan_rows`."""
-    _, records, faults = _records(path, "corpus", flag, reading)
-    return corpus_passages(records, faults), faults
+    kind, faults = _open(path, flag, reading, None)
+    return corpus_passages(list(_records(kind, "corpus", faults)), faults), faults
 
 
 def passages_of(rows: Iterable[Row]) -> list[Passage]:
@@ -110,105 +124,36 @@ def detect(path: Path, flag: str) -> str:
             return "datasets"
         if {"corpus.jsonl", "queries.jsonl"} & set(inside):
             return "beir"
-        readable = next((name for name in inside if Path(name).suffix in SUFFIXES), None)
+        if find_shards(path, set(SUFFIXES)):
+            return "shards"
+        readable = [name for name in inside if Path(name).suffix in SUFFIXES]
+        below = [name for name in inside if (path / name).is_dir() and find_shards(path / name, set(SUFFIXES))]
+        likely = readable or below
         raise UserError(
-            f"{flag}: {path} is neither a datasets folder nor a BEIR folder",
+            f"{flag}: {path} is neither a datasets folder nor a BEIR folder, nor one of numbered pieces of one kind",
             found=", ".join(inside[:8]) or "an empty folder",
             expected=KINDS,
-            fix=f"did you mean {path / readable}?" if readable else None,
+            fix=f"did you mean {path / likely[0]}?" if len(likely) == 1 else None,
         )
     if path.suffix.lower() in SUFFIXES:
         return SUFFIXES[path.suffix.lower()]
     raise UserError(f"{flag}: unknown kind of file {path}", found=f"suffix '{path.suffix}'", expected=KINDS)
 
 
-def _records(path: str | Path, what: str, flag: str, reading: Reading | None) -> tuple[str, list[Record], Faults]:
+def _open(path: str | Path, flag: str, reading: Reading | None, most: int | None) -> tuple[str, Faults]:
     path = Path(path).expanduser()
-    kind = detect(path, flag)
-    faults = Faults(flag, str(path), reading or Reading())
+    return detect(path, flag), Faults(flag, str(path), reading or Reading(), most)
+
+
+def _records(kind: str, what: str, faults: Faults) -> Iterator[Record]:
     try:
-        return kind, list(READERS[kind](path, what, faults)), faults
+        yield from READERS[kind](Path(faults.path), what, faults)
     except OSError as error:
         raise UserError(f"{faults.source} cannot be read", found=str(error), expected=KINDS) from error
 
 
-def read_parquet(path: Path, what: str, faults: Faults) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from _arrow_records(batch, number, path, faults)
-            number += len(batch)
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise UserError(f"{faults.source} is no readable Parquet file", found=f"{error}, after row {number}") from error
-
-
-def _arrow_records(table: Any, before: int, path: Path, faults: Faults) -> Iterator[Record]:
-    """The rows of an Arrow table or batch; `before` rows came before it. A value that is no Python one (bytes that are
-    no UTF-8, a date beyond the calendar) is a fault of its row."""
-    try:
-        table.validate(full=True)  # offsets of a damaged file that is mapped would be followed anywhere
-        for number, fields in enumerate(table.to_pylist(), start=before + 1):
-            yield Record(fields, number, f"{path}:row {number}")
-        return
-    except (ValueError, OverflowError) as error:
-        if len(table) == 1:
-            number = before + 1
-            what = f"a value cannot be read ({_why(table) or error})"
-            faults.add(number, f"{path}:row {number}", f"{what}, expected UTF-8 text")
-            return
-    for n in range(len(table)):
-        yield from _arrow_records(table.slice(n, 1), before + n, path, faults)
-
-
-def _why(table: Any) -> str | None:
-    """The first byte of the one row's texts that is no UTF-8, where that is what is wrong."""
-    import pyarrow
-
-    for name, column in zip(table.schema.names, table.columns, strict=True):
-        try:
-            column.validate(full=True)
-        except ValueError as error:
-            if column.type != pyarrow.string() or "UTF8" not in str(error):
-                return f"'{name}': {error}"
-            raw = column.cast(pyarrow.binary())[0].as_py()
-            try:
-                raw.decode()
-            except UnicodeDecodeError as where:
-                return f"'{name}' holds byte 0x{raw[where.start]:02x} at byte offset {where.start} of its text"
-    return None
-
-
-def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record]:
-    """A Dataset, or a DatasetDict with one split or (for `--train_data`) a split `train`."""
-    import datasets
-    import pyarrow
-
-    try:
-        data: Any = datasets.load_from_disk(str(path))
-    except (pyarrow.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{faults.source} is no readable datasets folder", found=str(error)) from error
-    if isinstance(data, datasets.DatasetDict):
-        splits = list(data)
-        wanted = ["train"] if "train" in splits and faults.of_training else splits
-        if len(wanted) != 1:
-            raise UserError(
-                f"{faults.source} holds more than one split" if splits else f"{faults.source} holds no split",
-                found=", ".join(splits) or None,
-                expected="one split" + (" or 'train'" if faults.of_training else ""),
-                fix=f"give one split's folder: {faults.flag} {path / splits[0]}" if splits else None,
-            )
-        data = data[wanted[0]]
-    number = 0
-    try:
-        for table in data.with_format("arrow").iter(1000):
-            yield from _arrow_records(table, number, path, faults)
-            number += len(table)
-    except (pyarrow.ArrowException, ValueError, KeyError) as error:
-        found = f"{error}, after row {number}"
-        raise UserError(f"{faults.source} is no readable datasets folder", found=found) from error
+def _read_pieces(path: Path, what: str, faults: Faults) -> Iterator[Record]:
+    return read_shards(path, what, faults, {suffix: READERS[kind] for suffix, kind in SUFFIXES.items()})
 
 
 # (path, "rows" or "corpus", faults) -> records; what cannot be read goes to the faults.
@@ -218,4 +163,5 @@ READERS: dict[str, Callable[[Path, str, Faults], Iterator[Record]]] = {
     "parquet": read_parquet,
     "datasets": read_saved_dataset,
     "beir": read_beir,
+    "shards": _read_pieces,
 }

@@ -129,10 +129,11 @@ class Loader:
         pool = list(dict.fromkeys(p for passages in brought for p in passages))
         column = {p: n for n, p in enumerate(pool)}
         own = torch.zeros(len(rows), len(pool), dtype=torch.bool)
-        positive = torch.zeros_like(own)
+        positive, also = torch.zeros_like(own), torch.zeros_like(own)
         for n, (row, passages) in enumerate(zip(rows, brought, strict=True)):
             own[n, [column[p] for p in passages]] = True
             positive[n, [column[p] for p in self.rows[row].positives]] = True
+            also[n, [column[p] for p in self.rows[row].also if p in column]] = True
         t = self.tokens
         return Batch(
             queries=pad_right([t.queries[r] for r in rows], self.pad),
@@ -143,6 +144,7 @@ class Loader:
             passage_ids=pick(t.generator_passages, pool),
             answer_ids=pick(t.generator_answers, rows),
             rows=list(rows),
+            also_BN=also if also.any() else None,
         )
 
     def collate_share(self, rows: Sequence[int]) -> Batch:

@@ -1,103 +1,157 @@
 """The generator's prompt, in token ids: one template for training, evaluation and `ask`.
 
-Pieces are tokenised apart, each once, and joined by id. Spaces before a placeholder go with the text that
-fills it, because byte-level tokenizers put a word's leading space into its first token.
+Its ids are those of the whole text, the tokenizer's own special tokens included, and yet it is joined from pieces,
+each tokenised once (see seams.py): a passage is read once for all its queries, and is cut where the model's length
+requires it.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ds_rag.batch import Ids
+from ds_rag.data.seams import InText, Seam, first_seam, last_seam, middle_seam, of_its_own, special_prefix
 from ds_rag.errors import UserError
-from ds_rag.truncation import CutIds, cut_ids
+from ds_rag.truncation import CutIds
 
 FIELDS = ("passage", "query")
 
 
-class Prompt:
-    """`context(passage_ids, query_ids, answer_room)` joins literals and fields; `encode` makes field ids."""
+@dataclass(frozen=True)
+class Around:
+    """What is tokenised with each text of a field: `lead` before it, `trail` after it."""
 
-    def __init__(self, tokenizer: Any, template: str, chat: bool = False, max_length: int = 1 << 30):
+    lead: str
+    trail: str
+    fresh: bool  # `lead` is tokenised as at a text's beginning
+    head: int  # tokens of `lead`, its last spaces left out: these are in the text's first token
+    tail: list[int]  # ids of `trail`
+    empty: list[int]  # ids of an empty text with both
+
+    @property
+    def size(self) -> int:
+        """Tokens beside the text's own."""
+        return self.head + len(self.tail)
+
+
+class Prompt:
+    """`encode` makes the ids of a field's texts; `context(passage_ids, query_ids, answer_room)` joins them.
+
+    version: '1' makes the tokens that the first version of this made, for runs that were trained on them: literals
+    tokenised by themselves, and a BOS in front wherever the tokenizer has one.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: str, chat: bool = False, max_length: int = 1 << 30, version: str = "2"
+    ):
         self.tokenizer, self.max_length = tokenizer, max_length
         check_template(template)
+        gap = None
         if chat:
-            template = render_chat(tokenizer, template)
-        self.anchor = anchor_of(tokenizer)
-        self.anchor_length = len(self._raw([self.anchor])[0])
+            template, gap = render_chat(tokenizer, template)
         literals, self.order = split_template(template)
-        self.lead = {"answer": "" if literals[-1][-1:].isspace() else " "}
-        for n, name in enumerate(self.order):
-            stripped = literals[n].rstrip(" ")
-            self.lead[name], literals[n] = literals[n][len(stripped) :], stripped
-        if self.anchor and not literals[0]:  # at the start of all, the tokenizer's own space
-            self.lead[self.order[0]] = " "
-        ids = self._raw(literals[:1]) + self._middle(literals[1:])
-        self.literals: list[Ids] = [np.array(x, dtype=np.int32) for x in ids]
-        begin = tokenizer.bos_token_id
-        if not chat and begin is not None:  # a chat template brings its own
-            self.literals[0] = np.concatenate([np.array([begin], dtype=np.int32), self.literals[0]])
-        self.fixed = sum(len(x) for x in self.literals)
+        if gap is None or version == "1":
+            gap = "" if literals[-1][-1:].isspace() else " "
+        self.pieces = InText(tokenizer)
+        seams = (seams_before if version == "1" else seams_of)(self.pieces, literals, gap)
+        begin = [] if chat else special_prefix(tokenizer)  # a chat template brings its own
+        if version == "1" and not chat:
+            begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        fixed = [begin + self.pieces.ids([seams[0].fixed], fresh=True)[0]]
+        fixed += self.pieces.ids([seam.fixed for seam in seams[1:]])
+        self.literals: list[Ids] = [np.array(ids, dtype=np.int32) for ids in fixed]
+        after = [seam.trail for seam in seams[1:]] + [""]
+        self.around = {
+            name: self._around(seam, trail, keep_empty=version != "1")
+            for name, seam, trail in zip([*self.order, "answer"], seams, after, strict=True)
+        }
+        self.fixed = sum(map(len, fixed)) + sum(self.around[name].size for name in FIELDS)
 
-    def _raw(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-    def _middle(self, texts: list[str]) -> list[list[int]]:
-        """Token ids as in the middle of a text, where no tokenizer adds a space."""
-        return [x[self.anchor_length :] for x in self._raw([self.anchor + t for t in texts])]
+    def _around(self, seam: Seam, trail: str, keep_empty: bool) -> Around:
+        head, empty = self.pieces.ids([seam.lead.rstrip(" "), seam.lead + trail], seam.fresh)
+        (tail,) = self.pieces.ids([trail])
+        return Around(seam.lead, trail, seam.fresh, len(head), tail, empty if keep_empty else [])
 
     def encode(self, name: str, texts: Sequence[str], length: int) -> CutIds:
-        """Token ids of the texts of one field ('passage', 'query', 'answer'), cut at `length` tokens.
+        """Token ids of the texts of one field ('passage', 'query', 'answer'), cut at `length` tokens, with what of
+        the template is tokenised with them; of a text without any token, none.
 
         What looks like a special token in them is text: a passage cannot end the prompt with "</s>".
         """
-        texts = [self.anchor + self.lead[name] + t for t in texts]
-        options = {"add_special_tokens": False, "split_special_tokens": True}
-        ids = cut_ids(self.tokenizer, texts, self.anchor_length + length, **options)
+        around = self.around[name]
+        most = around.size + length
+        several = [around.lead + text + around.trail for text in texts]
+        ids = CutIds(self.pieces.ids(several, around.fresh, most + 1, split_special_tokens=True))
+        ids.cut = sum(len(x) > most for x in ids)
         end = [self.tokenizer.eos_token_id] if name == "answer" and self.tokenizer.eos_token_id is not None else []
-        ids[:] = [x[self.anchor_length :] + end for x in ids]
+        ids[:] = [([] if x == around.empty else self._cut(name, x, length)) + end for x in ids]
         return ids
 
+    def _cut(self, name: str, ids: Any, length: int) -> Any:
+        """The field's ids with at most `length` tokens of the text."""
+        around = self.around[name]
+        if len(ids) <= around.size + length:
+            return ids
+        start = ids[: around.head + length]
+        return start + around.tail if isinstance(ids, list) else np.concatenate([start, np.int32(around.tail)])
+
+    def own_length(self, name: str, ids: Sequence[int]) -> int:
+        """How many of a field's ids are the text's own."""
+        end = name == "answer" and self.tokenizer.eos_token_id is not None
+        return max(0, len(ids) - self.around[name].size - end)
+
+    def alone(self, name: str, ids: Ids) -> Ids:
+        """A field's ids without what of the template follows the text."""
+        return ids[: len(ids) - len(self.around[name].tail)]
+
     def room(self, query_length: int, answer_room: int) -> int:
-        """Tokens that are left for the passage."""
-        return self.max_length - self.fixed - query_length - answer_room
+        """Tokens that are left for the passage itself, beside query ids of this length."""
+        return self.max_length - self.fixed - max(0, query_length - self.around["query"].size) - answer_room
 
     def context(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> Ids:
-        """What the answer follows. If model length requires it, the passage is cut, never query or answer."""
+        """What the answer follows. If model length requires it, the passage is cut, never query or answer. No ids
+        of a passage: the prompt of an empty one."""
         return np.concatenate(self.split(passage_ids, query_ids, answer_room))
 
     def split(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> tuple[Ids, Ids]:
-        """`context` in two pieces: up to the second placeholder, which all cells of one passage (of one query, where
-        the template begins with it) have in common, and the rest. The first piece has at least one token."""
+        """`context` in two pieces: what all cells of one passage (of one query, where the template begins with it)
+        have in common, and the rest. The first piece has at least one token."""
         room = self.room(len(query_ids), answer_room)
         if room < 0:
             raise UserError(
                 "prompt, query and answer alone exceed the generator's length",
-                found=f"{self.fixed} + {len(query_ids)} + {answer_room} tokens",
+                found=f"{self.fixed} + {self.max_length - self.fixed - answer_room - room} + {answer_room} tokens",
                 expected=f"at most {self.max_length}",
                 fix="lower --max_query_length, --max_answer_length or --max_new_tokens",
             )
-        filled = {"passage": passage_ids[:room], "query": query_ids}
-        parts: list[Ids] = []
-        for n, literal in enumerate(self.literals):
-            parts.append(literal)
-            if n < len(self.order):
-                parts.append(filled[self.order[n]])
-        common, rest = np.concatenate(parts[:3]), np.concatenate(parts[3:])
+        filled = {"passage": self._cut("passage", passage_ids, room), "query": query_ids}
+        first, second = (
+            filled[name] if len(filled[name]) else np.array(self.around[name].empty, dtype=np.int32)
+            for name in self.order
+        )
+        common = np.concatenate([self.literals[0], first, self.literals[1]])
+        rest = np.concatenate([second, self.literals[2]])
         return (common, rest) if len(common) else (rest, common)
 
 
-def anchor_of(tokenizer: Any) -> str:
-    """A line break where the tokenizer begins every text with a space (Llama 2, Mistral), else nothing.
+def seams_of(pieces: InText, literals: Sequence[str], gap: str) -> list[Seam]:
+    """How each literal is shared out to the texts around it. gap: between the last one and the answer."""
+    kept = literals[2].rstrip(" ")
+    last = last_seam(pieces, kept, literals[2][len(kept) :] + gap)
+    return [first_seam(pieces, literals[0]), middle_seam(pieces, literals[1]), last]
 
-    A piece of a prompt is tokenised behind it, whose ids are then dropped: only there does no space appear.
-    """
-    start, line, middle = tokenizer(["a", "\n", "\n a"], add_special_tokens=False)["input_ids"]
-    return "\n" if line + start == middle else ""
+
+def seams_before(pieces: InText, literals: Sequence[str], gap: str) -> list[Seam]:
+    """The same as the first version had it: only spaces go with the text that they precede."""
+    seams = [of_its_own(literal) for literal in literals[:2]] + [Seam("", literals[2], gap)]
+    if pieces.anchor and not seams[0].fixed:  # at the start of all, the tokenizer's own space
+        seams[0] = Seam("", "", " ")
+    return seams
 
 
 def split_template(template: str) -> tuple[list[str], list[str]]:
@@ -125,18 +179,21 @@ def check_template(template: str) -> None:
         )
 
 
-def render_chat(tokenizer: Any, template: str) -> str:
-    """The tokenizer's chat template around ours, as one template whose placeholders are still open."""
+def render_chat(tokenizer: Any, template: str) -> tuple[str, str | None]:
+    """The tokenizer's chat template around ours, as one template whose placeholders are still open; and what it puts
+    between its opening of an answer and the answer, None where that cannot be told."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             "--chat_template: the generator's tokenizer has none",
             fix="leave the flag out, or use an instruct model",
         )
     marks = {name: f"@@{name}@@" for name in FIELDS}
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": template.format(**marks)}], tokenize=False, add_generation_prompt=True
-    )
+    messages = [{"role": "user", "content": template.format(**marks)}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    answered = [*messages, {"role": "assistant", "content": "@@answer@@"}]
+    opening, found, _ = tokenizer.apply_chat_template(answered, tokenize=False).partition("@@answer@@")
+    gap = opening[len(rendered) :] if found and opening.startswith(rendered) else None
     rendered = rendered.replace("{", "{{").replace("}", "}}")
     for name, mark in marks.items():
         rendered = rendered.replace(mark, "{" + name + "}")
-    return rendered
+    return rendered, gap

@@ -1,18 +1,29 @@
-"""From the fields of a record to a checked Row or Passage."""
+"""Rows and passages, and what the fields of a record become of: checked, cleaned texts."""
 
 from __future__ import annotations
 
-import json
-import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ds_rag.data.bad_rows import Bad, Faults
-from ds_rag.data.columns import match_corpus_columns
+from ds_rag.data.columns import CORPUS_NAMES, match_corpus_columns
+from ds_rag.data.structures import unfold
 
 INVISIBLE = ("Zs", "Zl", "Zp", "Cf")  # blanks and marks of format: a text of nothing else is empty to a tokenizer too
+
+
+@dataclass(frozen=True)
+class Passage:
+    id: str
+    text: str  # "title text" where there is a title
+    lead: int = field(default=0, compare=False)  # characters of the text that are its title and the blank behind it
+
+    @property
+    def body(self) -> str:
+        """The text without its title."""
+        return self.text[self.lead :]
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,11 @@ class Row:
     negatives: tuple[str, ...]  # labelled as not relevant
     where: str  # "file:line"; "file:row N" for formats without lines
     grades: tuple[int, ...] = ()  # how relevant each positive is (BEIR's scores); empty: 1 each
-
-
-@dataclass(frozen=True)
-class Passage:
-    id: str
-    text: str  # "title text" where there is a title
+    given: tuple[Passage, ...] = field(
+        default=(), compare=False
+    )  # those of the passages that came with an id or a title
+    judged: bool = False  # its relevant passages are known, even where there are none
+    absent: tuple[int, ...] = ()  # grades of relevant passages that no corpus can hold: they have no text
 
 
 class Record(NamedTuple):
@@ -41,66 +51,9 @@ class Record(NamedTuple):
     fields: Mapping[str, Any]
     number: int  # line or row, from 1
     where: str
-    flat: bool = False  # cells are text only (CSV), so a list is written as JSON in its cell
     grades: Mapping[str, int] | None = None  # text of a positive -> its grade, where a format grades
-
-
-def to_rows(
-    records: Iterable[Record],
-    names: Mapping[str, str],
-    faults: Faults,
-    *,
-    need_passages: bool,
-    need_answers: bool,
-) -> list[Row]:
-    """Rows of the good records; the others go to `faults`. Repeated rows are merged, with a notice."""
-    rows: dict[str, Row] = {}
-    merged = 0
-    for count, record in enumerate(records, start=1):
-        try:
-            row = _to_row(record, names, count, need_passages, need_answers)
-            first = rows.setdefault(row.id, row)
-            if replace(first, where=row.where) != row:
-                raise Bad(f"id '{row.id}' is already that of another row at {first.where}, expected distinct ids")
-            merged += first is not row
-        except Bad as bad:
-            faults.add(record.number, record.where, str(bad))
-    faults.merged += merged
-    if merged:
-        faults.note(f"{merged} repeated rows (same id, same content) merged")
-    return list(rows.values())
-
-
-def _to_row(record: Record, names: Mapping[str, str], count: int, need_passages: bool, need_answers: bool) -> Row:
-    def texts(role: str, *, drop_empty: bool = False) -> tuple[str, ...]:
-        if role not in names:
-            return ()
-        value = record.fields.get(names[role])
-        value = _unfold(value, names[role]) if record.flat else value
-        return _texts(value, names[role], drop_empty)
-
-    query = clean(record.fields.get(names["query"]), names["query"])
-    answers = texts("answers", drop_empty=not need_answers)
-    if need_answers and not answers:
-        raise Bad(f"'{names['answers']}' holds no answer, expected a text or a list of texts")
-    positives, negatives = texts("positives"), texts("negatives")
-    # Labels decide: a positive is nothing else, and a labelled negative is no unlabelled candidate.
-    negatives = tuple(text for text in negatives if text not in positives)
-    passages = tuple(text for text in texts("passages") if text not in positives + negatives)
-    if need_passages and not positives + passages:
-        empty = " and ".join(f"'{names[role]}'" for role in ("positives", "passages") if role in names)
-        other = "or --candidates_from index --corpus FILE"
-        raise Bad(f"neither labelled nor unlabelled passages, expected some in {empty}, {other}")
-    return Row(
-        id=_id(record.fields.get(names["id"]), names["id"]) if "id" in names else f"row-{count}",
-        query=query,
-        answers=answers,
-        positives=positives,
-        passages=passages,
-        negatives=negatives,
-        where=record.where,
-        grades=tuple(record.grades[text] for text in positives) if record.grades else (),
-    )
+    judged: bool = False
+    absent: tuple[int, ...] = ()
 
 
 def field_names(records: Iterable[Record]) -> list[str]:
@@ -115,35 +68,55 @@ def corpus_passages(records: list[Record], faults: Faults) -> list[Passage]:
     """
     if not records:
         return []
+    found = field_names(records)
     with faults.first():
-        names = match_corpus_columns(field_names(records), faults.source)
-    seen: dict[str, tuple[str, str]] = {}
+        names = match_corpus_columns(found, faults.source)
+    faults.note_unused(name for name in found if name not in names.values())
+    seen: dict[str, tuple[Passage, str]] = {}
     merged = 0
     for count, record in enumerate(records, start=1):
-        fields = record.fields
         try:
-            title = fields.get(names["title"]) if "title" in names else None
-            text = passage_text(fields.get(names["text"]), title, names["text"])
-            id_ = _id(fields.get(names["id"]), names["id"]) if "id" in names else f"passage-{count}"
-            first_text, first_where = seen.setdefault(id_, (text, record.where))
-            if first_text != text:
-                raise Bad(f"id '{id_}' is already that of another text at {first_where}, expected distinct ids")
+            passage = to_passage(record.fields, names, f"passage-{count}")
+            first, first_where = seen.setdefault(passage.id, (passage, record.where))
+            if first.text != passage.text:
+                raise Bad(f"id '{passage.id}' is already that of another text at {first_where}, expected distinct ids")
             merged += first_where != record.where
         except Bad as bad:
             faults.add(record.number, record.where, str(bad))
     faults.merged += merged
     if merged:
         faults.note(f"{merged} repeated passages (same id, same text) merged")
-    return [Passage(id_, text) for id_, (text, _) in seen.items()]
+    return [passage for passage, _ in seen.values()]
 
 
-def passage_text(text: object, title: object, column: str) -> str:
+def to_passage(fields: Mapping[str, Any], names: Mapping[str, str], default_id: str) -> Passage:
+    """names: role -> column, as `match_corpus_columns` has them. Raises Bad."""
+    title = fields.get(names["title"]) if "title" in names else None
+    text = single(fields.get(names["text"]), names["text"])
+    id_ = to_id(fields.get(names["id"]), names["id"]) if "id" in names else default_id
+    return join_title(id_, text, title, names["text"])
+
+
+def join_title(id_: str, text: object, title: object, column: str) -> Passage:
     """The one rule for a passage with a title: "title text"."""
-    if isinstance(text, str) and isinstance(title, str) and title.strip():
-        text = f"{title.strip()} {text.strip()}"
-    elif title is not None and not isinstance(title, str):
-        raise Bad(f"the title of '{column}' is {_short(title)}, expected text")
-    return clean(text, column)
+    if title is not None and not isinstance(title, str):
+        raise Bad(f"the title of '{column}' is {short(title)}, expected text")
+    head = title.strip() if title else ""
+    if not isinstance(text, str) or not head:
+        return Passage(id_, clean(text, column))
+    whole, body = clean(f"{head} {text.strip()}", column), text.strip()
+    return Passage(id_, whole, len(whole) - len(body) if body else 0)
+
+
+def single(value: object, column: str) -> object:
+    """The text of a field that holds one: also where it is written as a list of one, or as an object with 'text'."""
+    found = unfold(value, column)
+    if found is value or not found or (isinstance(found, Mapping) and "text" not in found):  # a document may be JSON
+        return value
+    texts = [passage.text for passage in items(found, column)]
+    if len(texts) != 1:
+        raise Bad(f"'{column}' is a list of {len(texts)} written as text, expected one text")
+    return texts[0]
 
 
 def clean(value: object, column: str) -> str:
@@ -151,9 +124,9 @@ def clean(value: object, column: str) -> str:
     if value is None:
         raise Bad(f"'{column}' is missing or null, expected text")
     if not isinstance(value, str):
-        raise Bad(f"'{column}' is {_short(value)}, expected text")
+        raise Bad(f"'{column}' is {short(value)}, expected text")
     text = value.strip()
-    if all(unicodedata.category(char) in INVISIBLE for char in text):
+    if is_blank(text):
         raise Bad(f"'{column}' is empty, expected text")
     if "\0" in text:
         raise Bad(f"'{column}' holds a NUL at character {value.index(chr(0))}, expected text")
@@ -166,52 +139,51 @@ def clean(value: object, column: str) -> str:
     return text
 
 
-def _id(value: object, column: str) -> str:
+def is_blank(text: str) -> bool:
+    return all(unicodedata.category(char) in INVISIBLE or char.isspace() for char in text)
+
+
+def to_id(value: object, column: str) -> str:
     number = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if number else clean(value, column)
 
 
-def _texts(value: object, column: str, drop_empty: bool) -> tuple[str, ...]:
-    """The distinct texts of a cell, in order: a text, an object with `text` and `title`, or a list."""
+def items(value: object, column: str, drop_empty: bool = False) -> Iterator[Passage]:
+    """The texts of a cell, in order: a text, an object with `text` and perhaps `title` and an id, or a list of these;
+    each of them perhaps written as text. Without an id of its own a text's is "". Raises Bad."""
+    value = unfold(value, column)
     if value is None:
-        return ()
+        return
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # a column of structs, turned
         titles = value.get("title") or [None] * len(value["text"])
         if not isinstance(titles, list) or len(titles) != len(value["text"]):
             raise Bad(f"'{column}' has other titles than texts, expected a title for each text")
         value = [{"text": text, "title": title} for text, title in zip(value["text"], titles, strict=True)]
     several = isinstance(value, list | tuple)
-    items: list[object] = list(value) if isinstance(value, list | tuple) else [value]
-    texts: dict[str, None] = {}
-    for i, item in enumerate(items):
+    for i, item in enumerate(value if isinstance(value, list | tuple) else [value]):
         label = f"{column}[{i}]" if several else column
         if drop_empty and (item is None or (isinstance(item, str) and not item.strip())):
             continue
+        if several and isinstance(item, str) and item.lstrip().startswith("{"):
+            written = unfold(item, label)
+            item = written if isinstance(written, Mapping) and "text" in written else item
         if isinstance(item, Mapping):
             if "text" not in item:
-                raise Bad(f"'{label}' is an object with {', '.join(map(str, item))}, expected one with 'text'")
-            texts[passage_text(item["text"], item.get("title"), label)] = None
+                literal = " (a text that is JSON itself: in a list of one)" if not several else ""
+                raise Bad(f"'{label}' is an object with {', '.join(map(str, item))}, expected one with 'text'{literal}")
+            yield join_title(id_of(item), item["text"], item.get("title"), label)
         elif isinstance(item, str):
-            texts[clean(item, label)] = None
+            yield Passage("", clean(item, label))
         else:
-            raise Bad(f"'{label}' is {_short(item)}, expected a text, an object with 'text', or a list of these")
-    return tuple(texts)
+            raise Bad(f"'{label}' is {short(item)}, expected a text, an object with 'text', or a list of these")
 
 
-def _unfold(value: object, column: str) -> object:
-    """A CSV cell: the list, where it holds a JSON list of texts or objects; else the cell."""
-    if not isinstance(value, str) or not (value.startswith("[") and value.endswith("]")):
-        return value
-    try:
-        items = json.loads(value)
-        return items if all(isinstance(item, str | dict) for item in items) else value
-    except (ValueError, RecursionError):
-        # str() of a Python or NumPy list: taken as one text it would train on brackets and quotes.
-        if re.fullmatch(r"""\[\s*(['"]).*\1\s*\]""", value, re.DOTALL):
-            raise Bad(f'\'{column}\' looks like a list but is no JSON, expected ["one", "two"]') from None
-        return value
+def id_of(item: Mapping[str, Any]) -> str:
+    """The passage's own id, under one of the names that a corpus has for it; "" where there is none."""
+    found = next((item[name] for name in CORPUS_NAMES["id"] if item.get(name) is not None), "")
+    return str(found) if isinstance(found, str | int) else ""
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:40] + '...'}"

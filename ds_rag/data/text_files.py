@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from shlex import quote
 
 from ds_rag.data.bad_rows import Faults
 from ds_rag.data.records import Record
@@ -14,41 +17,62 @@ from ds_rag.errors import UserError
 
 
 def read_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file. Bytes that are no text are faults, with their offset in the file."""
+    """Numbered lines of a UTF-8 file; a line ends with LF, CRLF or (old Macs) CR. Bytes that are no text are faults,
+    with their offset in the file."""
+    refuse_wide(path, faults.flag)
     offset = 0
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for number, line in enumerate(file, start=1):
+            size = len(line)
+            if not line.isascii() or "\0" in line:
+                size = len(line.encode("utf-8", "surrogateescape"))
+                wrong = next((n for n, char in enumerate(line) if char == "\0" or "\udc80" <= char <= "\udcff"), None)
+                if wrong is not None:
+                    byte = f"byte 0x{ord(line[wrong]) - 0xDC00:02x}, which is not UTF-8,"
+                    what = "a NUL byte" if line[wrong] == "\0" else byte
+                    at = offset + len(line[:wrong].encode("utf-8", "surrogateescape"))
+                    faults.add(number, f"{path}:{number}", f"{what} at byte offset {at}, expected UTF-8 text")
+                    line = re.sub("[\0\udc80-\udcff]", "\ufffd", line)
+            offset += size
+            yield number, line.removeprefix("\ufeff") if number == 1 else line
+
+
+def refuse_wide(path: Path, flag: str) -> None:
+    """Raises UserError for UTF-16 and UTF-32, with a byte-order mark or without."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            start = 3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0
-            if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise UserError(
-                    f"{faults.flag}: {path}:1: not UTF-8 (byte offset 0)",
-                    found="UTF-16",
-                    expected="UTF-8",
-                    fix=f"iconv -f UTF-16 -t UTF-8 {path}",
-                )
-            try:
-                line = raw[start:].decode("utf-8")
-                at, wrong = raw.find(b"\0"), "a NUL byte"
-            except UnicodeDecodeError as error:
-                line = raw[start:].decode("utf-8", "replace")
-                at, wrong = start + error.start, f"byte 0x{raw[start + error.start]:02x}, which is not UTF-8,"
-            if at >= 0:
-                faults.add(number, f"{path}:{number}", f"{wrong} at byte offset {offset + at}, expected UTF-8 text")
-                line = line.replace("\0", "\ufffd")
-            offset += len(raw)
-            yield number, line
+        start = file.read(64)
+    marks = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+    found = next((name for mark, name in marks.items() if start.startswith(mark)), None)
+    if found is None and len(start) >= 4 and start[0] and start[1::2].count(0) == len(start[1::2]):
+        found = "UTF-32LE" if start[2:4] == b"\0\0" else "UTF-16LE"  # of ASCII text
+    if found is None and len(start) >= 4 and start[1] and start[0::2].count(0) == len(start[0::2]):
+        found = "UTF-16BE"
+    if found is not None:
+        raise UserError(
+            f"{flag}: {path}:1: not UTF-8 (byte offset 0)",
+            found=found,
+            expected="UTF-8",
+            fix=f"iconv -f {found} -t UTF-8 {quote(str(path))} > {quote(path.stem + '.utf8' + path.suffix)}",
+        )
 
 
 def read_csv(path: Path, what: str, faults: Faults) -> Iterator[Record]:
-    """Comma-separated with a header. A record's line is the one it starts on; an empty cell is no value."""
+    """Comma-separated with a header. A record's line is the one it starts on; an empty cell is no value. A first line
+    `sep=;`, as Excel writes it, names another separator."""
     csv.field_size_limit(sys.maxsize)  # the default refuses cells over 128 KiB
-    reader = csv.reader((line for _, line in read_lines(path, faults)), strict=True)
+    lines: Iterator[str] = (line for _, line in read_lines(path, faults))
+    first = next(lines, "")
+    named = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
+    before = 1 if named else 0
+    lines = lines if named else chain([first], lines)
+    reader = csv.reader(lines, strict=True, delimiter=named[1] if named else ",")
     header: list[str] = []
-    number = 1
+    number = 1 + before
     try:
         for cells in reader:
             where = f"{path}:{number}"
-            spoilt = faults.places and any(f"{path}:{n}" in faults.places for n in range(number, reader.line_num + 1))
+            end = reader.line_num + before + 1
+            spoilt = faults.places and any(f"{path}:{n}" in faults.places for n in range(number, end))
             if cells and not header:
                 faults.broken |= bool(spoilt)  # names that cannot be read
                 header = _header(cells, where, faults.flag)
@@ -58,8 +82,8 @@ def read_csv(path: Path, what: str, faults: Faults) -> Iterator[Record]:
                 faults.add(number, where, f"{len(cells)} cells, expected {len(header)} as in the header")
             elif cells:
                 fields = {name: cell if cell.strip() else None for name, cell in zip(header, cells, strict=True)}
-                yield Record(fields, number, where, flat=True)
-            number = reader.line_num + 1
+                yield Record(fields, number, where)
+            number = end
     except csv.Error as error:
         # Where a quote is astray, so is every line after it.
         message = f'stray or unclosed quote in the row that starts here ({error}), expected " doubled inside quotes'
@@ -68,8 +92,13 @@ def read_csv(path: Path, what: str, faults: Faults) -> Iterator[Record]:
 
 def _header(cells: list[str], where: str, flag: str) -> list[str]:
     header = [cell.strip() for cell in cells]
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
-        raise UserError(f"{flag}: {where}: not separated by commas", found=header[0], expected="a,b,c")
+    if len(header) == 1 and (mark := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise UserError(
+            f"{flag}: {where}: not separated by commas",
+            found=header[0],
+            expected="a,b,c",
+            fix=f"put a line before it that names the separator: sep={mark if mark != chr(9) else '<tab>'}",
+        )
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise UserError(f"{flag}: {where}: repeated column names", found=", ".join(repeated), expected="each once")
@@ -78,7 +107,7 @@ def _header(cells: list[str], where: str, flag: str) -> list[str]:
 
 def read_jsonl(path: Path, what: str, faults: Faults) -> Iterator[Record]:
     """One JSON object a line; blank lines are passed over."""
-    started = False
+    started, opened = False, 0
     for number, line in read_lines(path, faults):
         where = f"{path}:{number}"
         if not line.strip() or where in faults.places:
@@ -88,8 +117,16 @@ def read_jsonl(path: Path, what: str, faults: Faults) -> Iterator[Record]:
                 f"{faults.flag}: {where}: a JSON array",
                 found="'['",
                 expected="JSON lines: one object on each line",
-                fix=f"jq -c '.[]' {path} > {path.with_suffix('.jsonl').name}",
+                fix=f"jq -c '.[]' {quote(str(path))} > {quote(path.stem + '.lines.jsonl')}",
             )
+        if opened and line.lstrip().startswith('"'):
+            raise UserError(
+                f"{faults.flag}: {path}:{opened}: a JSON object over several lines",
+                found="'{'",
+                expected="JSON lines: one object on each line",
+                fix=f"jq -c . {quote(str(path))} > {quote(path.stem + '.lines.jsonl')}, where each object is a row",
+            )
+        opened = number if not started and line.strip() == "{" else 0
         started = True
         try:
             fields = json.loads(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,48 +10,45 @@ from typing import Any
 import numpy as np
 
 from ds_rag.errors import UserError
+from ds_rag.index.spelling import INDEXES, check_spelling, spell
 
-# Short names for common choices: FAISS's factory string, and its search parameters (kept in the index's file). Any
-# other text is handed to faiss.index_factory as it is, with FAISS's own parameters.
-# np: without it FAISS anneals the order of a product quantizer's codes for half a minute, however few the vectors,
-# for a filter ("polysemous codes") that no search here turns on; what is found is the same.
-INDEXES = {
-    "flat": ("Flat", ""),
-    "hnsw": ("HNSW32", "efSearch=64"),
-    "ivf": ("IVF{lists},Flat", "nprobe={probes}"),
-    "ivfpq": ("IVF{lists},PQ48np", "nprobe={probes}"),
-}
 # From so many numbers (queries x dimension) in a call on, FAISS multiplies matrices. Its own limit, 128,000 since 1.15,
 # leaves 300 queries of 384 to another kernel that takes six to eleven times as long; from four queries on matrices are
 # faster (benchmarks/index.py). They are blocks of 4096 queries x 1024 passages, however many there are of either.
 MATRIX_FROM = 1536
-# Vectors that place the centroid of a list: below 39 FAISS warns that it is poorly placed; of more than 64 (FAISS
-# would take 256) only the time grows, not the recall.
-LEAST_POINTS, MOST_POINTS = 39, 64
+MOST_POINTS = 64  # vectors that place a list's centroid: of more (FAISS would take 256) only the time grows
 
 
-def spell(factory: str, count: int) -> tuple[str, str]:
-    """Factory string and search parameters of an index over `count` vectors.
-
-    A short name's lists are the least that FAISS's guidelines advise below a million vectors, 4 sqrt(count), or
-    fewer where too few vectors are there to place them. A search visits 2 sqrt(lists) of them, no fewer than 8:
-    of one list, FAISS's own default, come a fifth to three fifths of the nearest (benchmarks/index.py has the recall).
-    """
-    if factory not in INDEXES:
-        return factory, ""
-    lists = max(1, min(round(4 * math.sqrt(count)), count // LEAST_POINTS))
-    name, parameters = INDEXES[factory]
-    return name.format(lists=lists), parameters.format(probes=min(lists, max(8, round(2 * math.sqrt(lists)))))
-
-
-def check_factory(factory: str, dimension: int) -> None:
-    """Raises UserError for a factory string that FAISS refuses; that it fits the corpus shows when it is built."""
+def check_factory(factory: str, dimension: int, count: int = 0) -> None:
+    """Raises UserError for a factory string that FAISS refuses, or that wants more vectors than `count` (0: not known
+    yet) to learn from. Before any is encoded."""
     import faiss
 
+    check_spelling(factory)
     try:
-        faiss.index_factory(dimension, spell(factory, 1)[0], faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dimension, spell(factory, count or 1, dimension)[0], faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise refusal(factory, f"vectors of {dimension}", error) from None
+    if count and (least := least_vectors(index)) > count:
+        raise UserError(
+            f"--index_factory {factory}: too few passages to learn it from",
+            found=f"{count:,}",
+            expected=f"{least:,} or more",
+            fix="a short name (flat | hnsw | ivf | ivfpq) fits itself to them",
+        )
+
+
+def least_vectors(index: Any) -> int:
+    """How many an index learns its lists and codes from, at the least."""
+    import faiss
+
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return least_vectors(index.index)
+    least = getattr(index, "nlist", 0)
+    if (quantizer := getattr(index, "pq", None)) is not None:
+        least = max(least, int(quantizer.ksub))
+    return int(least)
 
 
 def refusal(factory: str, what: str, error: Exception) -> UserError:
@@ -71,14 +67,18 @@ def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
     """
     import faiss
 
-    name, parameters = spell(factory, len(vectors_ND))
+    check_spelling(factory)
+    name, parameters = spell(factory, len(vectors_ND), vectors_ND.shape[1])
     if name == "Flat":
         return flat_over(vectors_ND)
     space: Any = faiss.ParameterSpace()  # faiss's annotations know one of its overloads only
     try:
         index: Any = faiss.index_factory(vectors_ND.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         if factory in INDEXES and "IVF" in name:
-            index.cp.max_points_per_centroid = MOST_POINTS
+            inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+            inner.cp.max_points_per_centroid = MOST_POINTS
+            if hasattr(inner, "pq"):
+                inner.pq.cp.min_points_per_centroid = 1  # else a line of complaint for each part
         if not index.is_trained:
             index.train(vectors_ND)
         index.add(vectors_ND)

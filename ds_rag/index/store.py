@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import ds_rag
-from ds_rag import commit
+from ds_rag import commit, run_files
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import CorpusIndex, Part
 from ds_rag.index.faiss_index import open_index
@@ -38,7 +38,6 @@ class Manifest:
 
 
 REQUIRED = tuple(f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING)
-NAMES = {f.name for f in fields(Manifest)}
 
 
 @dataclass
@@ -155,9 +154,11 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
     if damage := commit.damages(folder):  # before FAISS reads what may be damaged, or made to harm
         raise commit.refuse(folder, damage, "ds-rag index --run RUN")
     facts = commit.read_manifest(folder) or {}
+    facts = {name: value for name, value in facts.items() if name not in ("kind", "files")}
+    by = facts.get("version")
     if missing := [name for name in REQUIRED if name not in facts]:
         raise UserError(f"{file}: not an index's manifest", found=f"no {missing[0]}", fix="ds-rag index --run RUN")
-    manifest = Manifest(**{name: value for name, value in facts.items() if name in NAMES})
+    manifest = run_files.record(Manifest, facts, file, by, "ds-rag index --run RUN")
     stale = manifest.model_hash != model_hash
     if stale and not allow_stale:
         raise UserError(

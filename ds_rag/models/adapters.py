@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ds_rag import run_files
 from ds_rag.config import ModelConfig
 from ds_rag.errors import UserError
+from ds_rag.models.opening import COPY_AGAIN
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -54,7 +55,11 @@ def base_folder(folder: Path, flag: str) -> Path:
     """Where the weights lie of what `folder` holds: itself, or the base that its adapter names."""
     if not (folder / ADAPTER_FILE).is_file():
         return folder
-    base = Path(json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    file = folder / ADAPTER_FILE
+    named = run_files.read_json(file, dict, COPY_AGAIN).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise UserError(f"{file}: names no base", found=repr(named), expected="base_model_name_or_path", fix=COPY_AGAIN)
+    base = Path(named)
     if not (base / "config.json").is_file():
         raise UserError(
             f"{flag} {folder}: an adapter whose base is not there",

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_rag import dist
+from ds_rag import dist, run_files
 from ds_rag.config import DataConfig, ModelConfig, find_file
 from ds_rag.errors import UserError, choose
 from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, apply_adapters, base_folder, four_bit, wanted_by
 from ds_rag.models.generator import Generator
-from ds_rag.models.opening import opening
+from ds_rag.models.opening import COPY_AGAIN, opening
 from ds_rag.models.retriever import OWN_SETTINGS, PASSAGE_ENCODER, Retriever, RetrieverSettings
 from ds_rag.models.sharded import keep_todays_names, loading_in_pieces
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
@@ -212,8 +212,8 @@ def described(folder: Path | None, config: Any, pooling: str = "auto") -> Retrie
     if folder is None:
         return settings
     if (own := read_json(folder / OWN_SETTINGS)) is not None:
-        return RetrieverSettings(**own)
-    modules = read_json(folder / "modules.json")
+        return run_files.record(RetrieverSettings, own, folder / OWN_SETTINGS, None)
+    modules = read_json(folder / "modules.json", list)
     if modules is None:
         return settings
     kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in modules}
@@ -293,5 +293,6 @@ def fuse_activations(model: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_json(path: Path, kind: type = dict) -> Any:
+    """None where there is no such file. Raises UserError where it holds no `kind`."""
+    return run_files.read_json(path, kind, COPY_AGAIN) if path.is_file() else None

@@ -13,13 +13,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from ds_rag.errors import UserError
+
+COPY_AGAIN = "a whole copy of the folder; of a run's, what `ds-rag verify RUN` says"
 
 
 @contextmanager
 def opening(what: str) -> Iterator[None]:
     """Around a `from_pretrained`. what: flag and folder. Raises UserError for a folder that wants its code run, whose
-    weights hold more than tensors, or whose architecture is unknown."""
+    weights hold more than tensors, whose architecture is unknown, or whose files are damaged."""
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -45,4 +49,21 @@ def opening(what: str) -> Iterator[None]:
                 found=first,
                 expected="a model_type of the transformers that is installed",
             ) from None
+        raise damaged(what, error) from error
+    except (UserError, MemoryError, torch.OutOfMemoryError, ImportError):
         raise
+    except Exception as error:  # of the libraries that read the files each has its own, tokenizers the plain one
+        if isinstance(error, OSError) and error.errno is not None:  # the system's
+            raise
+        raise damaged(what, error) from error
+
+
+def damaged(what: str, error: Exception) -> UserError:
+    """The error for a folder whose files a library cannot make a model of."""
+    text = " ".join(str(error).split())
+    return UserError(
+        f"{what}: cannot be opened: a file of it is missing, cut short or changed",
+        found=f"{type(error).__name__}: {text[:300]}",
+        expected="the folder's files as they were written",
+        fix=COPY_AGAIN,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.errors import UserError
-from ds_rag.models.opening import opening
+from ds_rag.models.opening import COPY_AGAIN, opening
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -76,6 +76,13 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), padding_side=padding_side, trust_remote_code=trust_remote_code
         )  # padding_side is set here, or it would not be saved
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of the settings alone
+        raise UserError(
+            f"{folder}: a tokenizer that knows no token but the special ones",
+            found=f"{len(tokenizer)} tokens",
+            expected="its vocabulary, such as tokenizer.json or tokenizer.model",
+            fix=COPY_AGAIN,
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(

@@ -55,8 +55,10 @@ def main(argv: Sequence[str]) -> int:
         console.say(f"on the disk: {index.vectors / GB:,.3g} GB of float32 vectors beside it")
         figures["index"] = asdict(index)
     if (nodes := machines(best.world, request.limits.gpus_per_node)) > 1:
-        console.say(f"\nOn each of {nodes} machines, with its own --node_rank, node1 being the first's name:")
-    console.say("\n" + command_line(best, request.limits.gpus_per_node, index))
+        console.say(
+            f"\nOn each of {nodes} machines, with its own --node_rank, node1 being the first's name:", lines=True
+        )
+    console.say("\n" + command_line(best, request.limits.gpus_per_node, index, request.data), lines=True)
     if request.json:
         Path(request.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -216,8 +218,8 @@ def chosen(best: Setup, request: Request, reasons: dict[str, str], index: IndexP
     return {
         "gpu": request.rates.gpu.name,
         "gpus": best.world,
-        "flags": training_flags(best, index),
-        "command": command_line(best, request.limits.gpus_per_node, index),
+        "flags": training_flags(best, index, request.data),
+        "command": command_line(best, request.limits.gpus_per_node, index, request.data),
         "reasons": reasons,
         "phases_gb": {name: value / GB for name, value in plan_memory(best).phases.items()},
         "step": asdict(step_time(best, request.rates)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from ds_rag.config import BUILTIN
 from ds_rag.plan.index_cost import IndexPlan
 from ds_rag.plan.presets import MODELS
 from ds_rag.plan.setup import NAMES, Setup
@@ -23,10 +24,17 @@ def folder(name: str) -> str:
     return f"path/to/{name}" if name in MODELS else name
 
 
-def training_flags(setup: Setup, index: IndexPlan | None) -> dict[str, str]:
-    """Flag without dashes -> value."""
+def data_flags(given: dict[str, str], index: IndexPlan | None) -> dict[str, str]:
+    """The user's rows and corpus as given. Where they are not, names that no file has stand for them, for without any
+    the command would train the built-in rows."""
+    flags = {"train_data": "path/to/train.jsonl"} | {k: v for k, v in given.items() if v != BUILTIN}
+    return flags if index is None else {"corpus": "path/to/passages.jsonl"} | flags
+
+
+def training_flags(setup: Setup, index: IndexPlan | None, data: dict[str, str]) -> dict[str, str]:
+    """Flag without dashes -> value. data: those of the rows that were given."""
     work = setup.work
-    flags = {name: folder(setup.shape(name).name) for name in NAMES} | deepspeed_flags(setup)
+    flags = {name: folder(setup.shape(name).name) for name in NAMES} | data_flags(data, index) | deepspeed_flags(setup)
     flags |= {f"max_{what}_length": str(getattr(work, what)) for what in ("query", "passage", "answer")}
     flags |= {
         "per_device_train_batch_size": str(work.batch),
@@ -61,11 +69,11 @@ def machines(world: int, gpus_per_node: int) -> int:
     return next(n for n in range(-(-world // gpus_per_node), world + 1) if world % n == 0)
 
 
-def command_line(setup: Setup, gpus_per_node: int, index: IndexPlan | None) -> str:
+def command_line(setup: Setup, gpus_per_node: int, index: IndexPlan | None, data: dict[str, str]) -> str:
     """What to type on one machine, or on each of several with its own --node_rank."""
     nodes = machines(setup.world, gpus_per_node)
     launcher = f"torchrun --nproc_per_node {setup.world // nodes}"
     if nodes > 1:
         launcher += f" --nnodes {nodes} --node_rank 0 --master_addr node1"
-    words = [word for name, value in training_flags(setup, index).items() for word in (f"--{name}", value)]
+    words = [word for name, value in training_flags(setup, index, data).items() for word in (f"--{name}", value)]
     return f"{launcher} launch/train.py {shlex.join(words)}"

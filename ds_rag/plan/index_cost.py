@@ -1,28 +1,23 @@
 """What an index over N passages takes: memory by its type, and GPU time to encode them again.
 
-Types are those of `INDEXES` in ds_rag/index/faiss_index.py, their parameters as `spell` chooses them. Sizes are those
+Types are those of `INDEXES` in ds_rag/index/spelling.py, their parameters as `spell` chooses them. Sizes are those
 of FAISS's own structures; tests/unit/plan/test_index_cost.py builds them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ds_rag.index.spelling import CODEBOOK, lists_of, parts_of
 from ds_rag.plan.duration import Rates, forward_flops
 from ds_rag.plan.shapes import ModelShape
 from ds_rag.plan.workload import Load
 
-LEAST_POINTS = 39  # as in faiss_index.py
-ID_BYTES, LINKS, CODE_BYTES, CODEBOOK = 8, 2 * 32, 48, 256
+ID_BYTES, LINKS = 8, 2 * 32
 # What docs/performance.md measured on 100,000 vectors of 384: recall@10 against exact search.
 RECALL = {"flat": 1.0, "hnsw": 0.85, "ivf": 0.87, "ivfpq": 0.45}
 EXACT_UP_TO = 1_000_000  # vectors that exact search on a host's cores serves well
-
-
-def lists(count: int) -> int:
-    return max(1, min(round(4 * math.sqrt(count)), count // LEAST_POINTS))
 
 
 def flat(count: int, dimension: int) -> float:
@@ -36,12 +31,15 @@ def hnsw(count: int, dimension: int) -> float:
 
 def ivf(count: int, dimension: int) -> float:
     """Vectors, their ids, and the centroids."""
-    return flat(count, dimension) + ID_BYTES * count + flat(lists(count), dimension)
+    return flat(count, dimension) + ID_BYTES * count + flat(lists_of(count), dimension)
 
 
 def ivfpq(count: int, dimension: int) -> float:
-    """Codes, ids, centroids, and one codebook."""
-    return (CODE_BYTES + ID_BYTES) * count + flat(lists(count) + CODEBOOK, dimension)
+    """Codes, ids, centroids, and one codebook; below its size whole vectors."""
+    if count < CODEBOOK:
+        return ivf(count, dimension)
+    parts, length = parts_of(dimension)
+    return (parts + ID_BYTES) * count + flat(lists_of(count) + CODEBOOK, length)
 
 
 SIZES: dict[str, Callable[[int, int], float]] = {"flat": flat, "hnsw": hnsw, "ivf": ivf, "ivfpq": ivfpq}

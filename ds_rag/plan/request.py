@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ds_rag.config import OWNER, RunConfig, build
+from ds_rag.config import OWNER, DataConfig, RunConfig, build
+from ds_rag.config.bounds import ITEMS, Bounds, above, whole
 from ds_rag.errors import UserError, choose
-from ds_rag.flags import build_parser, parse_strictly
+from ds_rag.flags import add_number, build_parser, parse_strictly
 from ds_rag.plan.advice import Fixed, Limits, candidates
 from ds_rag.plan.duration import Rates
 from ds_rag.plan.hardware import GPUS, GPUS_PER_NODE, HOST_MEMORY, Gpu
@@ -19,13 +19,26 @@ from ds_rag.plan.setup import NAMES, STAGES, Setup
 from ds_rag.plan.shapes import read_shape
 from ds_rag.plan.workload import Workload
 
+COUNTED = ("max_query_length", "max_passage_length", "max_answer_length")
 # Flags of training that change what a run takes.
 TRAINING = (
     "retriever", "generator", "encoders", "freeze", "gradient_checkpointing", "lora", "lora_r",
     "candidates", "pool", "generator_backward", "micro_cells", "retriever_chunk", "share_prefixes",
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
-    "max_query_length", "max_passage_length", "max_answer_length",
+    *COUNTED,
 )  # fmt: skip
+# Of the machine and the corpus: name, bounds, help, default.
+NUMBERS: tuple[tuple[str, Bounds, str, float | None], ...] = (
+    ("gpus", whole(1, 65536), "how many (default: the fewest that do)", None),
+    ("gpu_memory", above(0, 1e6), "GB of a GPU, where it is another than the preset's", None),
+    ("gpus_per_node", whole(1, 1024), "GPUs of a machine", GPUS_PER_NODE),
+    ("host_memory", above(0, 1e9), "GB of a machine", HOST_MEMORY),
+    ("mfu", above(0, 1), "share of the GPU's peak that training reaches", 0.4),
+    ("bandwidth", above(0, 1e6), "GB/s a GPU sends to all others (default: its link's, or the network's)", None),
+    ("passages", whole(1, 10**12), "passages of the corpus, such as 21e6", None),
+    ("passages_per_row", whole(1, ITEMS), "of a training row", 1),
+)
+OF_ROWS = tuple(f.name for f in fields(DataConfig) if f.name not in COUNTED)
 PLANNED_WAYS = ("auto", "one_pass", "exact")
 
 
@@ -39,39 +52,21 @@ class Request:
     limits: Limits
     passages: int  # of the corpus; 0: no index
     json: str | None
-
-
-def positive(name: str, whole: bool = False, most: float = math.inf) -> Callable[[str], Any]:
-    def convert(text: str) -> float | int:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value <= most or value == math.inf or (whole and value != int(value)):
-            kind = "a whole number" if whole else "a number"
-            bound = "" if most == math.inf else f", at most {most:g}"
-            raise UserError(f"--{name}: wrong value", found=text, expected=f"{kind} above 0{bound}")
-        return int(value) if whole else value
-
-    return convert
+    data: dict[str, str]  # flags of rows and corpus, as given: they cost nothing, and belong to the command
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = build_parser("ds-rag plan", "What a training run will need, and how to launch it.", only=TRAINING)
+    parser = build_parser(
+        "ds-rag plan", "What a training run will need, and how to launch it.", only=TRAINING + OF_ROWS
+    )
     group = parser.add_argument_group("plan", f"Models are folders, config:FILE, or one of: {', '.join(MODELS)}.")
 
-    def add(name: str, text: str, kind: Callable[[str], Any] = str, **more: Any) -> None:
-        group.add_argument(f"--{name}", help=text, type=kind, **more)
+    def add(name: str, text: str, default: str | None = None) -> None:
+        group.add_argument(f"--{name}", help=text, default=default)
 
-    add("gpu", f"one of: {', '.join(GPUS)} (default: h100)", default="h100")
-    add("gpus", "how many (default: the fewest that do)", positive("gpus", whole=True))
-    add("gpu_memory", "GB of a GPU, where it is another than the preset's", positive("gpu_memory"))
-    add("gpus_per_node", "GPUs of a machine", positive("gpus_per_node", whole=True), default=GPUS_PER_NODE)
-    add("host_memory", "GB of a machine", positive("host_memory"), default=HOST_MEMORY)
-    add("mfu", "share of the GPU's peak that training reaches", positive("mfu", most=1), default=0.4)
-    add("bandwidth", "GB/s a GPU sends to all others (default: its link's, or the network's)", positive("bandwidth"))
-    add("passages", "passages of the corpus, such as 21e6", positive("passages", whole=True))
-    add("passages_per_row", "of a training row", positive("passages_per_row", whole=True), default=1)
+    add("gpu", f"one of: {', '.join(GPUS)} (default: h100)", "h100")
+    for name, bounds, text, default in NUMBERS:
+        add_number(group, name, bounds, text, default)
     for name in NAMES:
         add(f"{name}_stage", f"the {name}'s ZeRO stage: {', '.join(STAGES)} (default: the best)")
     add("json", "write every figure to this file too")
@@ -98,7 +93,13 @@ def read_request(argv: Sequence[str]) -> Request:
             expected=f"{setup.retriever.positions} or less",
         )
     limits = Limits((args["gpu_memory"] or gpu.memory) * 1e9, args["host_memory"] * 1e9, args["gpus_per_node"])
-    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"])
+    data = {name: as_text(args[name]) for name in OF_ROWS if args.get(name) is not None}
+    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"], data)
+
+
+def as_text(value: object) -> str:
+    """A value as its flag has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:

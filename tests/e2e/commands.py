@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_rag import commit
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "launch/train.py"]
 DS_RAG = [sys.executable, "-m", "ds_rag.cli"]
@@ -73,6 +75,17 @@ def losses(run: Path) -> dict[int, float]:
     for line in lines(run):
         assert found.setdefault(line["step"], line["loss"]) == line["loss"], line
     return found
+
+
+def reseal(run: Path) -> None:
+    """The run's manifest names its files as they are now: those of one who has changed them on purpose."""
+    manifest = commit.read_manifest(run)
+    assert manifest is not None
+    named = [name for name in (run / "retriever", run / "generator", run / "config.json", run / "results.json")]
+    every = [file for place in named for file in (place.rglob("*") if place.is_dir() else [place]) if file.is_file()]
+    manifest["files"] = {file.relative_to(run).as_posix(): commit.measure(file) for file in every}
+    text = json.dumps(manifest | {"seal": commit.seal_of(manifest)})
+    (run / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def files(folder: Path) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute, results
+from commands import DS_RAG, execute, reseal, results
 
 RETRIEVAL = {"recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr@10", "ndcg@10"}
 ANSWERS = {"exact_match", "f1", "rougeL"}
@@ -98,6 +98,8 @@ def test_ask_refuses_an_index_of_other_weights(quickstart, tmp_path):
     shutil.copytree(quickstart, run)
     settings = json.loads((run / "retriever/ds_rag.json").read_text())
     (run / "retriever/ds_rag.json").write_text(json.dumps(settings | {"pooling": "cls"}))
+    assert "retriever/ds_rag.json: found" in ds_rag("ask", run, "who leads zor via ?", code=2)
+    reseal(run)
     message = ds_rag("ask", run, "who leads zor via ?", code=2)
     assert "another model" in message and "ds-rag index" in message
 

@@ -8,14 +8,17 @@ import pytest
 from forked import start
 from small_run import lines, same
 
-from ds_rag import commit
+from ds_rag import commit, export
+from ds_rag.verify import look
 
 LAST = "step-8"
 FAULTS = {
     "in pruning": "prune:0:kill:2",  # two are kept: at the third and the fourth save
     "before LATEST": "before_latest:0:kill:4",
     "in the last save": "before_rename:0:kill:4",
+    "between the models": "export_model:0:kill:1",
     "in the export": "index_written:0:kill:1",
+    "on the way to the places": "exchange:0:kill:6",
 }
 
 
@@ -26,7 +29,7 @@ def test_goes_on_and_leaves_nothing_behind(
     run = tmp_path / "run"
     assert start(["train", "--output_dir", run, *flags], 1, FAULTS[place]).wait() == [-9]
     (run / "checkpoints" / f"LATEST{commit.PARTIAL}1").touch()  # as by a kill in the writing of it
-    if place == "in the export":
+    if place in ("between the models", "in the export", "on the way to the places"):
         assert lines(run, "eval", "mrr@10")[-1][0] == 8, "the last evaluation was done, and will be again"
     for _ in range(2):  # the second finds a run that has ended
         again = start(["train", "--output_dir", run, *flags, "--resume", "auto"])
@@ -35,4 +38,5 @@ def test_goes_on_and_leaves_nothing_behind(
         every = [f for f in (run / "checkpoints").iterdir() if f.name != "LATEST"]
         assert {"step-6", LAST} <= {f.name for f in every} and not any(map(commit.damages, every))
         assert (run / "checkpoints" / "LATEST").read_text() == LAST
-        assert not list(run.rglob("*.tmp*"))
+        assert not list(run.rglob("*.tmp*")) and not (run / export.PENDING).exists()
+        assert not any(finding.wrong for finding in look(run))

@@ -18,7 +18,7 @@ LITTLE = ["--warmup_steps", "0", "--refresh_index", "0", "--eval_answers", "fals
 
 def test_row_9_steps_that_are_not_finite_end_the_run_without_a_checkpoint(tmp_path):
     """The generator's first step throws its weights so far that nothing is finite after it."""
-    flags = ["--generator_learning_rate", "1e30", "--max_bad_steps", "3", "--max_steps", "9", "--save_steps", "2"]
+    flags = ["--generator_learning_rate", "1000", "--max_bad_steps", "3", "--max_steps", "9", "--save_steps", "2"]
     failed = train(tmp_path / "run", *LITTLE, *flags, code=1)
     for said in ("3 steps in a row", "step 4", "the generator's gradients", "loss scale 1", "saves nothing"):
         assert said in failed.stderr, said

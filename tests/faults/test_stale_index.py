@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute
+from commands import DS_RAG, execute, reseal
 
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import Part
@@ -32,6 +32,7 @@ def make_stale(run: Path) -> None:
     file = run / "retriever/model.safetensors"
     weights = load_file(file)
     save_file({name: w + np.float32(1e-3) for name, w in weights.items()}, file, metadata={"format": "pt"})
+    reseal(run)
 
 
 def ask(run: Path, *flags: str | Path, code: int = 0):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ds_rag.config import ALIASES, OWNER, SECTIONS, RunConfig, build, find_file
+from ds_rag.config import ALIASES, OF_OWN_ROWS, OWNER, SECTIONS, RunConfig, build, find_file
 from ds_rag.errors import UserError
 from ds_rag.flags import parse, read_recipe
 
@@ -294,3 +294,82 @@ def test_the_best_weights_are_gone_when_async_figures_come():
     build({"refresh_mode": "async", "early_stopping_patience": 2})
     with pytest.raises(UserError, match="--refresh_staleness"):
         build({"refresh_staleness": 0})
+
+
+OWN_ROWS = ["corpus", "eval_data", "query_column", "answer_column", "positive_column", "passages_column"]
+OWN_ROWS += ["negatives_column", "id_column"]
+
+
+@pytest.mark.parametrize("name", OWN_ROWS)
+def test_what_tells_of_own_rows_is_no_setting_of_the_builtin_ones(name, recipe):
+    """Without --train_data the almanac would be trained, and the flag ignored."""
+    assert name in OF_OWN_ROWS
+    named = [*recipe(train_data="builtin", **{name: "x"})]
+    for argv in ([f"--{name}", "x"], ["--train_data", "builtin", f"--{name}", "x"], named):
+        with pytest.raises(UserError, match="built-in rows") as caught:
+            parse(argv)
+        assert f"--{name} x" in str(caught.value) and "--train_data" in str(caught.value)
+    assert parse([f"--{name}", "none"]).is_builtin
+    assert parse([*TRAIN, f"--{name}", "x"]).flat()[name] == "x"
+
+
+def test_the_columns_and_files_of_own_rows_are_all_known():
+    of_files = {f.name for f in fields(SECTIONS["data"]) if f.default is None} - {
+        "max_train_samples",
+        "max_eval_samples",
+    }
+    assert of_files | {"on_bad_row"} == set(OF_OWN_ROWS)
+    with pytest.raises(UserError, match="built-in rows"):
+        parse(["--on_bad_row", "skip"])
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "0o10", "1_0", "0x10", "1:30", "+5", "5.0", "1e1", "'010'", "yes", "2001-01-01"]
+)
+def test_a_recipes_number_is_what_it_looks_like(text, recipe):
+    """YAML reads the first as 8, the second as 10, the fourth as 16, the fifth as 90, the tenth as true."""
+    with pytest.raises(UserError, match="seed: wrong type"):
+        parse(recipe(f"train_data: x\nseed: {text}\n"))
+
+
+def test_a_recipes_text_stays_what_it_is(recipe):
+    text = "train_data: 2024-01-01\ncorpus: 1_000\nquery_prefix: 'no'\npassage_prefix: \"\"\noutput_dir: runs/012\n"
+    config = parse(recipe(text + "prompt_template: |-\n  {passage}\n  {query}\nnormalize: True\nbf16: no\n"))
+    assert (config.data.train_data, config.data.corpus) == ("2024-01-01", "1_000")
+    assert (config.model.query_prefix, config.model.passage_prefix) == ("no", "")
+    assert (config.run.output_dir, config.model.prompt_template) == ("runs/012", "{passage}\n{query}")
+    assert (config.model.normalize, config.optim.bf16) == ("true", False)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 1\nlearning_rate: 1.0\nseed: 2\n", "seed, in lines 1 and 3"),
+        ("batch_size: 1\nper_device_train_batch_size: 2\n", "a key twice"),
+        (BOMB, "an anchor or alias: a0"),
+        ("seed: &one 1\nworld_seed: *one\n", "an anchor or alias"),
+        ("base: &base {seed: 1}\n<<: *base\n", "an anchor or alias"),
+        ("seed: !!int 3\n", "a tag"),
+        ("train_data: !!python/object/apply:os.getcwd []\n", "a tag"),
+        ("seed: 1\n---\nseed: 2\n", "a second document"),
+        ("corpus: [a, b]\n", "corpus: a list or mapping"),
+        ("corpus:\n  a: b\n", "corpus: a list or mapping"),
+        ("[a]: b\n", "a list or mapping"),
+        ("[" * 100_000, "a list or mapping"),
+        ("seed: " + "[" * 100_000, "seed: a list or mapping"),
+        ("# " + "x" * (1 << 20), "too large"),
+    ],
+)
+def test_recipes_that_are_more_than_lines(text, says, recipe):
+    with pytest.raises(UserError) as caught:
+        parse([*TRAIN, *recipe(text)])
+    assert says in str(caught.value)
+
+
+def test_a_recipe_that_is_no_text(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"seed: \xff\xfe\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        parse([*TRAIN, "--config", str(tmp_path / "recipe.yaml")])

@@ -126,9 +126,11 @@ def test_a_query_that_found_nothing_scores_zero_and_is_counted():
     assert values["recall@1"] == 0.5 and values["mrr@10"] == 0.5 and values["ndcg@10"] == 0.5
 
 
-def test_a_query_without_relevant_passages_is_an_error():
-    with pytest.raises(UserError, match="query 1 has no relevant passage"):
-        retrieval_metrics([["a"], ["a"]], [[1.0], [1.0]], [{"a": 1}, {"a": 0}], corpus_size=5)
+@pytest.mark.parametrize("grades", [{"a": 0}, {"a": -1}, {}])
+def test_a_query_of_which_nothing_is_relevant_counts_as_one_without_hits(grades):
+    """As in trec_eval; leaving it out would lift the mean."""
+    values = retrieval_metrics([["a"], ["a"]], [[1.0], [1.0]], [{"a": 1}, grades], corpus_size=1)
+    assert values == {name: 0.5 for name in values}
 
 
 def test_answers_by_hand():
@@ -157,6 +159,50 @@ def test_rouge_is_the_longest_common_subsequence():
                 table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
         expected = 2 * table[-1, -1] / (len(a) + len(b))
         assert answer_metrics([" ".join(a)], [[" ".join(b)]])["rougeL"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "same"),
+    [
+        ("the the the", "--", 0),
+        ("--", "--", 1),
+        ("++", "--", 0),
+        ("", "--", 0),
+        ("", "the", 0),
+        ("a", "A", 1),
+        ("(A).", "A", 1),
+        ("An", "A", 0),
+        ("?!", "?", 0),
+        ("1.5", "15", 0),
+        ("-5", "5", 0),
+        ("\u22125", "-5", 0),  # SQuAD's punctuation is ASCII: no credit is given that it would not give
+        ("1,000", "1000", 1),
+        ("5.", "5", 1),
+        ("+7", "7", 1),
+        ("$5", "5", 1),
+        ("The Cat!", "cat", 1),
+        ("nan", "NaN", 1),
+    ],
+)
+def test_answers_that_normalisation_would_confuse_are_compared_as_they_are(prediction, reference, same):
+    """Symbols, names of options, signs and points of numbers; in any place among other references."""
+    for references in ([reference], ["something else", reference], [reference, "42"]):
+        found = answer_metrics([prediction], [references])
+        assert (found["exact_match"], found["f1"]) == (same, same), references
+
+
+def test_elsewhere_exact_match_and_f1_are_squads():
+    from torchmetrics.functional.text import squad
+
+    rng = np.random.default_rng(5)
+    pieces = ["the", "a", "Zor", "Via.", "x-ray", "12", "1.5", "of", "!"]
+    for _ in range(40):
+        one, other = (" ".join(rng.choice(pieces, size=rng.integers(2, 6))) + " end" for _ in range(2))
+        truth = {"id": "0", "answers": {"text": [other], "answer_start": [0]}}
+        wanted = squad({"id": "0", "prediction_text": one}, truth)
+        found = answer_metrics([one], [[other]])
+        assert found["f1"] == pytest.approx(float(wanted["f1"]) / 100)
+        assert found["exact_match"] == float(wanted["exact_match"]) / 100
 
 
 def test_answers_need_lists_of_references():

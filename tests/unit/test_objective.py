@@ -240,7 +240,6 @@ def test_an_unknown_objective_names_the_nearest():
     [
         ({"objective": "rag_token", "answer_logprob": "mean"}, "--answer_logprob"),
         ({"objective": "replug_lsr", "prior": "pool"}, "--prior"),
-        ({"objective": "pdist", "target_temperature": 0.0}, "--target_temperature"),
     ],
 )
 def test_contradictions_are_errors_before_any_work(flags, says):

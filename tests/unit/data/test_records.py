@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -51,26 +52,82 @@ def test_faults_are_listed_in_file_order_up_to_twenty_with_their_total(files: An
     assert [int(n) for n in re.findall(r"r\.jsonl:(\d+): ", message)] == list(range(2, 22))
 
 
+CELLS = [
+    ('["a b", "c"]', ("a b", "c")),
+    ('[{"title": "t", "text": "a"}]', ("t a",)),
+    ('{"text": "a", "title": "t"}', ("t a",)),
+    ("['a', 'b']", ("a", "b")),
+    (r"""["it's", 'b']""", ("it's", "b")),
+    ("('a', 'b')", ("a", "b")),
+    ("[{'text': 'a', 'title': None}, {'text': 'b'}]", ("a", "b")),
+    ("{'text': ['a', 'b'], 'answer_start': [3, -1]}", ("a", "b")),
+    ("{'text': array(['a'], dtype=object), 'answer_start': array([29], dtype=int32)}", ("a",)),
+    ("array(['a', 'b'], dtype=object)", ("a", "b")),
+    ("np.array([np.str_('a')])", ("a",)),
+    ("array([{'text': 'a', 'score': nan}], dtype=object)", ("a",)),
+    ('["a", "[b]", "{c}"]', ("a", "[b]", "{c}")),
+    ("[1] a footnote", ("[1] a footnote",)),
+    ("[2020]", ("[2020]",)),
+    ("[1, 2, 3]", ("[1, 2, 3]",)),
+    ("[sic]", ("[sic]",)),
+    ("(a) and (b)", ("(a) and (b)",)),
+    ("{x | x > 0}", ("{x | x > 0}",)),
+    ('["Well", he said]', ('["Well", he said]',)),
+    ("array(3)", ("array(3)",)),
+]
+
+
+@pytest.mark.parametrize(("cell", "texts"), CELLS)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_structure_that_is_written_as_text_is_read(cell: str, texts: tuple[str, ...], kind: str, files: Any) -> None:
+    """In a cell and in a JSON string alike; what merely begins with a bracket is a text."""
+    row = {"query": "q", "answer": cell, "positives": cell}
+    path = files.csv("r.csv", [row]) if kind == "csv" else files.jsonl("r.jsonl", [row])
+    assert read_rows(path)[0].positives == read_rows(path)[0].answers == texts
+
+
 @pytest.mark.parametrize(
-    ("cell", "texts"),
+    ("cell", "words"),
     [
-        ('["a b", "c"]', ("a b", "c")),
-        ('[{"title": "t", "text": "a"}]', ("t a",)),
-        ("[1] a footnote", ("[1] a footnote",)),
-        ("[2020]", ("[2020]",)),
-        ("[sic]", ("[sic]",)),
+        ("['a' 'b']", "looks like a list but is no JSON"),
+        ('["a" "b"]', "looks like a list but is no JSON"),
+        ("['a', ..., 'z']", "looks like a list but is no JSON"),
+        ("array(['a', ..., 'z'], dtype=object)", "looks like a list but is no JSON"),
+        ("{'text': ['a', 'answer_start': 3}", "looks like a list but is no JSON"),
+        ('{"city": "Rome"}', "is an object with city, expected one with 'text' (a text that is JSON itself"),
+        ("['a', 3]", "'answers[1]' is int 3"),
+        ("[['a']]", "'answers[0]' is list"),
+        ("[" * 50_000 + '"' + "]" * 50_000, ""),  # deeper than any parser goes: a text
     ],
 )
-def test_a_csv_cell_is_a_list_only_where_it_is_json(cell: str, texts: tuple[str, ...], files: Any) -> None:
-    path = files.csv("r.csv", [{"query": cell, "answer": "a", "positives": cell}])
-    assert read_rows(path)[0].positives == texts
-    assert read_rows(path)[0].query == cell
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_structure_that_cannot_be_read_is_refused_by_line(cell: str, words: str, kind: str, files: Any) -> None:
+    row = {"query": "q", "answers": cell, "passage": "p"}
+    path = files.csv("r.csv", [row]) if kind == "csv" else files.jsonl("r.jsonl", [row])
+    if not words:
+        assert read_rows(path)[0].answers == (cell,)
+        return
+    assert re.search(rf"{path}:[12]: 'answers", message := files.error(path)) and words in message
 
 
-@pytest.mark.parametrize("cell", ["['a', 'b']", "['a' 'b']", '["a" "b"]'])
-def test_a_printed_list_in_a_csv_cell_is_refused(cell: str, files: Any) -> None:
-    path = files.csv("r.csv", [{"query": "q", "answers": cell, "passage": "p"}])
-    assert f"{path}:2: 'answers' looks like a list but is no JSON" in files.error(path)
+def test_json_strings_inside_a_list_are_passages(files: Any) -> None:
+    texts = [json.dumps({"title": "t", "text": "a"}), "{'text': 'b'}", '{"code": 1}']
+    path = files.jsonl("r.jsonl", [{"query": "q", "answer": ['{"city": "Rome"}'], "positives": texts}])
+    (row,) = read_rows(path)
+    assert (row.positives, row.answers) == (("t a", "b", '{"code": 1}'), ('{"city": "Rome"}',))
+
+
+def test_one_text_where_one_is_wanted(files: Any) -> None:
+    """A query, a passage of a corpus: a list of one is its text, of several is refused, a JSON document is a text."""
+    cells = ["['who']", '{"text": "who"}', '{"id": 7}', "[sic] who"]
+    path = files.jsonl("r.jsonl", [{"query": cell, "answer": "a", "positives": "p"} for cell in cells])
+    assert [row.query for row in read_rows(path)] == ["who", "who", '{"id": 7}', "[sic] who"]
+    corpus = files.jsonl("c.jsonl", [{"text": cell} for cell in cells])
+    assert [passage.text for passage in read_corpus(corpus)] == ["who", "who", '{"id": 7}', "[sic] who"]
+    for name, field in (("r.jsonl", "query"), ("c.jsonl", "text")):
+        path = files.jsonl(name, [{field: "['a', 'b']", "answer": "a", "positives": "p"}])
+        message = files.error(path, corpus=field == "text")
+        assert f"{path}:1: '{field}' is a list of 2 written as text" in message
 
 
 def test_a_text_is_in_one_role_once(files: Any) -> None:

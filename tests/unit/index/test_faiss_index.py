@@ -9,14 +9,14 @@ import pytest
 
 from ds_rag.errors import UserError
 from ds_rag.index.faiss_index import (
-    INDEXES,
     build_index,
     check_factory,
     flat_vectors,
+    least_vectors,
     open_index,
     search,
-    spell,
 )
+from ds_rag.index.spelling import INDEXES, check_spelling, parts_of, spell
 
 
 def unit_vectors(count: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -59,9 +59,9 @@ def test_hnsw_recalls_most_of_what_flat_finds(corpus):
 @pytest.mark.parametrize("name", ["ivf", "ivfpq"])
 def test_lists_grow_with_the_vectors_and_leave_enough_to_each(name):
     counts = [1, 38, 39, 300, 2000, 10_000, 100_000, 1_000_000]
-    lists = [int(spell(name, count)[0].split(",")[0].removeprefix("IVF")) for count in counts]
+    lists = [int(spell(name, count, 384)[0].split(",")[0].removeprefix("IVF")) for count in counts]
     assert lists == [1, 1, 1, 7, 51, 256, 1265, 4000]  # 39 vectors a list, then 4 sqrt(count)
-    probes = [int(spell(name, count)[1].removeprefix("nprobe=")) for count in counts]
+    probes = [int(spell(name, count, 384)[1].removeprefix("nprobe=")) for count in counts]
     assert probes == [1, 1, 1, 7, 14, 32, 71, 126]  # 2 sqrt(lists)
 
 
@@ -90,7 +90,7 @@ def test_a_short_name_does_not_train_what_no_search_uses_and_finds_the_same(corp
 
 
 def test_a_factory_string_is_faiss_own_with_its_parameters(corpus):
-    assert spell("IVF1024,PQ48", 100) == ("IVF1024,PQ48", "")
+    assert spell("IVF1024,PQ48", 100, 48) == ("IVF1024,PQ48", "")
     index = build_index(corpus, "IVF16,Flat")
     assert (index.nlist, index.nprobe) == (16, 1)
     assert build_index(corpus, "HNSW32").hnsw.efSearch == 16
@@ -105,7 +105,7 @@ def test_any_factory_string_works(corpus, factory, kind):
     assert index.ntotal == 300 and type(index).__name__ == kind
 
 
-@pytest.mark.parametrize("factory", ["flatt", "IVF1024,PQ7", "IVF1024,Flat", "ivfpq", ""])
+@pytest.mark.parametrize("factory", ["flatt", "IVF1024,PQ7", "IVF1024,Flat", "PQ7", ""])
 def test_what_faiss_refuses_is_a_users_mistake(factory):
     with pytest.raises(UserError, match="--index_factory") as caught:
         build_index(unit_vectors(100, 48), factory)
@@ -123,10 +123,83 @@ def test_k_is_cut_to_the_index_and_a_miss_is_minus_one():
 def test_a_factory_is_checked_before_there_are_vectors():
     for name in INDEXES:
         check_factory(name, 96)
-    for factory, dimension in (("flatt", 48), ("ivfpq", 50)):  # 50 has no 48 equal parts
+    for factory, dimension in (("flatt", 48), ("PQ48", 50)):  # 50 has no 48 equal parts
         with pytest.raises(UserError, match="--index_factory") as caught:
             check_factory(factory, dimension)
         assert f"vectors of {dimension}" in str(caught.value)
+
+
+# Of common encoders, then odd ones and primes.
+DIMENSIONS = [64, 96, 128, 192, 256, 300, 312, 320, 384, 512, 640, 768, 896, 1000, 1024, 1280, 1536, 2048, 2560, 3072]
+DIMENSIONS += [3584, 4096, 1, 2, 17, 31, 50, 67, 257, 1021]
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+def test_codes_fit_vectors_of_any_dimension(dimension):
+    """As they are built: the parts divide it, or zeros are added; about 48 bytes a vector, and its own nearest."""
+    parts, length = parts_of(dimension)
+    assert length % parts == 0 and 0 <= length - dimension < 48
+    assert 32 <= parts <= 64 if dimension >= 32 else parts == dimension
+    check_factory("ivfpq", dimension, 300)
+    vectors = unit_vectors(256, dimension)
+    index = build_index(vectors, "ivfpq")
+    inner = faiss.downcast_index(faiss.extract_index_ivf(index))
+    assert (index.d, index.ntotal, inner.pq.M) == (dimension, 256, parts)
+    assert inner.cp.max_points_per_centroid == 64
+    if dimension >= 64:
+        assert (search(index, vectors[:50], 1)[1][:, 0] == np.arange(50)).mean() > 0.9
+
+
+def test_where_48_bytes_divide_the_dimension_they_stay():
+    assert [parts_of(d) for d in (48, 96, 384, 768, 1536)] == [(48, d) for d in (48, 96, 384, 768, 1536)]
+    assert parts_of(1024) == (64, 1024) and parts_of(67) == (48, 96)
+
+
+def test_zeros_that_lengthen_vectors_change_no_score():
+    vectors = unit_vectors(300, 67)
+    plain, longer = (build_index(vectors, name) for name in ("IVF1,Flat", "Pad96,IVF1,Flat"))
+    for a, b in zip(search(plain, vectors[:9], 20), search(longer, vectors[:9], 20), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 66, 255, 256])
+def test_few_vectors_stay_whole_rather_than_be_refused(count):
+    vectors = unit_vectors(count, 64)
+    check_factory("ivfpq", 64, count)
+    index = build_index(vectors, "ivfpq")
+    assert index.ntotal == count and hasattr(faiss.downcast_index(index), "pq") == (count >= 256)
+
+
+BOMBS = ["HNSW1000000000", "HNSW0,Flat", "IVF1000000000,Flat", "IVF2097152_HNSW32,Flat", "PCA999999999,Flat"]
+BOMBS += ["Flat" * 99, "PQ8x24", "RQ1000000x8", "IMI2x20,Flat", "NSG100000", "OPQ16_99999999,PQ16", "Pad9999999,Flat"]
+BOMBS += ["IVF16,PQ" + "9" * 30]
+IN_USE = ["Flat", "HNSW32", "HNSW64,Flat", "IVF1048576_HNSW32,Flat", "OPQ16_64,IVF4096,PQ16x8", "PCAR64,IVF256,SQ8"]
+IN_USE += ["IVF65536(PQ32x8,RFlat),PQ48x4fsr,Refine(SQ8)", "RQ8x8", "IMI2x9,PQ8+16", "L2norm,Flat", "Pad128,HNSW16"]
+LEAST = [("IVF100,Flat", 100), ("IVF4,PQ2", 256), ("PCA8,IVF9,Flat", 9), ("Flat", 0)]
+
+
+@pytest.mark.parametrize("factory", BOMBS)
+def test_absurd_parameters_are_refused_before_faiss_sees_them(factory, monkeypatch):
+    monkeypatch.setattr(faiss, "index_factory", lambda *args: pytest.fail("FAISS was asked"))
+    for refuse in (check_spelling, lambda f: check_factory(f, 48), lambda f: build_index(unit_vectors(9, 48), f)):
+        with pytest.raises(UserError, match="--index_factory") as caught:
+            refuse(factory)
+        assert caught.value.expected
+
+
+@pytest.mark.parametrize("factory", IN_USE)
+def test_parameters_that_are_in_use_pass(factory):
+    check_spelling(factory)
+
+
+@pytest.mark.parametrize(("factory", "least"), LEAST)
+def test_too_few_vectors_show_before_they_are_encoded(factory, least):
+    assert least_vectors(faiss.index_factory(48, factory, faiss.METRIC_INNER_PRODUCT)) == least
+    check_factory(factory, 48, max(1, least))
+    if least:
+        with pytest.raises(UserError, match="too few passages") as caught:
+            check_factory(factory, 48, least - 1)
+        assert f"{least:,} or more" in str(caught.value)
 
 
 @pytest.mark.parametrize(("queries", "dimension"), [(256, 384), (6, 384), (3, 768), (60, 32), (1, 384)])

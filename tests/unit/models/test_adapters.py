@@ -112,8 +112,8 @@ def test_an_adapter_on_an_adapter_is_refused(model_folder: MakeFolder) -> None:
         ({"lora": "generator"}, "--lora: the generator is a new model"),
         ({"lora": "retriever", "retriever": "x", "freeze": "retriever"}, "--lora retriever and --freeze retriever"),
         ({"load_in_4bit": "generator", "generator": "x"}, "weights in 4 bits cannot learn"),
-        ({"lora_dropout": 1.0}, "--lora_dropout: not a share"),
-        ({"lora_r": 0}, "--lora_r: too small"),
+        ({"lora_dropout": 1.0}, "--lora_dropout: out of bounds"),
+        ({"lora_r": 0}, "--lora_r: out of bounds"),
     ],
 )
 def test_contradictions(flags: dict[str, Any], message: str) -> None:

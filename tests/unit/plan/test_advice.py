@@ -132,7 +132,7 @@ TRAINED = [
 @pytest.mark.parametrize("changes", TRAINED, ids=str)
 def test_flags_are_those_of_training(changes):
     plan = setup(**changes)
-    assert setup_that_trains(command_line(plan, 8, None)) == plan
+    assert setup_that_trains(command_line(plan, 8, None, {})) == plan
 
 
 def test_every_choice_of_a_setup_is_among_those_that_are_trained():
@@ -143,8 +143,8 @@ def test_every_choice_of_a_setup_is_among_those_that_are_trained():
 
 def test_the_flags_of_the_index():
     index = plan_index(setup().retriever, 21_000_000, 200, H100, "bf16", 5e10, hosts=2)
-    words = shlex.split(command_line(setup(), 8, index))
-    stage = parse([*words[words.index("launch/train.py") + 1 :], "--train_data", "rows.jsonl"]).stage
+    words = shlex.split(command_line(setup(), 8, index, {}))
+    stage = parse([*words[words.index("launch/train.py") + 1 :]]).stage
     assert (stage.index_factory, stage.index_shards) == (index.recommended, index.shards) == ("ivf", "keep")
 
 
@@ -158,7 +158,7 @@ def test_the_flags_of_the_index():
     ],
 )
 def test_several_machines_are_told_where_to_meet(world, launcher):
-    assert command_line(setup(world=world), 8, None).startswith(launcher + "launch/train.py ")
+    assert command_line(setup(world=world), 8, None, {}).startswith(launcher + "launch/train.py ")
 
 
 def test_deepspeed_files():

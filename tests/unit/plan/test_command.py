@@ -13,6 +13,7 @@ import pytest
 
 from ds_rag.cli import main
 from ds_rag.errors import UserError
+from ds_rag.flags import parse
 from ds_rag.plan.command import main as plan
 from ds_rag.plan.hardware import GPUS
 from ds_rag.plan.request import read_request
@@ -101,10 +102,10 @@ def test_precision_is_chosen_as_in_training(gpu, flags, wanted):
         (["--retriever", "mini", "--generator", "gpt2"], "no such model"),
         (["--retriever", "minilm", "--generator", "bge-base"], "not a causal LM"),
         ([*QUESTION, "--gpu", "h101"], "did you mean 'h100'"),
-        ([*QUESTION, "--gpus", "1.5"], "a whole number above 0"),
-        ([*QUESTION, "--mfu", "40"], "at most 1"),
-        ([*QUESTION, "--passages", "many"], "--passages: wrong value"),
-        ([*QUESTION, "--passages", "nan"], "--passages: wrong value"),
+        ([*QUESTION, "--gpus", "1.5"], "a whole number from 1 to"),
+        ([*QUESTION, "--mfu", "40"], "above 0 to 1"),
+        ([*QUESTION, "--passages", "many"], "--passages: out of bounds"),
+        ([*QUESTION, "--passages", "nan"], "--passages: out of bounds"),
         ([*QUESTION, "--generator_stage", "4"], "3\\+offload"),
         ([*QUESTION, "--lora", "all"], "unknown value"),
         ([*QUESTION, "--generator_backward", "sample"], "depends on the data"),
@@ -121,3 +122,30 @@ def test_wrong_input(argv, message, capsys):
         return
     with pytest.raises(UserError, match=message):
         plan(argv)
+
+
+GIVEN = ["--train_data", "my rows.csv", "--query_column", "Frage", "--corpus", "c.jsonl", "--eval_data", "dev.jsonl"]
+GIVEN += ["--on_bad_row", "skip", "--max_train_samples", "100", "--assume_first_positive"]
+
+
+def printed_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert plan(argv) == 0
+    words = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    return words[words.index("launch/train.py") + 1 :]
+
+
+def test_the_command_carries_the_rows_that_were_given(capsys):
+    config = parse(printed_command([*QUESTION, *GIVEN], capsys))
+    given = parse(GIVEN)
+    assert config.data == given.data and config.explicit >= given.explicit
+
+
+@pytest.mark.parametrize("rows", [[], ["--train_data", "builtin"], ["--corpus", "c.jsonl"], ["--query_column", "q"]])
+@pytest.mark.parametrize("passages", [[], ["--passages", "1e6"]])
+def test_without_rows_the_command_names_a_file_to_put_in(rows, passages, capsys):
+    """And never trains the built-in rows, into runs/quickstart."""
+    config = parse(printed_command([*QUESTION[:4], *passages, *rows], capsys))
+    assert not config.is_builtin and config.data.train_data == "path/to/train.jsonl"
+    assert config.run.output_dir != "runs/quickstart"
+    if passages and "--corpus" not in rows:
+        assert config.data.corpus == "path/to/passages.jsonl"

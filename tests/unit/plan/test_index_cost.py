@@ -6,10 +6,11 @@ import faiss
 import numpy as np
 import pytest
 
-from ds_rag.index.faiss_index import INDEXES, build_index, spell
+from ds_rag.index.faiss_index import build_index
+from ds_rag.index.spelling import INDEXES, lists_of, spell
 from ds_rag.plan.duration import Rates
 from ds_rag.plan.hardware import GPUS
-from ds_rag.plan.index_cost import SIZES, lists, plan_index
+from ds_rag.plan.index_cost import SIZES, plan_index
 from ds_rag.plan.shapes import read_shape
 
 
@@ -19,7 +20,7 @@ def test_every_named_index_has_a_size():
 
 @pytest.mark.parametrize("count", [100, 5_000, 10**6, 21_000_000])
 def test_lists_are_those_that_are_built(count):
-    assert f"IVF{lists(count)}," in spell("ivf", count)[0]
+    assert f"IVF{lists_of(count)}," in spell("ivf", count, 384)[0]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -58,3 +59,16 @@ def test_encoding_by_hand():
     assert plan.encode_flops == pytest.approx(wanted)
     assert plan.encode_gpu_hours == pytest.approx(wanted / (0.5 * 989e12) / 3600)
     assert plan.vectors == 1000 * 1024 * 4
+
+
+@pytest.mark.parametrize("dimension", [64, 67, 96, 300, 384, 512, 768, 1000, 1024, 1536, 2048, 4096])
+def test_codes_take_what_is_counted_at_any_dimension(dimension):
+    """What is recommended for a large corpus is an index that can be built, and of that size."""
+    vectors_ND = np.random.default_rng(0).standard_normal((256, dimension), np.float32)
+    found = len(faiss.serialize_index(build_index(vectors_ND, "ivfpq")))
+    assert SIZES["ivfpq"](256, dimension) == pytest.approx(found, rel=0.03)
+
+
+def test_few_vectors_are_counted_whole():
+    found = len(faiss.serialize_index(build_index(np.eye(200, 96, dtype=np.float32), "ivfpq")))
+    assert SIZES["ivfpq"](200, 96) == pytest.approx(found, rel=0.03)

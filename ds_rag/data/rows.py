@@ -1,0 +1,259 @@
+"""From records to rows: one record a row, or one record a (query, passage) pair with a label."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ds_rag.data.bad_rows import Bad, Faults
+from ds_rag.data.columns import Names, is_id_name
+from ds_rag.data.records import Passage, Record, Row, clean, items, short, single, to_id
+from ds_rag.data.structures import unfold
+from ds_rag.errors import UserError
+
+ID_LIKE = re.compile(r"(?=[^\s]*\d)[\w.:/#+-]{1,64}", re.ASCII)  # one word with a digit
+BY_ID = (
+    "give the passages' texts; or a BEIR folder (corpus.jsonl, queries.jsonl, qrels), whose judgments name them by id"
+)
+
+
+def to_rows(
+    records: Iterable[Record],
+    names: Names,
+    faults: Faults,
+    *,
+    need_passages: bool,
+    need_answers: bool,
+) -> list[Row]:
+    """Rows of the good records; the others go to `faults`. Repeated rows are merged, with a notice. Reads no more
+    records than it takes to have `faults.most` rows."""
+    if "label" in names:
+        rows = list(_labelled_rows(records, names, faults, need_answers))
+    else:
+        rows = list(_plain_rows(records, names, faults, need_answers, need_passages))
+    if not (need_passages and faults.of_training):
+        return rows
+    useful = [row for row in rows if row.positives or row.passages]
+    if len(useful) < len(rows):
+        faults.note(f"{len(rows) - len(useful)} queries of which no passage is relevant are left out")
+    return useful
+
+
+def _plain_rows(
+    records: Iterable[Record], names: Names, faults: Faults, need_answers: bool, need_passages: bool
+) -> Iterator[Row]:
+    """A record a row. A query's id may repeat, a row's id only with the same content."""
+    first: dict[str, Row] = {}
+    times: dict[str, list[Row]] = {}  # rows of one query id
+    merged = 0
+    for count, record in enumerate(records, start=1):
+        try:
+            row = _to_row(record, names, count, need_answers)
+            if need_passages and not (row.positives or row.passages or row.judged):
+                empty = " and ".join(f"'{name}'" for role in ("positives", "passages") for name in names.get(role, ()))
+                other = "or --candidates_from index --corpus FILE"
+                raise Bad(f"neither labelled nor unlabelled passages, expected some in {empty}, {other}")
+            if "id" not in names and "query_id" in names:
+                same = times.setdefault(row.id, [])
+                if any(replace(known, id=row.id, where=row.where) == row for known in same):
+                    merged += 1
+                    continue
+                same.append(row)
+                number = len(same)
+                while row.id in first:
+                    row = replace(row, id=f"{same[0].id}-{number}")
+                    number += 1
+            known = first.setdefault(row.id, row)
+            if replace(known, where=row.where) != row:
+                what = f"id '{row.id}' is already that of another row at {known.where}, expected distinct ids"
+                raise Bad(what + " (ids of queries may repeat in a column query_id or qid, without --id_column)")
+            merged += known is not row
+            if known is row:
+                yield row
+        except Bad as bad:
+            faults.add(record.number, record.where, str(bad))
+        if len(first) == faults.most:
+            break
+    faults.merged += merged
+    if merged:
+        faults.note(f"{merged} repeated rows (same id, same content) merged")
+
+
+def _to_row(record: Record, names: Names, count: int, need_answers: bool) -> Row:
+    given: list[Passage] = []
+
+    def texts(role: str, *, drop_empty: bool = False) -> tuple[str, ...]:
+        several = len(names.get(role, ())) > 1  # of numbered columns some may be empty
+        found: dict[str, None] = {}
+        for column in names.get(role, ()):
+            for passage in items(record.fields.get(column), column, drop_empty or several):
+                found[passage.text] = None
+                if passage.id or passage.lead:
+                    given.append(passage)
+        return tuple(found)
+
+    query = _query(record, names)
+    answers = texts("answers", drop_empty=not need_answers)
+    if need_answers and not answers:
+        raise Bad(f"'{names['answers'][0]}' holds no answer, expected a text or a list of texts")
+    given.clear()
+    positives, negatives = texts("positives"), texts("negatives")
+    # Labels decide: a positive is nothing else, and a labelled negative is no unlabelled candidate.
+    negatives = tuple(text for text in negatives if text not in positives)
+    passages = tuple(text for text in texts("passages") if text not in positives + negatives)
+    return Row(
+        id=_id(record, names, count),
+        query=query,
+        answers=answers,
+        positives=positives,
+        passages=passages,
+        negatives=negatives,
+        where=record.where,
+        grades=tuple(record.grades[text] for text in positives) if record.grades else (),
+        given=tuple(dict.fromkeys(given)),
+        judged=record.judged,
+        absent=record.absent,
+    )
+
+
+def _query(record: Record, names: Names) -> str:
+    column = names["query"][0]
+    return clean(single(record.fields.get(column), column), column)
+
+
+def _id(record: Record, names: Names, count: int) -> str:
+    for role in ("id", "query_id"):
+        if role in names:
+            return to_id(record.fields.get(names[role][0]), names[role][0])
+    return f"row-{count}"
+
+
+@dataclass
+class _Pairs:
+    """What the pairs of one query say."""
+
+    id: str
+    query: str
+    where: str
+    number: int
+    answers: dict[str, None] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)  # text -> its label
+    others: dict[str, list[str]] = field(default_factory=lambda: {"passages": [], "negatives": []})
+    given: dict[Passage, None] = field(default_factory=dict)
+
+
+def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need_answers: bool) -> Iterator[Row]:
+    """Pairs of a query and a passage with a label, gathered by query in the order in which queries first appear. A
+    label of 0 (or less) makes a negative of that query, one above 0 a positive of that grade."""
+    queries: dict[str, _Pairs] = {}
+    target = "positives" if "positives" in names else "passages"
+    for count, record in enumerate(records, start=1):
+        try:
+            query = _query(record, names)
+            if query not in queries and len(queries) == faults.most:
+                break
+            new = _Pairs(_id(record, names, count), query, record.where, record.number)
+            _read_pair(record, names, target, queries.get(query, new))
+            queries.setdefault(query, new)
+        except Bad as bad:
+            faults.add(record.number, record.where, str(bad))
+    used: dict[str, int] = {}
+    for pairs in queries.values():
+        if need_answers and not pairs.answers:
+            empty = names["answers"][0]
+            faults.add(pairs.number, pairs.where, f"'{empty}' holds no answer, expected a text or a list of texts")
+            continue
+        used[pairs.id] = used.get(pairs.id, 0) + 1
+        yield _row_of(pairs, f"{pairs.id}-{used[pairs.id]}" if used[pairs.id] > 1 else pairs.id)
+
+
+def _read_pair(record: Record, names: Names, target: str, pairs: _Pairs) -> None:
+    """Adds the passages and answers of one record. Raises Bad."""
+    column, label = names[target][0], names["label"][0]
+    found = list(items(record.fields.get(column), column))
+    value = unfold(record.fields.get(label), label)
+    labels = list(value) if isinstance(value, list | tuple) else [value] * len(found)
+    if len(labels) != len(found):
+        raise Bad(f"'{label}' has {len(labels)} values for {len(found)} passages in '{column}', expected one for each")
+    grades = {passage.text: to_label(one, label) for passage, one in zip(found, labels, strict=True)}
+    for text, grade in grades.items():
+        if pairs.labels.get(text, grade) != grade:
+            raise Bad(f"'{label}' is {grade} here and {pairs.labels[text]} in another row of this query and passage")
+    more = {
+        role: [p for c in names.get(role, ()) for p in items(record.fields.get(c), c, True)] for role in pairs.others
+    }
+    answers = [p.text for c in names.get("answers", ()) for p in items(record.fields.get(c), c, True)]
+    pairs.labels |= grades
+    pairs.answers |= dict.fromkeys(answers)
+    for role, passages in more.items():
+        if role != target:
+            pairs.others[role] += [passage.text for passage in passages]
+    every = [*found, *(passage for passages in more.values() for passage in passages)]
+    pairs.given |= dict.fromkeys(passage for passage in every if passage.id or passage.lead)
+
+
+def _row_of(pairs: _Pairs, id_: str) -> Row:
+    positives = tuple(text for text, label in pairs.labels.items() if label > 0)
+    others = [text for text, label in pairs.labels.items() if label <= 0] + pairs.others["negatives"]
+    negatives = tuple(dict.fromkeys(text for text in others if text not in positives))
+    passages = dict.fromkeys(text for text in pairs.others["passages"] if text not in positives + negatives)
+    grades = tuple(pairs.labels[text] for text in positives)
+    return Row(
+        id_,
+        pairs.query,
+        tuple(pairs.answers),
+        positives,
+        tuple(passages),
+        negatives,
+        pairs.where,
+        grades if set(grades) - {1} else (),
+        tuple(pairs.given),
+        judged=True,
+    )
+
+
+def to_label(value: object, column: str) -> int:
+    """A whole number, however it is written. Raises Bad for anything else: of a score between 0 and 1 nobody can say
+    whether it means relevant."""
+    text = str(int(value)) if isinstance(value, bool) else str(value).strip().lower()
+    text = {"true": "1", "false": "0"}.get(text, text)
+    if is_number(text) and float(text) == int(float(text)):
+        return int(float(text))
+    raise Bad(f"'{column}' is {short(value)}, expected 0 (not relevant), 1 (relevant) or a whole grade above it")
+
+
+def is_number(value: object) -> bool:
+    try:
+        return abs(float(str(value))) < 2**31
+    except ValueError:
+        return False
+
+
+def labels_relevance(records: Iterable[Record], column: str) -> bool:
+    """Is a column named `label` one of relevance? Not where no value of it is a number or truth value: classes."""
+
+    def some(test: Callable[[object], bool], value: object) -> bool:
+        value = unfold(value, column)
+        return any(some(test, item) for item in value) if isinstance(value, list | tuple) else test(value)
+
+    def fits(value: object) -> bool:
+        return isinstance(value, bool) or is_number(value) or str(value).strip().lower() in ("true", "false")
+
+    return any(some(fits, record.fields.get(column)) for record in records)
+
+
+def refuse_ids(records: Iterable[Record], names: Names, source: str) -> None:
+    """Raises UserError for a column of passages that is named as one of ids and holds nothing else: they would become
+    the passages."""
+    for role in ("positives", "passages", "negatives"):
+        for column in names.get(role, ()):
+            values = [record.fields.get(column) for record in records] if is_id_name(column) else []
+            flat = [v for value in values for v in (value if isinstance(value, list) else [value]) if v is not None]
+            if flat and all(isinstance(v, int) or (isinstance(v, str) and ID_LIKE.fullmatch(v.strip())) for v in flat):
+                raise UserError(
+                    f"{source}: '{column}' holds ids of passages, not passages",
+                    found=", ".join(map(repr, flat[:3])),
+                    expected=f"texts, as {role}",
+                    fix=BY_ID,
+                )

@@ -1,0 +1,68 @@
+"""A folder of files that are one data set in pieces, as the hub, Spark and `to_parquet` loops write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ds_rag.data.bad_rows import Faults
+from ds_rag.data.records import Record
+from ds_rag.errors import UserError
+
+# train-00000-of-00002, part-00000-<job>.c000.snappy, rows_7, 0000
+NUMBER = re.compile(r"(?P<split>.*?)[-_.]?(?P<n>\d+)((-of-|_of_)(?P<of>\d+))?")
+SPARK = re.compile(r"part-\d+.*")
+Reader = Callable[[Path, str, Faults], Iterator[Record]]
+
+
+def split_of(file: Path) -> str | None:
+    """What its name has before the number; None where it has no number."""
+    if SPARK.fullmatch(file.stem):
+        return "part"
+    match = NUMBER.fullmatch(file.stem)
+    return match["split"] if match else None
+
+
+def find_shards(folder: Path, suffixes: set[str]) -> list[Path]:
+    """The files of a folder that are pieces: all of one kind, all numbered. Empty where that is not so."""
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith((".", "_")))
+    one_kind = len({file.suffix.lower() for file in files}) == 1
+    return files if one_kind and all(split_of(file) is not None for file in files) else []
+
+
+def choose_split(files: list[Path], faults: Faults) -> list[Path]:
+    """The pieces of the one split, or for training rows of the split `train`, in the order of their numbers. Raises
+    UserError for several splits, and where pieces are missing that the names tell of."""
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(split_of(file) or "", []).append(file)
+    wanted = "train" if faults.of_training and "train" in splits else next(iter(splits))
+    if len(splits) > 1 and wanted != "train":
+        raise UserError(
+            f"{faults.source} holds the pieces of more than one split",
+            found=", ".join(splits),
+            expected="one split" + (" or 'train'" if faults.of_training else ""),
+            fix="put the pieces of one split into a folder of its own",
+        )
+    chosen = splits[wanted]
+    matches = [NUMBER.fullmatch(file.stem) for file in chosen]
+    totals = {int(match["of"]) for match in matches if match and match["of"]}
+    if totals and (lost := max(totals) - len(chosen)) > 0:
+        raise UserError(
+            f"{faults.source}: pieces are missing",
+            found=f"{len(chosen)} files, such as {chosen[0].name}",
+            expected=f"{max(totals)}",
+            fix=f"fetch the other {lost}",
+        )
+    return sorted(chosen, key=lambda file: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", file.name)])
+
+
+def read_shards(folder: Path, what: str, faults: Faults, readers: dict[str, Reader]) -> Iterator[Record]:
+    """One piece after the other. readers: suffix -> reader."""
+    for file in choose_split(find_shards(folder, set(readers)), faults):
+        last = 0
+        for record in readers[file.suffix.lower()](file, what, faults):
+            last = record.number
+            yield record
+        faults.before += last + 1

@@ -1,0 +1,138 @@
+"""Every number has bounds, and what is just outside of them is refused.
+
+The variants: each field of the configuration and each numeric flag of a command; below, above, not finite, absurdly
+large, of another type; given by a flag, by a recipe, by a saved run's config.json, by a DeepSpeed file (its numbers are
+in test_deepspeed_config.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import fields
+
+import pytest
+
+from ds_rag import cli
+from ds_rag.config import SECTIONS, RunConfig, build
+from ds_rag.config.bounds import Bounds, Number, above, inner_share, real, share, whole
+from ds_rag.errors import UserError
+from ds_rag.flags import parse
+from ds_rag.plan.request import make_parser
+
+FIELDS = {f.name: f for cls in SECTIONS.values() for f in fields(cls)}
+BOUNDED = {name: f.metadata["bounds"] for name, f in FIELDS.items() if f.metadata["bounds"]}
+# Text that is a number, or a word: these have bounds too. (--refresh_index is a schedule, see test_schedule.py.)
+TEXTS = {"candidates", "micro_cells", "refresh_fraction"}
+
+
+def outside(bounds: Bounds) -> list[float]:
+    """Just outside, far outside, and no number at all."""
+    step = 1 if bounds.whole else max(abs(bounds.least), abs(bounds.most)) * 1e-9
+    low = bounds.least if bounds.above else bounds.least - step
+    high = bounds.most if bounds.below else bounds.most + step
+    far = [-(10**30), 10**30] if bounds.whole else [-1e30, 1e30]
+    return [x for x in (low, high, *far, math.nan, math.inf, -math.inf) if x not in bounds.also]
+
+
+def inside(bounds: Bounds) -> list[object]:
+    step = 1 if bounds.whole else (bounds.most - bounds.least) * 1e-9
+    low = bounds.least + step if bounds.above else bounds.least
+    high = bounds.most - step if bounds.below else bounds.most
+    return [low, high, *bounds.also]
+
+
+def test_every_numeric_field_declares_bounds():
+    numeric = {name for name, f in FIELDS.items() if str(f.type).split(" ")[0] in ("int", "float")}
+    assert set(BOUNDED) == numeric | TEXTS
+    assert {name for name, f in FIELDS.items() if "|" in str(f.type) and name in numeric} >= {"temperature"}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_value_outside_is_refused_from_a_flag_and_from_a_file(name, tmp_path):
+    as_text = FIELDS[name].type == "str"
+    for value in outside(BOUNDED[name]):
+        with pytest.raises(UserError, match=f"--{name}: (out of bounds|wrong type)") as caught:
+            parse(["--train_data", "x", f"--{name}={value}"])
+        assert caught.value.expected
+        with pytest.raises(UserError, match=f"--{name}: out of bounds"):  # as a saved run's configuration
+            build({name: str(value) if as_text else value})
+    (tmp_path / "recipe.yaml").write_text(f"train_data: x\n{name}: {outside(BOUNDED[name])[0]}\n")
+    with pytest.raises(UserError, match=name):
+        parse(["--config", str(tmp_path / "recipe.yaml")])
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_value_inside_is_taken(name):
+    quiet = {"generator_backward": "exact"} if name == "micro_cells" else {}
+    for value in inside(BOUNDED[name]):
+        value = str(value) if FIELDS[name].type == "str" else value
+        assert build({name: value} | quiet).flat()[name] == value
+
+
+@pytest.mark.parametrize("value", ["3", True, [3], {}, 1.5, None])
+def test_a_saved_value_of_another_type_is_refused(value):
+    with pytest.raises(UserError, match=r"--seed: (out of bounds|wrong type)"):
+        build({"seed": value})
+
+
+class Caught(Exception):
+    """The parser that a command has made."""
+
+    def __init__(self, parser: argparse.ArgumentParser):
+        self.parser = parser
+
+
+@pytest.fixture
+def parsers(monkeypatch) -> dict[str, argparse.ArgumentParser]:
+    def catch(parser: argparse.ArgumentParser, argv: object) -> None:
+        raise Caught(parser)
+
+    monkeypatch.setattr(cli, "parse_strictly", catch)
+    found = {"plan": make_parser()}
+    for name in ("evaluate", "index", "verify", "merge", "ask", "check", "mine"):
+        with pytest.raises(Caught) as caught:
+            cli.COMMANDS[name][0]([])
+        found[name] = caught.value.parser
+    return found
+
+
+def test_every_numeric_flag_of_a_command_declares_bounds(parsers):
+    seen = set()
+    for command, parser in parsers.items():
+        for action in parser._actions:
+            if action.dest in FIELDS:
+                continue
+            assert action.type not in (int, float), (command, action.dest)
+            numeric = isinstance(action.default, (int, float)) and not isinstance(action.default, bool)
+            if not isinstance(action.type, Number):
+                assert not numeric, (command, action.dest)
+                continue
+            seen.add(action.dest)
+            assert action.default is None or action.type.bounds.holds(action.default)
+            for value in outside(action.type.bounds):
+                with pytest.raises(UserError, match=f"--{action.dest}: out of bounds"):
+                    action.type(str(value))
+            for inner in inside(action.type.bounds):
+                assert action.type(str(inner)) == inner
+    assert {"depth", "negatives", "margin", "posterior", "gpus", "passages", "mfu"} <= seen
+
+
+@pytest.mark.parametrize("text", ["010", "1_000", "0x10", "1:30", "1.5", "", "ten", "\u0663", "1e400", "9" * 5000])
+def test_text_that_is_no_whole_number(text):
+    with pytest.raises(UserError, match="--n: out of bounds"):
+        Number("n", whole(-5, 10**6))(text)
+
+
+def test_what_bounds_say():
+    assert str(whole(1, 5)) == "a whole number from 1 to 5"
+    assert str(whole(1, 1000, "all")) == "a whole number from 1 to 1,000, or all"
+    assert str(above(0, 1)) == "a number above 0 to 1"
+    assert str(share()) == "a number from 0 below 1"
+    assert Number("passages", whole(1, 10**12))("21e6") == 21_000_000
+    assert not real(0, 1).holds(math.nan) and not whole(0, 9).holds(3.0)
+    assert not inner_share().holds(1.0) and not inner_share().holds(0.0)
+
+
+def test_defaults_are_within_their_bounds():
+    assert build(RunConfig().flat()).flat() == RunConfig().flat()
