@@ -134,7 +134,8 @@ def configuration(run: Path) -> dict[str, Any]:
         hint = get_type_hints(SECTIONS[OWNER[key]])[key]
         if not fits(value, hint):
             raise wrong_type(file, key, value, hint, AGAIN)
-        convert(key, value, f"{file}: {key}")
+        if isinstance(value, str):  # of a closed set, where the field has one
+            convert(key, value, f"{file}: {key}")
     return values
 
 
