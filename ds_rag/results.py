@@ -132,7 +132,10 @@ def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path,
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, dimension = parts.retriever.settings, index.corpus.dimension
     source, made = corpus_source(config.data), (index.corpus.digest, precision_of(parts.retriever))
-    manifest = describe(model, dimension, texts, stage.index_factory, settings, shards, source, *made)
+    files = data.source.sealed() if data.source and dist.rank() == 0 else {}
+    manifest = describe(
+        model, dimension, texts, stage.index_factory, settings, shards, source, *made, source_files=files
+    )
     publish(folder, index.built, ids, texts, manifest)
 
 

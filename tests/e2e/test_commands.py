@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute, reseal, results
+from commands import call, reseal, results
 
 RETRIEVAL = {"recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr@10", "ndcg@10"}
 ANSWERS = {"exact_match", "f1", "rougeL"}
@@ -16,7 +16,7 @@ ANSWERS = {"exact_match", "f1", "rougeL"}
 
 def ds_rag(*argv: str | Path, code: int = 0) -> str:
     """What the command printed; on success it must have nothing to say on standard error."""
-    done = execute([*DS_RAG, *argv], code)
+    done = call(argv, code)
     if code == 0:
         assert done.stderr == ""
         for noise in ("WARN", "it/s", "[transformers]", "Traceback"):

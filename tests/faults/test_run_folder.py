@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import DS_RAG, ROOT, SMALL, TRAIN, environment, execute, train
+from commands import DS_RAG, ROOT, SMALL, TRAIN, call, environment, execute, train
 
 from ds_rag import lock
 from ds_rag.errors import UserError
@@ -159,14 +159,14 @@ def test_row_34_indexing_into_a_run_that_is_being_trained(short_run, tmp_path):
     shutil.copytree(short_run, run)
     process = holder_of(run)
     try:
-        refused = execute([*DS_RAG, "index", "--run", run], 2).stderr
+        refused = call(["index", "--run", run], 2).stderr
         assert f"process {process.pid} on" in refused and "job 4711, since" in refused
         assert json.loads((run / "index/manifest.json").read_text())["count"] == 1600
-        execute([*DS_RAG, "index", "--run", run, "--out", tmp_path / "index"])  # beside it: no quarrel
+        call(["index", "--run", run, "--out", tmp_path / "index"])  # beside it: no quarrel
     finally:
         process.kill()
         process.wait()
-    execute([*DS_RAG, "index", "--run", run])
+    call(["index", "--run", run])
     assert not (run / "lock").exists()
 
 

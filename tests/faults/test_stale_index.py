@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute, reseal
+from commands import call, reseal
 
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import Part
@@ -36,7 +36,7 @@ def make_stale(run: Path) -> None:
 
 
 def ask(run: Path, *flags: str | Path, code: int = 0):
-    return execute([*DS_RAG, "ask", run, QUESTION, *flags], code)
+    return call(["ask", run, QUESTION, *flags], code)
 
 
 def test_row_26_an_index_of_other_weights_is_refused_unless_it_is_allowed_and_then_stamped(run, tmp_path):
