@@ -185,7 +185,7 @@ def test_row_34_the_second_is_refused_and_the_stale_lock_of_a_dead_one_is_not(he
 
 def test_row_34_the_lock_does_not_make_a_folder_full(here):
     (here / "run").mkdir()
-    (here / "run/lock").write_text("of a dead one")
+    (here / "run/lock").write_text(json.dumps({"host": "of a dead one", "pid": 1}))
     claim(parse(["--train_data", "rows.csv", "--output_dir", "run"]))
     assert {f.name for f in (here / "run").iterdir()} == {"lock", "config.json"}
     lock.release(here / "run")
