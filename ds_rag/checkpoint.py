@@ -1,4 +1,4 @@
-"""Saving a run to continue it, finding where to continue, and exporting folders that other tools open.
+"""Saving a run to continue it, and finding where to continue.
 
     RUN/checkpoints/LATEST                      the newest one's name
     RUN/checkpoints/step-N/manifest.json        size and hash of every file, and what the run was (facts)
@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,24 +276,3 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
                 expected="the parameters of the model that learns now",
                 fix=f"resume with the same --{name}, --encoders, --learn_temperature and --lora",
             ) from None
-
-
-def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
-    """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
-
-    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank if it fails.
-    """
-    stopping.phase("exporting the models")
-    faults.point("export")
-    first, failure = dist.rank() == 0, None
-
-    def write(folder: Path, saved: Any, state: Any, card: str) -> None:
-        saved.save(folder, state)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        faults.point("export_model")
-
-    for name, module in engines.modules.items():
-        state = engines.whole_state(name, keep=first)
-        if first and failure is None:
-            failure = commit.attempt(partial(write, place / name, module, state, cards[name]))
-    commit.agree("a model", failure)
