@@ -17,6 +17,7 @@ from ds_rag.index.store import hash_model
 from ds_rag.log import Console
 from ds_rag.places import check_json, write_json
 from ds_rag.report import read_metrics
+from ds_rag.same_corpus import source_note
 
 
 @dataclass
@@ -148,10 +149,12 @@ def of_pointer(run: Path) -> list[Finding]:
 
 
 def of_index(run: Path) -> Finding:
-    index = of_sealed(run / "index")
-    made_by = (commit.read_manifest(run / "index") or {}).get("model_hash")
+    index, manifest = of_sealed(run / "index"), commit.read_manifest(run / "index") or {}
+    made_by = manifest.get("model_hash")
     if not index.wrong and (run / "retriever").is_dir() and made_by != hash_model(run / "retriever"):
         index.wrong.append("made by another retriever than RUN/retriever")
+    if note := source_note(manifest):
+        index.note += f"; {note}"
     return index
 
 
