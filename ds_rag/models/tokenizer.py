@@ -63,7 +63,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
         "eos_token": "</s>",
         "unk_token": "<unk>",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: bool = False) -> Any:
