@@ -97,8 +97,8 @@ class Prompt:
         around = self.around[name]
         if len(ids) <= around.size + length:
             return ids
-        start = ids[: around.head + length]
-        return start + around.tail if isinstance(ids, list) else np.concatenate([start, np.array(around.tail, dtype=np.int32)])
+        cut = [*ids[: around.head + length], *around.tail]
+        return cut if isinstance(ids, list) else np.array(cut, dtype=np.int32)
 
     def own_length(self, name: str, ids: Sequence[int]) -> int:
         """How many of a field's ids are the text's own."""
