@@ -16,15 +16,16 @@ from ds_rag import stopping
 from ds_rag.config import DataConfig
 from ds_rag.config.bounds import ITEMS, above, inner_share, real, whole
 from ds_rag.errors import UserError, choose
-from ds_rag.flags import add_number, build_parser, parse, parse_strictly, reading_parser
-from ds_rag.launched import adopt_srun, check_launch, forbid_pickles
-from ds_rag.log import capture, run_command
+from ds_rag.flags import Parser, add_number, as_text, build_parser, parse, parse_strictly, reading_parser
+from ds_rag.launched import adopt_srun, allow_open_files, check_launch, forbid_pickles
+from ds_rag.log import Console, capture, run_command
 from ds_rag.run_folder import claim as claim_folder
-from ds_rag.terminal import flush_standard_streams, guard_standard_streams
+from ds_rag.terminal import flush_standard_streams, guard_standard_streams, read_utf8
 
 
 def train(argv: Sequence[str]) -> int:
     config = parse(argv)
+    allow_open_files(os.environ)
     stopping.watch()  # before the heavy imports, which take longer than a scheduler's patience
     rank = int(os.environ.get("RANK", 0))
     if rank == 0:
@@ -41,6 +42,7 @@ def train(argv: Sequence[str]) -> int:
 
 def together(name: str, run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """A command that several ranks may share: one that waits in vain for another names the command."""
+    allow_open_files(os.environ)
     from ds_rag.halting import naming
 
     with naming(name):
@@ -68,7 +70,7 @@ def index(argv: Sequence[str]) -> int:
 
 
 def verify(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("ds-rag verify", description="Is a run, a checkpoint or an index whole?")
+    parser = Parser("ds-rag verify", description="Is a run, a checkpoint or an index whole?")
     parser.add_argument("path", help="the folder")
     parser.add_argument("--json", help="write what was found to this file too")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
@@ -94,6 +96,9 @@ def ask(argv: Sequence[str]) -> int:
     parser.add_argument("--allow_stale", action="store_true", help="search an index of other weights, and say so")
     parser.add_argument("--json", help="write answer and passages to this file too")
     args = parse_strictly(parser, argv)
+    args.question = as_text(args.question, "the question")
+    if not args.question.strip():
+        raise UserError("no question", found=repr(args.question), expected="some words, in quotes")
     from ds_rag.ask import main as run
 
     return run(args)
@@ -135,16 +140,20 @@ def check(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
+    parser = Parser("ds-rag report", description="Write report.html of a run again.")
+    parser.add_argument("run", help="a run's folder")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+    run = Path(parse_strictly(parser, argv).run)
+    if not run.is_dir():
+        raise UserError("ds-rag report: not a folder", found=run, expected="a run's folder")
     from ds_rag import export, run_files
     from ds_rag.report import MADE_HERE, write_report
 
-    if len(argv) != 1 or not Path(argv[0]).is_dir():
-        raise UserError("usage: ds-rag report RUN", found=" ".join(argv) or "nothing", expected="a run's folder")
-    page = Path(argv[0]) / "report.html"
+    page = run / "report.html"
     if page.is_file() and MADE_HERE not in page.read_text(encoding="utf-8", errors="replace"):
         raise UserError("another report.html is there", found=page, expected="none, or this run's", fix="rename it")
-    export.ready(Path(argv[0]), only={run_files.CONFIG, run_files.RESULTS})
-    print(write_report(Path(argv[0])))
+    export.ready(run, only={run_files.CONFIG, run_files.RESULTS})
+    Console().say(str(write_report(run)))
     return 0
 
 
@@ -171,6 +180,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 after a message about what to mend."""
     guard_standard_streams()
+    read_utf8()
     try:
         return answer(list(sys.argv[1:] if argv is None else argv))
     finally:

@@ -111,7 +111,7 @@ def make_engines(
         known = replace(known, total_steps=total, hidden_size=module.hidden_size)
         resolved = deepspeed_config.resolve(raw, known, flag)
         if dist.rank() == 0 and learns[name]:
-            (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1))
+            (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1), encoding="utf-8")
         if learns[name]:
             parts[name] = make_engine(module, resolved, config.optim, known.learning_rate)
         elif resolved["zero_optimization"]["stage"] == 3:

@@ -156,7 +156,7 @@ def save_engine(engine: Any, folder: Path) -> str | None:
     write()
     if dist.rank() == 0 and failure is None:
         try:
-            (folder / "numbers.json").write_text(json.dumps(numbers(engine), indent=1))
+            (folder / "numbers.json").write_text(json.dumps(numbers(engine), indent=1), encoding="utf-8")
         except OSError as error:
             failure = str(error)
     return failure
@@ -193,7 +193,7 @@ def load_engine(engine: Any, folder: Path, weights_only: bool = False) -> None:
     """
     from safetensors import safe_open
 
-    with_numbers = json.loads((folder / "numbers.json").read_text())
+    with_numbers = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
     keys = [] if weights_only else with_numbers["keys"]
     if not weights_only:
         begin_state(engine, keys, with_numbers["scalars"])

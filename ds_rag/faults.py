@@ -2,7 +2,7 @@
 
 DS_RAG_FAULT=point:rank:action[:times]     several with commas; the action happens at the times-th passing (1)
 
-kill   SIGKILL to this process        term, usr1   that signal to this process
+kill   SIGKILL to this process        term, usr1, hup, int   that signal to it
 stop   SIGSTOP: it hangs              full         the error of a full disk
 die    SIGKILL to its whole group     slow         sleeps for two seconds
 """
@@ -32,6 +32,8 @@ POINTS = (
     "before_latest",
     "after_latest",
     "prune",
+    "load",
+    "export",
 )
 _passed: dict[str, int] = {}
 
@@ -52,6 +54,7 @@ def point(name: str) -> None:
 
 def act(action: str) -> None:
     signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
+    signals |= {"hup": signal.SIGHUP, "int": signal.SIGINT}
     if action in signals:
         os.kill(os.getpid(), signals[action])
     elif action == "die":

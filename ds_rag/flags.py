@@ -12,6 +12,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, get_args, get_origin, get_type_hints
 
+import ds_rag
 from ds_rag.config import ALIASES, BUILTIN, OF_OWN_ROWS, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
 from ds_rag.config.bounds import Bounds, Number
 from ds_rag.config.effects import check_contrary
@@ -127,8 +128,18 @@ def unknown_key(name: str, what: str, known: Iterable[str], dashes: str = "") ->
     )
 
 
+def as_text(word: str, where: str) -> str:
+    """A text of the command line. What the locale's encoding cannot read (the C locale's: all but ASCII) is UTF-8; a
+    path stays, for the system knows it by its bytes. Raises UserError."""
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: bytes that are no text", found=error, expected="UTF-8, or LC_ALL as it is") from None
+
+
 def _from_flag(name: str, text: str) -> Any:
-    return convert(name, text, f"--{name}")
+    is_text = name.endswith(("_prefix", "_template", "_column"))
+    return convert(name, as_text(text, f"--{name}") if is_text else text, f"--{name}")
 
 
 def add_number(
@@ -138,16 +149,22 @@ def add_number(
     parser.add_argument(f"--{name}", type=Number(name, bounds), default=default, help=text.replace("%", "%%"))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A command's: whole flag names only, `--version`, and mistakes as UserError."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"ds_rag {ds_rag.__version__}")
+
     def error(self, message: str) -> Any:
         raise UserError(message, fix="see --help")
 
 
 def build_parser(
     prog: str, description: str, sections: Sequence[str] = tuple(SECTIONS), only: Collection[str] | None = None
-) -> argparse.ArgumentParser:
+) -> Parser:
     """argparse over the fields of these sections, or `only` over these of them."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog, description)
     for section in sections:
         cls = SECTIONS[section]
         group = parser.add_argument_group(section, cls.__doc__)

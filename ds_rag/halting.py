@@ -43,7 +43,7 @@ class Halt:
     def __init__(self, folder: Path, device: torch.device, seconds: float):
         self.folder, self.device, self.seconds = folder, device, seconds
         self.operation, self.reason = "start", ""
-        self.stacks: Any = (folder / f"stacks-rank{dist.rank()}.txt").open("a")
+        self.stacks: Any = (folder / f"stacks-rank{dist.rank()}.txt").open("a", encoding="utf-8")
         self.begin("start")
 
     def begin(self, operation: str) -> None:

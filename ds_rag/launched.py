@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import socket
 from collections.abc import Mapping
 
@@ -15,6 +16,8 @@ from ds_rag.errors import LaunchError, UserError
 
 # The variables that are numbers, and the least value of each.
 NUMBERS = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
+FILES, FILES_PER_RANK = 64, 8  # open at once: 35 were seen in a process alone; ranks have connections to each other
+COMFORT = 4096  # what the limit is raised to where that is allowed
 PORTS = range(20000, 32000)  # services are below, the ports that outgoing connections take begin at 32768
 
 
@@ -65,6 +68,23 @@ def check_launch(env: Mapping[str, str]) -> None:
             found="; ".join(wrong),
             expected="all of them as torchrun, deepspeed or srun set them, or none",
             fix=f"start by one of these; for a single process: unset {' '.join([*NUMBERS, 'MASTER_ADDR'])}",
+        )
+
+
+def allow_open_files(env: Mapping[str, str]) -> None:
+    """Raises the soft limit on open files as far as the hard one allows. Raises UserError where that is too few: what
+    comes of it later is seldom told as such."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < COMFORT:
+        soft = COMFORT if hard == resource.RLIM_INFINITY else max(soft, min(COMFORT, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    least = FILES + FILES_PER_RANK * int(env.get("WORLD_SIZE", 1))
+    if soft != resource.RLIM_INFINITY and soft < least:
+        raise UserError(
+            "too few files may be open at once",
+            found=f"`ulimit -n` is {soft}, and may not be raised",
+            expected=f"{least} or more",
+            fix=f"ulimit -Hn {COMFORT} before the command, in a shell that may; or ask who set the limit",
         )
 
 

@@ -140,8 +140,8 @@ def free_in_cgroup() -> float:
     """What a container's limit leaves, where there is one."""
     root = Path("/sys/fs/cgroup")
     try:
-        limit, used = (int((root / name).read_text()) for name in ("memory.max", "memory.current"))
-        pages = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        limit, used = (int((root / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
+        pages = dict(line.split() for line in (root / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):  # no such file, or "max"
         return float("inf")
     return max(0, limit - used + int(pages.get("inactive_file", 0)))  # pages of files are given up when needed

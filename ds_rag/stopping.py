@@ -90,7 +90,7 @@ def launchers() -> list[int]:
     parent = os.getppid()
     try:
         lower = b"deepspeed.launcher.launch" in Path(f"/proc/{parent}/cmdline").read_bytes()
-        status = Path(f"/proc/{parent}/stat").read_text() if lower else ""
+        status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8") if lower else ""
     except OSError:  # gone just now, or no such system
         return [parent]
     return [parent, *([int(status.rpartition(")")[2].split()[1])] if status else [])]
@@ -110,7 +110,7 @@ def leave_word(folder: Path, reason: str, step: int | None) -> None:
     word: dict[str, Any] = {"reason": reason, "step": step, "requeue": True, "code": EXIT_CODE}
     word["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     part = folder / f"{EXIT_FILE}.tmp"
-    part.write_text(json.dumps(word, indent=1) + "\n")
+    part.write_text(json.dumps(word, indent=1) + "\n", encoding="utf-8")
     os.replace(part, folder / EXIT_FILE)
 
 

@@ -4,6 +4,7 @@ may be closed from the start, or of an encoding that cannot say everything: none
 
 from __future__ import annotations
 
+import locale
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +30,12 @@ class Terminal:
 
     def flush(self) -> None:
         self._attempt(self.stream.flush)
+
+    def isatty(self) -> bool:
+        try:
+            return self.stream.isatty()
+        except (OSError, ValueError):
+            return False
 
     def _write(self, text: str) -> None:
         try:
@@ -82,6 +89,16 @@ def guard_standard_streams() -> None:
     for name in ("stdout", "stderr"):
         told = say_on_standard_error if name == "stdout" else lambda error: None
         setattr(sys, name, guarded(getattr(sys, name), told))
+
+
+def read_utf8() -> None:
+    """What libraries open as text without naming an encoding, their own files among it, is UTF-8 in every locale."""
+    if locale.getencoding().lower().replace("-", "") == "utf8":
+        return
+    for name in ("C.UTF-8", "en_US.UTF-8"):
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
+            return
 
 
 def say_on_standard_error(error: Exception) -> None:

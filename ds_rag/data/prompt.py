@@ -97,8 +97,10 @@ class Prompt:
         around = self.around[name]
         if len(ids) <= around.size + length:
             return ids
-        cut = [*ids[: around.head + length], *around.tail]
-        return cut if isinstance(ids, list) else np.array(cut, dtype=np.int32)
+        start = ids[: around.head + length]
+        if isinstance(ids, list):
+            return start + around.tail
+        return np.concatenate([start, np.array(around.tail, dtype=np.int32)])
 
     def own_length(self, name: str, ids: Sequence[int]) -> int:
         """How many of a field's ids are the text's own."""

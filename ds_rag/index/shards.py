@@ -120,7 +120,7 @@ class ShardWriter:
     def _known_chunks(self) -> list[tuple[int, int]]:
         """Those of the progress, where it is of this shard."""
         try:
-            note = json.loads(self.progress.read_text())
+            note = json.loads(self.progress.read_text(encoding="utf-8"))
             same = note["origin"] == asdict(self.origin) and note["rows"] == self.rows and self.path.is_file()
             return [(int(stop), int(crc)) for stop, crc in note["chunks"]] if same else []
         except (OSError, ValueError, KeyError, TypeError):

@@ -220,7 +220,7 @@ def read_pooling(folder: Path, config: dict[str, Any]) -> str:
             f"--retriever {folder}: a pooling that is not supported",
             found=f"{modes}, include_prompt {config.get('include_prompt', True)}",
             expected=f"one of {', '.join(POOLERS)}, prompts included",
-            fix="choose one with --pooling",
+            fix="another model; training may give it another --pooling than its own, which it then has to learn",
         )
     return names[0]
 
@@ -269,7 +269,7 @@ def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings,
     for path, _ in modules:
         (folder / path).mkdir(parents=True, exist_ok=True)
     for name, content in write.items():
-        (folder / name).write_text(json.dumps(content, indent=1))
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read_json(path: Path, kind: type = dict) -> Any:

@@ -55,8 +55,14 @@ class Ranks:
         return "\n".join(file.read_text(errors="replace") for file in self.console if file.exists())
 
 
-def start(argv: Sequence[Any], world: int = 1, fault: str = "", where: Path | None = None, **env: str) -> Ranks:
-    """`ds-rag ARGV` on `world` ranks. fault: DS_RAG_FAULT; where: a folder for what they print."""
+GONE = "a pipe without a reader"
+
+
+def start(
+    argv: Sequence[Any], world: int = 1, fault: str = "", where: Path | None = None, heard: bool = True, **env: str
+) -> Ranks:
+    """`ds-rag ARGV` on `world` ranks. fault: DS_RAG_FAULT; where: a folder for what they print; heard: False gives them
+    a console whose reader is gone."""
     context = server()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -69,7 +75,9 @@ def start(argv: Sequence[Any], world: int = 1, fault: str = "", where: Path | No
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_RAG_FAULT": fault, **env}
         text = {key: str(value) for key, value in variables.items()}
-        process = context.Process(target=be_command, args=([str(a) for a in argv], text, str(console[rank])))
+        process = context.Process(
+            target=be_command, args=([str(a) for a in argv], text, str(console[rank]) if heard else GONE)
+        )
         process.start()
         processes.append(process)
     return Ranks(processes, console)
@@ -77,7 +85,11 @@ def start(argv: Sequence[Any], world: int = 1, fault: str = "", where: Path | No
 
 def be_command(argv: list[str], variables: dict[str, str], console: str) -> None:
     """The body of one rank: as `python -m ds_rag.cli` would be, but for the imports."""
-    file = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    if console == GONE:
+        reader, file = os.pipe()
+        os.close(reader)
+    else:
+        file = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)

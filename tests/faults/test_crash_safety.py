@@ -201,6 +201,29 @@ def test_row_10_a_rank_lost_while_the_others_stop_is_named_as_in_a_step(tmp_path
     assert "Traceback" not in ranks.said() and steps(run) == [2, 4]
 
 
+BEST = ["--load_best_model_at_end", "true", "--learning_rate", "1e-12"]  # the first figures stay the best
+
+
+@pytest.mark.parametrize(
+    ("fault", "phase"),
+    [("export:1:kill", "exporting the models"), ("load:1:kill", "the evaluation of the best step, 0")],
+)
+def test_row_5_a_rank_lost_after_the_last_step_is_named_as_what_it_was_lost_in(
+    tmp_path: Path, flags: list[str], fault: str, phase: str
+) -> None:
+    more = BEST if "load" in fault else []
+    ranks = start(["train", "--output_dir", tmp_path / "run", *flags, "--max_steps", "2", *more], 2, fault)
+    assert ranks.wait() == [1, -signal.SIGKILL], ranks.said()
+    assert f"rank 0 waited in vain for another rank, in: {phase}" in ranks.said()
+
+
+def test_row_5_a_rank_lost_in_another_command_is_named_too(tmp_path: Path, whole: Whole) -> None:
+    ranks = start(["evaluate", "--run", whole["1"]], 2, "encode:1:kill:1", where=tmp_path)
+    assert ranks.wait() == [1, -signal.SIGKILL], ranks.said()
+    assert "rank 0 waited in vain for another rank, in: ds-rag evaluate" in ranks.said()
+    assert "Traceback" not in ranks.said()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_row_12_a_full_disk_on_one_rank(tmp_path: Path, flags: list[str], rank: int, whole: Whole) -> None:
     run = tmp_path / "run"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import unicodedata
 
 import pytest
-from commands import DS_RAG, TRAIN, execute, results
+from commands import TRAIN, call, execute, results
 
 from ds_rag.cards import card, code
 from ds_rag.config import build
-from ds_rag.log import printable
-from ds_rag.report import escape
+from ds_rag.masking import one_line, printable
+from ds_rag.report import escape, write_report
 
 SCRIPT = "<script>alert(1)</script>"
 CODES = "\x1b[31mred\x1b[0m\x07\x9b2J"
@@ -65,7 +66,7 @@ def test_row_33_model_cards_hold_prompts_as_code(run):
 def test_row_33_ask_shows_codes_as_text(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run[0], copy)
-    printed = execute([*DS_RAG, "ask", copy, f"q1 {NASTY}", "--json", tmp_path / "a.json"]).stdout
+    printed = call(["ask", copy, f"q1 {NASTY}", "--json", tmp_path / "a.json"]).stdout
     assert_clean_terminal(printed)
     assert "<script>" in printed or "scri" in printed  # a table may break the line
     raw = (tmp_path / "a.json").read_text()
@@ -76,6 +77,34 @@ def test_row_33_ask_shows_codes_as_text(run, tmp_path):
 def test_row_33_files_that_people_look_at_hold_no_codes(run):
     for file in ("run.log", "metrics.jsonl", "results.json", "config.json", "index/texts.jsonl", "index/ids.json"):
         assert_clean_terminal((run[0] / file).read_text())
+
+
+ACTING = [chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) in ("Cf", "Zl", "Zp", "Cs")]
+
+
+def test_row_33_no_character_that_turns_or_hides_text_is_shown_as_it_is():
+    """Bidirectional overrides and isolates (U+202E, U+2066), invisible ones (U+200B, U+E0041), line separators: all."""
+    assert {"\u202e", "\u2066", "\u2028", "\u200f", "\ufeff", "\U000e0041", "\ud800"} <= set(ACTING)
+    text = "".join(ACTING)
+    shown = [printable(text), escape(text), code(text).strip("`"), one_line(text)]
+    assert all(set(each) == {"�"} for each in shown)
+    about = {"query prefix": f"a{text}b"}
+    page = card("retriever", build({"train_data": f"a{text}b"}), 1, {}, about)
+    assert not set(page) & set(ACTING)
+
+
+def test_row_33_spaces_and_letters_of_every_script_stay():
+    text = "Ünï 漢字　全角 שלום‏".replace("\u200f", "") + " a\u00a0b 😀 e\u0301"
+    assert printable(text) == text and escape(text) == text
+
+
+def test_row_33_a_report_of_a_run_over_such_rows(tmp_path):
+    sample = {"query": "who\u202e?", "gold": ["\u2066x"], "answer": "a\u2028b", "passage": "p\ud800\u200b"}
+    after = {"recall@1\u202e": 1.0}
+    (tmp_path / "results.json").write_text(json.dumps({"after": after, "samples": [sample], "steps": 1}))
+    (tmp_path / "config.json").write_text(json.dumps({"query_prefix": "x\u202ey"}))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert not set(page) & set(ACTING) and "who�?" in page and "x�y" in page
 
 
 @pytest.mark.parametrize(

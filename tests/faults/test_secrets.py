@@ -9,8 +9,7 @@ import pytest
 from commands import DS_RAG, SMALL, TRAIN, environment, execute
 
 from ds_rag.config import RunConfig, build
-from ds_rag.log import printable
-from ds_rag.masking import masked
+from ds_rag.masking import masked, printable
 
 LITTLE = ["--max_steps", "1", "--refresh_index", "0", "--save_steps", "1", "--eval_answers", "false"]
 VARIABLES = (
@@ -25,6 +24,11 @@ VARIABLES = (
 SECRETS = {name: f"s3cr3t-{n}-{name.lower()}" for n, name in enumerate(VARIABLES)}
 USER, WORD = "alice", "hunter2-in-the-address"
 ADDRESS = f"https://{USER}:{WORD}@example.org/corpus"
+
+
+PARAMETERS = ["token", "access_token", "Private-Token", "api_key", "apikey", "API-KEY", "key", "sig", "signature"]
+PARAMETERS += ["X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "AWSAccessKeyId", "X-Goog-Signature"]
+PARAMETERS += ["password", "passwd", "pwd", "secret", "client_secret", "auth", "jwt", "sas", "session_id"]
 
 
 def files_with(folder: Path, *needles: str) -> list[str]:
@@ -84,6 +88,15 @@ def test_row_32_an_error_does_not_repeat_credentials(tmp_path):
         ("s3://key:sec@ret@bucket/x", "s3://***@bucket/x"),
         ("https:/alice:pw@example.org/x", "https:/***@example.org/x"),  # as pathlib writes it
         ("https://example.org/a@b", "https://example.org/a@b"),
+        *((f"https://x.org/f?a=1&{name}=s3cr3t&b=2#c", f"https://x.org/f?a=1&{name}=***&b=2#c") for name in PARAMETERS),
+        (
+            "see https://x.org/?token=a and https://y.org/?key=b",
+            "see https://x.org/?token=*** and https://y.org/?key=***",
+        ),
+        ("https://u:p@x.org/?sig=a%2Fb%3D", "https://***@x.org/?sig=***"),
+        ("https:/x.org/#access_token=a;state=b", "https:/x.org/#access_token=***;state=b"),
+        ("https://x.org/?tokenizer=bert&page=3&monkey=4", "https://x.org/?tokenizer=bert&page=3&monkey=4"),
+        ("what is f(x) ?token=5 & key=6", "what is f(x) ?token=5 & key=6"),
         ("mail me: a@b.c", "mail me: a@b.c"),
         ("C:/data/rows.csv", "C:/data/rows.csv"),
     ],

@@ -97,8 +97,12 @@ def test_a_file_is_no_folder(here):
         (["evaluate", "--jason", "x"], "did you mean --json"),
         (["index"], "no models"),
         (["ask", "run"], "question"),
-        (["report"], "usage: ds-rag report RUN"),
+        (["ask", "run", ""], "no question"),
+        (["ask", "run", " \t\n\u3000"], "no question"),
+        (["report"], "the following arguments are required: run"),
         (["report", "nowhere"], "a run's folder"),
+        (["report", "nowhere", "--jason"], "unknown flag: --jason"),
+        (["verify"], "the following arguments are required: path"),
     ],
 )
 def test_mistakes_are_exit_code_2_and_a_message(here, capsys, monkeypatch, argv, says):
@@ -120,7 +124,16 @@ def test_version_and_help(capsys):
     for argv in ([], ["-h"], ["--help"]):
         assert main(argv) == 0
         shown = capsys.readouterr().out
-        assert all(name in shown for name in COMMANDS)
+        assert all(name in shown for name in COMMANDS) and "--version" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_version(capsys, name):
+    for flag, wanted in (("--help", f"usage: ds-rag {name}"), ("-h", "--version"), ("--version", ds_rag.__version__)):
+        with pytest.raises(SystemExit) as ended:
+            main([name, flag])
+        out, err = capsys.readouterr()
+        assert ended.value.code == 0 and wanted in out and not err
 
 
 def run_quietly(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -129,7 +142,7 @@ def run_quietly(*argv: str) -> subprocess.CompletedProcess[str]:
 
 HELP = {
     "ds-rag": ["-m", "ds_rag.cli", "--help"],
-    **{f"ds-rag {name}": ["-m", "ds_rag.cli", name, "--help"] for name in COMMANDS if name != "report"},
+    **{f"ds-rag {name}": ["-m", "ds_rag.cli", name, "--help"] for name in COMMANDS},
     "launch/train.py": ["launch/train.py", "--help"],
     "version": ["-m", "ds_rag.cli", "--version"],
 }
@@ -146,7 +159,7 @@ def test_help_imports_no_heavy_library(argv):
         assert "--per_device_train_batch_size" in done.stdout and "default:" in done.stdout
     elif argv[-2] in COMMANDS:
         assert f"usage: ds-rag {argv[-2]}" in done.stdout
-        assert argv[-2] == "verify" or "--max_passage_length" in done.stdout, "it reads rows"
+        assert argv[-2] in ("verify", "report") or "--max_passage_length" in done.stdout, "it reads rows"
 
 
 def test_only_rank_0_claims_the_folder(here, monkeypatch):

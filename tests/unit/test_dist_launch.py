@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 
 from ds_rag import cli, dist
 from ds_rag.errors import UserError
-from ds_rag.launched import adopt_srun, from_srun, port_of_job, set_launch_defaults, tasks_per_node
+from ds_rag.launched import (
+    adopt_srun,
+    allow_open_files,
+    check_launch,
+    from_srun,
+    port_of_job,
+    set_launch_defaults,
+    tasks_per_node,
+)
 
 ALLOCATION = {"SLURM_JOB_ID": "31234", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_NTASKS": "3"}
 ALLOCATION |= {"SLURM_TASKS_PER_NODE": "2,1"}
@@ -162,3 +171,90 @@ def test_processes_on_this_host(env, processes, environment):
 )
 def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_it_sees(local, visible, gpu):
     assert dist.own_gpu(local, visible) == gpu
+
+
+HOME = {"MASTER_ADDR": "h", "MASTER_PORT": "29500"}
+PAIR = HOME | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+WRONG = [
+    *(({**PAIR, name: text}, f"{name}={text!r}") for name in NUMBERS for text in ("x", "", "-1", "1.0", " 1", "٣")),
+    ({**PAIR, "LOCAL_SIZE": "two"}, "LOCAL_SIZE='two'"),
+    ({**PAIR, "RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+    ({**PAIR, "WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
+    ({**PAIR, "LOCAL_RANK": "2"}, "LOCAL_RANK=2 is not below 2"),
+    ({**PAIR, "LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE=3 is more than WORLD_SIZE=2"),
+    ({**PAIR, "MASTER_PORT": "65536"}, "MASTER_PORT=65536 is no port"),
+    ({**PAIR, "MASTER_ADDR": ""}, "WORLD_SIZE=2 without MASTER_ADDR"),
+    ({"RANK": "1"}, "RANK=1 without WORLD_SIZE"),
+    ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without RANK, MASTER_ADDR, MASTER_PORT"),
+    ({**STEP, "SLURM_PROCID": "0"}, "SLURM_NODEID"),
+    ({**TASKS[0], "SLURM_NODEID": "one"}, "one"),
+]
+
+
+@pytest.mark.parametrize(("env", "named"), WRONG, ids=[named for _, named in WRONG])
+def test_variables_that_cannot_be_right_are_named_by_each_that_has_them(env, named, environment, capsys):
+    """Whatever its rank: which of them is the first is just what is not known."""
+    environment(env)
+    assert cli.main(["evaluate", "--run", "x"]) == 2
+    told = capsys.readouterr().err
+    assert named in told and "to mend" in told and "Traceback" not in told
+
+
+RIGHT = {
+    "nothing": {},
+    "torchrun": PAIR,
+    "deepspeed": HOME | {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"},
+    "by hand": HOME | {"RANK": "0", "WORLD_SIZE": "2"},
+    "a world of one by hand": {"RANK": "0", "WORLD_SIZE": "1"},
+    "an address of others": HOME,
+    "more ranks on another host": HOME | {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+}
+
+
+@pytest.mark.parametrize("env", RIGHT.values(), ids=RIGHT)
+def test_variables_as_launchers_set_them(env):
+    check_launch(env)
+
+
+def test_a_world_of_one_that_was_given_no_address_makes_its_own(environment):
+    environment({"RANK": "0", "WORLD_SIZE": "1"})
+    set_launch_defaults()
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1" and int(os.environ["MASTER_PORT"]) > 0
+
+
+UNLIMITED = resource.RLIM_INFINITY
+LIMITS = [
+    ((24, 24), "1", None),
+    ((24, 50), "1", None),
+    ((24, 100), "1", 100),
+    ((256, 1 << 20), "1", 4096),
+    ((256, UNLIMITED), "1", 4096),
+    ((8192, 8192), "1", 8192),
+    ((UNLIMITED, UNLIMITED), "1", UNLIMITED),
+    ((24, 100), "8", None),
+]
+
+
+@pytest.mark.parametrize(("limits", "world", "wanted"), LIMITS)
+def test_the_limit_on_open_files_is_raised_or_told(monkeypatch, limits, world, wanted):
+    now = [limits]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: now[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: now.append(pair))
+    if wanted is None:
+        with pytest.raises(UserError, match="too few files") as caught:
+            allow_open_files({"WORLD_SIZE": world})
+        assert "ulimit -n" in str(caught.value)
+    else:
+        allow_open_files({"WORLD_SIZE": world})
+        assert now[-1] == (wanted, limits[1])
+
+
+@pytest.mark.parametrize("argv", [["train"], ["evaluate", "--run", "x"], ["index", "--run", "x"]])
+def test_too_few_open_files_are_told_before_the_work(argv, environment, capsys, monkeypatch, tmp_path):
+    environment({})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (24, 24))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: None)
+    assert cli.main(argv) == 2
+    assert "`ulimit -n` is 24" in capsys.readouterr().err and not list(tmp_path.iterdir())

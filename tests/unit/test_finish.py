@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ds_rag import checkpoint, commit, train
+from ds_rag import checkpoint, commit, refresh, results, stopping, train
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import build
 from ds_rag.errors import UserError
@@ -30,7 +30,6 @@ class Ending:
         self.index = SimpleNamespace(refresh=self.refresh)
         self.last, nothing = last, lambda *_: None
         self.guards = SimpleNamespace(memory={}, after_evaluation=nothing)
-        self.halt = SimpleNamespace(begin=nothing)
         self.console, self.metrics = SimpleNamespace(say=nothing), SimpleNamespace(write=nothing)
 
     def refresh(self, step: int, progress: bool) -> Landed:
@@ -73,3 +72,60 @@ def test_a_best_checkpoint_that_is_gone_is_no_reason_to_export_another(tmp_path,
     with pytest.raises(UserError, match="step-4: damaged"):
         finish(run, monkeypatch)
     assert run.done == ["evaluate 6", "save 6"]
+
+
+@pytest.fixture
+def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a rank that waits in vain would say it waited in, one after the other."""
+    named: list[str] = []
+    monkeypatch.setattr(stopping, "_name", named.append)
+    return named
+
+
+def test_each_phase_of_the_end_names_itself(tmp_path, monkeypatch, phases):
+    """Checking and loading the best step are not its saving, nor is its evaluation the last one's."""
+    run, at = Ending(tmp_path, last=0.4), {}
+
+    def collective(what: str, result: Any = None) -> Any:
+        at[what] = phases[-1]
+        return result
+
+    monkeypatch.setattr(commit, "damages", lambda folder: collective("check", []))
+    monkeypatch.setattr(checkpoint, "load_engine", lambda *a: collective("load"))
+    (tmp_path / "checkpoints" / "step-4" / "retriever").mkdir(parents=True)
+    run.parts.engines = SimpleNamespace(learning={"retriever": None})
+    evaluate = run.index.refresh
+    run.index.refresh = lambda step, progress: collective(f"evaluate {step}", evaluate(step, progress))
+    train.finish(run, None)
+    assert at == {
+        "evaluate 6": "the last evaluation",
+        "check": "checking the files of step-4",
+        "load": "loading the checkpoint step-4",
+        "evaluate 4": "the evaluation of the best step, 4",
+    }
+
+
+def lost(*args: Any, **more: Any) -> Any:
+    raise RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("phase", "begin"),
+    [
+        ("exporting the models", lambda run: results.export_models(run, ENGINES, {})),
+        ("saving the checkpoint of step 7", lambda run: checkpoint.save(run, ENGINES, TrainState(step=7), 2)),
+        ("loading the checkpoint step-7", lambda run: checkpoint.load_engines(run / "step-7", ENGINES)),
+        ("checking the files of step-7", lambda run: commit.damages_on_ranks(run / "step-7")),
+        ("writing the index", lambda run: refresh.publish(run / "index", None, [], [], None)),
+    ],
+)
+def test_what_ranks_do_together_names_itself_before_they_wait(tmp_path, monkeypatch, phases, phase, begin):
+    (tmp_path / "step-7" / "retriever").mkdir(parents=True)
+    for place in ((commit, "begin"), (commit, "damages"), (checkpoint, "load_engine")):
+        monkeypatch.setattr(*place, lost)
+    with pytest.raises(RuntimeError):
+        begin(tmp_path)
+    assert phases[-1] == phase
+
+
+ENGINES: Any = SimpleNamespace(modules={"retriever": None}, learning={"retriever": None}, whole_state=lost)

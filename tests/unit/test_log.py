@@ -4,8 +4,10 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +52,23 @@ def test_data_is_not_markup(console):
     assert "[bold]not bold[/bold] [/] \\[x] [red]" in printed(console)
     assert "[b]x" in printed(console)
     assert "\x1b" not in printed(console)
+
+
+def test_a_text_of_a_row_stays_on_its_line(console):
+    """Or it could look like a line of the program's own. Every kind of line end; in tables and errors too."""
+    ends = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"]
+    for end in ends:
+        console.say(f"question   who?{end}error: forged")
+        console.table("t", ["a", "b"], [[f"x{end}error: forged", "y"]])
+        print(f"error: {UserError('a bad row', found=f'x{end}error: forged', fix='mend it')}", file=console.rich.file)
+    shown = [line for line in printable(printed(console)).split("\n") if "forged" in line]
+    assert len(shown) == 3 * len(ends) and not any(line.startswith("error: forged") for line in shown)
+
+
+def test_lines_of_the_program_s_own_stay(console):
+    console.say("warning: x\n  to try: y", lines=True)
+    assert printed(console) == "warning: x\n  to try: y\n"
+    assert str(UserError("bad", found="\n    - a\n    - b")) == "bad\n  found:    \n    - a\n    - b"
 
 
 def test_other_ranks_are_silent():
@@ -152,6 +171,64 @@ def test_a_full_disk_is_told_without_a_traceback(tmp_path, monkeypatch, capsys):
         run_command(lambda: metrics.write("train", 1, {"loss": 1.0}), debug=True)
     with pytest.raises(FileNotFoundError):
         run_command(lambda: print((tmp_path / "none").read_text()))
+
+
+def interrupt() -> int:
+    raise KeyboardInterrupt
+
+
+def code_of(body: Callable[[], int]) -> int | None:
+    """Of the command; None where the interrupt went through it, which would end the tests."""
+    try:
+        return run_command(body)
+    except KeyboardInterrupt:
+        return None
+
+
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(None, True), ("1", False)])
+def test_ctrl_c_is_one_line_and_130(rank, speaks, monkeypatch, capsys, sigint):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    assert code_of(interrupt) == 130
+    assert capsys.readouterr().err == ("stopped (Ctrl-C)\n" if speaks else "")
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN, "a second one would be a traceback at the end"
+    with pytest.raises(KeyboardInterrupt):
+        run_command(interrupt, debug=True)
+
+
+def test_too_many_open_files_names_the_limit(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def too_many() -> int:
+        raise OSError(24, "Too many open files", str(tmp_path / "rows.jsonl"))
+
+    assert run_command(too_many) == 1
+    told = capsys.readouterr().err
+    assert "rows.jsonl" in told and "Too many open files" in told and "ulimit -n" in told
+
+
+def test_a_console_that_fails_is_noted_in_the_log_and_ends_nothing(tmp_path):
+    """Also at once: a user error and a crash keep their exit codes, though nobody hears of them."""
+    full = "import os\nfull = os.open('/dev/full', os.O_WRONLY)\nos.dup2(full, 1)\nos.dup2(full, 2)\n"
+    for n, (body, code) in enumerate(
+        [("", 0), (COMMAND, 2), ("raise ValueError", 1), ("console.say('again')\nprint('a library prints')", 0)]
+    ):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", full + NOISE + body, str(folder)], cwd=ROOT, capture_output=True, text=True
+        )
+        log = (folder / "run.log").read_text()
+        assert done.returncode == code and log.count("the console takes nothing more") == (1 if code == 0 else 2)
+        assert "No space left on device" in log
 
 
 def test_a_log_on_the_full_disk_does_not_hide_the_message(tmp_path):

@@ -42,3 +42,40 @@ def test_the_end_of_a_shell_is_not_the_end_of_a_launcher(monkeypatch, tmp_path, 
         for number, handler in before.items():
             signal.signal(number, handler)
         monkeypatch.setattr(stopping, "_launchers", [])
+
+
+@pytest.fixture
+def handlers(monkeypatch):
+    """The signals' handlers, put back afterwards; no launcher."""
+    before = {number: signal.getsignal(number) for number in {*stopping.SIGNALS, signal.SIGHUP}}
+    for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unheard(number: int, frame: object) -> None:
+        raise AssertionError(f"{signal.Signals(number).name} is not heard")
+
+    for number in stopping.SIGNALS:
+        signal.signal(number, unheard)
+    signal.signal(signal.SIGHUP, unheard)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_a_wish(handlers, tmp_path, number):
+    stopping.watch()
+    os.kill(os.getpid(), number)
+    assert stopping.wish(tmp_path) == number.name
+
+
+@pytest.mark.parametrize(("torchrun", "heard"), [(False, None), (True, "SIGHUP")])
+def test_nohup_holds_but_under_torchrun_which_ends_its_ranks_all_the_same(
+    handlers, monkeypatch, tmp_path, torchrun, heard
+):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    stopping.watch()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stopping.wish(tmp_path) == heard
