@@ -4,14 +4,17 @@
     python benchmarks/index.py --count 1000000 --json index.json
 
 Through `build_index` and `search` of ds_rag/index/faiss_index.py. Searches are timed in random order within each
-repeat; an index is built once.
+repeat; an index is built once. The second table is of exact search in batches of a few queries: by the kernel that
+FAISS chooses by itself, and by that of `search`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,15 +23,37 @@ from typing import Any
 
 import faiss
 import numpy as np
-from measure import interleave, quartiles, table
+from measure import interleave, quartiles, ratios, table
 
 from ds_rag.errors import UserError, choose
 from ds_rag.index.faiss_index import INDEXES, build_index, search
+from ds_rag.index.store import write_index
 
 EXACT = "flat"
 K = 10
+DEEP = 133  # what a search for 101 asks of FAISS
+BATCHES = (1, 4, 16, 64, 256, 512)
+FAISS_THRESHOLD: int = faiss.cvar.distance_compute_blas_threshold  # as FAISS has it
 PER_CLUSTER = 100  # vectors of a cluster, on average
 SPREAD = 2.0  # length of the noise around a centre of length 1; 2: as hard for IVF as passages of real papers were
+
+MINING = """
+import sys
+from pathlib import Path
+import faiss
+import numpy as np
+from ds_rag.index.rows import Rows
+from ds_rag.index.store import open_vectors, read_parts
+
+def taken():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return [int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))]
+
+folder, before = Path(sys.argv[1]), taken()
+part, rows = read_parts(folder, 0)[0], Rows(open_vectors(folder, 0))
+part.search(rows[range(64)], 10)
+print(*(b - a for a, b in zip(before, taken())))
+"""
 
 
 def make_vectors(count: int, queries: int, dimension: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,12 +114,44 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         figures[name]["queries_per_s_batch_1"] = [len(few_BD) / s for s in reversed(quartiles(alone[name]))]
     return {
         "indexes": figures,
+        "batches": compare_batches(indexes[EXACT], queries_BD, args),
+        "mining": memory_of_mining(vectors_ND),
         "count": args.count,
         "dim": args.dim,
         "queries": args.queries,
         "repeats": args.repeats,
         "threads": faiss.omp_get_max_threads(),
     }
+
+
+def compare_batches(index: Any, queries_BD: np.ndarray, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Batch -> how many times as fast `search` is as FAISS by itself (quartiles), and both in ms a query (medians)."""
+    found = {}
+    for batch in (b for b in BATCHES if b <= len(queries_BD)):
+        some_BD = queries_BD[:batch]
+        works: dict[str, Callable[[], object]] = {
+            "by itself": partial(with_threshold, FAISS_THRESHOLD, index, some_BD),
+            "search": partial(search, index, some_BD, DEEP),
+        }
+        seconds = interleave(works, args.repeats, args.seed)
+        gains = quartiles(ratios(seconds["by itself"], seconds["search"]))
+        found[str(batch)] = [*gains, *(1e3 * quartiles(seconds[name])[1] / batch for name in works)]
+    return found
+
+
+def with_threshold(threshold: int, index: Any, queries_BD: np.ndarray) -> None:
+    limits: Any = faiss.cvar
+    limits.distance_compute_blas_threshold = threshold
+    index.search(queries_BD, DEEP)
+
+
+def memory_of_mining(vectors_ND: np.ndarray) -> dict[str, float]:
+    """MB that `ds-rag mine` takes for a flat index and its vectors, opened and searched: its own, and mapped."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_index(Path(folder), build_index(vectors_ND, EXACT), vectors_ND)
+        said = subprocess.run([sys.executable, "-c", MINING, folder], capture_output=True, text=True, check=True).stdout
+    own, mapped = (int(kib) * 1024 / 1e6 for kib in said.split())
+    return {"own_mb": own, "mapped_mb": mapped, "vectors_mb": vectors_ND.nbytes / 1e6}
 
 
 def show(found: dict[str, Any]) -> str:
@@ -112,8 +169,20 @@ def show(found: dict[str, Any]) -> str:
                 "recall@10": f"{figures['recall_at_10']:.3f}",
             }
         )
+    batches = [
+        {
+            "batch": batch,
+            "times as fast (quartiles)": f"{middle:.1f} ({low:.1f}-{high:.1f})",
+            "ms a query, FAISS by itself": f"{before:.2f}",
+            "ms a query": f"{after:.2f}",
+        }
+        for batch, (low, middle, high, before, after) in found["batches"].items()
+    ]
+    mining = found["mining"]
+    taken = f"{mining['own_mb']:.0f} MB of its own and {mining['mapped_mb']:.0f} MB mapped"
+    memory = f"mining opens an exact index of {mining['vectors_mb']:.0f} MB of vectors in {taken}"
     head = f"{found['count']} vectors of {found['dim']}, {found['queries']} queries, {found['threads']} threads"
-    return f"{head}\n{table(rows)}"
+    return f"{head}\n{table(rows)}\n\nexact search, the {DEEP} best\n{table(batches)}\n\n{memory}"
 
 
 def main() -> int:

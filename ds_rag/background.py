@@ -26,8 +26,9 @@ class Background:
         except BaseException as error:
             self.error = error
 
-    def join(self) -> None:
-        self.thread.join()
+    def join(self, seconds: float | None = None) -> None:
+        """Until it is done, or for so long."""
+        self.thread.join(seconds)
 
     @property
     def running(self) -> bool:

@@ -1,4 +1,4 @@
-"""Saving a run to continue it, finding where to continue, and exporting folders that other tools open.
+"""Saving a run to continue it, and finding where to continue.
 
     RUN/checkpoints/LATEST                      the newest one's name
     RUN/checkpoints/step-N/manifest.json        size and hash of every file, and what the run was (facts)
@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,7 @@ def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda tex
     if dist.rank() == 0 and root.is_dir():
         for torn in commit.partials(root):
             shutil.rmtree(torn, ignore_errors=True)
-        for torn in root.glob(f"{LATEST}{commit.PARTIAL}*"):
+        for torn in root.glob(f"{LATEST}{commit.PARTIAL}*"):  # a file
             torn.unlink(missing_ok=True)
         own = is_of(run, source)
         for other in checkpoints(run) if source is not None else []:
@@ -230,7 +229,7 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def named_by(latest: Path) -> str:
-    """The name in LATEST, whatever has become of it; empty where there is none."""
+    """The name in LATEST, whatever it is; empty where there is none."""
     return latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
 
 
@@ -252,8 +251,7 @@ def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
 
 def state_of(folder: Path) -> TrainState:
     """Raises UserError where another version of ds_rag says more, or something else."""
-    file, versions = folder / "state.json", (commit.read_manifest(folder) or {}).get("versions")
-    by = versions.get("ds_rag") if isinstance(versions, dict) else None
+    file, by = folder / "state.json", run_files.version_in(commit.read_manifest(folder) or {})
     return run_files.record(TrainState, run_files.read_json(file, dict), file, by)
 
 
@@ -279,25 +277,3 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
                 expected="the parameters of the model that learns now",
                 fix=f"resume with the same --{name}, --encoders, --learn_temperature and --lora",
             ) from None
-
-
-def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
-    """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
-
-    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank where it could
-    not.
-    """
-    stopping.phase("exporting the models")
-    faults.point("export")
-    first, failure = dist.rank() == 0, None
-
-    def write(folder: Path, saved: Any, state: Any, card: str) -> None:
-        saved.save(folder, state)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        faults.point("export_model")
-
-    for name, module in engines.modules.items():
-        state = engines.whole_state(name, keep=first)
-        if first and failure is None:
-            failure = commit.attempt(partial(write, place / name, module, state, cards[name]))
-    commit.agree("a model", failure)

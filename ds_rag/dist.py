@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ import torch.distributed as torch_dist
 
 from ds_rag.launched import set_launch_defaults
 from ds_rag.meeting import Meeting, not_met, say_on_standard_error
+
+BEAT = 5.0  # seconds at most between two meetings of ranks that wait for one
+_timeout = 60 * 30.0  # seconds that a collective is waited for, as the ranks were started
 
 
 def start(
@@ -32,8 +36,10 @@ def start(
     Without engines DeepSpeed is left out of it: it would take seconds to import and speak on the console. say, look: of
     a wait for other ranks (meeting.py). Raises RankError where they do not come.
     """
+    global _timeout
     set_launch_defaults()
     share_cores()
+    _timeout = 60 * timeout_minutes
     if not torch_dist.is_initialized():
         met = None  # kept until the group is made
         if int(os.environ["WORLD_SIZE"]) > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -78,7 +84,31 @@ def own_gpu(local: int, visible: int) -> int:
 def share_cores() -> None:
     """One process of several on a host takes its share of the cores; no launcher does this by itself."""
     if "OMP_NUM_THREADS" not in os.environ and local_world() > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world()))
+        torch.set_num_threads(cores_of_rank())
+
+
+def cores() -> int:
+    """What this process may use of the host's: its affinity, and no more than a container is given."""
+    return min(len(os.sched_getaffinity(0)), container_cores() or 1 << 20)
+
+
+def cores_of_rank() -> int:
+    """This rank's share of them."""
+    return max(1, cores() // local_world())
+
+
+def container_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """The cores' time that a container may use, rounded up; 0: as much as it likes."""
+    try:
+        quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return 0
+
+
+def beat() -> float:
+    """Seconds between two meetings of ranks that wait for one: well below what a collective is waited for."""
+    return min(BEAT, _timeout / 4)
 
 
 def local_world() -> int:
@@ -98,6 +128,12 @@ def rank() -> int:
 
 def world() -> int:
     return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """Where the tensors of a collective lie: on this rank's GPU under NCCL, else on the host."""
+    nccl = torch_dist.is_initialized() and torch_dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def barrier() -> None:

@@ -109,18 +109,22 @@ class Evaluator:
         corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
         with scratch() as folder:
             console = self.console if progress else None
-            # The vectors are let go of: where hosts share a folder by NFS, it stays while a file in it is open.
-            index = index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index
-            return self.measure(index)
+            # By no name, so that all of it is let go of: a folder that hosts share by NFS stays while a file is open.
+            return self.measure(
+                index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index, console=console
+            )
 
-    def measure(self, index: CorpusIndex, retriever: Retriever | None = None) -> Evaluation:
+    def measure(
+        self, index: CorpusIndex, retriever: Retriever | None = None, console: Console | None = None
+    ) -> Evaluation:
         """On an index that is there, on all ranks together. retriever: that whose vectors it holds, where it is not the
-        evaluator's own: it embeds the queries."""
+        evaluator's own: it embeds the queries. console: for the search's progress."""
         result, retriever = Evaluation(), retriever or self.retriever
         if not self.data.evaluation:
             return result
         queries = encode(retriever, self.tokens.queries, "query", self.stage.per_device_eval_batch_size)
-        scores, numbers = index.search(queries, max(DEPTH, self.stage.top_k))
+        with (console or Console(speaks=False)).progress(len(queries), "searching", unit="query") as meter:
+            scores, numbers = index.search(queries, max(DEPTH, self.stage.top_k), meter.advance)
         result.retrieval = self._retrieval(scores, numbers)
         result.retrieved = self._retrieved(numbers[:, : self.stage.top_k])
         if self.with_answers:

@@ -120,8 +120,8 @@ def clear(run: Path, old: Path) -> None:
 
 
 def known(run: Path, old: Path) -> Callable[[str, Path], bool]:
-    """Tells the run's own files among what was replaced: those its manifest names, or, where it had none (version
-    0.1.0), those of the same names as today's."""
+    """Tells the run's own files among what was replaced: those its manifest names, or, where it had none (a run
+    from before there were manifests), those of the same names as today's."""
     before, now = commit.read_manifest(old), commit.read_manifest(run) or {"files": {}}
     index = commit.read_manifest(old / INDEX) or {"files": {}}
     names = {*(now if before is None else before)["files"], run_files.RESULTS, run_files.CONFIG, MANIFEST}
@@ -136,8 +136,8 @@ def known(run: Path, old: Path) -> Callable[[str, Path], bool]:
 
 
 def damages(run: Path, hashes: bool = True) -> list[Damage]:
-    """What of a run is not as it was written; empty, too, where nothing was exported yet, and for a run of version
-    0.1.0 before there was a manifest. hashes: see `commit.damages`."""
+    """What of a run is not as it was written; empty, too, where nothing was exported yet, and for a run from before
+    there were manifests. hashes: see `commit.damages`."""
     if not (run / MANIFEST).exists():
         lost = exported(run) and run_files.has_version(run)
         return [Damage(MANIFEST, "none", "the one that the models were written with")] if lost else []

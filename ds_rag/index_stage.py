@@ -20,18 +20,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ds_rag import dist
+from ds_rag import dist, stopping
 from ds_rag.assemble import Parts
 from ds_rag.background import Background, Cancelled
 from ds_rag.config import StageConfig
 from ds_rag.encode import Agree, most_forwards
-from ds_rag.errors import RunError
 from ds_rag.evaluate import Evaluation, Evaluator
 from ds_rag.index.shards import remove_shards
 from ds_rag.log import Console
 from ds_rag.models.retriever import Retriever
-from ds_rag.refresh import Built, Corpus, Share, build, encode_share, update_share
+from ds_rag.refresh import Built, Corpus, Share, build, build_together, encode_share, update_share
 from ds_rag.snapshot import fingerprint, snapshot
+from ds_rag.waiting import meet
 
 
 @dataclass
@@ -110,8 +110,7 @@ class IndexStage:
         else:
             console = self.console if progress else Console(speaks=False)
             share = self._encode(retriever, model, step, whole, most_forwards(retriever), console)
-            dist.barrier()  # every rank's share is on the disk
-            self._swap(build(self.corpus, share, self._folder(step), self.stage), step, model, whole)
+            self._swap(build_together(self.corpus, share, self._folder(step), self.stage), step, model, whole)
         return self._land(step, retriever, began, time.monotonic() - began)
 
     def after_step(self, step: int) -> Landed | None:
@@ -169,24 +168,15 @@ class IndexStage:
     def _done(self, pending: Pending, wait: bool) -> bool:
         """On all ranks; where shares are merged, that is begun once all are there."""
         while True:
-            if wait:
-                pending.job.join()
-            if self._agree_runs(pending.job):
-                return False
+            if meet(pending.job, "the index stage", dist.beat() if wait else 0):
+                if not wait:
+                    return False
+                stopping.safe_place()
+                continue
             if not pending.build_next:
                 return True
             share, where = pending.job.value, self._folder(pending.step)
             pending.job, pending.build_next = Background(partial(build, self.corpus, share, where, self.stage)), False
-
-    def _agree_runs(self, job: Background) -> bool:
-        """Does any rank's job still run? Raises on every rank what one of them met."""
-        running, error = job.running, job.error  # in this order: one that does not run has all its error
-        found = dist.all_sum({"running": float(running), "failed": float(error is not None)}, self.parts.device)
-        if error is not None:
-            raise error
-        if found["failed"]:
-            raise RunError("the index stage failed on another rank; its log says why")
-        return found["running"] > 0
 
     def _encode(
         self, retriever: Retriever, model: str, step: int, whole: bool, agree: Agree, console: Console

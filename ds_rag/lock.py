@@ -63,7 +63,7 @@ def take(file: Path, what: Path) -> bool:
             os.close(descriptor)
             if error.errno in NO_LOCKS:
                 return False
-            raise taken(file, what) from None
+            raise taken(what, file) from None
         if still_there(path, descriptor):
             break
         os.close(descriptor)  # its holder ended, and took the file along, between the two calls
@@ -136,8 +136,8 @@ def myself() -> dict[str, object]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def taken(file: Path, what: Path) -> UserError:
-    """The error for a folder that another process holds."""
+def taken(what: Path, file: Path) -> UserError:
+    """The error for a folder that another process holds; file: its lock."""
     try:
         who = json.loads(file.read_text(encoding="utf-8"))
         job = f", job {who['job']}" if who["job"] else ""

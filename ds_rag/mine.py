@@ -30,7 +30,8 @@ from ds_rag.evaluate import log_softmax
 from ds_rag.generate import Answerer
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.faiss_index import check_factory
-from ds_rag.index.store import hash_model, read_index
+from ds_rag.index.rows import Rows, Vectors
+from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.log import Console
 from ds_rag.places import check_file, check_json, place_of, write_json, writing
 from ds_rag.run_folder import check_beside_run
@@ -38,7 +39,8 @@ from ds_rag.same_corpus import check_corpus
 from ds_rag.saved import Saved, open_saved
 
 OWN = {"out", "negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite", "json"}
-CHUNK = 256  # rows searched at once
+CHUNK = 256  # rows written at once
+BLOCK = 4096  # queries searched at once
 Posterior = Callable[[Example, Sequence[int], np.ndarray], np.ndarray]  # (row, D numbers, D scores) -> (D,) shares
 
 
@@ -78,7 +80,7 @@ class Miner:
     """Mines row by row, and counts."""
 
     def __init__(
-        self, table: RagData, vectors_ND: np.ndarray, limits: Limits, negatives: int, posterior: Posterior | None = None
+        self, table: RagData, vectors_ND: Vectors, limits: Limits, negatives: int, posterior: Posterior | None = None
     ):
         self.table, self.vectors_ND, self.limits = table, vectors_ND, limits
         self.negatives, self.posterior = negatives, posterior
@@ -142,7 +144,10 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
     its end included. Raises UserError where there is no generator."""
     generator, prompt = saved.generator, saved.prompt
     if generator is None or prompt is None:
-        raise UserError("--posterior: no generator to ask", expected="--run RUN, or --generator FOLDER")
+        raise UserError(
+            "--posterior: no generator to ask",
+            expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
+        )
     data, stage = saved.config.data, saved.config.stage
     answerer = Answerer(generator, prompt, "top1", stage.max_new_tokens, stage.per_device_eval_batch_size)
     temperature = float(saved.retriever.temperature)
@@ -212,13 +217,14 @@ def mine_chunks(
 ) -> Iterator[list[dict[str, Any]]]:
     """The new rows in order, some at a time, on every rank; rank r mines every world-th. find: vectors -> numbers."""
     rank, world = dist.rank(), dist.world()
+    chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
+    every = np.array([n for chunk in chunks for n in chunk[rank::world]], dtype=np.int64)
+    found_by_row = (found for n in range(0, len(every), BLOCK) for found in find(queries[every[n : n + BLOCK]]))
     with console.progress(len(rows), "mining", unit="row") as meter:
-        for start in range(0, len(rows), CHUNK):
-            chunk = range(start, min(start + CHUNK, len(rows)))
-            mine = chunk[rank::world]
+        for chunk in chunks:
             own = []
-            for n, found in zip(mine, find(queries[mine]) if mine else (), strict=True):
-                example = miner.table.train[n]
+            for n in chunk[rank::world]:
+                found, example = next(found_by_row), miner.table.train[n]
                 own.append(miner.mine(rows[n], example, queries[n], found[found >= 0].tolist()))
                 meter.advance(world)
             shares = dist.gather_objects(own)
@@ -240,11 +246,9 @@ def check(args: argparse.Namespace) -> None:
 
 def encode_corpus(
     saved: Saved, rows: list[Row], reading: Reading, console: Console
-) -> tuple[RagData, np.ndarray, CorpusIndex]:
-    """(table of passages, their vectors_ND, index over its corpus).
-
-    The corpus is `--corpus`, else a BEIR folder's, else the run's own with its index as it is, else the rows' passages.
-    """
+) -> tuple[RagData, Vectors, CorpusIndex]:
+    """(table of passages, their vectors_ND, index over its corpus): `--corpus`, else a BEIR folder's, else the run's
+    own index as it is and its vectors, mapped, else the rows' passages."""
     data, stage, stored = saved.config.data, saved.config.stage, None
     if has_corpus(data, MINE):
         corpus = read_given_corpus(data, MINE, reading)
@@ -258,18 +262,16 @@ def encode_corpus(
         raise UserError("no passages to mine from", found="rows without any passage", expected="--corpus FILE")
     table = assemble(corpus, rows, [], reading)
     say_notices(table.notices, console)
-    done = None
-    if stored and saved.run and (file := saved.run / "index" / "vectors.npy").is_file():  # not of one in shards
-        done = np.load(file)
     if stored is None:
         check_factory(stage.index_factory, saved.retriever.hidden_size, table.corpus_size)
-    texts = table.texts[len(done) if done is not None else 0 :]  # of the run's own corpus, what only rows have
-    tokens = tokenize_side(saved.retriever, "passage", texts, console, "passages")
-    vectors_ND = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)
-    if stored and done is not None:
-        return table, np.concatenate([done, vectors_ND]), stored.index
-    part = build_part(vectors_ND[: table.corpus_size], stage.index_factory)
-    return table, vectors_ND, CorpusIndex([part] if part else [], table.corpus_size)
+    known = len(corpus) if stored else 0
+    tokens = tokenize_side(saved.retriever, "passage", table.texts[known:], console, "passages")
+    vectors_nD = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)
+    if stored and saved.run:
+        own = open_vectors(saved.run / "index", stored.manifest.shards)
+        return table, Rows([*own, (vectors_nD, np.arange(known, len(table.texts)))]), stored.index
+    part = build_part(vectors_nD[: table.corpus_size], stage.index_factory)
+    return table, vectors_nD, CorpusIndex([part] if part else [], table.corpus_size)
 
 
 def show(counts: Counter[str], out: Path, console: Console) -> None:

@@ -107,7 +107,7 @@ def check_json(path: str | None, keys: Collection[str]) -> None:
     if path is None:
         return
     place = check_file(path, "--json")
-    if not place.is_file() or not place.stat().st_size:
+    if is_stream(path) or not place.is_file() or not place.stat().st_size:
         return
     with telling("--json"):
         try:

@@ -26,6 +26,7 @@ from ds_rag.drift import choose_rows, drift, estimate, fit_map, move, sample_row
 from ds_rag.encode import Agree, embed_rows, token_budget
 from ds_rag.errors import UserError, not_written
 from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.faiss_index import threads
 from ds_rag.index.shards import (
     Origin,
     ShardWriter,
@@ -40,6 +41,7 @@ from ds_rag.index.store import Manifest, check_replaceable, write_index, write_p
 from ds_rag.log import Console
 from ds_rag.models.retriever import Retriever
 from ds_rag.run_folder import runs_of_index
+from ds_rag.waiting import together
 
 Watch = Callable[[int], None]  # told of every batch's passages; may raise to stop
 
@@ -188,8 +190,15 @@ def build(corpus: Corpus, share: Share, folder: Path, stage: StageConfig) -> Bui
         )
     numbers = [share_of(corpus.tokens.lengths, rank, corpus.world) for rank in range(corpus.world)]
     vectors_ND = merge_shards([open_shard(p) for p in paths], numbers, folder / "vectors.npy")
-    part = build_part(vectors_ND, stage.index_factory)
+    with threads(dist.cores() if corpus.world > 1 else 1):
+        part = build_part(vectors_ND, stage.index_factory)
     return Built(CorpusIndex([part] if part else [], count), share, vectors_ND)
+
+
+def build_together(corpus: Corpus, share: Share, folder: Path, stage: StageConfig) -> Built:
+    """The same on all ranks, once every share is on the disk, where the others wait for the rank that builds."""
+    dist.barrier()
+    return together(lambda pause: build(corpus, share, folder, stage), "the making of the index")
 
 
 def index_corpus(
@@ -204,8 +213,7 @@ def index_corpus(
     """The whole way, all ranks together; what an earlier call for the same model has encoded is not done again."""
     with (console or Console(speaks=False)).progress(len(corpus.numbers_n), "encoding passages", unit="passage") as m:
         share = encode_share(retriever, corpus, folder, model, step, m.advance)
-    dist.barrier()  # every rank's share is on the disk
-    return build(corpus, share, folder, stage)
+    return build_together(corpus, share, folder, stage)
 
 
 def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from ds_rag import dist, lock
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
+from ds_rag.data.source import Source, look
 from ds_rag.encode import precision_of, tokenize_side
 from ds_rag.errors import UserError
 from ds_rag.index.faiss_index import check_factory
@@ -39,13 +40,13 @@ def main(args: argparse.Namespace) -> int:
         saved = open_saved(args, {"out"})
         reading = reading_of(saved.config.data)
         given = "corpus" in args
+        source = look(args.corpus) if given else None  # of an index's own passages again: those of no file
         corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
         table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
         say_notices(table.notices, console)
         check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
         tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
-        # The passages of an index again are those of no file, which may have changed since.
-        write(saved, tokens, table, folder, console, args.corpus if given else None)
+        write(saved, tokens, table, folder, console, source)
         dist.stop()
     return 0
 
@@ -56,22 +57,22 @@ def claim(folder: Path) -> Iterator[None]:
     whatever way it is reached. Raises UserError, before anything is opened, where one is held, or where something else
     is in the place or beside it, where the vectors are kept until then."""
     place = check_place(folder, "--out")
-    runs = runs_of_index(folder)
-    for run in runs:
-        lock.hold(run)
-    if not runs:
-        check_beside_run(place, "--out")
-    check_replaceable(place, bool(runs))
-    partial = beside(place)
-    foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
-    if foreign:
-        raise UserError(
-            f"{partial}: in the way, for the vectors are kept there until the index is whole",
-            found=f"files of something else: {listed(foreign)}",
-            fix="move it away, or another --out",
-        )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with lock.holding_place(place):
+    with ExitStack() as held:
+        for run in (runs := runs_of_index(folder)):
+            held.enter_context(lock.holding(run))
+        if not runs:
+            check_beside_run(place, "--out")
+        check_replaceable(place, bool(runs))
+        partial = beside(place)
+        foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
+        if foreign:
+            raise UserError(
+                f"{partial}: in the way, for the vectors are kept there until the index is whole",
+                found=f"files of something else: {listed(foreign)}",
+                fix="move it away, or another --out",
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        held.enter_context(lock.holding_place(place))
         yield
 
 
@@ -79,7 +80,9 @@ def beside(place: Path) -> Path:
     return place.with_name(place.name + ".partial")
 
 
-def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: str | None) -> None:
+def write(
+    saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: Source | None
+) -> None:
     """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
     stopped got to; all ranks together."""
     assert saved.run is not None
@@ -90,7 +93,10 @@ def write(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, consol
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, factory = saved.retriever.settings, stage.index_factory
     made = corpus.digest, precision_of(saved.retriever)
-    manifest = describe(model, corpus.dimension, table.texts, factory, settings, shards, source, *made)
+    path, files = (str(source.path), source.sealed()) if source and dist.rank() == 0 else (None, None)
+    manifest = describe(
+        model, corpus.dimension, table.texts, factory, settings, shards, path, *made, source_files=files
+    )
     publish(folder, built, table.ids, table.texts, manifest)
     dist.barrier()
     if dist.rank() == 0:

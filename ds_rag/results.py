@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ds_rag import __version__, checkpoint, commit, dist, export, run_files, stopping
+from ds_rag import __version__, commit, dist, export, faults, run_files, stopping
 from ds_rag.assemble import Parts
 from ds_rag.cards import card, warmed
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
 from ds_rag.data.dataset import corpus_source
 from ds_rag.encode import precision_of
+from ds_rag.engine import Engines
 from ds_rag.errors import not_written
 from ds_rag.evaluate import Evaluation
 from ds_rag.index.store import describe, hash_model
@@ -74,7 +76,7 @@ def leave(
     results = outcome(config, state, result, index)
     try:
         with export.staged(folder) as place:
-            checkpoint.export_models(place, parts.engines, cards)
+            export_models(place, parts.engines, cards)
             model = hash_model(place / "retriever")
             if not linked:
                 save_index(parts, config, index, place / export.INDEX, model)
@@ -89,6 +91,27 @@ def leave(
     index.clear()
     if dist.rank() == 0:
         show(results, write_report(folder), console)
+
+
+def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
+    """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
+
+    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank if it fails.
+    """
+    stopping.phase("exporting the models")
+    faults.point("export")
+    first, failure = dist.rank() == 0, None
+
+    def write(folder: Path, saved: Any, state: Any, card: str) -> None:
+        saved.save(folder, state)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        faults.point("export_model")
+
+    for name, module in engines.modules.items():
+        state = engines.whole_state(name, keep=first)
+        if first and failure is None:
+            failure = commit.attempt(partial(write, place / name, module, state, cards[name]))
+    commit.agree("a model", failure)
 
 
 def outcome(config: RunConfig, state: TrainState, result: Evaluation, index: IndexStage) -> dict[str, Any]:
@@ -132,7 +155,10 @@ def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path,
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, dimension = parts.retriever.settings, index.corpus.dimension
     source, made = corpus_source(config.data), (index.corpus.digest, precision_of(parts.retriever))
-    manifest = describe(model, dimension, texts, stage.index_factory, settings, shards, source, *made)
+    files = data.source.sealed() if data.source and dist.rank() == 0 else {}
+    manifest = describe(
+        model, dimension, texts, stage.index_factory, settings, shards, source, *made, source_files=files
+    )
     publish(folder, index.built, ids, texts, manifest)
 
 

@@ -197,7 +197,7 @@ def check_facts(folder: Path, then: dict[str, Any]) -> None:
     for name, kind in kinds.items():
         if not run_files.fits(then.get(name), kind):
             raise run_files.wrong_type(file, name, then.get(name), kind, "the version of ds_rag that wrote it")
-    by = then.get("versions", {}).get("ds_rag")
+    by = run_files.version_in(then)
     if run_files.is_newer(by):
         run_files.check_known(then["config"], OWNER, file, by)
 

@@ -106,6 +106,12 @@ def check_known(values: dict[str, Any], known: Collection[str], file: Path, by: 
     )
 
 
+def version_in(facts: dict[str, Any]) -> object:
+    """The version that wrote a checkpoint, by its manifest; None where that does not say."""
+    versions = facts.get("versions")
+    return versions.get("ds_rag") if isinstance(versions, dict) else None
+
+
 def is_newer(version: object) -> bool:
     """Than this one."""
 

@@ -43,12 +43,13 @@ def check_path(output_dir: str) -> Path:
             expected="a path below it, or an absolute one",
             fix=f"--output_dir {os.path.normpath(Path.cwd() / path)}",
         )
-    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+    place = Path(os.path.realpath(path))
+    if path.is_symlink() and place.parent != path.parent.resolve():
         raise UserError(
             "--output_dir is a symbolic link to another place",
-            found=f"{path} -> {path.resolve()}",
+            found=f"{path} -> {place}",
             expected="the folder itself (folders on the way to it may be links)",
-            fix=f"--output_dir {path.resolve()}",
+            fix=f"--output_dir {place}",
         )
     return path
 

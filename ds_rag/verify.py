@@ -17,6 +17,7 @@ from ds_rag.index.store import hash_model
 from ds_rag.log import Console
 from ds_rag.places import check_json, write_json
 from ds_rag.report import read_metrics
+from ds_rag.same_corpus import source_note
 
 
 @dataclass
@@ -91,7 +92,9 @@ def of_run(run: Path) -> list[Finding]:
         found.append(of_sealed(run, export.damages))
     elif export.exported(run):
         wrong = [str(damage) for damage in export.damages(run)] or of_models(run)
-        found.append(Finding(run, "run", wrong, "" if wrong else "of version 0.1.0: no hashes to hold it against"))
+        found.append(
+            Finding(run, "run", wrong, "" if wrong else "left before runs had a manifest: no hashes to hold it against")
+        )
     damaged = {line.split(":")[0] for f in found for line in f.wrong}
     readers = {run_files.CONFIG: run_files.configuration, run_files.RESULTS: run_files.figures}
     for name, read in readers.items():
@@ -146,10 +149,12 @@ def of_pointer(run: Path) -> list[Finding]:
 
 
 def of_index(run: Path) -> Finding:
-    index = of_sealed(run / "index")
-    made_by = (commit.read_manifest(run / "index") or {}).get("model_hash")
+    index, manifest = of_sealed(run / "index"), commit.read_manifest(run / "index") or {}
+    made_by = manifest.get("model_hash")
     if not index.wrong and (run / "retriever").is_dir() and made_by != hash_model(run / "retriever"):
         index.wrong.append("made by another retriever than RUN/retriever")
+    if note := source_note(manifest):
+        index.note += f"; {note}"
     return index
 
 

@@ -78,6 +78,7 @@ IDLE = (
         NO_GENERATOR,
     ),
     Rule(("micro_cells", "memory_budget", "eval_answers", "decode", "max_new_tokens"), has_generator, NO_GENERATOR),
+    Rule(("prompt_version",), has_generator, NO_GENERATOR),
     Rule(("generator_learning_rate", "lm_warmup_steps"), generator_learns, UNTAUGHT),
     Rule(("generator_backward",), generator_learns, UNTAUGHT + ", so it only scores"),
     Rule(("retriever_learning_rate", "contrastive_weight"), retriever_learns, "the retriever does not learn"),
@@ -132,7 +133,11 @@ IDLE = (
 # The same where the user has asked for the contrary of what would happen.
 CONTRARY = (
     Rule(("freeze",), lambda c: retriever_learns(c) or generator_learns(c), "nothing would learn"),
-    Rule(("learn_temperature",), retriever_learns, "it is trained with the retriever, and --freeze retriever is set"),
+    Rule(
+        ("learn_temperature",),
+        lambda c: not c.model.learn_temperature or retriever_learns(c),
+        "it is trained with the retriever, and --freeze retriever is set",
+    ),
     Rule(
         ("lora", "load_in_4bit"),
         lambda c: has_generator(c) or not {c.model.lora, c.model.load_in_4bit} & {"generator", "both"},

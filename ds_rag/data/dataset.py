@@ -14,6 +14,7 @@ from ds_rag.data.bad_rows import Reading
 from ds_rag.data.columns import Columns
 from ds_rag.data.formats import Passage, Row, detect, passages_of, read_corpus, read_rows
 from ds_rag.data.matching import find_in_corpus, missing_note, positives_elsewhere, refuse_ids_as_texts, texts_of
+from ds_rag.data.source import Source, look
 from ds_rag.data.world import make_world
 from ds_rag.errors import UserError
 from ds_rag.log import Console
@@ -56,6 +57,7 @@ class RagData:
     train: list[Example] = field(default_factory=list)
     evaluation: list[Example] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    source: Source | None = None  # the corpus's files, where one was given
 
     @property
     def labelled(self) -> list[int]:
@@ -80,7 +82,7 @@ def read_data(
     need_positive: the objective cannot do without labelled positives. need_answers: it, or evaluation,
     reads answers. from_index: candidates are retrieved, so beside a corpus rows need no passage.
     """
-    reading = reading_of(data)
+    reading, source = reading_of(data), None
     evaluation: list[Row] = []
     if builtin:
         world = make_world(data.world_seed)
@@ -92,9 +94,11 @@ def read_data(
         if data.eval_data:
             most = evaluation_limit(data, "--eval_data")
             evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False, reading, most)
+        source = look(given) if (given := corpus_source(data)) else None
         corpus = read_given_corpus(data, "--eval_data", reading) or passages_of(train + evaluation)
     train, evaluation = train[: data.max_train_samples], evaluation[: data.max_eval_samples]
     table = assemble(corpus, train, evaluation, reading)
+    table.source = source
     if evaluation and from_index and not table.labelled:
         table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
     if data.assume_first_positive:

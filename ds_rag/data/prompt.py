@@ -98,7 +98,9 @@ class Prompt:
         if len(ids) <= around.size + length:
             return ids
         start = ids[: around.head + length]
-        return start + around.tail if isinstance(ids, list) else np.concatenate([start, np.int32(around.tail)])
+        if isinstance(ids, list):
+            return start + around.tail
+        return np.concatenate([start, np.array(around.tail, dtype=np.int32)])
 
     def own_length(self, name: str, ids: Sequence[int]) -> int:
         """How many of a field's ids are the text's own."""

@@ -5,7 +5,7 @@ Shape legend: B queries, n passages of a part, N of the corpus, D embedding, k r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,19 @@ import numpy as np
 
 from ds_rag import dist
 from ds_rag.index.exact import BLOCK, MISS, search_flat
-from ds_rag.index.faiss_index import build_index, flat_vectors, search
+from ds_rag.index.faiss_index import build_index, flat_vectors, search, threads
+from ds_rag.waiting import Pause, together
+
+# Queries searched at once, and between two places where a search may end: as many as one block of FAISS's holds, or
+# fewer where a core would take minutes (products of two numbers).
+MOST_QUERIES, LEAST_QUERIES, WORK = 4096, 64, 1 << 42
+
+Found = tuple[np.ndarray, np.ndarray]  # scores_Bk float32, numbers_Bk int64
+Watch = Callable[[int], None]
+
+
+def ignore(count: int) -> None:
+    """A watch that does nothing."""
 
 
 @dataclass
@@ -67,17 +79,39 @@ class CorpusIndex:
     parts: list[Part]
     count: int  # passages of the corpus
 
-    def search(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries_BD: np.ndarray, k: int, watch: Watch = ignore) -> Found:
         """(scores_Bk float32, numbers_Bk int64) on every rank, by (score descending, number ascending); all ranks call
-        it with the same queries. k is cut to the corpus; (MISS, -1) where an approximate index found fewer."""
+        it with the same queries. k is cut to the corpus; (MISS, -1) where an approximate index found fewer.
+
+        watch: told how many queries more are done. However long it takes, no rank that waits runs into a time-out.
+        Raises Stopped where the ranks agree to stop meanwhile.
+        """
         k = min(k, self.count)
-        found = [part.search(queries_BD, k) for part in self.parts]
+        found = together(lambda pause: self._search_parts(queries_BD, k, self._cores(), pause, watch), "the search")
         return merge_results([pair for rank in dist.gather_objects(found) for pair in rank], k)
 
-    def search_here(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same where this rank has all the parts, without the other ranks."""
+    def search_here(self, queries_BD: np.ndarray, k: int) -> Found:
+        """The same where this rank has all the parts, without the other ranks, which may search meanwhile."""
         k = min(k, self.count)
-        return merge_results([part.search(queries_BD, k) for part in self.parts], k)
+        return merge_results(self._search_parts(queries_BD, k, dist.cores_of_rank(), lambda: None, ignore), k)
+
+    def _search_parts(self, queries_BD: np.ndarray, k: int, cores: int, pause: Pause, watch: Watch) -> list[Found]:
+        """Of each part, some queries at a time. cores: that may be used; in one process OMP_NUM_THREADS says it."""
+        step = min(MOST_QUERIES, max(LEAST_QUERIES, WORK // max(1, self.count * queries_BD.shape[1])))
+        found: list[list[Found]] = [[] for _ in self.parts]
+        with threads(cores if dist.world() > 1 else 1):
+            for start in range(0, max(1, len(queries_BD)), step):
+                pause()
+                some_BD = queries_BD[start : start + step]
+                for part, pairs in zip(self.parts, found, strict=True):
+                    pairs.append(part.search(some_BD, k))
+                watch(len(some_BD))
+        return [(np.concatenate([s for s, _ in pairs]), np.concatenate([n for _, n in pairs])) for pairs in found]
+
+    def _cores(self) -> int:
+        """Where the other ranks have nothing to search, those of the whole host."""
+        whole = sum(part.index.ntotal for part in self.parts) == self.count
+        return dist.cores() if whole else dist.cores_of_rank()
 
 
 def merge_results(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
 """Exact search that gives the same bits however the corpus is cut: scores by one kernel, ties by passage number.
 
-FAISS's flat scores differ in their last bits with the shapes of the matrices (BLAS from 20 queries on, another kernel
-below), and its order of ties is arbitrary. Here it only finds candidates: all whose float32 score comes within twice
-its rounding error of the k-th best. They are scored anew by `pair_scores` and ordered by (score descending, number
+FAISS's flat scores differ in their last bits with the shapes of the matrices (products of blocks from
+`faiss_index.MATRIX_FROM` numbers on, another kernel below) and with its threads, and its order of ties is arbitrary.
+Here it only finds candidates, by whichever kernel is fastest: all whose float32 score comes within twice its rounding
+error of the k-th best. They are scored anew by `pair_scores` and ordered by (score descending, number
 ascending). Whoever belongs to the k best by those scores is a candidate in the shard that holds it, whatever the
 shards are, so the best of all shards' k best are the k best of all. The proof is at `threshold`.
 

@@ -26,8 +26,17 @@ def check_fits(folder: Path, manifest: Any, retriever: Any) -> None:
             f"{folder}: the index does not fit the retriever",
             found=", ".join(f"{name} {stored}" for name, (stored, _) in wrong.items()),
             expected=", ".join(f"{name} {own}" for name, (_, own) in wrong.items()),
-            fix="leave --pooling and --normalize out, or ds-rag index --run RUN with them",
+            fix=mend(set(wrong)),
         )
+
+
+def mend(wrong: set[str]) -> str:
+    """What brings the index and the retriever together again; a flag that makes other vectors than the model was
+    trained for never does."""
+    flags = [f"--{name}" for name in ("pooling", "normalize") if name in wrong]
+    if len(flags) == len(wrong):
+        return f"leave {' and '.join(flags)} out; where none was given, ds-rag index --run RUN"
+    return "ds-rag index --run RUN"
 
 
 def check_parts(folder: Path, manifest: Any, parts: list[Any]) -> None:

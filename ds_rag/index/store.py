@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import ds_rag
 from ds_rag import commit, run_files
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import CorpusIndex, Part
+from ds_rag.index.faiss_index import open_index
 from ds_rag.index.fits import METRIC, check_fits, check_parts
+from ds_rag.index.rows import Piece
 from ds_rag.own_files import INDEX, listed
 
 
@@ -35,10 +37,11 @@ class Manifest:
     source: str = ""  # file or folder that the passages were read from; "": they are those of rows
     tokens: str = ""  # a hash of the passages' token ids, as they were encoded; "": not known
     precision: str = ""  # and in what (`encode.precision_of`)
+    source_files: dict[str, Any] = field(default_factory=dict)  # what they were then (data/source.py); empty: not known
     version: str = ds_rag.__version__
 
 
-REQUIRED = tuple(f.name for f in fields(Manifest) if f.default is MISSING)
+REQUIRED = tuple(f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING)
 
 
 @dataclass
@@ -82,8 +85,10 @@ def describe(
     source: str | None = None,
     tokens: str = "",
     precision: str = "",
+    source_files: dict[str, Any] | None = None,
 ) -> Manifest:
-    """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path."""
+    """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path, and
+    what was found there."""
     return Manifest(
         model_hash=model_hash,
         count=len(texts),
@@ -96,6 +101,7 @@ def describe(
         source=str(Path(source).expanduser().resolve()) if source else "",
         tokens=tokens,
         precision=precision,
+        source_files=source_files or {},
     )
 
 
@@ -167,7 +173,7 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
             f"{folder}: the index was made by another model",
             found=f"model {manifest.model_hash[:12]}",
             expected=f"model {model_hash[:12]}",
-            fix="ds-rag index --run RUN, or --allow_stale to ask it all the same",
+            fix="ds-rag index --run RUN; ds-rag ask searches it all the same with --allow_stale",
         )
     if retriever is not None:
         check_fits(folder, manifest, retriever)
@@ -214,11 +220,10 @@ def check_replaceable(place: Path, of_run: bool = False) -> None:
 
 
 def read_parts(folder: Path, shards: int) -> list[Part]:
-    """The index of all passages, or those of all shards. Raises UserError where a file is missing."""
-    import faiss
-
+    """The index of all passages, or those of all shards; what can be is mapped. Raises UserError where a file is
+    missing."""
     if not shards:
-        return [Part(faiss.read_index(str(folder / "index.faiss")))]
+        return [Part(open_index(folder / "index.faiss", folder / "vectors.npy"))]
     parts = []
     for name in (f"shard-{rank}-of-{shards}" for rank in range(shards)):
         numbers = folder / f"{name}.numbers.npy"
@@ -226,5 +231,14 @@ def read_parts(folder: Path, shards: int) -> list[Part]:
             raise UserError(f"{folder}: a shard is missing", found=f"no {numbers.name}", fix="ds-rag index --run RUN")
         numbers_n = np.load(numbers)
         if len(numbers_n):
-            parts.append(Part(faiss.read_index(str(folder / f"{name}.faiss")), numbers_n))
+            parts.append(Part(open_index(folder / f"{name}.faiss", folder / f"{name}.npy"), numbers_n))
     return parts
+
+
+def open_vectors(folder: Path, shards: int) -> list[Piece]:
+    """The vectors of a sealed index, mapped."""
+    if not shards:
+        whole_ND = np.load(folder / "vectors.npy", mmap_mode="r")
+        return [(whole_ND, np.arange(len(whole_ND)))]
+    names = [folder / f"shard-{rank}-of-{shards}" for rank in range(shards)]
+    return [(np.load(f"{name}.npy", mmap_mode="r"), np.load(f"{name}.numbers.npy")) for name in names]

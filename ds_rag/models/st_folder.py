@@ -220,7 +220,7 @@ def read_pooling(folder: Path, config: dict[str, Any]) -> str:
             f"--retriever {folder}: a pooling that is not supported",
             found=f"{modes}, include_prompt {config.get('include_prompt', True)}",
             expected=f"one of {', '.join(POOLERS)}, prompts included",
-            fix="choose one with --pooling",
+            fix="another model; training may give it another --pooling than its own, which it then has to learn",
         )
     return names[0]
 

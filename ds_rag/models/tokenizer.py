@@ -141,7 +141,8 @@ def lower_cased(tokenizer: Any, what: str) -> Any:
             expected="one of the tokenizers library, or texts and folder without do_lower_case",
         )
     own: Any = inner.normalizer
-    rules = list(own) if isinstance(own, Sequence) else [own] * (own is not None)
+    several = isinstance(inner.normalizer, Sequence)
+    rules = list(own) if several else [own] * (own is not None)
     if not any(isinstance(rule, Lowercase) for rule in rules):
         inner.normalizer = Sequence([Lowercase(), *rules])
     return tokenizer

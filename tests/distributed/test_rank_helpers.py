@@ -12,7 +12,8 @@ import torch
 from pair import gather_with_grad
 from ranks import run_ranks
 
-from ds_rag import dist
+from ds_rag import dist, export
+from ds_rag.errors import UserError
 
 
 def local_passages(rank: int) -> torch.Tensor:
@@ -72,6 +73,27 @@ def test_small_things(world: int) -> None:
         assert found["sum"] == {"a": 1.5 * world + sum(range(world)), "b": 1e-9 * world, "c": exact}
         assert found["objects"] == [{"rank": r, "texts": ["x"] * r} for r in range(world)]
         assert found["first"] == "from 0"
+
+
+def met_by_first() -> tuple[str, str]:
+    """What rank 0 meets, and what is raised here of it."""
+
+    def work() -> None:
+        assert dist.rank() == 0, "the others only hear of it"
+        raise UserError("damaged", found="a byte", fix="another")
+
+    try:
+        export.by_first(work)
+    except UserError as error:
+        export.by_first(lambda: None)
+        return str(error), str(error.found)
+    return "", ""
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_the_first_rank_meets_every_rank_raises(world: int) -> None:
+    found = run_ranks(met_by_first, world)
+    assert found == [(str(UserError("damaged", found="a byte", fix="another")), "a byte")] * world
 
 
 ROWS = {1: [[2, 0, 1]], 2: [[3, 0], [1, 2, 4]], 3: [[1, 2], [], [0]]}  # that each rank holds, by world

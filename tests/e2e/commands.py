@@ -1,17 +1,28 @@
-"""The real commands in processes of their own, small: few steps, few questions, one thread, no GPU."""
+"""The real commands in processes of their own, small: few steps, few questions, one thread, no GPU.
+
+`execute` starts a process as a user does. `call` and `train` fork it from one that has imported torch once: for what
+a command does, where how it starts is not the question.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_rag import commit
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "distributed"))
+
+from ranks import SERVER_ENVIRONMENT, server
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "launch/train.py"]
@@ -49,14 +60,62 @@ def execute(
     """Runs a command to its end; its exit code must be `code`."""
     words, env = [str(word) for word in argv], env or environment()
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
-    shown = f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return checked(done, code)
+
+
+def checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:
+    shown = f"{' '.join(done.args)}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     assert done.returncode == code, f"exit code {done.returncode}: {shown}"
     return done
 
 
+def call(
+    argv: Sequence[str | Path], code: int = 0, cwd: Path = ROOT, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """`ds-rag ARGV`, forked, to its end; its exit code must be `code`."""
+    words = [str(word) for word in argv]
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder) / name for name in ("out", "err")]
+        process = server().Process(target=be_command, args=(words, environment(), cwd, [str(file) for file in said]))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        out, err = (file.read_text(errors="replace") if file.exists() else "" for file in said)
+    assert process.exitcode is not None and process.exitcode >= 0, f"{words}: {process.exitcode}\n{out}\n{err}"
+    return checked(subprocess.CompletedProcess(["ds-rag", *words], process.exitcode, out, err), code)
+
+
+def be_command(argv: list[str], variables: dict[str, str], cwd: Path, said: list[str]) -> None:
+    """The body of the forked process."""
+    for stream, file in enumerate(said, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(variables | SERVER_ENVIRONMENT)
+    os.chdir(cwd)
+    gc.freeze()
+    import torch
+
+    torch.set_num_threads(1)
+    from ds_rag.cli import main
+
+    try:
+        code = main(argv)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def train(folder: Path, *flags: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Plain `python launch/train.py` into `folder`."""
-    return execute([*TRAIN, "--output_dir", folder, *SMALL, *flags], code)
+    """`ds-rag train` into `folder`."""
+    return call(["train", "--output_dir", folder, *SMALL, *flags], code)
 
 
 def results(run: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute, reseal, results
+from commands import call, reseal, results
 
 RETRIEVAL = {"recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr@10", "ndcg@10"}
 ANSWERS = {"exact_match", "f1", "rougeL"}
@@ -16,7 +16,7 @@ ANSWERS = {"exact_match", "f1", "rougeL"}
 
 def ds_rag(*argv: str | Path, code: int = 0) -> str:
     """What the command printed; on success it must have nothing to say on standard error."""
-    done = execute([*DS_RAG, *argv], code)
+    done = call(argv, code)
     if code == 0:
         assert done.stderr == ""
         for noise in ("WARN", "it/s", "[transformers]", "Traceback"):
@@ -63,6 +63,15 @@ def test_evaluate_plain_folders(quickstart, rows, tmp_path):
     run, both, alone = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("run", "plain", "alone"))
     assert run["retrieval"] == both["retrieval"] == alone["retrieval"]
     assert set(both["answers"]) == ANSWERS and alone["answers"] == {}
+
+
+def test_every_file_of_a_run_has_the_permissions_of_a_new_one(quickstart, tmp_path):
+    """Models and checkpoints too, which libraries write for their owner alone."""
+    (tmp_path / "new").touch()
+    usual = (tmp_path / "new").stat().st_mode
+    files = [f for f in quickstart.rglob("*") if f.is_file()]
+    assert sum(f.suffix == ".safetensors" for f in files) > 4
+    assert not [f for f in files if f.stat().st_mode != usual]
 
 
 def test_evaluate_without_data_says_what_is_missing(quickstart):

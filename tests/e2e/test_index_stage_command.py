@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import DS_RAG, TRAIN, execute, files, launcher, lines, losses, results, train
+from commands import TRAIN, call, execute, files, launcher, lines, losses, results, train
 
 FLAGS = ["--max_steps", "8", "--refresh_index", "2", "--save_steps", "0", "--max_new_tokens", "2"]
 BESIDE = ["--refresh_mode", "async", "--refresh_fraction", "0.3", "--index_shards", "keep"]
@@ -60,10 +60,10 @@ def test_an_index_in_shards_is_asked_and_made_again(runs, tmp_path):
     shutil.copytree(runs / "async", tmp_path / "run")
     found = []
     for name in ("sync", "async"):
-        execute([*DS_RAG, "ask", runs / name, "who leads zor via ?", "--json", tmp_path / f"{name}.json"])
+        call(["ask", runs / name, "who leads zor via ?", "--json", tmp_path / f"{name}.json"])
         found.append(json.loads((tmp_path / f"{name}.json").read_text()))
     assert found[0] == found[1]
-    execute([*DS_RAG, "index", "--run", tmp_path / "run", "--index_shards", "merge"])
+    call(["index", "--run", tmp_path / "run", "--index_shards", "merge"])
     assert (tmp_path / "run/index/index.faiss").exists() and not list((tmp_path / "run/index").glob("shard-*"))
     assert not (tmp_path / "run/index.partial").exists()
 
@@ -74,7 +74,7 @@ def test_two_ranks_each_with_its_shard(runs, tmp_path):
     manifest = json.loads((tmp_path / "run/index/manifest.json").read_text())
     assert manifest["shards"] == 2 and manifest["count"] == 1600
     assert [x["step"] for x in lines(tmp_path / "run", "refresh")] == [0, 2, 4, 6, 8]
-    execute([*DS_RAG, "ask", tmp_path / "run", "who leads zor via ?"])
+    call(["ask", tmp_path / "run", "who leads zor via ?"])
 
 
 def test_the_best_model_and_async_exclude_each_other(tmp_path):

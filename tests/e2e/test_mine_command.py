@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute, launcher, lines
+from commands import call, execute, launcher, lines
 
 from ds_rag.data.formats import read_rows
 
 
 def mine(out: Path, *flags: str | Path, code: int = 0) -> str:
     """What the command printed; on success nothing on standard error."""
-    done = execute([*DS_RAG, "mine", "--out", out, *flags], code)
+    done = call(["mine", "--out", out, *flags], code)
     assert "Traceback" not in done.stderr and (code or done.stderr == "")
     return done.stdout if code == 0 else done.stderr
 
@@ -80,7 +80,7 @@ def test_what_was_mined_is_trained_on(mined, rows, tmp_path, objective):
     for name, file in (("mined", mined[0]), ("plain", rows / "train.jsonl")):
         flags = ["--train_data", file, "--corpus", rows / "passages.jsonl", "--objective", objective]
         flags += ["--max_steps", "2", "--per_device_train_batch_size", "4", "--save_steps", "0", "--candidates", "4"]
-        execute([*DS_RAG, "train", "--output_dir", tmp_path / name, *flags])
+        call(["train", "--output_dir", tmp_path / name, *flags])
         losses[name] = [line["loss"] for line in lines(tmp_path / name)]
     assert len(losses["mined"]) == 2 and losses["mined"] != pytest.approx(losses["plain"], rel=1e-3)
 

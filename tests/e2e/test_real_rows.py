@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
-from commands import DS_RAG, execute, lines, results
+from commands import call, lines, results
 
 LITTLE = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--lm_warmup_steps", "2", "--max_new_tokens", "6"]
 LITTLE += ["--max_eval_samples", "6", "--refresh_index", "0"]
@@ -54,7 +54,7 @@ def covid(shared_dir, tmp_path_factory) -> tuple[Path, Path]:
 
 def train(run: Path, recipe: str, *flags: str | Path) -> None:
     config = ["--config", f"ds_configs/recipes/{recipe}.yaml"]
-    execute([*DS_RAG, "train", *config, *LITTLE, "--output_dir", run, *flags], timeout=400)
+    call(["train", *config, *LITTLE, "--output_dir", run, *flags], timeout=400)
     assert [line["step"] for line in lines(run)] == [1, 2]
     assert all(math.isfinite(line["loss"]) and line["embedding_spread"] > 0 for line in lines(run))
 
@@ -70,7 +70,7 @@ def test_covid_qa_against_its_beir_folder(covid, minilm, tmp_path):
     settings = json.loads((run / "retriever/ds_rag.json").read_text())
     assert (settings["pooling"], settings["normalize"]) == ("mean", True)
     same = ["--run", run, "--data", beir, "--max_eval_samples", "6"]
-    execute([*DS_RAG, "evaluate", *same, "--json", tmp_path / "scores.json"])
+    call(["evaluate", *same, "--json", tmp_path / "scores.json"])
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["retrieval"] == pytest.approx({k: found["after"][k] for k in scores["retrieval"]}, abs=1e-6)
     ids = json.loads((run / "index/ids.json").read_text())

@@ -10,6 +10,8 @@ import pytest
 from bad_input import ds_rag, put_jsonl
 from commands import train
 
+from ds_rag import same_corpus
+
 WORDS = ("flint", "ebony", "kelp")
 CORPUS = [{"id": f"c{n}", "text": f"the tavern of zor {n} is {word}"} for n, word in enumerate(WORDS)]
 ROWS = [{"query": f"where is tavern {n} ?", "answer": "x", "positive": c["text"]} for n, c in enumerate(CORPUS)]
@@ -45,6 +47,18 @@ def test_row_24_top_k_above_the_corpus_gives_the_whole_corpus(made, tmp_path, ca
     ds_rag(capsys, "evaluate", "--run", made / "run", "--json", tmp_path / "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["retrieval"]["recall@10"] == 1.0 and scores["setting"]["passages"] == 3
+
+
+def test_row_25_a_corpus_that_was_not_touched_is_not_read_again(made, tmp_path, capsys, monkeypatch):
+    """By `ask` and `mine`, of the index that training left and of one made later."""
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    mine = ["mine", "--run", run, "--data", made / "rows.jsonl", "--out", tmp_path / "mined.jsonl", "--overwrite"]
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(same_corpus, "read_corpus", lambda *_: pytest.fail("parsed again"))
+            assert "flint" in ask(capsys, run)
+            ds_rag(capsys, *mine)
+        ds_rag(capsys, "index", "--run", run, "--corpus", made / "corpus.jsonl")
 
 
 EDITS = {

@@ -8,7 +8,7 @@ import shutil
 import unicodedata
 
 import pytest
-from commands import DS_RAG, TRAIN, execute, results
+from commands import TRAIN, call, execute, results
 
 from ds_rag.cards import card, code
 from ds_rag.config import build
@@ -66,7 +66,7 @@ def test_row_33_model_cards_hold_prompts_as_code(run):
 def test_row_33_ask_shows_codes_as_text(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run[0], copy)
-    printed = execute([*DS_RAG, "ask", copy, f"q1 {NASTY}", "--json", tmp_path / "a.json"]).stdout
+    printed = call(["ask", copy, f"q1 {NASTY}", "--json", tmp_path / "a.json"]).stdout
     assert_clean_terminal(printed)
     assert "<script>" in printed or "scri" in printed  # a table may break the line
     raw = (tmp_path / "a.json").read_text()

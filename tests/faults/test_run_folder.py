@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import DS_RAG, ROOT, SMALL, TRAIN, environment, execute, train
+from commands import DS_RAG, ROOT, SMALL, TRAIN, call, environment, execute, train
 
 from ds_rag import lock
 from ds_rag.errors import UserError
@@ -159,14 +159,14 @@ def test_row_34_indexing_into_a_run_that_is_being_trained(short_run, tmp_path):
     shutil.copytree(short_run, run)
     process = holder_of(run)
     try:
-        refused = execute([*DS_RAG, "index", "--run", run], 2).stderr
+        refused = call(["index", "--run", run], 2).stderr
         assert f"process {process.pid} on" in refused and "job 4711, since" in refused
         assert json.loads((run / "index/manifest.json").read_text())["count"] == 1600
-        execute([*DS_RAG, "index", "--run", run, "--out", tmp_path / "index"])  # beside it: no quarrel
+        call(["index", "--run", run, "--out", tmp_path / "index"])  # beside it: no quarrel
     finally:
         process.kill()
         process.wait()
-    execute([*DS_RAG, "index", "--run", run])
+    call(["index", "--run", run])
     assert not (run / "lock").exists()
 
 
@@ -185,7 +185,7 @@ def test_row_34_the_second_is_refused_and_the_stale_lock_of_a_dead_one_is_not(he
 
 def test_row_34_the_lock_does_not_make_a_folder_full(here):
     (here / "run").mkdir()
-    (here / "run/lock").write_text("of a dead one")
+    (here / "run/lock").write_text(json.dumps({"host": "of a dead one", "pid": 1}))
     claim(parse(["--train_data", "rows.csv", "--output_dir", "run"]))
     assert {f.name for f in (here / "run").iterdir()} == {"lock", "config.json"}
     lock.release(here / "run")

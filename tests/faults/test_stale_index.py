@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import DS_RAG, execute, reseal
+from commands import call, reseal
 
 from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import Part
@@ -36,7 +36,7 @@ def make_stale(run: Path) -> None:
 
 
 def ask(run: Path, *flags: str | Path, code: int = 0):
-    return execute([*DS_RAG, "ask", run, QUESTION, *flags], code)
+    return call(["ask", run, QUESTION, *flags], code)
 
 
 def test_row_26_an_index_of_other_weights_is_refused_unless_it_is_allowed_and_then_stamped(run, tmp_path):
@@ -70,8 +70,10 @@ def test_row_27_each_difference_is_named(field, value):
     retriever = SimpleNamespace(hidden_size=8, settings=SimpleNamespace(normalize=True, pooling="mean"))
     check_fits(Path("index"), manifest, retriever)
     setattr(manifest, field, value)
-    with pytest.raises(UserError, match=f"{field} {value}"):
+    with pytest.raises(UserError, match=f"{field} {value}") as caught:
         check_fits(Path("index"), manifest, retriever)
+    fix = str(caught.value.fix)  # another pooling than the model's own is never advised, nor what changes nothing
+    assert "with them" not in fix and ("leave" in fix) == (field in ("normalize", "pooling")) and "ds-rag index" in fix
 
 
 @pytest.mark.parametrize("factory", INDEXES)

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from ds_rag import checkpoint, commit
-from ds_rag.checkpoint import TrainState, checkpoints, export_models, find, load, save, tidy
+from ds_rag.checkpoint import TrainState, checkpoints, find, load, save, tidy
 from ds_rag.errors import UserError
+from ds_rag.results import export_models
 
 
 class TextEngine:

@@ -43,6 +43,7 @@ DOES_NOTHING = [
     (["--max_answer_length", "9", *INFONCE], "max_answer_length"),
     (["--prompt_template", "{passage} {query}", *INFONCE], "prompt_template"),
     (["--chat_template", *INFONCE], "chat_template"),
+    (["--prompt_version", "1", *INFONCE], "prompt_version"),
     (["--share_prefixes", "false", *INFONCE], "share_prefixes"),
     (["--deepspeed_generator", "D", *INFONCE], "deepspeed_generator"),
     (["--micro_cells", "4", *INFONCE], "micro_cells"),
@@ -90,6 +91,7 @@ DOES_NOTHING = [
     (["--resume_changed"], "resume_changed"),
 ]
 WORKS = [
+    ["--learn_temperature", "false", "--freeze", "retriever"],
     ["--learn_temperature", "--freeze", "generator"],
     ["--candidates", "3", "--candidates_from", "index", "--index_candidates", "3", "--answer_logprob", "mean"],
     ["--target_temperature", "1", "--objective", "pdist", "--reader_loss", "posterior", "--answer_logprob", "mean"],

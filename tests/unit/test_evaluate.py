@@ -178,7 +178,7 @@ def test_an_approximate_index_that_finds_too_few(parrot):
 def test_a_query_for_which_nothing_is_found_is_shown_without_a_passage(parrot):
     work = evaluator([ranked(1)], np.eye(30), [row(0, answers=("x",))], parrot)
     nothing = np.full((1, 2), np.finfo(np.float32).min), np.full((1, 2), -1)
-    (sample,) = work.measure(SimpleNamespace(search=lambda queries, k: nothing)).samples
+    (sample,) = work.measure(SimpleNamespace(search=lambda queries, k, watch: nothing)).samples
     assert (sample.passage, sample.retrieved_gold) == ("", False)
 
 

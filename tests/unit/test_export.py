@@ -210,7 +210,7 @@ def test_an_export_under_way_is_another_job_s(tmp_path: Path, monkeypatch: pytes
     assert killed(lambda: leave(tmp_path, "new"), "exchange:0:kill:6")
 
     def held(folder: Path) -> bool:
-        raise lock.taken(folder / lock.FILE, folder)
+        raise lock.taken(folder, folder / lock.FILE)
 
     monkeypatch.setattr(lock, "hold", held)
     with pytest.raises(UserError, match="another job works in this folder"):

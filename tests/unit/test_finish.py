@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ds_rag import checkpoint, commit, refresh, stopping, train
+from ds_rag import checkpoint, commit, refresh, results, stopping, train
 from ds_rag.checkpoint import TrainState
 from ds_rag.config import build
 from ds_rag.errors import UserError
@@ -112,7 +112,7 @@ def lost(*args: Any, **more: Any) -> Any:
 @pytest.mark.parametrize(
     ("phase", "begin"),
     [
-        ("exporting the models", lambda run: checkpoint.export_models(run, ENGINES, {})),
+        ("exporting the models", lambda run: results.export_models(run, ENGINES, {})),
         ("saving the checkpoint of step 7", lambda run: checkpoint.save(run, ENGINES, TrainState(step=7), 2)),
         ("loading the checkpoint step-7", lambda run: checkpoint.load_engines(run / "step-7", ENGINES)),
         ("checking the files of step-7", lambda run: commit.damages_on_ranks(run / "step-7")),

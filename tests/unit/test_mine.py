@@ -16,15 +16,20 @@ import pytest
 import torch
 from small import small_generator, small_retriever
 
+from ds_rag import mine
 from ds_rag.batch import lay_out_cells
-from ds_rag.config import DEFAULT_TEMPLATE, RunConfig
+from ds_rag.config import DEFAULT_TEMPLATE, RunConfig, StageConfig
+from ds_rag.data.bad_rows import Reading
 from ds_rag.data.dataset import Example, assemble
 from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
+from ds_rag.encode import tokenize_side
 from ds_rag.errors import UserError
+from ds_rag.index.store import describe, hash_model
 from ds_rag.log import Console
-from ds_rag.mine import Limits, Miner, check, faults, posterior_of, show
+from ds_rag.mine import Limits, Miner, check, faults, mine_chunks, posterior_of, show
 from ds_rag.places import writing
+from ds_rag.refresh import Corpus, index_corpus, publish
 
 CORPUS = [f"passage {n}" for n in range(20)]
 
@@ -142,6 +147,45 @@ def test_the_positives_of_an_equal_query_are_never_mined():
         assert set(CORPUS) - set(written["negatives"]) == {CORPUS[n] for n in known}
 
 
+def test_many_queries_are_searched_at_once():
+    """More than are written at once: a search reads all vectors, however few the queries."""
+    rows = [row([CORPUS[3]])] * 600
+    miner, _, queries = make(rows, Limits(np.inf))
+    asked: list[int] = []
+
+    def find(q_BD: np.ndarray) -> np.ndarray:
+        asked.append(len(q_BD))
+        return np.argsort(-q_BD @ miner.vectors_ND.T, axis=1)[:, :9]
+
+    written = list(mine_chunks(miner, rows, queries, find, Console(speaks=False)))
+    assert asked == [600] and [len(chunk) for chunk in written] == [256, 256, 88]
+    again, examples, _ = make(rows, Limits(np.inf))
+    one_by_one = [again.mine(r, e, q, ranked(again, q, 9)) for r, e, q in zip(rows, examples, queries, strict=True)]
+    assert [r for chunk in written for r in chunk] == one_by_one
+
+
+@pytest.mark.parametrize("shards", ["merge", "keep"])
+def test_an_indexs_vectors_are_mapped_and_not_encoded_again(tmp_path, monkeypatch, shards):
+    retriever, console, texts = small_retriever(), Console(speaks=False), [f"{text} of zor" for text in CORPUS]
+    retriever.save(tmp_path / "retriever")
+    tokens, stage = tokenize_side(retriever, "passage", texts, console, "texts"), StageConfig(index_shards=shards)
+    built = index_corpus(retriever, Corpus(tokens, retriever, 8), stage, tmp_path / "work", "m")
+    model = hash_model(tmp_path / "retriever")
+    manifest = describe(model, 16, texts, "Flat", retriever.settings, 1 if shards == "keep" else 0)
+    publish(tmp_path / "index", built, [str(n) for n in range(20)], texts, manifest)
+    saved: Any = SimpleNamespace(retriever=retriever, config=RunConfig(), run=tmp_path)
+    encoded: list[int] = []
+    real = mine.encode
+    monkeypatch.setattr(mine, "encode", lambda r, t, *x: encoded.append(len(t)) or real(r, t, *x))
+    table, vectors, index = mine.encode_corpus(saved, [row([texts[3]], ["of a row alone"])], Reading(), console)
+    assert isinstance(vectors, mine.Rows) and encoded == [1] and len(vectors) == len(table.texts) == 21
+    assert isinstance(vectors.arrays[0], np.memmap) and not index.parts[0].index.codes.is_owned
+    expected = real(retriever, tokenize_side(retriever, "passage", table.texts, console, ""), "passage", 8)
+    np.testing.assert_allclose(vectors[list(range(21))], expected, atol=1e-6)
+    numbers = index.search_here(expected[[4]], 1)[1]
+    assert numbers.tolist() == [[4]]
+
+
 def chosen(share: dict[int, float]) -> Any:
     def posterior(example: Example, numbers: list[int], scores: np.ndarray) -> np.ndarray:
         return np.array([share.get(n, 0.0) for n in numbers])
@@ -198,8 +242,9 @@ def test_the_posterior_by_one_forward_a_cell():
 
 def test_a_posterior_wants_a_generator():
     saved: Any = SimpleNamespace(generator=None, prompt=None)
-    with pytest.raises(UserError, match="--posterior: no generator"):
+    with pytest.raises(UserError, match="--posterior: no generator") as caught:
         posterior_of(saved, [])
+    assert "in place of --run" in caught.value.expected  # with --run a --generator is refused
 
 
 def test_the_file_appears_whole_or_not_at_all(tmp_path):

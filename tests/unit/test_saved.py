@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from small import small_generator, small_retriever
 
-from ds_rag.config import RunConfig
+from ds_rag import measure
+from ds_rag.config import RunConfig, build
 from ds_rag.errors import UserError
 from ds_rag.flags import parse_strictly, reading_parser
 from ds_rag.places import write_json
@@ -124,3 +127,13 @@ def test_write_json(tmp_path):
     write_json(str(tmp_path / "deep" / "f.json"), content)
     assert json.loads((tmp_path / "deep" / "f.json").read_text(encoding="utf-8")) == content
     write_json(None, content)
+
+
+def test_the_builtin_rows_of_a_run_are_asked_of_their_own_corpus_only(monkeypatch):
+    """Another corpus, or columns, would be ignored: a run's built-in rows are evaluated as they are."""
+    saved = SimpleNamespace(config=build({}), run=Path("run"))
+    monkeypatch.setattr(measure, "open_saved", lambda *args, **more: saved)
+    for name in ("corpus", "query_column"):
+        with pytest.raises(UserError, match="built-in rows") as caught:
+            measure.main(Namespace(controls=False, json=None, **{name: "x"}))
+        assert "--data FILE" in str(caught.value)

@@ -1,3 +1,6 @@
+"""Building and searching: every name and factory string; the kernel by the number of queries and their dimension
+(few, a mine's, many; narrow, wide); what a flat index, built or opened, holds of its vectors: no copy."""
+
 from __future__ import annotations
 
 import faiss
@@ -5,7 +8,14 @@ import numpy as np
 import pytest
 
 from ds_rag.errors import UserError
-from ds_rag.index.faiss_index import build_index, check_factory, least_vectors, search
+from ds_rag.index.faiss_index import (
+    build_index,
+    check_factory,
+    flat_vectors,
+    least_vectors,
+    open_index,
+    search,
+)
 from ds_rag.index.spelling import INDEXES, check_spelling, parts_of, spell
 
 
@@ -190,3 +200,61 @@ def test_too_few_vectors_show_before_they_are_encoded(factory, least):
         with pytest.raises(UserError, match="too few passages") as caught:
             check_factory(factory, 48, least - 1)
         assert f"{least:,} or more" in str(caught.value)
+
+
+@pytest.mark.parametrize(("queries", "dimension"), [(256, 384), (6, 384), (3, 768), (60, 32), (1, 384)])
+def test_few_queries_are_searched_by_matrix_products_too(monkeypatch, queries, dimension):
+    """Told by the last bits, which differ; FAISS by itself takes ten times as long below 128,000 numbers."""
+    vectors, asked = unit_vectors(700, dimension), unit_vectors(queries, dimension, 1)
+    limits, index = faiss.cvar, faiss.IndexFlatIP(dimension)
+    index.add(vectors)
+
+    def by(threshold: int) -> np.ndarray:
+        limits.distance_compute_blas_threshold = threshold
+        return index.search(asked, 700)[0]
+
+    matrices, one_by_one = by(1), by(1 << 30)
+    assert not np.array_equal(matrices, one_by_one), "the case shows nothing"
+    limits.distance_compute_blas_threshold = 128_000
+    assert np.array_equal(search(index, asked, 700)[0], matrices if queries > 1 else one_by_one)
+
+
+@pytest.mark.parametrize("kind", ["memory", "mapped"])
+def test_a_flat_index_searches_its_vectors_where_they_are(tmp_path, corpus, kind):
+    vectors = corpus
+    if kind == "mapped":
+        np.save(tmp_path / "v.npy", corpus)
+        vectors = np.load(tmp_path / "v.npy", mmap_mode="r")
+    index = build_index(vectors, "flat")
+    held = flat_vectors(index)
+    assert held is not None and np.shares_memory(held, vectors) and held.shape == vectors.shape
+    own = faiss.IndexFlatIP(48)
+    own.add(corpus)
+    for a, b in zip(search(index, corpus[:90], 9), search(own, corpus[:90], 9), strict=True):
+        assert np.array_equal(a, b)
+    assert np.array_equal(faiss.serialize_index(index), faiss.serialize_index(own)), "the same file"
+
+
+def test_vectors_live_as_long_as_their_index():
+    index = build_index(unit_vectors(50, 8) + 0, "flat")  # nobody else holds them
+    rubbish = [np.full((50, 8), 7, np.float32) for _ in range(20)]
+    assert len(rubbish) and np.array_equal(flat_vectors(index), unit_vectors(50, 8))
+
+
+@pytest.mark.parametrize("vectors", [unit_vectors(40, 8).astype(np.float64), np.asfortranarray(unit_vectors(40, 8))])
+def test_other_numbers_and_layouts_are_copied_and_found(vectors):
+    assert (search(build_index(vectors, "flat"), vectors, 1)[1][:, 0] == np.arange(40)).all()
+
+
+@pytest.mark.parametrize("name", [*INDEXES, "IVF16,Flat", "PCA8,Flat", "IVF4,SQ8"])
+def test_an_opened_index_finds_what_the_built_one_does(tmp_path, corpus, name):
+    built = build_index(corpus, name)
+    faiss.write_index(built, str(tmp_path / "index.faiss"))
+    np.save(tmp_path / "vectors.npy", corpus)
+    opened = open_index(tmp_path / "index.faiss", tmp_path / "vectors.npy")
+    assert type(opened) is type(built)
+    for a, b in zip(search(opened, corpus[:40], 9), search(built, corpus[:40], 9), strict=True):
+        assert np.array_equal(a, b)
+    if name == "flat":
+        assert flat_vectors(opened).ctypes.data % 64 == 0 and not flat_vectors(opened).flags.owndata
+        assert not opened.codes.is_owned, "mapped, not read into memory"

@@ -88,19 +88,20 @@ def test_a_frozen_generator_keeps_no_graph():
     assert plan.activations["generator"] < 0.1 * plan_memory(setup()).activations["generator"]
 
 
-@pytest.mark.parametrize("vocabulary", [32_000, 256_000])
-def test_logits_that_are_kept_are_in_every_phase_in_which_they_are_there(vocabulary):
-    """Over a large vocabulary they outweigh the rest: the tolerance of a measured peak cannot hide them."""
-    plan = setup(stages=("3", "3"), world=64)
-    plan = replace(plan, generator=replace(plan.generator, vocabulary=vocabulary))
-    targets = plan.work.generator(plan.world).targets
-    logits = targets * vocabulary * plan.activations("generator").size
-    found = plan_memory(plan)
-    resident = sum(s.fixed + s.live for s in found.states.values())
-    kept = generator_flow(plan)[0].kept
-    for name in ("forward", "retriever backward", "generator backward"):
-        assert found.phases[name] >= resident + kept + logits, name
-    assert found.logits >= logits and found.phases["step"] < found.peak
-    chunked = plan_memory(replace(plan, micro_cells=4))
-    of_chunk = 4 * plan.work.answer * vocabulary * plan.activations("generator").size
-    assert of_chunk < logits / 4 and chunked.logits < found.logits / 2
+def test_logits_that_are_kept_are_in_every_phase_in_which_they_are_there():
+    """Two vocabularies, one large: in the difference nothing hides them, as a measured peak's tolerance does."""
+    plans, phases = [], []
+    for vocabulary in (32_000, 256_000):
+        plan = setup(stages=("3", "3"), world=64)
+        plans.append(replace(plan, generator=replace(plan.generator, vocabulary=vocabulary)))
+        found = plan_memory(plans[-1])
+        resident = sum(s.fixed + s.live for s in found.states.values())
+        phases.append({name: bytes_ - resident for name, bytes_ in found.phases.items()})
+    targets = plans[0].work.generator(64).targets
+    more = targets * (256_000 - 32_000) * plans[0].activations("generator").size
+    for name in ("forward", "retriever backward"):
+        assert phases[1][name] - phases[0][name] == pytest.approx(more, rel=0.1), name
+    kept = generator_flow(plans[1])[0].kept
+    assert phases[1]["generator backward"] >= kept + more
+    of_chunk = plan_memory(replace(plans[1], micro_cells=4)).phases
+    assert of_chunk["forward"] < plan_memory(plans[1]).phases["forward"] - 0.9 * more
