@@ -98,15 +98,15 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
         return False
     foreign = strangers(folder, RUN)
     if config.run.resume != "never":
-        if foreign and not is_run(folder):
+        if not is_run(folder) and (foreign or configured(folder) is False):
             raise UserError(
                 "--output_dir: a folder of something else than a run",
-                found=f"{folder}, with {listed(foreign)}",
+                found=f"{folder}, with {listed(foreign or ['config.json'])}",
                 expected="a run to go on with, or a new or empty folder",
             )
         return False
     done = standing(folder)
-    if config.is_builtin and "output_dir" not in config.explicit and "config.json" in names:
+    if config.is_builtin and "output_dir" not in config.explicit and is_run(folder):
         if done == BEGUN:
             raise UserError(
                 "--output_dir: the run there has not ended, so it is not replaced",
@@ -121,12 +121,12 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
                 fix="move them away, or --output_dir runs/ANOTHER",
             )
         return True
-    if done != NOT_BEGUN or foreign or not {"config.json", "run.log"} <= names:
+    if done != NOT_BEGUN or foreign or not is_run(folder) or "run.log" not in names:
         raise UserError(
             "--output_dir is not empty",
             found=folder,
             expected="a new or empty folder",
-            fix="--resume auto, or another folder",
+            fix=f"{'--resume auto, or ' if is_run(folder) else ''}another folder",
         )
     return True
 
@@ -169,13 +169,16 @@ def how_far(folder: Path) -> str:
 
 def is_run(folder: Path) -> bool:
     """Has a run made this folder? By its configuration, or a checkpoint where that is damaged."""
+    return configured(folder) or any(folder.glob("checkpoints/*step-*/state.json"))
+
+
+def configured(folder: Path) -> bool | None:
+    """Is config.json that of a run, and not another program's? None: there is none, or it is damaged."""
     try:
         known = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if isinstance(known, dict) and {"train_data", "retriever", "generator"} <= set(known):
-            return True
-    except (OSError, ValueError):
-        pass
-    return any(folder.glob("checkpoints/*step-*/state.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return isinstance(known, dict) and {"train_data", "retriever", "generator"} <= set(known)
 
 
 def runs_of_index(folder: Path) -> list[Path]:
