@@ -11,7 +11,7 @@ from pathlib import Path
 from ds_rag import lock, run_files, stopping
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError
-from ds_rag.own_files import FOLDERS, RUN, listed, strangers
+from ds_rag.own_files import RESERVED, RUN, listed, strangers
 from ds_rag.places import check_access, check_place
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -183,7 +183,7 @@ def configured(folder: Path) -> bool | None:
 
 def runs_of_index(folder: Path) -> list[Path]:
     """The runs whose own index, `RUN/index`, this is, by its name or by where it leads."""
-    places = (Path(os.path.abspath(folder)), folder.resolve())
+    places = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
     return [p.parent for p in dict.fromkeys(places) if p.name == "index" and is_run(p.parent)]
 
 
@@ -192,5 +192,5 @@ def check_beside_run(place: Path, flag: str) -> None:
     for parent in place.parents:
         if is_run(parent):
             path = place.relative_to(parent)
-            if path.parts[0] in FOLDERS or re.fullmatch(RUN, path.as_posix()):
+            if re.fullmatch(RESERVED, path.parts[0]) or re.fullmatch(RUN, path.as_posix()):
                 raise UserError(f"{flag}: among the files of the run {parent}", found=place, expected="another place")

@@ -120,7 +120,7 @@ def test_a_folder_of_something_else_is_not_gone_on_in(resume: str, file: str) ->
     assert {f.name: f.read_text() for f in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("flags", [[], ["--output_dir", str(OWN)], ["--resume", "auto"]], ids=["own", "named", "resume"])
+@pytest.mark.parametrize("flags", [[], ["--output_dir", str(OWN)], ["--resume", "auto"]], ids=str)
 @pytest.mark.parametrize("names", [("config.json",), ("config.json", "run.log"), ("config.json", "run.log", "lock")])
 def test_another_programs_files_that_are_only_named_like_ours_stay(flags: list[str], names: tuple[str, ...]) -> None:
     OWN.mkdir(parents=True)
