@@ -114,7 +114,7 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
                 expected="a run that has ended, or that never began",
                 fix="--resume auto goes on with it; --output_dir runs/ANOTHER begins anew beside it",
             )
-        if foreign:
+        if foreign := foreign + written_on(folder):
             raise UserError(
                 "--output_dir: the run there is not replaced, for there are files that are not a run's",
                 found=f"{folder}, with {listed(foreign)}",
@@ -129,6 +129,15 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
             fix=f"{'--resume auto, or ' if is_run(folder) else ''}another folder",
         )
     return True
+
+
+def written_on(folder: Path) -> list[str]:
+    """The models' cards that the user has gone on writing, as paths in a run's folder."""
+    from ds_rag import commit  # torch comes with it
+
+    named = (commit.read_manifest(folder) or {}).get("files", {})
+    cards = [name for name in named if name.endswith("/README.md") and (folder / name).is_file()]
+    return [name for name in cards if commit.measure(folder / name) != named[name]]
 
 
 def standing(folder: Path) -> str:

@@ -8,11 +8,12 @@ another program whose files have the same names. With `--resume`: a run, an empt
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from ds_rag import lock, stopping
+from ds_rag import commit, lock, stopping
 from ds_rag.errors import UserError
 from ds_rag.flags import parse
 from ds_rag.run_folder import claim
@@ -95,6 +96,25 @@ def test_a_file_of_the_users_keeps_its_run(file: str) -> None:
     with pytest.raises(UserError, match="not a run's") as caught:
         claim(parse([]))
     assert file in str(caught.value) and (OWN / file).read_text() == "mine"
+
+
+def test_a_card_that_the_user_has_gone_on_writing_keeps_its_run() -> None:
+    card = OWN / "retriever/README.md"
+    for text, written in (("# Retriever", False), ("# Retriever\nOur results: ...", True)):
+        shutil.rmtree(OWN, ignore_errors=True)
+        run(ended=5, last=5)
+        card.write_text("# Retriever")
+        facts = {"kind": "run", "files": {"retriever/README.md": commit.measure(card)}}
+        (OWN / "manifest.json").write_text(json.dumps(facts | {"seal": commit.seal_of(facts)}))
+        card.write_text(text)
+        if written:
+            with pytest.raises(UserError, match="not a run's") as caught:
+                claim(parse([]))
+            assert "retriever/README.md" in str(caught.value) and card.read_text() == text
+        else:
+            claim(parse([]))
+            assert not card.exists()
+        lock.release(OWN)
 
 
 def test_of_a_link_in_it_only_the_link_goes(here: Path) -> None:
