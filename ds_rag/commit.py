@@ -48,7 +48,7 @@ def begin(final: Path) -> Path:
     """A new, empty folder beside `final`, the same on every rank, for all of them to write into. What earlier attempts
     left behind goes. Where `final` is a link it is written beside what that leads to. A collective; raises OSError on
     every rank where rank 0 could not make it."""
-    final = final.resolve()
+    final = Path(os.path.realpath(final))
     name = dist.from_first(f"{final.name}{PARTIAL}{uuid.uuid4().hex}")
     folder = final.with_name(name)
 
@@ -81,7 +81,7 @@ def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None =
     not in this one. Raises OSError on every rank where any failed: then `folder` is removed, and what was there before
     stays.
     """
-    final = final.resolve()
+    final = Path(os.path.realpath(final))
     agree(final.name, failure, folder)
     found = [f.relative_to(folder) for f in sorted(folder.rglob("*")) if f.is_file()]
     names = dist.from_first([f.as_posix() for f in found if f.parts[0] != apart])
@@ -184,7 +184,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 def put_back(final: Path) -> None:
     """What was put aside for a new one that a crash kept from its place. To be called before `final` is opened."""
-    final = final.resolve()
+    final = Path(os.path.realpath(final))
     if final.exists():
         return
     for old in partials(final.parent, final.name, aside=True):
@@ -202,8 +202,9 @@ def sync_folder(folder: Path) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None where there is none that is as it was written."""
+    file = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except PermissionError:  # nobody can say that it is damaged
         raise
     except (OSError, ValueError):
@@ -248,7 +249,7 @@ def damages(folder: Path, hashes: bool = True) -> list[Damage]:
 
 def contained(folder: Path, name: object) -> bool:
     try:
-        return isinstance(name, str) and (folder / name).resolve().is_relative_to(folder.resolve())
+        return isinstance(name, str) and Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
     except (OSError, ValueError):  # a name that no file can have
         return False
 

@@ -75,7 +75,7 @@ def put_in_place(run: Path) -> None:
     pending, old = run / PENDING, run / PENDING / OLD
     if os.path.lexists(pending / MANIFEST):
         manifest = commit.read_manifest(pending)
-        if manifest is None:
+        if manifest is None or manifest.get("kind") != "run":
             wrong = [Damage(f"{PENDING}/{MANIFEST}", "one that is damaged", "the one that was written last")]
             raise commit.refuse(run, wrong, run_files.AGAIN)
         old.mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ MODEL = (  # as transformers and sentence-transformers write one
 )
 FOLDERS = {"retriever", "generator", "index", "checkpoints", "refresh", "tokenizers", "tensorboard"}  # of a run
 LEFT = r"(\.tmp-(old-)?[0-9a-f]+|\.tmp-pruned)"
+RESERVED = rf"{'|'.join(sorted(FOLDERS))}|(index|export\.pending)(\.partial|{LEFT})?"  # in a run's folder
 RUN = "|".join(
     (
         r"(config|results|exit|manifest|deepspeed_retriever|deepspeed_generator)\.json(\.tmp)?",

@@ -10,6 +10,7 @@ Shape legend: n passages of a share, N of the corpus, D embedding, s of a sample
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -232,7 +233,7 @@ def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manife
             write_passages(part, ids, texts)
         faults.point("index_written")
 
-    place, alone = folder.resolve(), ExitStack()
+    place, alone = Path(os.path.realpath(folder)), ExitStack()
 
     def claim() -> None:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -88,7 +89,7 @@ def write(
     assert saved.run is not None
     stage, model = saved.config.stage, hash_model(saved.run / "retriever")
     corpus = Corpus(tokens, saved.retriever, stage.per_device_eval_batch_size)
-    partial = beside(folder.resolve())
+    partial = beside(Path(os.path.realpath(folder)))
     built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
     shards = dist.world() if stage.index_shards == "keep" else 0
     settings, factory = saved.retriever.settings, stage.index_factory

@@ -11,7 +11,7 @@ from pathlib import Path
 from ds_rag import lock, run_files, stopping
 from ds_rag.config import RunConfig
 from ds_rag.errors import UserError
-from ds_rag.own_files import FOLDERS, RUN, listed, strangers
+from ds_rag.own_files import RESERVED, RUN, listed, strangers
 from ds_rag.places import check_access, check_place
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -98,15 +98,15 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
         return False
     foreign = strangers(folder, RUN)
     if config.run.resume != "never":
-        if foreign and not is_run(folder):
+        if not is_run(folder) and (foreign or configured(folder) is False):
             raise UserError(
                 "--output_dir: a folder of something else than a run",
-                found=f"{folder}, with {listed(foreign)}",
+                found=f"{folder}, with {listed(foreign or ['config.json'])}",
                 expected="a run to go on with, or a new or empty folder",
             )
         return False
     done = standing(folder)
-    if config.is_builtin and "output_dir" not in config.explicit and "config.json" in names:
+    if config.is_builtin and "output_dir" not in config.explicit and is_run(folder):
         if done == BEGUN:
             raise UserError(
                 "--output_dir: the run there has not ended, so it is not replaced",
@@ -114,21 +114,30 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
                 expected="a run that has ended, or that never began",
                 fix="--resume auto goes on with it; --output_dir runs/ANOTHER begins anew beside it",
             )
-        if foreign:
+        if foreign := foreign + written_on(folder):
             raise UserError(
                 "--output_dir: the run there is not replaced, for there are files that are not a run's",
                 found=f"{folder}, with {listed(foreign)}",
                 fix="move them away, or --output_dir runs/ANOTHER",
             )
         return True
-    if done != NOT_BEGUN or foreign or not {"config.json", "run.log"} <= names:
+    if done != NOT_BEGUN or foreign or not is_run(folder) or "run.log" not in names:
         raise UserError(
             "--output_dir is not empty",
             found=folder,
             expected="a new or empty folder",
-            fix="--resume auto, or another folder",
+            fix=f"{'--resume auto, or ' if is_run(folder) else ''}another folder",
         )
     return True
+
+
+def written_on(folder: Path) -> list[str]:
+    """The models' cards that the user has gone on writing, as paths in a run's folder."""
+    from ds_rag import commit  # torch comes with it
+
+    named = (commit.read_manifest(folder) or {}).get("files", {})
+    cards = [name for name in named if name.endswith("/README.md") and (folder / name).is_file()]
+    return [name for name in cards if commit.measure(folder / name) != named[name]]
 
 
 def standing(folder: Path) -> str:
@@ -169,18 +178,21 @@ def how_far(folder: Path) -> str:
 
 def is_run(folder: Path) -> bool:
     """Has a run made this folder? By its configuration, or a checkpoint where that is damaged."""
+    return configured(folder) or any(folder.glob("checkpoints/*step-*/state.json"))
+
+
+def configured(folder: Path) -> bool | None:
+    """Is config.json that of a run, and not another program's? None: there is none, or it is damaged."""
     try:
         known = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if isinstance(known, dict) and {"train_data", "retriever", "generator"} <= set(known):
-            return True
-    except (OSError, ValueError):
-        pass
-    return any(folder.glob("checkpoints/*step-*/state.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return isinstance(known, dict) and {"train_data", "retriever", "generator"} <= set(known)
 
 
 def runs_of_index(folder: Path) -> list[Path]:
     """The runs whose own index, `RUN/index`, this is, by its name or by where it leads."""
-    places = (Path(os.path.abspath(folder)), folder.resolve())
+    places = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
     return [p.parent for p in dict.fromkeys(places) if p.name == "index" and is_run(p.parent)]
 
 
@@ -189,5 +201,5 @@ def check_beside_run(place: Path, flag: str) -> None:
     for parent in place.parents:
         if is_run(parent):
             path = place.relative_to(parent)
-            if path.parts[0] in FOLDERS or re.fullmatch(RUN, path.as_posix()):
+            if re.fullmatch(RESERVED, path.parts[0]) or re.fullmatch(RUN, path.as_posix()):
                 raise UserError(f"{flag}: among the files of the run {parent}", found=place, expected="another place")

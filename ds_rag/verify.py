@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,10 @@ def of_pointer(run: Path) -> list[Finding]:
 
 def of_index(run: Path) -> Finding:
     index, manifest = of_sealed(run / "index"), commit.read_manifest(run / "index") or {}
-    made_by = manifest.get("model_hash")
-    if not index.wrong and (run / "retriever").is_dir() and made_by != hash_model(run / "retriever"):
-        index.wrong.append("made by another retriever than RUN/retriever")
+    if not index.wrong and (run / "retriever").is_dir():
+        with suppress(OSError):  # a retriever that cannot be read is told of as the run's
+            if manifest.get("model_hash") != hash_model(run / "retriever"):
+                index.wrong.append("made by another retriever than RUN/retriever")
     if note := source_note(manifest):
         index.note += f"; {note}"
     return index

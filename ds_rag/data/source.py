@@ -6,6 +6,7 @@ with its size kept and its time put back passes for the same; `ds-rag verify` ha
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Source:
 def look(path: str | Path, flag: str = "--corpus") -> Source:
     """To be called before the files are read: what changes meanwhile then shows. No times where a file cannot be looked
     at, which whoever reads it will tell. Raises UserError as `detect` does."""
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.realpath(Path(path).expanduser()))
     kind = detect(path, flag)
     try:
         if kind == "beir":

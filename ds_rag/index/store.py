@@ -98,7 +98,7 @@ def describe(
         pooling=settings.pooling,
         corpus_hash=hash_texts(texts),
         shards=shards,
-        source=str(Path(source).expanduser().resolve()) if source else "",
+        source=os.path.realpath(Path(source).expanduser()) if source else "",
         tokens=tokens,
         precision=precision,
         source_files=source_files or {},

@@ -52,9 +52,10 @@ def read_config(folder: Path, what: str, trusted: bool) -> Any:
 def check_folder(folder: Path, what: str, trusted: bool) -> None:
     """No configuration of the folder names an implementation that would be fetched from the hub, unless
     --trust_remote_code is given, and none has sizes beyond its weights. Raises UserError."""
-    check_least(readable(folder / "config.json"), what, stored_bytes(folder))
-    for file in () if trusted else sorted(folder.glob("*config*.json")):
-        check_entries(readable(file), file.name, what)
+    with opening(what):  # structures may be too deep to be looked through
+        check_least(readable(folder / "config.json"), what, stored_bytes(folder))
+        for file in () if trusted else sorted(folder.glob("*config*.json")):
+            check_entries(readable(file), file.name, what)
 
 
 def check_entries(config: Any, name: str, what: str) -> None:

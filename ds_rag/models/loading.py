@@ -148,7 +148,7 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
         kind, vocab_size = settings.pop("model_type"), settings.pop("vocab_size")
         if kind not in transformers.CONFIG_MAPPING:
             raise ValueError(f"model_type {kind}, which transformers does not know")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{flag} {source}: not a model configuration",
             found=f"no {error}" if isinstance(error, KeyError) else error,
@@ -234,11 +234,12 @@ def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces:
 
 def check_kind(config: Any, name: str, what: str, trusted: bool) -> None:
     """Is it the configuration of such a model at all? Raises UserError."""
-    if name == "generator":
-        check_causal(config, what, trusted)
-    else:
-        check_encoder(config, what)
-    check_pad(config, what)
+    with opening(what):  # values may be of any type
+        if name == "generator":
+            check_causal(config, what, trusted)
+        else:
+            check_encoder(config, what)
+        check_pad(config, what)
 
 
 def checkpoint_activations(models: Iterable[Any], on: bool) -> None:

@@ -87,6 +87,13 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
             expected="its vocabulary, such as tokenizer.json or tokenizer.model",
             fix=COPY_AGAIN,
         )
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
+        raise UserError(
+            f"{folder}: tokenizer_config.json: model_max_length is no length",
+            found=repr(longest),
+            expected="a number of tokens from 1 on, or none",
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -104,7 +111,8 @@ def check_ids(tokenizer: Any, rows: int, what: str) -> None:
     an error where a text holds it (`check_known`)."""
     added = {n: str(token) for n, token in tokenizer.added_tokens_decoder.items()}
     own = {name: getattr(tokenizer, f"{name}_id") for name in ("pad_token", "eos_token", "unk_token")}
-    own |= {"a special token of every text": max(tokenizer("a")["input_ids"], default=None)}
+    with opening(what):  # settings of any type: this is the first use of them
+        own |= {"a special token of every text": max(tokenizer("a")["input_ids"], default=None)}
     own |= {"the vocabulary": max((n for n in tokenizer.get_vocab().values() if n not in added), default=None)}
     beyond = [f"{name} {n} {added.get(n, '')}".strip() for name, n in own.items() if n is not None and n >= rows]
     if beyond:

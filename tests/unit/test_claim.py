@@ -1,18 +1,19 @@
 """Which folder a training may replace, go on in, or must leave alone.
 
 Variants, of the built-in run's own folder: ended, never begun, stopped at a step, killed after a figure, failed before
-one, killed after a checkpoint, gone on after its end and stopped or killed then, held, with a file of the user's. With
-`--resume`: a run, an empty folder, a folder of something else.
+one, killed after a checkpoint, gone on after its end and stopped or killed then, held, with a file of the user's, of
+another program whose files have the same names. With `--resume`: a run, an empty folder, a folder of something else.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from ds_rag import lock, stopping
+from ds_rag import commit, lock, stopping
 from ds_rag.errors import UserError
 from ds_rag.flags import parse
 from ds_rag.run_folder import claim
@@ -97,6 +98,25 @@ def test_a_file_of_the_users_keeps_its_run(file: str) -> None:
     assert file in str(caught.value) and (OWN / file).read_text() == "mine"
 
 
+def test_a_card_that_the_user_has_gone_on_writing_keeps_its_run() -> None:
+    card = OWN / "retriever/README.md"
+    for text, written in (("# Retriever", False), ("# Retriever\nOur results: ...", True)):
+        shutil.rmtree(OWN, ignore_errors=True)
+        run(ended=5, last=5)
+        card.write_text("# Retriever")
+        facts = {"kind": "run", "files": {"retriever/README.md": commit.measure(card)}}
+        (OWN / "manifest.json").write_text(json.dumps(facts | {"seal": commit.seal_of(facts)}))
+        card.write_text(text)
+        if written:
+            with pytest.raises(UserError, match="not a run's") as caught:
+                claim(parse([]))
+            assert "retriever/README.md" in str(caught.value) and card.read_text() == text
+        else:
+            claim(parse([]))
+            assert not card.exists()
+        lock.release(OWN)
+
+
 def test_of_a_link_in_it_only_the_link_goes(here: Path) -> None:
     run(ended=5, last=5)
     (here / "disk").mkdir()
@@ -118,6 +138,19 @@ def test_a_folder_of_something_else_is_not_gone_on_in(resume: str, file: str) ->
     with pytest.raises(UserError):
         claim(parse(["--train_data", "x.csv", "--output_dir", "thesis", "--resume", resume]))
     assert {f.name: f.read_text() for f in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--output_dir", str(OWN)], ["--resume", "auto"]], ids=str)
+@pytest.mark.parametrize("names", [("config.json",), ("config.json", "run.log"), ("config.json", "run.log", "lock")])
+def test_another_programs_files_that_are_only_named_like_ours_stay(flags: list[str], names: tuple[str, ...]) -> None:
+    OWN.mkdir(parents=True)
+    for name in names:
+        (OWN / name).write_text("" if name == "lock" else '{"lr": 1}')
+    with pytest.raises(UserError) as caught:
+        claim(parse(flags))
+    assert "auto" not in (caught.value.fix or "")  # it would train among them
+    assert (OWN / "config.json").read_text() == '{"lr": 1}' and all((OWN / n).exists() for n in names if n != "lock")
+    lock.release(OWN)
 
 
 def test_what_cannot_be_written_at_the_end_shows_at_the_start() -> None:

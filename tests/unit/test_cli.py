@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch) -> Path:
 def put(folder: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_text("{}")
+        (folder / name).write_text(json.dumps(parse([]).flat()) if name == "config.json" else "{}")
     return folder
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -71,6 +72,16 @@ def folder(file: Path) -> None:
     file.mkdir()
 
 
+def circle(place: Path) -> None:
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    place.symlink_to(place.name)
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 def a_file(place: Path) -> None:
     shutil.rmtree(place)
     place.write_text("")
@@ -98,10 +109,12 @@ MODELS = {
 CASES = [(name, harm) for name, harms in MODELS.items() for harm in harms]
 CASES += [("config.json", with_keys(**pair)) for pair in ({"seed": None}, {"decode": "beam"}, {"top_k": 1.5})]
 CASES += [("retriever", a_file), ("generator", a_file), ("manifest.json", folder)]
+CASES += [("retriever", circle), ("generator", circle), ("retriever/model.safetensors", circle)]
 INDEX = [
     (f"index/{name}", harm) for name in ("manifest.json", "ids.json", "index.faiss") for harm in (cut, Path.unlink)
 ]
 INDEX += [("index/texts.jsonl", not_utf8), ("index", a_file), ("index/manifest.json", folder)]
+INDEX += [("index/ids.json", circle), ("index/manifest.json", circle), ("index/manifest.json", pipe)]
 REPORT = [("results.json", harm) for harm in (cut, empty, not_utf8, folder, says("[]"))]
 REPORT += [("results.json", with_keys(**keys)) for keys in ({"before": 3}, {"samples": [1]}, {"samples": {}})]
 REPORT += [("metrics.jsonl", harm) for harm in (not_utf8, folder)]
@@ -192,6 +205,29 @@ def test_the_index(
     harm(run / name)
     for command in ("ask", "verify"):
         refused(run, command, name, capsys)
+
+
+@pytest.mark.parametrize("harm", [circle, pipe, folder])
+def test_a_checkpoint_s_files_of_another_kind(
+    made: Path, tmp_path: Path, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("manifest.json", "state.json"):
+        (tmp_path / name).mkdir()
+        run = copy(made, tmp_path / name)
+        harm(run / "checkpoints/step-2" / name)
+        refused(run, "verify", name, capsys)
+
+
+@pytest.mark.parametrize("command", ["verify", "ask", "evaluate", "index", "report"])
+def test_links_that_lead_in_a_circle_in_the_place_of_a_run_or_its_index(
+    made: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(made, tmp_path)
+    circle(run / "index")
+    assert call(run, command) == (2 if command in ("ask", "index") else 0)
+    circle(run)
+    assert call(run, command) == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def resealed(folder: Path, **changes: Any) -> None:

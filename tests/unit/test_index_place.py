@@ -1,7 +1,8 @@
 """An index replaces nothing but an index of ours that nobody holds; and what is cleared is only what we made.
 
-Variants of what is in the way: a folder of the user's, a file, the run itself, a user's file within an index, a folder
-with files of an index's names but no manifest, a checkpoint, a user's INDEX.partial, INDEX.tmp-NOTES, a dated copy.
+Variants of what is in the way: a folder of the user's, a file, the run itself, names that a run uses, a user's file
+within an index, a folder with files of an index's names but no manifest, a checkpoint, a user's INDEX.partial,
+INDEX.tmp-NOTES, a dated copy.
 Ways to a held run's index: by default, `--out R/index`, through `..`, a link to the run, a link to the index, another
 run's. Links of the index's place to another place: kept, and followed.
 """
@@ -76,6 +77,8 @@ def in_the_way(here: Path, what: str) -> str:
         return "run"
     elif what == "a run's models":
         return "run/retriever/index"
+    elif what.startswith("run/"):  # a name that the run itself may use
+        return what
     elif what == "notes in an index":
         put(index_at(here / "thesis") / "notes.txt")
     elif what == "notes in the run's index":
@@ -96,6 +99,7 @@ def in_the_way(here: Path, what: str) -> str:
 
 WAYS = ["a thesis", "a file", "the run", "a run's models", "notes in an index", "notes in the run's index"]
 WAYS += ["an index of another tool", "a checkpoint", "a draft beside", "a file beside", "a lock of something else"]
+WAYS += ["run/export.pending", "run/index.partial", f"run/index.tmp-{'a' * 32}", "run/refresh", "run/report.html"]
 
 
 @pytest.mark.parametrize("what", WAYS)

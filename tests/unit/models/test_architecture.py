@@ -340,3 +340,23 @@ def test_plan_answers_of_absurd_sizes(keys: Any, tmp_path: Path) -> None:
         command.main(["--retriever", "bge-base", "--generator", f"config:{tmp_path}/model.json"])
     except UserError as error:
         assert "no way fits" in str(error)
+
+
+DEEP = "[" * 100_000
+ODD = [("config.json", {"architectures": 3}), ("config.json", {"pad_token_id": "0"}), ("config.json", DEEP)]
+ODD += [("config.json", {"sub": json.loads("[" * 800 + "]" * 800)}), ("tokenizer_config.json", DEEP)]
+ODD += [("tokenizer_config.json", {"model_max_length": value}) for value in ([], "long", -1, 0)]
+
+
+@pytest.mark.parametrize("role", ["generator", "retriever"])
+@pytest.mark.parametrize(("file", "values"), ODD, ids=[f"{file} {str(values)[:30]}" for file, values in ODD])
+def test_values_of_another_type(any_folder: MakeFolder, role: str, file: str, values: Any) -> None:
+    """They are refused, or nothing reads them."""
+    generates = role == "generator"
+    folder = any_folder("llama", "AutoModelForCausalLM" if generates else "AutoModel", **WIDE)
+    known = json.loads((folder / file).read_text())
+    (folder / file).write_text(values if isinstance(values, str) else json.dumps(known | values))
+    try:
+        (generator_of if generates else retriever_of)(folder)
+    except UserError as error:
+        assert str(folder) in error.message
