@@ -117,7 +117,7 @@ def leftovers(run: Path) -> list[str]:
     names = [f.relative_to(run).as_posix() for f in sorted(run.rglob("*")) if ".tmp" in f.name]
     torn = [f.name for f in (run / "checkpoints").glob("step-*") if commit.PARTIAL not in f.name]
     names += [f"{name}, damaged" for name in sorted(torn) if commit.damages(run / "checkpoints" / name)]
-    names += [name for name in ("refresh", "exit.json", "STOP") if (run / name).exists()]
+    names += [name for name in ("refresh", "exit.json", "STOP", "export.pending") if (run / name).exists()]
     latest = (run / "checkpoints" / LATEST).read_text()
     if latest != f"step-{committed(run)}":
         names.append(f"{LATEST} that names {latest}")

@@ -110,9 +110,8 @@ def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]
 
 def prune(run: Path, keep: int, best_step: int | None) -> None:
     """Only after a newer one is there whole; what a run that went back has abandoned goes with them."""
-    complete = checkpoints(run)
-    old = [f for f in complete[: max(0, len(complete) - max(LEAST_KEPT, keep))] if f.name != f"step-{best_step}"]
-    for folder in (*abandoned(run), *old):
+    old = checkpoints(run)[: -max(LEAST_KEPT, keep)]
+    for folder in (*abandoned(run), *(f for f in old if f.name != f"step-{best_step}")):
         remove(folder)
 
 

@@ -100,7 +100,7 @@ def cores_of_rank() -> int:
 def container_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
     """The cores' time that a container may use, rounded up; 0: as much as it likes."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
         return -(-int(quota) // int(period))
     except (OSError, ValueError):  # no such file, or "max"
         return 0

@@ -83,7 +83,9 @@ def put_in_place(run: Path) -> None:
             if name == MANIFEST:
                 commit.sync_folder(run)
             faults.point("exchange")
-            move(pending / name, run / name, old / name, name in manifest["names"] or name == MANIFEST)
+            comes = name in manifest["names"] or name == MANIFEST
+            if comes or name != INDEX:  # one that does not come along stays: it says itself whose it is
+                move(pending / name, run / name, old / name, comes)
         commit.sync_folder(run)
     faults.point("exchange")
     clear(run, old)

@@ -8,7 +8,7 @@ requires it.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,7 @@ class Prompt:
             return start + around.tail
         return np.concatenate([start, np.array(around.tail, dtype=np.int32)])
 
-    def own_length(self, name: str, ids: Sequence[int]) -> int:
+    def own_length(self, name: str, ids: Sized) -> int:
         """How many of a field's ids are the text's own."""
         end = name == "answer" and self.tokenizer.eos_token_id is not None
         return max(0, len(ids) - self.around[name].size - end)

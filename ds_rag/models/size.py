@@ -17,6 +17,7 @@ from ds_rag.errors import UserError
 BYTES_OF_A_LAYER = 100_000  # of Python's own, at the least, however narrow it is
 BYTES_OF_A_LABEL = 200
 NEW, STORED = 4.0, 0.25  # bytes of a weight: float32; the tightest quantisation
+HARMLESS = 1e9  # weights that any machine has room for: files that are cut short have an error of their own
 
 
 def stored_bytes(folder: Path) -> int:
@@ -48,7 +49,7 @@ def check_counted(build: Callable[[], Any], what: str, held: int) -> None:
 
 def compare(weights: float, objects: float, what: str, held: int) -> None:
     room = psutil.virtual_memory().total
-    if held and STORED * weights > held:
+    if held and weights > HARMLESS and STORED * weights > held:
         raise UserError(
             f"{what}: a configuration larger than the weights beside it",
             found=f"{weights:.3g} weights by config.json, {held:.3g} bytes in the files",

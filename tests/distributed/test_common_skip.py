@@ -32,8 +32,9 @@ OVERFLOW = [
 ]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 rank", "2 ranks"])
 def world(request: pytest.FixtureRequest) -> int:
+    """What one rank skips, two skip together."""
     return request.param
 
 

@@ -68,8 +68,9 @@ HALF: dict[str, Run] = {
 NAMES = [*RUNS, *HALF]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 rank", "2 ranks"])
 def world(request: pytest.FixtureRequest) -> int:
+    """One rank's ground is that of test_independent_step, test_joint_step and unit/test_train_step too."""
     return request.param
 
 
@@ -87,7 +88,7 @@ def test_fp32_is_plain_pytorch(found: list[list[Found]], world: int, name: str) 
 ON_MORE = ["zero2 world", "zero3 lora x4", "zero3 world chunks checkpoints", "zero23 world chunks x2"]
 
 
-@pytest.mark.parametrize("more", [3, 4])
+@pytest.mark.parametrize("more", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_more_ranks(more: int) -> None:
     found = run_ranks(train_real, more, [RUNS[name] for name in ON_MORE], timeout=300)
     for n, name in enumerate(ON_MORE):

@@ -94,7 +94,7 @@ def test_row_37_a_training_whose_terminal_is_closed_saves_and_ends_with_75(tmp_p
     assert [step for step, _ in lines(run, "train", "loss")] == list(range(1, 9)) and (run / "report.html").exists()
 
 
-@pytest.mark.parametrize(("command", "forward"), [("evaluate", 2), ("ask", 1), ("index", 2), ("mine", 2)])
+@pytest.mark.parametrize(("command", "forward"), [("evaluate", 1), ("ask", 1), ("index", 2), ("mine", 1)])
 def test_row_37_ctrl_c_is_one_line_and_130(
     run: Path, data: list[str], tmp_path: Path, command: str, forward: int
 ) -> None:

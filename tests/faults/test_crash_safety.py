@@ -36,7 +36,13 @@ def resume(run: Path, flags: list[str], world: int = 1, *more: str) -> str:
     return ranks.said()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+def slow(*values: Any) -> Any:
+    """A case whose ground others cover, here or in tests/unit/test_checkpoint.py, test_commit.py, test_stopping.py and
+    tests/distributed/test_engine_state.py: run by `make test-all`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("victim", [slow(0), 1])
 def test_row_1_one_of_two_ranks_killed_in_a_step(tmp_path: Path, flags: list[str], whole: Whole, victim: int) -> None:
     run, began = tmp_path / "run", time.monotonic()
     ranks = start(["train", "--output_dir", run, *flags], 2, f"micro_batch:{victim}:kill:6")
@@ -48,7 +54,8 @@ def test_row_1_one_of_two_ranks_killed_in_a_step(tmp_path: Path, flags: list[str
     same(run, whole["2"])
 
 
-POINTS = ["save_model", "save_optimizer", "before_manifest", "before_rename", "before_latest", "after_latest"]
+POINTS = ["save_model", slow("save_optimizer"), "before_manifest", "before_rename", "before_latest"]
+POINTS += [slow("after_latest")]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -91,7 +98,7 @@ def test_row_4_killed_while_an_index_is_written(tmp_path: Path, whole: Whole, po
     assert not commit.partials(run)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [slow(0), 1])
 def test_row_5_one_rank_hangs(tmp_path: Path, flags: list[str], victim: int) -> None:
     run, other, fault = tmp_path / "run", 1 - victim, f"micro_batch:{victim}:stop:6"
     ranks = start(["train", "--output_dir", run, *flags, "--collective_timeout", "0.15"], 2, fault)
@@ -117,11 +124,11 @@ def test_row_6_cut_in_mid_epoch_and_mid_accumulation(tmp_path: Path, flags: list
     same(run, whole[kind])
 
 
-STAGES = ["ds_configs/zero3.json", "ds_configs/zero0.json"]
+ELSEWHERE = [(2, 1, "ds_configs/zero3.json"), (1, 2, "ds_configs/zero0.json")]
+ELSEWHERE += [slow(1, 2, "ds_configs/zero3.json"), slow(2, 1, "ds_configs/zero0.json")]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("before", "after", "stage"), ELSEWHERE)
 def test_row_7_goes_on_with_other_ranks_and_another_stage(
     tmp_path: Path, flags: list[str], whole: Whole, before: int, after: int, stage: str
 ) -> None:
@@ -155,7 +162,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [slow(place) if place == "in the first index" else place for place in PLACES])
 def test_row_10_a_signal_leaves_one_checkpoint_and_75(
     tmp_path: Path, flags: list[str], whole: Whole, place: str
 ) -> None:

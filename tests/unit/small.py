@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ds_rag import cli, dist, export, run_files
+from ds_rag import cli, dist, export, lock, run_files
 from ds_rag.assemble import Parts, make_prompt, tokenize_run
 from ds_rag.batch import Batch, CellList
 from ds_rag.config import ModelConfig, RunConfig, build
@@ -119,6 +119,7 @@ def finished_run(folder: Path) -> Path:
         (place / "results.json").write_text(json.dumps({"before": {"mrr": 0.1}, "after": {"mrr": 0.2}, "samples": []}))
         (place / "config.json").write_text(run_files.configuration_text(config))
     assert cli.main(["index", "--run", str(run), "--corpus", str(folder / "corpus.jsonl")]) == 0
+    lock.release(run)  # a process of its own would have ended
     return run
 
 

@@ -117,6 +117,22 @@ def test_a_model_that_is_no_more_goes(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("replaced*"))
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_an_index_that_does_not_come_along_stays(tmp_path: Path, linked: bool) -> None:
+    """Of a run whose index is a link to another place: it is written there afterwards."""
+    run, place = tmp_path / "run", tmp_path / "disk/index"
+    leave(run, "before")
+    if linked:
+        place.parent.mkdir()
+        (run / "index").rename(place)
+        (run / "index").symlink_to(place)
+    with export.staged(run) as folder:
+        (folder / "retriever").mkdir()
+        (folder / "retriever/weights.bin").write_text("new")
+    assert (run / "index/text").read_text() == "before" and (run / "index").is_symlink() == linked
+    assert not list(run.glob("replaced*")) and not (run / "generator").exists()
+
+
 def test_files_of_the_user_s_own_are_kept(tmp_path: Path) -> None:
     leave(tmp_path, "before")
     (tmp_path / "retriever/onnx").mkdir()

@@ -182,7 +182,7 @@ def write(folder: Path, text: str) -> None:
     flat = faiss.IndexFlatIP(2)
     flat.add(vectors)
     share = Share(np.arange(1), vectors, np.zeros(1))
-    built = Built(CorpusIndex([type("Part", (), {"index": flat})()], 1), share, vectors)  # type: ignore[list-item]
+    built = Built(CorpusIndex([type("Part", (), {"index": flat})()], 1), share, vectors)
     publish(folder, built, [text], [text], Manifest("m", 1, 2, "flat", True, "mean", "c"))
 
 

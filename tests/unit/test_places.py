@@ -228,3 +228,24 @@ def test_files_follow_the_umask(here: Path, mask: int) -> None:
         os.umask(before)
     for name in ("x.safetensors", "y.json"):
         assert stat.S_IMODE((here / name).stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_report_of_the_users_own_is_not_written_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "run").mkdir()
+    (here / "run/metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1.0}\n')
+    (here / "run/report.html").write_text("ten years")
+    assert cli.main(["report", "run"]) == 2
+    assert "another report.html" in capsys.readouterr().err and (here / "run/report.html").read_text() == "ten years"
+
+
+@pytest.mark.parametrize("out", ["thesis.txt", "full", "run/retriever/merged", "locked/x", "thesis.txt/x"])
+def test_merge_writes_over_nothing(here: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
+    for name, text in (("full/chapter.txt", "x"), ("run/retriever/adapter_config.json", "{}")):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(text)
+    (here / "run/config.json").write_text('{"train_data": "x", "retriever": "r", "generator": "g"}')
+    before = kept(here)
+    with bound():
+        assert cli.main(["merge", "--run", "run", "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert "--out" in said and "Traceback" not in said and kept(here) == before

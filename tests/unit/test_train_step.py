@@ -43,8 +43,12 @@ WAYS: list[dict[str, Any]] = [
     {"gradient_checkpointing": True, "generator_backward": "exact", "micro_cells": "4"},
     {"prompt_template": "{query} {passage} ->"},
 ]
-WAYS_OF: list[dict[str, Any]] = [{"objective": name} for name in LOSSES]
+# By what a way can tell apart: a weight a cell, a weight a token, none, detached with a reader loss, other tokens.
+WAYS_OF: list[Any] = [{"objective": name} for name in ("rag_sequence", "rag_token", "infonce", "emdr2")]
 WAYS_OF += [{"objective": "positive_only", "lm_tokens": "answer"}]
+WAYS_OF += [
+    pytest.param({"objective": name}, marks=pytest.mark.slow) for name in ("positive_only", "pdist", "replug_lsr")
+]
 
 
 def label(variant: dict[str, Any]) -> str:
@@ -103,7 +107,8 @@ def compare_with_one_graph(accumulation: int, variant: dict[str, Any]) -> None:
         assert bool(a.norm() > 1e-3) == learns, f"{name}: the case shows nothing"
         assert float((a - b).norm()) <= 2e-5 * float(a.norm()), name
     if variant.get("learn_temperature"):
-        assert abs(float(found["retriever.log_temperature"])) > 1e-4
+        own = float(wanted["retriever.log_temperature"])  # small beside the others': held by itself
+        assert abs(own) > 1e-5 and float(found["retriever.log_temperature"]) == pytest.approx(own, rel=1e-2)
     assert totals["queries"] == 3 * accumulation
 
 
