@@ -12,6 +12,7 @@ from ds_rag.config import ALIASES, DataConfig, ModelConfig, RunConfig, build
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
 from ds_rag.data.dataset import CHUNK, assemble, columns_of, corpus_source
 from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
+from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread
 from ds_rag.errors import UserError
@@ -151,7 +152,7 @@ def measure_all(
     """Side -> unit -> spread, how many are cut, and at which length. Passages of corpus and rows, each text once."""
     texts = {
         "query": [row.query for row in rows],
-        "passage": list(dict.fromkeys(passage.text for passage in [*corpus, *passages_of(rows)])),
+        "passage": sorted({passage.text for passage in corpus} | texts_of(rows)),
         "answer": [answer for row in rows for answer in row.answers],
     }
     sides, cuts = measures(config)

@@ -158,7 +158,7 @@ def configuration(run: Path) -> dict[str, Any]:
                 )
             if f.name in values and value is not None and (bounds := BOUNDS[f.name]) is not None:
                 # An earlier version took such a value without a word.
-                fix = "write one that is in that file; its models are as they were trained"
+                fix = "put a value within these bounds into that file; the models stay as they were trained"
                 bounds.check(value, f"{file}: {f.name}", fix)
     try:
         build(values)

@@ -20,6 +20,14 @@ OF_ITS_ROWS = {"corpus", "max_eval_samples", "on_bad_row"} | {
     f.name for f in fields(DataConfig) if f.name.endswith("_column")
 }
 
+# Flags of data, models and evaluation that training alone reads.
+OF_TRAINING = {
+    *("train_data", "max_train_samples", "assume_first_positive", "encoders", "freeze", "gradient_checkpointing"),
+    *("lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "learn_temperature"),
+    *("refresh_index", "refresh_mode", "refresh_staleness", "refresh_fraction"),
+    *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"),
+}
+
 
 @dataclass
 class Saved:
@@ -41,6 +49,12 @@ def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> 
     """
     quiet_libraries()
     given = {ALIASES.get(k, k): v for k, v in vars(args).items() if k not in own | {"run", "device"}}
+    if idle := sorted(OF_TRAINING & set(given)):
+        raise UserError(
+            "settings of training, which have no effect here",
+            found=", ".join(f"--{name}" for name in idle),
+            fix="leave them out" + (" (--data FILE names the rows)" if "train_data" in idle else ""),
+        )
     if args.run:
         run = Path(args.run)
         manifest = export.ready(run, hashes)

@@ -91,6 +91,7 @@ IDLE = (
     ),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: c.objective.objective in TAUGHT, "the objective has no reader loss"),
+    Rule(("reader_loss",), lambda c: c.model.freeze != "generator", UNTAUGHT),
     Rule(("target_temperature",), lambda c: c.objective.objective in TAUGHT[1:], "it is pdist's and replug_lsr's"),
     Rule(("lm_tokens",), lambda c: c.objective.objective == "positive_only", "it is positive_only's"),
     Rule(
@@ -127,6 +128,7 @@ IDLE = (
         lambda c: not (c.run.deepspeed_retriever and c.run.deepspeed_generator),
         "each engine has a file of its own",
     ),
+    Rule(("save_total_limit",), lambda c: c.run.save_steps > 0 or picks_best(c), "--save_steps is 0"),
     Rule(("resume_changed",), lambda c: c.run.resume != "never", "--resume is never"),
 )
 

@@ -27,7 +27,7 @@ ROW_NAMES: dict[str, tuple[str, ...]] = {
         *("negatives", "negative", "negative_passages", "hard_negatives", "hard_negative"),
         *("hard_negative_ctxs", "neg"),
     ),
-    "label": ("label", "labels"),
+    "label": ("label", "labels", "is_selected", "is_relevant", "is_positive", "relevant"),
 }
 # Roles that numbered columns share (negative_1 ... negative_n, as sentence-transformers has them), and their names.
 NUMBERED = {
@@ -36,13 +36,13 @@ NUMBERED = {
     "answers": ("answer",),
 }
 # Columns that mean something to other toolkits and are not read here: what to do instead.
-UNREAD = dict.fromkeys(
+RELEVANCE = "a passage is relevant or not: a column 'label' of 0 and 1 is read"
+UNREAD = dict.fromkeys(ROW_NAMES["label"], "only whole numbers, or true and false, say which passage is relevant")
+UNREAD |= dict.fromkeys(
     ("prompt", "instruction", "instructions", "system", "system_prompt", "query_prompt", "query_instruction"),
     "rows have no prompts of their own: --query_prefix and --prompt_template are those of all rows",
-) | dict.fromkeys(
-    ("score", "scores", "pos_scores", "neg_scores", "similarity", "relevance"),
-    "a passage is relevant or not: a column 'label' of 0 and 1 is read",
 )
+UNREAD |= dict.fromkeys(("score", "scores", "pos_scores", "neg_scores", "similarity", "relevance"), RELEVANCE)
 CORPUS_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "_id", "docid", "doc_id", "passage_id", "pid"),
     "text": ("text", "passage", "contents", "content", "abstract", "context"),

@@ -13,7 +13,7 @@ from ds_rag.data.bad_rows import LOG, Faults, Reading
 from ds_rag.data.beir import read_beir
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
 from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names
-from ds_rag.data.rows import labels_relevance, refuse_ids, to_rows
+from ds_rag.data.rows import BY_ID, ID_LIKE, labels_relevance, refuse_ids, to_rows
 from ds_rag.data.shards import find_shards, read_shards
 from ds_rag.data.tables import read_parquet, read_saved_dataset
 from ds_rag.data.text_files import read_csv, read_jsonl
@@ -102,8 +102,16 @@ def scan_corpus(path: str | Path, flag: str, reading: Reading | None = None) -> 
 
 
 def passages_of(rows: Iterable[Row]) -> list[Passage]:
-    """The corpus where none is given: the distinct passages of the rows, as `passage-<n>`."""
+    """The corpus where none is given: the distinct passages of the rows, as `passage-<n>`. Raises UserError where all
+    of them are ids."""
     texts = dict.fromkeys(text for row in rows for text in (*row.positives, *row.passages, *row.negatives))
+    if texts and all(ID_LIKE.fullmatch(text) for text in texts):
+        raise UserError(
+            "rows name their passages by id, and there is no corpus",
+            found=", ".join(map(repr, list(texts)[:3])),
+            expected="the passages' texts",
+            fix=f"{BY_ID}. Where these are the texts: --corpus FILE with them",
+        )
     return [Passage(f"passage-{n}", text) for n, text in enumerate(texts, start=1)]
 
 

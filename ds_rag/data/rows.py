@@ -35,6 +35,12 @@ def to_rows(
     if not (need_passages and faults.of_training):
         return rows
     useful = [row for row in rows if row.positives or row.passages]
+    if rows and not useful and not faults.found:
+        raise UserError(
+            f"{faults.source}: no query has a relevant passage",
+            found=f"{len(rows)} queries, and every passage of theirs is labelled as not relevant",
+            expected="passages with a label above 0",
+        )
     if len(useful) < len(rows):
         faults.note(f"{len(rows) - len(useful)} queries of which no passage is relevant are left out")
     return useful

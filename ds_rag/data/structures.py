@@ -64,7 +64,7 @@ def value_of(node: ast.expr) -> object:
     """Of literals, and of NumPy's array([...], dtype=...) and np.str_('...'). Raises ValueError for anything else."""
     if isinstance(node, ast.Constant) and not isinstance(node.value, bytes) and node.value is not Ellipsis:
         return node.value
-    if isinstance(node, ast.List | ast.Tuple):
+    if isinstance(node, ast.List | ast.Tuple | ast.Set):
         return [value_of(item) for item in node.elts]
     if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
         keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]

@@ -117,7 +117,12 @@ def described(folder: Path | None, config: Any, model: ModelConfig) -> Retriever
     if model.pooling == "auto" and pooling is not None:
         settings.pooling = read_pooling(folder, read_json(pooling) or {})
     keys = transformer_settings(folder)
+    refuse_unless(folder, "do_lower_case", keys.get("do_lower_case"), (None, False, True))
     settings.do_lower_case = bool(keys.get("do_lower_case"))
+    for key in ("max_seq_length", "query_length", "document_length"):
+        length = keys.get(key)
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise UserError(f"--retriever {folder}: {key} is no length", found=length, expected="tokens, 1 or more")
     sides = {"query": keys.get("query_length"), "passage": keys.get("document_length")}
     given = {side: [n for n in (keys.get("max_seq_length"), length) if n] for side, length in sides.items()}
     settings.limits = {side: min(numbers) for side, numbers in given.items() if numbers}
@@ -173,7 +178,10 @@ def read_whole(folder: Path, settings: RetrieverSettings, normalized: bool, mode
         known = (None, "cosine", "dot", "dot_score", *(("euclidean",) if normalized else ()))
         fix = "choose one with --normalize: true (cosine) or false (dot)"
         refuse_unless(folder, "similarity_fn_name", similarity, known, fix)
-    prompts = {name: text for name, text in (whole.get("prompts") or {}).items() if text is not None}
+    prompts = whole.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise UserError(f"--retriever {folder}: prompts that are none", found=prompts, expected="texts by name")
+    prompts = {name: text for name, text in prompts.items() if text is not None}
     settings.prompts, default = prompts, whole.get("default_prompt_name")
     settings.query_prefix = prompts.get("query", "")
     settings.passage_prefix = next((prompts[name] for name in PASSAGE_PROMPTS if prompts.get(name)), "")

@@ -147,4 +147,4 @@ def test_a_saved_runs_configuration_names_its_file_and_what_to_do(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(RunConfig().flat() | {name: value}))
         with pytest.raises(UserError, match=f"config.json: {name}: out of bounds".replace(".", r"\.")) as caught:
             configuration(tmp_path)
-        assert "in that file" in str(caught.value.fix)
+        assert "into that file" in str(caught.value.fix)

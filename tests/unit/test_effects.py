@@ -33,7 +33,7 @@ ALWAYS = """train_data eval_data corpus query_column answer_column positive_colu
     per_device_train_batch_size gradient_accumulation_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
     max_bad_steps max_grad_norm max_steps warmup_steps lr_scheduler_type bf16 fp16 seed
     per_device_eval_batch_size index_factory index_shards top_k
-    output_dir deepspeed_retriever resume save_steps save_total_limit collective_timeout report_to detect_collapse
+    output_dir deepspeed_retriever resume save_steps collective_timeout report_to detect_collapse
     debug"""
 
 INFONCE, FROZEN = ["--objective", "infonce"], ["--freeze", "generator"]
@@ -68,6 +68,7 @@ DOES_NOTHING = [
     (["--answer_logprob", "mean", "--objective", "pdist", "--reader_loss", "none"], "answer_logprob"),
     (["--index_candidates", "3"], "index_candidates"),
     (["--reader_loss", "posterior"], "reader_loss"),
+    (["--reader_loss", "posterior", "--objective", "emdr2", *FROZEN], "reader_loss"),
     (["--target_temperature", "2", "--objective", "emdr2"], "target_temperature"),
     (["--lm_tokens", "answer"], "lm_tokens"),
     (["--contrastive_symmetric"], "contrastive_symmetric"),
@@ -88,6 +89,7 @@ DOES_NOTHING = [
     (["--refresh_staleness", "9"], "refresh_staleness"),
     (["--metric_for_best_model", "f1"], "metric_for_best_model"),
     (["--deepspeed", "A", "--deepspeed_retriever", "B", "--deepspeed_generator", "C"], "deepspeed"),
+    (["--save_total_limit", "5", "--save_steps", "0"], "save_total_limit"),
     (["--resume_changed"], "resume_changed"),
 ]
 WORKS = [
@@ -107,6 +109,7 @@ WORKS = [
     ["--candidates_from", "index", "--eval_data", "none", "--refresh_index", "9"],
     ["--early_stopping_patience", "3", "--metric_for_best_model", "exact_match"],
     ["--learning_rate", "1", "--retriever_learning_rate", "0.1"],
+    ["--save_total_limit", "5", "--save_steps", "0", "--load_best_model_at_end"],
     ["--resume", "auto", "--resume_changed"],
 ]
 CONTRADICTS = [

@@ -137,3 +137,10 @@ def test_the_builtin_rows_of_a_run_are_asked_of_their_own_corpus_only(monkeypatc
         with pytest.raises(UserError, match="built-in rows") as caught:
             measure.main(Namespace(controls=False, json=None, **{name: "x"}))
         assert "--data FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--train_data x", "--freeze retriever", "--lora both", "--refresh_index 9"])
+def test_settings_of_training_are_no_settings_of_a_reading(flag, run):
+    with pytest.raises(UserError, match="settings of training") as error:
+        opened("--run", str(run), *flag.split())
+    assert flag.split()[0] in error.value.found

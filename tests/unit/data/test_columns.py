@@ -177,7 +177,7 @@ def test_labels_of_pairs(labels: list, wanted: tuple, shape: str, files: Any) ->
     row = read_rows(path, flag="--eval_data")[0]
     assert (row.positives, row.negatives) == wanted and row.passages == () and row.judged
     if not wanted[0]:
-        with pytest.raises(UserError, match="holds no rows"):
+        with pytest.raises(UserError, match="no query has a relevant passage"):
             read_rows(path)
     elif shape != "lists":
         assert [r.query for r in read_rows(path)] == ["q", "other"]
@@ -197,7 +197,15 @@ def test_grades_and_what_is_no_label(files: Any) -> None:
     assert "has 1 values for 2 passages" in files.error(path)
     reading = Reading()  # classes of something else
     (row,) = read_rows(files.jsonl("r.jsonl", [fields | {"passage": "x", "label": "sports"}]), reading=reading)
-    assert row.positives == ("x",) and not row.judged and "not used: 'label'" in reading.notices[0]
+    assert row.positives == ("x",) and not row.judged
+    assert reading.notices[0].startswith("warning: ") and "not used: 'label'; 'label': only whole" in reading.notices[0]
+
+
+@pytest.mark.parametrize("name", ["label", "is_selected", "Is Relevant", "is_positive", "relevant"])
+def test_other_names_of_a_label(name: str, files: Any) -> None:
+    rows = [{"query": "q", "answer": "a", "passages": ["p", "n"], name: [1, 0]}]
+    (row,) = read_rows(files.jsonl("r.jsonl", rows))
+    assert (row.positives, row.passages, row.negatives) == (("p",), (), ("n",))
 
 
 def test_ids_of_queries_repeat_and_ids_of_rows_do_not(files: Any) -> None:

@@ -74,14 +74,14 @@ def test_first_candidate_as_positive():
 
 
 ROWS = [
-    {"query": "one ?", "answer": "1", "passages": ["p1", "p2"]},
-    {"query": "two ?", "answer": "2", "passages": ["p2", "p3"]},
+    {"query": "one ?", "answer": "1", "passages": ["passage 1", "passage 2"]},
+    {"query": "two ?", "answer": "2", "passages": ["passage 2", "passage 3"]},
 ]
 
 
 def test_rows_make_the_corpus_where_none_is_given(write):
     data = read_data(DataConfig(train_data=write("train.jsonl", ROWS)), builtin=False)
-    assert data.texts == ["p1", "p2", "p3"]
+    assert data.texts == ["passage 1", "passage 2", "passage 3"]
     assert data.corpus_size == 3
     assert [(e.query, e.answers, e.positives, e.others) for e in data.train] == [
         ("one ?", ("1",), (), (0, 1)),
@@ -90,7 +90,7 @@ def test_rows_make_the_corpus_where_none_is_given(write):
 
 
 def test_an_objective_that_needs_positives_says_so(write):
-    labelled = {"query": "three ?", "answer": "3", "positives": ["p1"]}
+    labelled = {"query": "three ?", "answer": "3", "positives": ["passage 1"]}
     path = write("train.jsonl", [labelled | {"passages": []}, *({**r, "positives": []} for r in ROWS)])
     with pytest.raises(UserError, match="needs labelled positives") as error:
         read_data(DataConfig(train_data=path), builtin=False, need_positive=True)
@@ -106,16 +106,16 @@ def test_a_corpus_of_its_own_and_limits(write):
     config = DataConfig(
         train_data=write("train.jsonl", ROWS),
         eval_data=write("eval.jsonl", [{"query": f"{n} ?", "answer": "x", "positive": "p9"} for n in range(3)]),
-        corpus=write("corpus.jsonl", [{"_id": "x", "text": "p9"}, {"_id": "y", "text": "p2"}]),
+        corpus=write("corpus.jsonl", [{"_id": "x", "text": "p9"}, {"_id": "y", "text": "passage 2"}]),
         max_train_samples=1,
         max_eval_samples=2,
     )
     data = read_data(config, builtin=False)
-    assert data.texts[:2] == ["p9", "p2"]
+    assert data.texts[:2] == ["p9", "passage 2"]
     assert data.ids[:2] == ["x", "y"]
     assert (data.corpus_size, len(data.train), len(data.evaluation)) == (2, 1, 2)
     alone = read_evaluation(config, builtin=False)
-    assert (alone.texts, len(alone.train), len(alone.evaluation)) == (["p9", "p2"], 0, 2)
+    assert (alone.texts, len(alone.train), len(alone.evaluation)) == (["p9", "passage 2"], 0, 2)
 
 
 def test_a_beir_folder_brings_its_corpus(write, tmp_path):
@@ -190,7 +190,7 @@ def test_rows_of_queries_and_answers_alone_where_the_index_supplies_passages(wri
 
 def test_one_bare_row_among_others_needs_the_index_too(write):
     train = write("train.jsonl", [*ROWS, BARE[0]])
-    corpus_file = write("corpus.jsonl", [{"_id": "x", "text": "p1"}])
+    corpus_file = write("corpus.jsonl", [{"_id": "x", "text": "passage 1"}])
     with pytest.raises(UserError, match=r"train\.jsonl:3: neither labelled nor unlabelled.*--candidates_from index"):
         read_data(DataConfig(train_data=train, corpus=corpus_file), builtin=False)
     data = read_data(DataConfig(train_data=train, corpus=corpus_file), builtin=False, from_index=True)

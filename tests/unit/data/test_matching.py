@@ -4,6 +4,7 @@ not, that is said. Rows that name passages by their ids alone are refused."""
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from ds_rag.config import DataConfig
 from ds_rag.data.bad_rows import Reading, say_notices
 from ds_rag.data.dataset import RagData, assemble, read_data
 from ds_rag.data.formats import Passage, Row, read_corpus, read_rows
-from ds_rag.data.matching import overlaps
+from ds_rag.data.matching import overlaps, words
 from ds_rag.errors import UserError
 from ds_rag.log import Console
 
@@ -44,6 +45,10 @@ BODY = "the tavern of Zor is amber"
         (CORPUS, {"_id": "m1", "title": "Of Zor", "text": BODY}),
         (PLAIN, {"title": "Zor", "text": BODY}),
         (PLAIN, {"id": "m1", "title": "Of Zor", "text": BODY + "."}),
+        (CORPUS, f"Zor: {BODY}"),
+        (CORPUS, f"ZOR | {BODY}"),
+        (CORPUS, f"Zor.\n\n{BODY}"),
+        ([CORPUS[0] | {"title": "", "text": f"Zor - {BODY}"}, *CORPUS[1:]], {"title": "Zor", "text": BODY}),
     ],
 )
 @pytest.mark.parametrize("role", ["positives", "passages", "negatives"])
@@ -111,6 +116,20 @@ def test_ids_in_the_place_of_texts_are_refused(positives: list[str], held: bool,
     assert "BEIR folder" in error.value.fix and positives[0] in error.value.found
 
 
+@pytest.mark.parametrize("gold", ["MS_12", ["d1", "d2"]])
+@pytest.mark.parametrize("column", ["positive_column", "passages_column"])
+def test_ids_without_a_corpus_are_refused_too(gold: Any, column: str, files: Any) -> None:
+    path = files.jsonl(
+        "r.jsonl", [{"query": "q", "answer": "a", "gold": gold}, {"query": "r", "answer": "a", "gold": "x-3"}]
+    )
+    config = DataConfig(train_data=str(path), **{column: "gold"})
+    with pytest.raises(UserError, match="rows name their passages by id, and there is no corpus") as error:
+        read_data(config, builtin=False)
+    assert "BEIR folder" in error.value.fix
+    texts = files.jsonl("c.jsonl", [{"text": text} for text in ("MS_12", "d1", "d2", "x-3")])  # codes that are texts
+    assert read_data(replace(config, corpus=str(texts)), builtin=False).corpus_size == 4
+
+
 @pytest.mark.parametrize("positive", ["amber", "nothing of 1999", BODY, "42 is the answer"])
 def test_texts_are_not_taken_for_ids(positive: str, files: Any) -> None:
     assert read(files, CORPUS, {"positives": [positive]}).train[0].positives
@@ -131,6 +150,11 @@ def test_texts_are_not_taken_for_ids(positive: str, files: Any) -> None:
 )
 def test_overlap(one: str, other: str, same: bool) -> None:
     assert overlaps(one, other) is overlaps(other, one) is same
+
+
+def test_words_of_ascii_are_those_of_any_script() -> None:
+    every = "".join(f"A{chr(n)}b " for n in range(128))
+    assert f"é {words(every)}" == words(f"é {every}")
 
 
 def test_more_rows_read_make_no_easier_corpus(files: Any) -> None:

@@ -59,6 +59,7 @@ CELLS = [
     ("['a', 'b']", ("a", "b")),
     (r"""["it's", 'b']""", ("it's", "b")),
     ("('a', 'b')", ("a", "b")),
+    ("{'a', 'b'}", ("a", "b")),
     ("[{'text': 'a', 'title': None}, {'text': 'b'}]", ("a", "b")),
     ("{'text': ['a', 'b'], 'answer_start': [3, -1]}", ("a", "b")),
     ("{'text': array(['a'], dtype=object), 'answer_start': array([29], dtype=int32)}", ("a",)),
