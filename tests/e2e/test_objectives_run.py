@@ -154,7 +154,9 @@ def test_what_must_differ_differs(runs):
         assert loss(runs, name)[1] != pytest.approx(base[1], rel=1e-7), name
     for name in ("index candidates", "index and own candidates"):
         assert loss(runs, name)[0] != pytest.approx(base[0], rel=1e-4), name
-    assert loss(runs, "index candidates")[0] != pytest.approx(loss(runs, "index and own candidates")[0], rel=1e-4)
+    # A new generator hardly tells passages apart: which are read shows in the prior over them.
+    from_index, and_own = (lines(runs / f"index {x}candidates")[0]["prior_entropy"] for x in ("", "and own "))
+    assert from_index != pytest.approx(and_own, rel=1e-2)
     assert loss(runs, "hard negatives")[0] != pytest.approx(loss(runs, "objective infonce")[0], rel=1e-3)
     for name in ("cls pooling", "template", "warm-up", "accumulation", "objective rag_token", "no clipping"):
         assert loss(runs, name)[1] != pytest.approx(base[1], rel=1e-7), name

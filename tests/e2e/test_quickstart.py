@@ -36,7 +36,7 @@ SENTENCE_TRANSFORMERS = {
 
 
 def expected_files(world: int) -> set[str]:
-    found = {"config.json", "deepspeed_generator.json", "deepspeed_retriever.json", "metrics.jsonl"}
+    found = {"config.json", "deepspeed_generator.json", "deepspeed_retriever.json", "manifest.json", "metrics.jsonl"}
     found |= {
         "checkpoints/LATEST",
         "report.html",

@@ -147,7 +147,7 @@ def test_row_34_two_trainings_in_one_folder(tmp_path):
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert (run / "lock").exists(), "what a dead one leaves behind"
-        train(run, *LITTLE, "--max_steps", "1", "--resume", "auto")
+        execute([*TRAIN, "--output_dir", run, *SMALL, *LITTLE, "--max_steps", "1", "--resume", "auto"])
         assert not (run / "lock").exists(), "it goes with its holder"
     finally:
         first.kill()
