@@ -48,7 +48,7 @@ def test_evaluate_a_run_on_other_rows(quickstart, rows, tmp_path):
     flags = ["--data", rows / "dev.jsonl", "--corpus", rows / "passages.jsonl"]
     printed = ds_rag("evaluate", "--run", quickstart, *flags, "--json", tmp_path / "scores.json")
     assert json.loads((tmp_path / "scores.json").read_text())["setting"]["queries"] == 6
-    assert "note: " in printed and "added to it" in printed  # labelled passages that the corpus lacks
+    assert "warning: " in printed and "added to it" in printed  # labelled passages that the corpus lacks
 
 
 def test_evaluate_plain_folders(quickstart, rows, tmp_path):

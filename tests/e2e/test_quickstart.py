@@ -163,8 +163,8 @@ def test_the_builtin_run_replaces_its_own_folder(tmp_path):
     flags = [*SMALL, "--max_steps", "1", "--eval_answers", "false", "--save_steps", "0", "--refresh_index", "0"]
     folder = tmp_path / "runs" / "quickstart"
     execute([*TRAIN, *flags], cwd=tmp_path)
-    (folder / "old.txt").write_text("from the run before")
+    (folder / "stacks-rank0.txt").write_text("of the run before")
     execute([*TRAIN, *flags], cwd=tmp_path)
-    assert "report.html" in files(folder) and "old.txt" not in files(folder)
+    assert "report.html" in files(folder) and "stacks-rank0.txt" not in files(folder)
     refused = execute([*TRAIN, *flags, "--output_dir", Path("runs/quickstart")], code=2, cwd=tmp_path)
     assert "--output_dir is not empty" in refused.stderr and "Traceback" not in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import DS_RAG, ROOT, execute
+from commands import ROOT, call, execute
 from slurm_stand_in import job, put_stand_ins
 
 from ds_rag.config import ALIASES, OWNER
@@ -94,20 +95,25 @@ def test_command(page, command, request):
         assert Path(sys.executable).with_name(first).exists()
         check_training_flags(rest[rest.index("launch/train.py") + 1 :], request.getfixturevalue("place"))
     elif first == "python" and rest[0].startswith("benchmarks/"):
-        assert "usage" in execute([sys.executable, rest[0], "--help"]).stdout
-        shown = execute([sys.executable, rest[0], "--help"]).stdout
+        shown = help_of(rest[0])
+        assert "usage" in shown
         assert all(flag in shown for flag in re.findall(r"--\w+", command)), command
     elif first == "python":
         finished(execute([sys.executable, *rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
     elif first == "sbatch":
         check_sbatch(rest, request)
     elif [first, rest[0]] == ["ds-rag", "train"]:
-        finished(execute([*DS_RAG, *rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
+        finished(call([*rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
     elif first == "ds-rag":
         more = ["--max_eval_samples", "3"] if rest[0] == "evaluate" else []
-        execute([*DS_RAG, *rest, *more], cwd=request.getfixturevalue("place"))
+        call([*rest, *more], cwd=request.getfixturevalue("place"))
     else:
         assert command in ("source .venv/bin/activate",), f"{page}: no test knows how to run this"
+
+
+@functools.cache
+def help_of(script: str) -> str:
+    return execute([sys.executable, script, "--help"]).stdout
 
 
 def check_sbatch(words: list[str], request: pytest.FixtureRequest) -> None:

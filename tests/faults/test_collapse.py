@@ -139,6 +139,7 @@ def test_it_can_be_turned_off(said):
 def test_a_real_run_that_collapses_is_warned(tmp_path):
     """A retriever whose steps throw its weights about, and whose decay takes all else from them."""
     flags = ["--retriever_learning_rate", "0.3", "--weight_decay", "3.2", "--warmup_steps", "0", "--max_steps", "14"]
+    flags += ["--seed", "3"]  # not every start collapses
     few = ["--refresh_index", "0", "--save_steps", "0", "--eval_answers", "false"]
     printed = train(tmp_path / "run", *flags, *few).stdout
     assert printed.count("warning: step") >= 1 and "the retriever is collapsing" in printed

@@ -85,7 +85,7 @@ def test_row_35_the_block_is_one(offline):
     assert printed == ["101", "loopback"]
 
 
-@pytest.mark.parametrize("how", ["python", "deepspeed"])
+@pytest.mark.parametrize("how", ["python", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_row_35_the_quickstart_needs_no_network(offline, tmp_path, how):
     words, env = offline
     home = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home/cache")}  # nor what was fetched once

@@ -74,7 +74,11 @@ def test_the_curve_is_the_stored_one(found):
     compare(found)
 
 
-@pytest.mark.parametrize("way", WAYS)
+# The others' gradients are held against one graph in tests/unit/test_train_step.py, too.
+QUICK = ("posterior, all kept", "plain sequences")
+
+
+@pytest.mark.parametrize("way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_every_way_gives_the_stored_curve(way):
     compare(curve(*WAYS[way].split()))
 
