@@ -54,8 +54,8 @@ def test_row_1_one_of_two_ranks_killed_in_a_step(tmp_path: Path, flags: list[str
     same(run, whole["2"])
 
 
-POINTS = ["save_model", slow("save_optimizer"), "before_manifest", "before_rename", "before_latest"]
-POINTS += [slow("after_latest")]
+POINTS = ["save_model", "before_rename", "before_latest"]
+POINTS += map(slow, ("save_optimizer", "before_manifest", "after_latest"))
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -231,7 +231,7 @@ def test_row_5_a_rank_lost_in_another_command_is_named_too(tmp_path: Path, whole
     assert "Traceback" not in ranks.said()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [slow(0), 1])
 def test_row_12_a_full_disk_on_one_rank(tmp_path: Path, flags: list[str], rank: int, whole: Whole) -> None:
     run = tmp_path / "run"
     ranks = start(["train", "--output_dir", run, *flags], 2, f"save_optimizer:{rank}:full:2")
@@ -320,8 +320,8 @@ def flip(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
 
 
-DAMAGED = [("weights", "flipped"), ("state", "truncated"), ("numbers", "deleted"), ("random states", "flipped")]
-DAMAGED += [("manifest", "deleted"), ("manifest", "flipped")]
+DAMAGED = [("weights", "flipped"), ("manifest", "deleted"), slow("manifest", "flipped")]
+DAMAGED += [slow("state", "truncated"), slow("numbers", "deleted"), slow("random states", "flipped")]
 
 
 @pytest.mark.parametrize(("what", "how"), DAMAGED)
@@ -381,7 +381,8 @@ CHANGES: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("what", [*CHANGES, "rows", "held-out rows"])
+# Every field by itself: tests/unit/test_same_run.py.
+@pytest.mark.parametrize("what", ["settings", "rows", *map(slow, ("lengths", "objective", "held-out rows"))])
 def test_row_15_what_has_changed_since(tmp_path: Path, flags: list[str], whole: Whole, what: str) -> None:
     run, now = tmp_path / "run", [*flags, *CHANGES.get(what, [])]
     shutil.copytree(whole["1"], run)
@@ -470,7 +471,7 @@ def test_a_run_that_goes_back_goes_on_from_there(tmp_path: Path, flags: list[str
     same(run, whole["1"])
 
 
-@pytest.mark.parametrize("how", HARM)
+@pytest.mark.parametrize("how", ["flipped", slow("truncated"), slow("deleted")])
 def test_row_13_a_damaged_best_checkpoint_is_not_exported(tmp_path: Path, flags: list[str], how: str) -> None:
     run = tmp_path / "run"
     # The figures before training are never beaten by a step that changes nothing: the best step is the first.
