@@ -93,6 +93,7 @@ def be_command(argv: list[str], variables: dict[str, str], console: str) -> None
     for stream in (1, 2):
         os.dup2(file, stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     os.environ.update(SERVER_ENVIRONMENT | variables)
     import torch
 

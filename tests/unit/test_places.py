@@ -19,7 +19,7 @@ import pytest
 import torch
 from bound import bound
 
-from ds_rag import cli, commit, log, measure, mine, reindex, saved
+from ds_rag import ask, cli, commit, log, measure, merge, mine, reindex, saved
 from ds_rag.errors import UserError
 from ds_rag.models.loading import model_folder
 from ds_rag.places import check_file, check_json, check_place, follow_umask, umask, write_json, writing
@@ -47,9 +47,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def opened(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    for module in (measure, mine, reindex, saved):
+    for module in (ask, measure, merge, mine, reindex, saved):  # all imported by now: each has the name for itself
         monkeypatch.setattr(module, "open_saved", opened)
-    monkeypatch.setattr("ds_rag.ask.open_saved", opened)
     monkeypatch.setattr("ds_rag.check.check_rows", opened)
     monkeypatch.setattr("ds_rag.plan.command.ways", opened)
     monkeypatch.setattr("ds_rag.verify.look", opened)
