@@ -88,7 +88,8 @@ def test_fp32_is_plain_pytorch(found: list[list[Found]], world: int, name: str) 
 ON_MORE = ["zero2 world", "zero3 lora x4", "zero3 world chunks checkpoints", "zero23 world chunks x2"]
 
 
-@pytest.mark.parametrize("more", [3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [3, 4])
 def test_more_ranks(more: int) -> None:
     found = run_ranks(train_real, more, [RUNS[name] for name in ON_MORE], timeout=300)
     for n, name in enumerate(ON_MORE):

@@ -59,7 +59,8 @@ def expected_files(world: int) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
+# `python` alone is started in test_readme.py and faults/test_offline.py, too.
+@pytest.fixture(scope="module", params=[pytest.param("python", marks=pytest.mark.slow), "deepspeed", "torchrun"])
 def run(request, tmp_path_factory):
     """(folder, ranks, what the command printed) of a four-step run."""
     command, world = COMMANDS[request.param]
