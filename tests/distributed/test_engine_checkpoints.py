@@ -20,9 +20,7 @@ CASES = [
 
 def go_on_and_resume(folder: str, cases: list[Case]) -> list[tuple[Record, Record, Record]]:
     """Per case: the last two steps of a run, the same from its checkpoint, and the same from elsewhere."""
-    os.environ.pop(
-        "TORCH_FORCE_WEIGHTS_ONLY_LOAD", None
-    )  # of a command that was called before: DeepSpeed's are pickles
+    os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)  # left by a command
     found = []
     for case in cases:
         tags = Path(folder) / f"{case.stages}{case.precision}"
