@@ -37,13 +37,21 @@ def hold(folder: Path) -> bool:
     return take(folder.resolve() / FILE, folder)
 
 
+def holding(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """The same inside a block."""
+    return inside(folder.resolve() / FILE, folder)
+
+
+def holding_place(place: Path) -> contextlib.AbstractContextManager[None]:
+    """The same for a folder that is written beside `place` and then put there; its parent is there."""
+    return inside(place.with_name(place.name + BESIDE), place)
+
+
 @contextlib.contextmanager
-def holding_place(place: Path) -> Iterator[None]:
-    """The same for a folder that is written beside `place` and then put there; its parent is there. Who held it before
-    goes on to."""
-    file = place.with_name(place.name + BESIDE)
+def inside(file: Path, what: Path) -> Iterator[None]:
+    """A process that held it before goes on holding it."""
     before = str(file) in _held
-    take(file, place)
+    take(file, what)
     try:
         yield
     finally:
@@ -96,18 +104,6 @@ def let_go(path: str, pid: int) -> None:
         with contextlib.suppress(OSError):
             os.unlink(path)
     os.close(descriptor)
-
-
-@contextlib.contextmanager
-def holding(folder: Path) -> Iterator[None]:
-    """Holds `folder` inside the block; a process that held it before goes on holding it."""
-    held = str(folder.resolve() / FILE) in _held
-    hold(folder)
-    try:
-        yield
-    finally:
-        if not held:
-            release(folder)
 
 
 def release(folder: Path) -> None:

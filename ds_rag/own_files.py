@@ -23,9 +23,9 @@ MODEL = (  # as transformers and sentence-transformers write one
     r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
     r"(vocab|merges)\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.jinja|README\.md)"
 )
-FOLDERS = {"retriever", "generator", "index", "checkpoints", "refresh", "tokenizers", "tensorboard"}  # of a run
+FOLDERS = ("checkpoints", "generator", "index", "refresh", "retriever", "tensorboard", "tokenizers")  # of a run
 LEFT = r"(\.tmp-(old-)?[0-9a-f]+|\.tmp-pruned)"
-RESERVED = rf"{'|'.join(sorted(FOLDERS))}|(index|export\.pending)(\.partial|{LEFT})?"  # in a run's folder
+RESERVED = rf"{'|'.join(FOLDERS)}|(index|export\.pending)(\.partial|{LEFT})?"  # in a run's folder
 RUN = "|".join(
     (
         r"(config|results|exit|manifest|deepspeed_retriever|deepspeed_generator)\.json(\.tmp)?",

@@ -66,7 +66,6 @@ def leave(
 ) -> None:
     """Writes models with their cards, index, results.json and config.json, which come to their places together, and
     report.html; shows the outcome. Raises RunError on every rank where one could not write."""
-    stopping.phase("exporting the models")
     steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
     cards = {
         name: card(name, config, steps, result.metrics, facts(name, parts, config)) for name in parts.engines.modules

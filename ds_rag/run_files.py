@@ -16,23 +16,13 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import ds_rag
 from ds_rag.config import BOUNDS, OWNER, SECTIONS, RunConfig, build
 from ds_rag.errors import UserError
+from ds_rag.own_files import FOLDERS
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
 VERSION = "ds_rag"  # key: what wrote the file
 AGAIN = "the training's own command with --resume auto leaves models, figures and configuration again"
-FOLDERS = ("checkpoints", "retriever", "generator", "index", "refresh", "tokenizers")
-FILES: tuple[str, ...] = (
-    CONFIG,
-    RESULTS,
-    METRICS,
-    "manifest.json",
-    "report.html",
-    "exit.json",
-    "STOP",
-    "lock",
-    "run.log",
-)
-FILES += ("checkpoints/LATEST",)
+FILES = [CONFIG, RESULTS, METRICS, "manifest.json", "report.html", "exit.json", "STOP", "lock", "run.log"]
+FILES += ["checkpoints/LATEST"]
 Record = TypeVar("Record")
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def check_built(operator: str, name: str, flag: str) -> None:
         found=f"DeepSpeed's {operator}: it would be compiled when the run begins",
         expected="a built one, or an optimizer of torch's: AdamW, Adam, SGD, ...",
         fix=f"DS_BUILD_{operator.upper()}=1 pip install --force-reinstall --no-cache-dir --no-deps "
-        "--no-build-isolation deepspeed==0.19.8 builds it; or leave the section out: AdamW by the flags",
+        f"--no-build-isolation deepspeed=={version('deepspeed')} builds it; "
+        "or leave the section out: AdamW by the flags",
     )
 
 

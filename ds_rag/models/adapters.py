@@ -12,6 +12,7 @@ from ds_rag import run_files
 from ds_rag.config import ModelConfig
 from ds_rag.errors import UserError
 from ds_rag.models.opening import COPY_AGAIN
+from ds_rag.models.weights import named, plain
 
 ADAPTER_FILE = "adapter_config.json"
 # What peft puts around a weight's own name, in a model and in a file.
@@ -99,8 +100,6 @@ def check_adapter(model: Any, folder: Path) -> None:
     """Did every weight of the adapter find its place, and every place its weight? peft would begin the others anew, as
     adapters that do nothing. Raises UserError."""
     from peft.utils import load_peft_weights
-
-    from ds_rag.models.weights import named, plain
 
     own = {plain(name, WITHIN) for name, _ in model.named_parameters() if "lora_" in name}
     stored = {plain(name, WITHIN) for name in load_peft_weights(str(folder), device="cpu") if "lora_" in name}

@@ -103,7 +103,7 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict
         lm, tokenizer = build("AutoModelForCausalLM", model.generator, "--generator", texts, scratch / "generator")
     else:
         folder = model_folder(model.generator, "--generator")
-        lm = open_weights(AutoModelForCausalLM, folder, "generator", model, pieces)
+        lm = open_weights(lambda config: AutoModelForCausalLM, folder, "generator", model, pieces)
         tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
     check_ids(tokenizer, rows_of(lm), f"--generator {model.generator}")
     fuse_activations(lm)
@@ -192,19 +192,22 @@ def open_encoder(folder: Path, model: ModelConfig, pieces: dict[str, Any] | None
     """The encoder alone, also of an encoder-decoder such as T5."""
     from transformers import AutoModel, AutoModelForTextEncoding
 
-    place, what = transformer_folder(folder), f"--retriever {folder}"
-    config = read_config(base_folder(place, "--retriever"), what, model.trust_remote_code)
-    auto: Any = AutoModelForTextEncoding if is_half_of_two(config) else AutoModel
-    return open_weights(auto, place, "retriever", model, pieces)
+    def kind(config: Any) -> Any:
+        return AutoModelForTextEncoding if is_half_of_two(config) else AutoModel
+
+    return open_weights(kind, transformer_folder(folder), "retriever", model, pieces)
 
 
-def open_weights(auto: Any, folder: Path, name: str, model: ModelConfig, pieces: dict[str, Any] | None) -> Any:
+def open_weights(
+    kind: Callable[[Any], Any], folder: Path, name: str, model: ModelConfig, pieces: dict[str, Any] | None
+) -> Any:
     """`from_pretrained`, with the folder's own adapter merged (beside weights in 4 bits), and new ones where --lora
-    wants them."""
+    wants them. kind: configuration -> transformers' class that opens it."""
     what, trusted = f"--{name} {folder}", model.trust_remote_code
     base = base_folder(folder, f"--{name}")
     config = read_config(base, what, trusted)
     check_kind(config, name, what, trusted)
+    auto = kind(config)
     check_counted(lambda: auto.from_config(config, trust_remote_code=trusted), what, stored_bytes(base))
     small = four_bit(model, name)
     merges = base != folder

@@ -93,11 +93,11 @@ def read_request(argv: Sequence[str]) -> Request:
             expected=f"{setup.retriever.positions} or less",
         )
     limits = Limits((args["gpu_memory"] or gpu.memory) * 1e9, args["host_memory"] * 1e9, args["gpus_per_node"])
-    data = {name: as_text(args[name]) for name in OF_ROWS if args.get(name) is not None}
+    data = {name: flag_text(args[name]) for name in OF_ROWS if args.get(name) is not None}
     return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"], data)
 
 
-def as_text(value: object) -> str:
+def flag_text(value: object) -> str:
     """A value as its flag has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 

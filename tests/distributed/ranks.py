@@ -11,12 +11,14 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NoReturn
 
 PRELOAD = ["deepspeed", "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama"]
 SERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -84,6 +86,30 @@ def collect(readers: list[Connection], deadline: float) -> list[Any]:
     return [results[rank] for rank in range(len(readers))]
 
 
+def be_command(argv: list[str], streams: dict[int, int]) -> NoReturn:
+    """Ends this forked process as `python -m ds_rag.cli ARGV` would end one of its own. streams: descriptor -> the one
+    that takes its place. What the environment says is to be there by now."""
+    import torch
+
+    for stream, file in streams.items():
+        os.dup2(file, stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    torch.set_num_threads(1)
+    from ds_rag.cli import main
+
+    try:
+        code = main(argv)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def be_rank(rank: int, world: int, port: int, job: bytes, writer: Connection) -> None:
     """The body of one rank."""
     import torch
@@ -91,6 +117,7 @@ def be_rank(rank: int, world: int, port: int, job: bytes, writer: Connection) ->
     from ds_rag import dist
 
     os.environ.update(SERVER_ENVIRONMENT)
+    os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)  # what a command, called in a test before, has forbidden
     os.environ.update({k: str(rank) for k in ("RANK", "LOCAL_RANK")})
     os.environ.update({k: str(world) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ CASES = [
 
 def go_on_and_resume(folder: str, cases: list[Case]) -> list[tuple[Record, Record, Record]]:
     """Per case: the last two steps of a run, the same from its checkpoint, and the same from elsewhere."""
-    os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)  # left by a command
     found = []
     for case in cases:
         tags = Path(folder) / f"{case.stages}{case.precision}"

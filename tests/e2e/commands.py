@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from ds_rag import commit
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "distributed"))
 
-from ranks import SERVER_ENVIRONMENT, server
+from ranks import SERVER_ENVIRONMENT, be_command, server
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "launch/train.py"]
@@ -76,7 +75,7 @@ def call(
     words = [str(word) for word in argv]
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder) / name for name in ("out", "err")]
-        process = server().Process(target=be_command, args=(words, environment(), cwd, [str(file) for file in said]))
+        process = server().Process(target=begin, args=(words, environment(), cwd, [str(file) for file in said]))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -87,30 +86,14 @@ def call(
     return checked(subprocess.CompletedProcess(["ds-rag", *words], process.exitcode, out, err), code)
 
 
-def be_command(argv: list[str], variables: dict[str, str], cwd: Path, said: list[str]) -> None:
+def begin(argv: list[str], variables: dict[str, str], cwd: Path, said: list[str]) -> None:
     """The body of the forked process."""
-    for stream, file in enumerate(said, start=1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(variables | SERVER_ENVIRONMENT)
     os.chdir(cwd)
     gc.freeze()
-    import torch
-
-    torch.set_num_threads(1)
-    from ds_rag.cli import main
-
-    try:
-        code = main(argv)
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    be_command(argv, {stream: os.open(file, flags, 0o644) for stream, file in enumerate(said, start=1)})
 
 
 def train(folder: Path, *flags: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ assert ranks.wait() == [1, -9]
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
 
-from ranks import SERVER_ENVIRONMENT, server
+from ranks import SERVER_ENVIRONMENT, be_command, server
 
 
 @dataclass
@@ -76,35 +75,19 @@ def start(
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_RAG_FAULT": fault, **env}
         text = {key: str(value) for key, value in variables.items()}
         process = context.Process(
-            target=be_command, args=([str(a) for a in argv], text, str(console[rank]) if heard else GONE)
+            target=begin, args=([str(a) for a in argv], text, str(console[rank]) if heard else GONE)
         )
         process.start()
         processes.append(process)
     return Ranks(processes, console)
 
 
-def be_command(argv: list[str], variables: dict[str, str], console: str) -> None:
+def begin(argv: list[str], variables: dict[str, str], console: str) -> None:
     """The body of one rank: as `python -m ds_rag.cli` would be, but for the imports."""
     if console == GONE:
         reader, file = os.pipe()
         os.close(reader)
     else:
         file = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     os.environ.update(SERVER_ENVIRONMENT | variables)
-    import torch
-
-    torch.set_num_threads(1)
-    from ds_rag.cli import main
-
-    try:
-        code = main(argv)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    be_command(argv, {1: file, 2: file})

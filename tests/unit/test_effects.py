@@ -161,7 +161,11 @@ def test_contradictions_are_errors_before_anything_is_opened(argv, says):
 
 
 def test_a_saved_run_opens_all_the_same():
-    build({"freeze": "retriever", "learn_temperature": True, "early_stopping_patience": 3, "objective": "infonce"})
+    given = {"freeze": "retriever", "learn_temperature": True, "early_stopping_patience": 3, "objective": "infonce"}
+    values = build(given).flat()
+    assert {name: values[name] for name in given} == given
+    with pytest.raises(UserError):  # the same from flags
+        parse([*ROWS, *(word for name, value in given.items() for word in (f"--{name}", str(value).lower()))])
 
 
 def test_recipes_and_defaults_are_quiet(tmp_path):

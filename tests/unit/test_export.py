@@ -225,10 +225,10 @@ def test_an_export_under_way_is_another_job_s(tmp_path: Path, monkeypatch: pytes
     leave(tmp_path, "before")
     assert killed(lambda: leave(tmp_path, "new"), "exchange:0:kill:6")
 
-    def held(folder: Path) -> bool:
-        raise lock.taken(folder, folder / lock.FILE)
+    def held(file: Path, what: Path) -> bool:
+        raise lock.taken(what, file)
 
-    monkeypatch.setattr(lock, "hold", held)
+    monkeypatch.setattr(lock, "take", held)
     with pytest.raises(UserError, match="another job works in this folder"):
         export.ready(tmp_path)
     assert any("another job" in line for f in look(tmp_path) for line in f.wrong)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from ds_rag.batch import list_cells, pad_right
 from ds_rag.config import DataConfig, ModelConfig
@@ -94,8 +95,13 @@ def test_what_is_no_causal_lm(kind: str, auto: str, settings: Any, why: str, any
 
 
 def test_a_masked_lms_type_that_was_made_a_decoder_is_one(any_folder: MakeFolder) -> None:
-    generator_of(any_folder("bert", "BertLMHeadModel", **WIDE, is_decoder=True))
-    generator_of(any_folder("bart", "BartForCausalLM", **NARROW, is_encoder_decoder=False, is_decoder=True))
+    """Its folder's weights are what is opened."""
+    for folder in (
+        any_folder("bert", "BertLMHeadModel", **WIDE, is_decoder=True),
+        any_folder("bart", "BartForCausalLM", **NARROW, is_encoder_decoder=False, is_decoder=True),
+    ):
+        found, stored = generator_of(folder).lm.state_dict(), load_file(folder / "model.safetensors")
+        assert stored and all(torch.equal(found[name], tensor) for name, tensor in stored.items())
 
 
 def test_a_model_whose_code_looks_ahead(tiny: Callable[..., Any], tokenizer: Any) -> None:

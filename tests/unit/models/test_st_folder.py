@@ -242,12 +242,14 @@ def test_a_flag_chooses_where_the_folder_cannot_be_followed(folder: MakeFolder) 
 @pytest.mark.parametrize(
     ("transformer", "whole"),
     [
-        ({"model_args": {"dtype": "float32"}, "tokenizer_args": {}, "config_args": None, "unpad_inputs": False}, {}),
+        ({"model_args": {"dtype": "float32"}, "tokenizer_args": {}, "config_args": {}, "unpad_inputs": False}, {}),
         ({"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}, {"truncate_dim": None}),
     ],
 )
-def test_keys_without_effect(transformer: dict[str, Any], whole: dict[str, Any], folder: MakeFolder) -> None:
-    ours(folder(transformer=transformer, whole=whole))
+def test_keys_without_effect(
+    transformer: dict[str, Any], whole: dict[str, Any], folder: MakeFolder, tmp_path: Path
+) -> None:
+    check_equal(folder(transformer=transformer, whole=whole), tmp_path)
 
 
 def test_module_code_of_the_folder_is_refused(folder: MakeFolder) -> None:

@@ -140,7 +140,7 @@ def test_what_may_be_missing_or_left_over(model_folder: MakeFolder, tiny: Any) -
     equal(generator(rewrite(model_folder("gpt2", "AutoModelForCausalLM"), without("lm_head"))), tiny("gpt2"))
     head = {"v_head.summary.weight": torch.ones(1, 32)}
     equal(generator(rewrite(model_folder("llama", "AutoModelForCausalLM"), lambda w: w | head)), tiny("llama"))
-    encoder(model_folder("llama", "AutoModelForCausalLM"))  # without its head
+    equal(encoder(model_folder("llama", "AutoModelForCausalLM")), tiny("llama").model)  # without its head
 
 
 @pytest.mark.parametrize(
