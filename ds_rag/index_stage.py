@@ -256,10 +256,11 @@ class IndexStage:
     def clear(self) -> None:
         """Removes what the index was made from; whoever still maps it keeps it."""
         dist.barrier()
-        for step in self.folder.glob("step-*"):
-            remove_shards(step)
-        with suppress(OSError):  # gone, by another rank, or not empty
-            self.folder.rmdir()
+        if dist.rank() == 0:
+            for step in self.folder.glob("step-*"):
+                remove_shards(step)
+            with suppress(OSError):  # not empty
+                self.folder.rmdir()
 
 
 def share_figures(share: Share, at: int, count: int, device: torch.device) -> dict[str, float]:

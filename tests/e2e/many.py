@@ -6,6 +6,7 @@ FOLDER/name/failed.txt. Under a launcher its ranks do so together.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import traceback
@@ -20,6 +21,7 @@ def main(folder: Path, variants: dict[str, list[str]]) -> None:
     from ds_rag.log import Console
     from ds_rag.train import main as train
 
+    gc.freeze()  # DeepSpeed collects garbage many times for every engine: look only at what a run makes
     stop, dist.stop = dist.stop, lambda: None  # one process group for all
     for name, flags in variants.items():
         run = folder / name
