@@ -1,4 +1,5 @@
-"""Both engines through DeepSpeed's own checkpoint: at the same world size the run goes on bit by bit."""
+"""Both engines through DeepSpeed's own checkpoint, which a loop of one's own may write: at the same world size the
+run goes on bit by bit."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from pair import NEVER_CLIP, Case, Record, make_engines, run_steps
 from ranks import run_ranks
 
+pytestmark = pytest.mark.slow  # the product writes its own, see test_engine_state.py
 CASES = [
     Case((stage, stage), precision, steps=4, spoil=(1, "generator", float("inf")))
     for stage in (0, 1, 2, 3)

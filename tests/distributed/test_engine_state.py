@@ -66,7 +66,7 @@ def go_on_and_resume(folder: str, cases: list[Case]) -> list[tuple[Record, Recor
     return found
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_resumed_run_is_the_same_run(tmp_path: Path, world: int) -> None:
     for results in run_ranks(go_on_and_resume, world, str(tmp_path), CASES):
         for case, (went_on, resumed, other) in zip(CASES, results, strict=True):

@@ -6,6 +6,7 @@ covered pairwise and not in full product: every value meets most values of the o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from pair import apart, off_course
 from ranks import run_ranks
 from real_step import Found, Run, plain_run, train_real
+from together import Together, marked
 
 CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "4", "retriever_chunk": 3}
 WORLD: dict[str, Any] = {"pool": "world"}
@@ -65,7 +67,25 @@ HALF: dict[str, Run] = {
     "bf16 zero2 world x2": Run((2, 2), "bf16", accumulation=2, flags=WORLD),
     "bf16 zero2 world chunks x2 checkpoints": Run((2, 2), "bf16", accumulation=2, flags=WORLD | CHUNKS | CHECKPOINTS),
 }
-NAMES = [*RUNS, *HALF]
+# Each of their choices meets the others in a run of `make test`, too.
+SLOW = {
+    "zero0 chunks x2",
+    "zero0 world chunks checkpoints",
+    "zero1 chunks checkpoints",
+    "zero2 world chunks x2",
+    "zero2 plain sequences",
+    "zero3 world one pass x2 checkpoints",
+    "zero1 lora world",
+    "zero3 lora x4",
+    "zero23 lora world chunks checkpoints",
+    "rag_token world",
+    "replug_lsr world",
+    "zero1 index candidates world",
+    "bf16 zero3 world chunks x4",
+    "bf16 zero2 world x2",
+    "bf16 zero2 world chunks x2 checkpoints",
+}
+assert RUNS.keys() | HALF.keys() >= SLOW
 
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 rank", "2 ranks"])
@@ -75,14 +95,13 @@ def world(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def found(world: int) -> list[list[Found]]:
-    """By rank, then by run."""
-    return run_ranks(train_real, world, [*RUNS.values(), *HALF.values()], timeout=600)
+def found(world: int) -> Together:
+    return Together(train_real, world, RUNS | HALF, SLOW)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_fp32_is_plain_pytorch(found: list[list[Found]], world: int, name: str) -> None:
-    check_against_plain([ranks[NAMES.index(name)] for ranks in found], RUNS[name], world)
+@pytest.mark.parametrize("name", marked(RUNS, SLOW))
+def test_fp32_is_plain_pytorch(found: Together, world: int, name: str) -> None:
+    check_against_plain(found[name], RUNS[name], world)
 
 
 ON_MORE = ["zero2 world", "zero3 lora x4", "zero3 world chunks checkpoints", "zero23 world chunks x2"]
@@ -96,7 +115,7 @@ def test_more_ranks(more: int) -> None:
         check_against_plain([ranks[n] for ranks in found], RUNS[name], more)
 
 
-def check_against_plain(runs: list[Found], run_of: Run, world: int) -> None:
+def check_against_plain(runs: Sequence[Found], run_of: Run, world: int) -> None:
     """Losses, gradients and three optimizer steps, on every rank."""
     plain = plain_run(run_of, world)
     for run in runs:
@@ -125,10 +144,10 @@ def gradients_apart(run: Found, plain: Found) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("name", HALF)
-def test_bf16_follows_fp32(found: list[list[Found]], world: int, name: str) -> None:
+@pytest.mark.parametrize("name", marked(HALF, SLOW))
+def test_bf16_follows_fp32(found: Together, world: int, name: str) -> None:
     plain = plain_run(HALF[name], world)
-    runs = [ranks[NAMES.index(name)] for ranks in found]
+    runs = found[name]
     distances = gradients_apart(runs[0], plain)
     assert distances.keys() >= {"retriever", "generator", "temperature"}
     assert all(distance < LEAST_WRONG[part] for part, distance in distances.items()), distances
@@ -137,14 +156,13 @@ def test_bf16_follows_fp32(found: list[list[Found]], world: int, name: str) -> N
     assert runs[0].losses == pytest.approx(plain.losses, rel=0.02)
 
 
-def test_the_pool_of_the_world_is_another_objective(found: list[list[Found]], world: int) -> None:
+def test_the_pool_of_the_world_is_another_objective(found: Together, world: int) -> None:
     """On two ranks it sees the other rank's passages; on one it is the rank's."""
-    alone, joined = (found[0][NAMES.index(name)].losses for name in ("zero0", "zero2 world"))
+    alone, joined = (found[name][0].losses for name in ("zero0", "zero2 world"))
     assert (joined == pytest.approx(alone, rel=1e-4)) == (world == 1)
 
 
-def test_what_is_logged_does_not_count_a_shared_pool_twice(found: list[list[Found]], world: int) -> None:
-    for ranks in found:
-        run = ranks[NAMES.index("zero2 world")]
+def test_what_is_logged_does_not_count_a_shared_pool_twice(found: Together, world: int) -> None:
+    for run in found["zero2 world"]:
         assert run.totals["queries"] == 3 * world
         assert run.sums[0]["prior_entropy"] * world / run.totals["queries"] < 3.2  # nats: of at most 24 passages

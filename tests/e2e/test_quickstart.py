@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ROOT, SMALL, TRAIN, execute, files, launcher, lines, results
+from commands import ROOT, SMALL, TRAIN, call, execute, files, launcher, lines, results
 
 FLAGS = [*SMALL, "--max_steps", "4", "--refresh_index", "2", "--save_steps", "2"]
 ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
@@ -161,11 +161,11 @@ def test_the_builtin_run_replaces_its_own_folder(tmp_path):
     """In an empty working directory, as from a checkout: twice, with nothing but the defaults for the folder."""
     for name in ("launch", "ds_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    flags = [*SMALL, "--max_steps", "1", "--eval_answers", "false", "--save_steps", "0", "--refresh_index", "0"]
+    flags = ["train", *SMALL, "--max_steps", "1", "--eval_answers", "false", "--save_steps", "0", "--refresh_index", "0"]
     folder = tmp_path / "runs" / "quickstart"
-    execute([*TRAIN, *flags], cwd=tmp_path)
+    call(flags, cwd=tmp_path)
     (folder / "stacks-rank0.txt").write_text("of the run before")
-    execute([*TRAIN, *flags], cwd=tmp_path)
+    call(flags, cwd=tmp_path)
     assert "report.html" in files(folder) and "stacks-rank0.txt" not in files(folder)
-    refused = execute([*TRAIN, *flags, "--output_dir", Path("runs/quickstart")], code=2, cwd=tmp_path)
+    refused = call([*flags, "--output_dir", "runs/quickstart"], 2, tmp_path)
     assert "--output_dir is not empty" in refused.stderr and "Traceback" not in refused.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from commands import call, execute, launcher, lines, results
+from together import marked
 
 from ds_rag.data.world import make_world
 from ds_rag.models.tokenizer import train_tokenizer
@@ -49,6 +50,8 @@ VARIANTS: dict[str, tuple[str, str | None]] = {
     "bf16 zero3": (f"--bf16 {ZERO[3]}", None),
     "two encoders": (f"{ZERO[3]} --encoders two", None),
 }
+# Their ground is also that of tests/distributed/test_real_step.py and test_engine_state.py.
+SLOW = {"offload", "hpz", "zero2 chunks", "zero3 chunks", "zero3 lora generator", "zero3 decoder lora", "zero3 best"}
 SAME = {name: base for name, (_, base) in VARIANTS.items() if base}
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"max_position_embeddings": 128, "initializer_range": 0.2}
@@ -82,10 +85,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Runs(dict[str, Path]):
+    """runs["zero2"]: that run's folder. Runs are made by the same two ranks, those of `make test` at the first look
+    at one, the slow ones at the first look at one of theirs."""
+
+    def __init__(self, folder: Path, flags: dict[str, list[str]]) -> None:
+        self.folder, self.flags = folder, flags
+
+    def __missing__(self, name: str) -> Path:
+        listed, script = self.folder / f"slow-{name in SLOW}.json", Path(__file__).with_name("many.py")
+        names = [n for n in VARIANTS if (n in SLOW) == (name in SLOW)]
+        listed.write_text(json.dumps({n: self.flags[n] for n in names}))
+        execute([*launcher("torchrun", "--nproc_per_node", "2")[:-1], script, self.folder, listed], timeout=900)
+        self.update({n: self.folder / n for n in names})
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, rows: Path, models: Path) -> Path:
-    """The folder of all runs, each by the same two ranks."""
-    folder = tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory: pytest.TempPathFactory, rows: Path, models: Path) -> Runs:
     places = {"DECODER": str(models / "decoder"), "HPZ": str(models / "hpz.json")}
     flags = {}
     for name, (text, _) in VARIANTS.items():
@@ -93,17 +110,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, rows: Path, models: Path) -> 
         data = [f"--{kind}={rows / file}" for kind, file in FILES.items()]
         base = [f"--generator={models / 'lm'}"] + [f"--retriever={models / 'encoder'}"] * ("--retriever" not in own)
         flags[name] = [*QUICK.split(), *data, *base, *own]
-    (folder / "variants.json").write_text(json.dumps(flags))
-    script = [Path(__file__).with_name("many.py"), folder, folder / "variants.json"]
-    execute([*launcher("torchrun", "--nproc_per_node", "2")[:-1], *script], timeout=900)
-    return folder
+    return Runs(tmp_path_factory.mktemp("runs"), flags)
 
 
 FILES = {"train_data": "train.jsonl", "corpus": "passages.jsonl", "eval_data": "dev.jsonl"}
 
 
-def loss(runs: Path, name: str) -> list[float]:
-    return [line["loss"] for line in lines(runs / name)]
+def loss(runs: Runs, name: str) -> list[float]:
+    return [line["loss"] for line in lines(runs[name])]
 
 
 def weights(run: Path, model: str) -> dict[str, torch.Tensor]:
@@ -113,17 +127,17 @@ def weights(run: Path, model: str) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_runs_to_its_end(runs: Path, name: str) -> None:
-    run = runs / name
+@pytest.mark.parametrize("name", marked(VARIANTS, SLOW))
+def test_runs_to_its_end(runs: Runs, name: str) -> None:
+    run = runs[name]
     assert not (run / "failed.txt").exists(), (run / "failed.txt").read_text()
     assert results(run)["steps"] == 3 and results(run)["skipped_steps"] == 0
     assert len(set(loss(runs, name))) == 3
 
 
-@pytest.mark.parametrize("name", SAME)
-def test_the_same_losses_models_and_figures(runs: Path, name: str) -> None:
-    one, two = runs / name, runs / SAME[name]
+@pytest.mark.parametrize("name", marked(SAME, SLOW))
+def test_the_same_losses_models_and_figures(runs: Runs, name: str) -> None:
+    one, two = runs[name], runs[SAME[name]]
     assert loss(runs, name) == pytest.approx(loss(runs, SAME[name]), rel=2e-5)
     for model in ("retriever", "generator"):
         ours, theirs = weights(one, model), weights(two, model)
@@ -133,26 +147,26 @@ def test_the_same_losses_models_and_figures(runs: Path, name: str) -> None:
     assert results(one)["after"] == pytest.approx(results(two)["after"], abs=1e-6)
 
 
-def test_bf16_at_stage_3_is_near_stage_2(runs: Path) -> None:
+def test_bf16_at_stage_3_is_near_stage_2(runs: Runs) -> None:
     assert loss(runs, "bf16 zero3") == pytest.approx(loss(runs, "bf16 zero2"), rel=0.01)
 
 
-def test_prefixes_are_shared_by_a_model_that_was_loaded_in_pieces(runs: Path) -> None:
+def test_prefixes_are_shared_by_a_model_that_was_loaded_in_pieces(runs: Runs) -> None:
     for name in ("zero3", "bf16 zero3", "zero3 frozen generator"):
-        assert "cannot share" not in (runs / name / "console.txt").read_text(), name
+        assert "cannot share" not in (runs[name] / "console.txt").read_text(), name
 
 
-def test_what_must_differ_differs(runs: Path) -> None:
+def test_what_must_differ_differs(runs: Runs) -> None:
     base = loss(runs, "zero2")
-    for name in ("zero2 lora", "zero2 frozen retriever", "zero2 decoder", "zero2 chunks", "two encoders"):
+    for name in ("zero2 lora", "zero2 frozen retriever", "zero2 decoder", "zero2 candidates", "two encoders"):
         assert loss(runs, name)[-1] != pytest.approx(base[-1], rel=1e-5), name
 
 
-def test_adapters_are_saved_alone_and_open_as_models(runs: Path, models: Path) -> None:
+def test_adapters_are_saved_alone_and_open_as_models(runs: Runs, models: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModelForCausalLM
 
-    run = runs / "zero3 lora"
+    run = runs["zero3 lora"]
     for model in ("retriever", "generator"):
         assert not (run / model / "model.safetensors").exists()
         assert all("lora_" in key for key in weights(run, model))
@@ -163,14 +177,15 @@ def test_adapters_are_saved_alone_and_open_as_models(runs: Path, models: Path) -
     assert SentenceTransformer(str(run / "retriever"), device="cpu").encode(["who leads?"]).shape == (1, 32)
 
 
-def test_only_the_adapted_model_of_a_run_holds_an_adapter(runs: Path) -> None:
-    run = runs / "zero3 lora generator"
+@pytest.mark.slow
+def test_only_the_adapted_model_of_a_run_holds_an_adapter(runs: Runs) -> None:
+    run = runs["zero3 lora generator"]
     assert (run / "generator" / "adapter_model.safetensors").exists()
     assert (run / "retriever" / "model.safetensors").exists()
 
 
-def test_a_run_with_adapters_is_evaluated_and_merged(runs: Path, rows: Path, tmp_path: Path) -> None:
-    run = runs / "zero3 lora"
+def test_a_run_with_adapters_is_evaluated_and_merged(runs: Runs, rows: Path, tmp_path: Path) -> None:
+    run = runs["zero3 lora"]
     call(["evaluate", "--run", run, "--json", tmp_path / "run.json"])
     found = json.loads((tmp_path / "run.json").read_text())
     assert found["retrieval"] | found["answers"] == pytest.approx(results(run)["after"], abs=1e-6)
@@ -182,5 +197,5 @@ def test_a_run_with_adapters_is_evaluated_and_merged(runs: Path, rows: Path, tmp
     call(["evaluate", *folders, *flags, "--json", tmp_path / "merged.json"])
     again = json.loads((tmp_path / "merged.json").read_text())
     assert again["retrieval"] == pytest.approx(found["retrieval"], abs=1e-6)
-    refused = call(["merge", "--run", runs / "zero2"], code=2)
+    refused = call(["merge", "--run", runs["zero2"]], code=2)
     assert "nothing to merge" in refused.stderr
