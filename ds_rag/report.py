@@ -213,7 +213,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     for title, (kind, keys) in PANELS.items():
         lines = curves(metrics, kind, keys)
         if lines:
-            figure = _figure(5.6, 2.9, layout="none")  # the same margins for all: to find the least draws each twice
+            figure = _figure(5.6, 2.9, layout=None)  # the same margins for all: to find the least draws each twice
             _draw(figure.subplots(gridspec_kw={"left": 0.12, "right": 0.98, "bottom": 0.18, "top": 0.96}), lines)
             data = base64.b64encode(_png(figure)).decode()
             pictures.append(
@@ -257,7 +257,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + key, value
 
 
-def _figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """A figure of its own, which leaves pyplot's state alone."""
     from matplotlib.figure import Figure  # slow to import
 

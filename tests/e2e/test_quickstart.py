@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ COMMANDS = {
     "deepspeed": ([*launcher("deepspeed"), *ZERO2], 1),
     "torchrun": ([*launcher("torchrun", "--nproc_per_node", "2"), *ZERO2], 2),
 }
+NOTHING_MORE = ["--save_steps", "0", "--refresh_index", "0"]
 RETRIEVAL = {"recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr@10", "ndcg@10"}
 ANSWERS = {"exact_match", "f1", "rougeL"}
 LOGGED = {"loss", "prior_entropy", "posterior_entropy", "embedding_spread", "grad_share/rag_sequence", "grad_norm"}
@@ -161,7 +161,7 @@ def test_the_builtin_run_replaces_its_own_folder(tmp_path):
     """In an empty working directory, as from a checkout: twice, with nothing but the defaults for the folder."""
     for name in ("launch", "ds_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    flags = ["train", *SMALL, "--max_steps", "1", "--eval_answers", "false", "--save_steps", "0", "--refresh_index", "0"]
+    flags = ["train", *SMALL, "--max_steps", "1", "--eval_answers", "false", *NOTHING_MORE]
     folder = tmp_path / "runs" / "quickstart"
     call(flags, cwd=tmp_path)
     (folder / "stacks-rank0.txt").write_text("of the run before")
