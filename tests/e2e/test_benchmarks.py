@@ -69,6 +69,7 @@ def scaling(tmp_path_factory):
     return json.loads(file.read_text()), shown
 
 
+@pytest.mark.slow
 def test_counted_bytes_are_the_planned_ones(scaling):
     found, shown = scaling
     by_ranks = found["bytes_per_step_by_ranks"]
@@ -96,12 +97,14 @@ def test_a_benchmark_that_fails_says_so():
     assert "failed" in execute([sys.executable, ROOT / "benchmarks/scaling.py", *argv], code=1).stderr
 
 
+@pytest.mark.slow
 def test_the_index_keeps_its_promises(scaling):
     found, _ = scaling
     assert found["sharded_search_equal"] is True and found["refresh_same_loss"] is True
     assert 0 <= found["refresh_stall_fraction"] < 1
 
 
+@pytest.mark.slow
 def test_the_planned_memory_is_measured(scaling):
     found, _ = scaling
     assert 0 <= found["plan_memory_error"] < 0.2

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import TRAIN, execute, launcher, lines, losses, results
+from commands import call, execute, launcher, lines, losses, results
 
 from ds_rag.data.world import make_world
 
@@ -30,11 +31,13 @@ def bare(tmp_path_factory) -> list[str | Path]:
     return ["--train_data", train, "--eval_data", dev, "--corpus", corpus]
 
 
-def train(run: Path, bare: list[str | Path], *flags: str | Path, code: int = 0, command: list[str] = TRAIN) -> str:
-    done = execute([*command, *RECIPE, *bare, "--output_dir", run, *flags], code)
+def train(run: Path, bare: list[str | Path], *flags: str | Path, code: int = 0, launched: Sequence[str] = ()) -> str:
+    argv = [*RECIPE, *bare, "--output_dir", run, *flags]
+    done = execute([*launched, *argv], code) if launched else call(["train", *argv], code)
     return done.stdout if code == 0 else done.stderr
 
 
+@pytest.mark.slow
 def test_it_learns_to_retrieve_from_queries_and_answers_alone(bare, tmp_path):
     run = tmp_path / "run"
     printed = train(run, bare, "--max_steps", "75", "--refresh_index", "25", "--save_steps", "0")
@@ -73,7 +76,7 @@ def test_two_ranks_and_no_evaluation(bare, tmp_path):
     run, flags = tmp_path / "run", [*bare[:2], *bare[4:]]
     two = launcher("torchrun", "--nproc_per_node", "2")
     more = ["--pool", "world", "--max_steps", "3", "--refresh_index", "2", "--save_steps", "0"]
-    train(run, flags, *LITTLE, *more, command=two)
+    train(run, flags, *LITTLE, *more, launched=two)
     assert [line["index_age"] for line in lines(run)] == [0, 1, 0]
     assert [line["step"] for line in lines(run, "candidates")] == [0, 2]
     assert not lines(run, "eval"), "there is nothing to evaluate on"

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, execute, lines, results
+from commands import ROOT, lines, results
+from together import marked
+from variants import Runs
 
 from ds_rag.losses import LOSSES
 
@@ -60,24 +62,25 @@ VARIANTS |= {
 }
 
 
+# Engines of each stage and precision are held against plain PyTorch in tests/distributed/, too.
+SLOW = {"zero1", "offload", "bf16 zero0", "bf16 zero1", "bf16 zero2", "mixed stages", "tensorboard", "decode top1"}
+SLOW |= {"retriever chunks of two encoders", "contrastive symmetric", "hnsw", "zero0"}
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, rows) -> Path:
-    """The folder of all runs."""
-    folder = tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory, rows) -> Runs:
     data = ["--train_data", str(rows / "train.jsonl"), "--corpus", str(rows / "passages.jsonl")]
     evaluation = ["--eval_data", str(rows / "dev.jsonl")]
     flags = {}
     for name, text in VARIANTS.items():
         own = [word for word in text.split() if word != "--no-eval"]
         flags[name] = [*QUICK.split(), *data, *(evaluation if "--no-eval" not in text else []), *own]
-    (folder / "variants.json").write_text(json.dumps(flags))
-    execute([sys.executable, Path(__file__).with_name("many.py"), folder, folder / "variants.json"], timeout=600)
-    return folder
+    return Runs(tmp_path_factory.mktemp("runs"), flags, SLOW, [sys.executable])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS, SLOW))
 def test_runs_to_its_end(runs, name):
-    run = runs / name
+    run = runs[name]
     assert not (run / "failed.txt").exists(), (run / "failed.txt").read_text()
     assert (run / "report.html").exists() and results(run)["steps"] == 2
     steps = lines(run)
@@ -89,17 +92,17 @@ def test_runs_to_its_end(runs, name):
 
 
 def test_what_is_left_out_is_logged(runs):
-    for line in lines(runs / "posterior"):
+    for line in lines(runs["posterior"]):
         assert 0 < line["kept_cells"] <= 1 and 0 <= line["dropped_mass"] < 1
-    for line in lines(runs / "sample"):
+    for line in lines(runs["sample"]):
         assert line["kept_cells"] == pytest.approx(0.25) and "dropped_mass" not in line
-    assert not any("kept_cells" in line for line in lines(runs / "exact"))
+    assert not any("kept_cells" in line for line in lines(runs["exact"]))
 
 
 def test_the_way_that_was_chosen_is_said(runs):
-    assert "generator  one pass:" in (runs / "accumulation" / "console.txt").read_text()
-    assert "generator  two passes:" in (runs / "tight memory" / "console.txt").read_text()
-    assert "generator  exact: chunks of up to" in (runs / "plain sequences" / "console.txt").read_text()
+    assert "generator  one pass:" in (runs["accumulation"] / "console.txt").read_text()
+    assert "generator  two passes:" in (runs["tight memory"] / "console.txt").read_text()
+    assert "generator  exact: chunks of up to" in (runs["plain sequences"] / "console.txt").read_text()
 
 
 def weights(run: Path, model: str) -> bytes:
@@ -107,44 +110,37 @@ def weights(run: Path, model: str) -> bytes:
 
 
 def loss(runs: Path, name: str) -> list[float]:
-    return [line["loss"] for line in lines(runs / name)]
+    return [line["loss"] for line in lines(runs[name])]
 
 
 def test_what_is_frozen_does_not_move_and_the_other_does(runs):
     """Against the run with reader_loss none, whose generator does not learn either."""
-    start = weights(runs / "freeze generator", "generator")
-    assert weights(runs / "reader none", "generator") == start
+    start = weights(runs["freeze generator"], "generator")
+    assert weights(runs["reader none"], "generator") == start
     for name in ("freeze retriever", "objective rag_sequence", "objective pdist"):
-        assert weights(runs / name, "generator") != start
-    assert weights(runs / "freeze generator", "retriever") != weights(runs / "freeze retriever", "retriever")
+        assert weights(runs[name], "generator") != start
+    assert weights(runs["freeze generator"], "retriever") != weights(runs["freeze retriever"], "retriever")
 
 
 def test_infonce_has_no_generator(runs):
-    run = runs / "objective infonce"
+    run = runs["objective infonce"]
     assert not (run / "generator").exists() and not (run / "deepspeed_generator.json").exists()
     assert "exact_match" not in results(run)["after"] and "recall@1" in results(run)["after"]
 
 
-def test_stages_and_recomputation_change_nothing_in_fp32(runs):
-    for name in (
-        "zero0",
-        "zero1",
-        "zero2",
-        "zero3",
-        "offload",
-        "mixed stages",
-        "checkpointing",
-        "decode top1",
-        "tensorboard",
-    ):
-        assert loss(runs, name) == pytest.approx(loss(runs, "objective rag_sequence"), rel=1e-5), name
+SAME = ["zero0", "zero1", "zero2", "zero3", "offload", "mixed stages", "checkpointing", "decode top1", "tensorboard"]
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_bf16_is_near_fp32_and_not_fp32(runs, stage):
-    found, wanted = loss(runs, f"bf16 zero{stage}"), loss(runs, "objective rag_sequence")
+@pytest.mark.parametrize("name", marked(SAME, SLOW))
+def test_stages_and_recomputation_change_nothing_in_fp32(runs, name):
+    assert loss(runs, name) == pytest.approx(loss(runs, "objective rag_sequence"), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", marked([f"bf16 zero{stage}" for stage in range(4)], SLOW))
+def test_bf16_is_near_fp32_and_not_fp32(runs, name):
+    found, wanted = loss(runs, name), loss(runs, "objective rag_sequence")
     assert found == pytest.approx(wanted, rel=0.02) and found != pytest.approx(wanted, rel=1e-6)
-    assert json.loads((runs / f"bf16 zero{stage}" / "deepspeed_retriever.json").read_text())["bf16"]["enabled"]
+    assert json.loads((runs[name] / "deepspeed_retriever.json").read_text())["bf16"]["enabled"]
 
 
 def test_what_must_differ_differs(runs):
@@ -155,7 +151,7 @@ def test_what_must_differ_differs(runs):
     for name in ("index candidates", "index and own candidates"):
         assert loss(runs, name)[0] != pytest.approx(base[0], rel=1e-4), name
     # A new generator hardly tells passages apart: which are read shows in the prior over them.
-    from_index, and_own = (lines(runs / f"index {x}candidates")[0]["prior_entropy"] for x in ("", "and own "))
+    from_index, and_own = (lines(runs[f"index {x}candidates"])[0]["prior_entropy"] for x in ("", "and own "))
     assert from_index != pytest.approx(and_own, rel=1e-2)
     assert loss(runs, "hard negatives")[0] != pytest.approx(loss(runs, "objective infonce")[0], rel=1e-3)
     for name in ("cls pooling", "template", "warm-up", "accumulation", "objective rag_token", "no clipping"):
@@ -163,16 +159,16 @@ def test_what_must_differ_differs(runs):
 
 
 def test_the_warm_up_is_reported_as_such(runs):
-    found = lines(runs / "warm-up", "lm_warmup")
+    found = lines(runs["warm-up"], "lm_warmup")
     assert [line["step"] for line in found] == [1, 2] and all(0 < line["loss"] < 10 for line in found)
-    assert results(runs / "warm-up")["lm_warmup_steps"] == 2
-    assert "language modelling" in (runs / "warm-up" / "generator" / "README.md").read_text()
-    assert "language modelling" not in (runs / "template" / "generator" / "README.md").read_text()
+    assert results(runs["warm-up"])["lm_warmup_steps"] == 2
+    assert "language modelling" in (runs["warm-up"] / "generator" / "README.md").read_text()
+    assert "language modelling" not in (runs["template"] / "generator" / "README.md").read_text()
 
 
 def test_each_terms_share_of_the_gradient_is_logged(runs):
     def terms(name: str) -> set[str]:
-        return {k.removeprefix("grad_share/") for k in lines(runs / name)[0] if k.startswith("grad_share/")}
+        return {k.removeprefix("grad_share/") for k in lines(runs[name])[0] if k.startswith("grad_share/")}
 
     assert terms("contrastive") == {"rag_sequence", "contrastive"}
     assert terms("objective positive_only") == {"lm", "doc_prior", "infonce"}
@@ -181,29 +177,30 @@ def test_each_terms_share_of_the_gradient_is_logged(runs):
 
 
 def test_two_encoders_and_the_temperature_are_saved(runs):
-    assert (runs / "two encoders" / "retriever" / "passage_encoder" / "model.safetensors").exists()
-    settings = json.loads((runs / "learned temperature" / "retriever" / "ds_rag.json").read_text())
+    assert (runs["two encoders"] / "retriever" / "passage_encoder" / "model.safetensors").exists()
+    settings = json.loads((runs["learned temperature"] / "retriever" / "ds_rag.json").read_text())
     assert settings["temperature"] != 0.1 and settings["temperature"] == pytest.approx(0.1, rel=0.05)
-    plain = json.loads((runs / "cls pooling" / "retriever" / "ds_rag.json").read_text())
+    plain = json.loads((runs["cls pooling"] / "retriever" / "ds_rag.json").read_text())
     assert (plain["pooling"], plain["normalize"], plain["query_prefix"]) == ("cls", False, "q:")
 
 
 def test_how_stale_the_index_is_and_how_often_it_holds_a_positive_is_logged(runs):
     for name, ages in (("index candidates", [0, 0]), ("hard negatives", [0, 1])):
-        assert [line["index_age"] for line in lines(runs / name)] == ages
-        assert [line["step"] for line in lines(runs / name, "candidates")] == [0, 1][: 2 - ages[1]]
-        assert all(0 < line["retrieved_positive"] < 1 for line in lines(runs / name, "candidates"))
-    assert not any("index_age" in line for line in lines(runs / "no evaluation"))
+        assert [line["index_age"] for line in lines(runs[name])] == ages
+        assert [line["step"] for line in lines(runs[name], "candidates")] == [0, 1][: 2 - ages[1]]
+        assert all(0 < line["retrieved_positive"] < 1 for line in lines(runs[name], "candidates"))
+    assert not any("index_age" in line for line in lines(runs["no evaluation"]))
 
 
 def test_without_evaluation_rows_there_are_no_figures(runs):
-    found = results(runs / "no evaluation")
+    found = results(runs["no evaluation"])
     assert found["before"] == found["after"] == {}
-    assert (runs / "no evaluation" / "index" / "index.faiss").exists()
+    assert (runs["no evaluation"] / "index" / "index.faiss").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_has_its_file(runs):
-    assert list((runs / "tensorboard" / "tensorboard").glob("events.*"))
+    assert list((runs["tensorboard"] / "tensorboard").glob("events.*"))
 
 
 def test_every_shipped_deepspeed_file_is_used_here():

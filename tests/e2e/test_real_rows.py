@@ -79,7 +79,10 @@ def test_covid_qa_against_its_beir_folder(covid, minilm, tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "terms"),
-    [("real_encoder", {"rag_sequence", "contrastive"}), ("dalm", {"lm", "doc_prior", "infonce"})],
+    [
+        pytest.param("real_encoder", {"rag_sequence", "contrastive"}, marks=pytest.mark.slow),  # above, too
+        ("dalm", {"lm", "doc_prior", "infonce"}),
+    ],
 )
 def test_a_csv_as_the_dalm_toolkit_has_it(shared_dir, minilm, tmp_path, recipe, terms):
     """Columns Abstract, Question, Answer; by the same command, and with that toolkit's own loss and prompt."""

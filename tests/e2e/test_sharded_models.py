@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import call, execute, launcher, lines, results
+from commands import call, launcher, lines, results
 from together import marked
+from variants import Runs
 
 from ds_rag.data.world import make_world
 from ds_rag.models.tokenizer import train_tokenizer
@@ -85,22 +86,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Runs(dict[str, Path]):
-    """runs["zero2"]: that run's folder. Runs are made by the same two ranks, those of `make test` at the first look
-    at one, the slow ones at the first look at one of theirs."""
-
-    def __init__(self, folder: Path, flags: dict[str, list[str]]) -> None:
-        self.folder, self.flags = folder, flags
-
-    def __missing__(self, name: str) -> Path:
-        listed, script = self.folder / f"slow-{name in SLOW}.json", Path(__file__).with_name("many.py")
-        names = [n for n in VARIANTS if (n in SLOW) == (name in SLOW)]
-        listed.write_text(json.dumps({n: self.flags[n] for n in names}))
-        execute([*launcher("torchrun", "--nproc_per_node", "2")[:-1], script, self.folder, listed], timeout=900)
-        self.update({n: self.folder / n for n in names})
-        return self[name]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, rows: Path, models: Path) -> Runs:
     places = {"DECODER": str(models / "decoder"), "HPZ": str(models / "hpz.json")}
@@ -110,7 +95,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, rows: Path, models: Path) -> 
         data = [f"--{kind}={rows / file}" for kind, file in FILES.items()]
         base = [f"--generator={models / 'lm'}"] + [f"--retriever={models / 'encoder'}"] * ("--retriever" not in own)
         flags[name] = [*QUICK.split(), *data, *base, *own]
-    return Runs(tmp_path_factory.mktemp("runs"), flags)
+    return Runs(tmp_path_factory.mktemp("runs"), flags, SLOW, launcher("torchrun", "--nproc_per_node", "2")[:-1])
 
 
 FILES = {"train_data": "train.jsonl", "corpus": "passages.jsonl", "eval_data": "dev.jsonl"}

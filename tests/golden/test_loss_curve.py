@@ -75,7 +75,7 @@ def test_the_curve_is_the_stored_one(found):
 
 
 # The others' gradients are held against one graph in tests/unit/test_train_step.py, too.
-QUICK = ("posterior, all kept", "plain sequences")
+QUICK = ("plain sequences",)
 
 
 @pytest.mark.parametrize("way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])

@@ -105,6 +105,7 @@ def reached_by_ssh(hosts, tmp_path) -> tuple[Path, dict[str, str]]:
     return tmp_path / "hostfile", env | {"PATH": f"{tmp_path / 'bin'}:{env['PATH']}"}
 
 
+@pytest.mark.slow
 def test_deepspeed_with_a_hostfile(hosts, one_host, reached_by_ssh, tmp_path):
     """It sends PYTHON*, NCCL* and the like along; the rest is in the file that DS_ENV_FILE names, by default
     .deepspeed_env."""
