@@ -53,6 +53,7 @@ def test_counted_flops_by_hand(step):
     assert flops["sample"] < flops["exact"] and flops["positive only, answer tokens"] < flops["positive only"]
 
 
+@pytest.mark.slow
 def test_a_child_prints_its_memory():
     size = ["--batch", "2", "--passage", "24", "--query", "5", "--answer", "6", "--child"]
     for name in ("naive", "exact"):

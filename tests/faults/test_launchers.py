@@ -42,7 +42,7 @@ def wait_for(condition, seconds: float) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", [pytest.param("torchrun", marks=pytest.mark.slow), "deepspeed"])
 def test_row_11_sigterm_to_the_launcher(tmp_path: Path, flags: list[str], name: str) -> None:
     run = tmp_path / "run"
     argv = [*launcher(name, *LAUNCHERS[name]), "--output_dir", run, *flags, "--max_steps", "4000", "--save_steps", "0"]

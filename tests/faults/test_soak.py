@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MUST_BE_0 = ("lost_checkpoints", "mismatches", "orphans", "leftovers", "wrong_exits")
 
 
-@pytest.mark.parametrize(("kills", "launched"), [(6, 0), pytest.param(1, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "launched"),
+    [(3, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((6, 0), (1, 1)))],
+)
 def test_killed_at_random(tmp_path: Path, kills: int, launched: int) -> None:
     file = tmp_path / "soak.json"
     size = ["--kills", str(kills), "--launched", str(launched), "--seed", "1", "--folder", str(tmp_path / "runs")]

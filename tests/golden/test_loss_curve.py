@@ -74,11 +74,9 @@ def test_the_curve_is_the_stored_one(found):
     compare(found)
 
 
-# The others' gradients are held against one graph in tests/unit/test_train_step.py, too.
-QUICK = ("plain sequences",)
-
-
-@pytest.mark.parametrize("way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
+# Their gradients are held against one graph in tests/unit/test_train_step.py, too.
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_stored_curve(way):
     compare(curve(*WAYS[way].split()))
 

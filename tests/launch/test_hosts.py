@@ -46,6 +46,7 @@ def at_once(commands: Sequence[list[str]], envs: Sequence[dict[str, str]]) -> No
     assert [process.returncode for process in started] == [0] * len(started), "\n".join(printed)[-6000:]
 
 
+@pytest.mark.slow
 def test_torchrun_on_each_of_two_hosts(hosts, one_host, tmp_path):
     commands, envs = [], []
     for n, host in enumerate(hosts):

@@ -83,6 +83,7 @@ def test_two_ranks_evaluate_as_the_run_did(trained, tmp_path):
     assert found["retrieval"] | found["answers"] == pytest.approx(results(run)["after"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_ranks_write_the_index_that_the_run_has(trained, tmp_path):
     place, run, _ = trained
     printed = place.submit("index.sbatch", "--run", run, "--out", tmp_path / "index")
