@@ -27,8 +27,9 @@ from joint_parts import make_parts
 from joint_runs import LLAMA, MINILM, SMALL_BERT, Run
 from measure import interleave, quartiles, ratios, table
 
-from ds_rag import checkpoint, dist
-from ds_rag.checkpoint import TrainState
+from ds_rag.run import checkpoint
+from ds_rag.run.checkpoint import TrainState
+from ds_rag.runtime import collectives
 from ds_rag.train import train_step
 
 EVERY = 500  # steps between saves, as by default
@@ -128,7 +129,7 @@ def main() -> int:
     args = parser.parse_args()
     os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     logging.disable(logging.WARNING)
-    dist.start()
+    collectives.start()
     found: dict[str, Any] = {}
     for size in args.sizes:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -139,7 +140,7 @@ def main() -> int:
             written = {"save_steps": EVERY, "sizes": found}
             Path(args.json).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     print(table([row(size, figures) for size, figures in found.items()]))
-    dist.stop()
+    collectives.stop()
     return 0
 
 

@@ -15,9 +15,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from variants import Bench, Size
 
-from ds_rag.batch import list_cells
+from ds_rag.data.batch import list_cells
 from ds_rag.models.generator import Generator
-from ds_rag.models.prefix import SharedCells, lay_out_shared
+from ds_rag.models.shared_prefix.layout import SharedCells, lay_out_shared
 
 
 def attention_flops(
@@ -101,7 +101,7 @@ def ratios(generator: Generator, batch: int, answer: int) -> dict[str, object]:
 def on_meta(kind: str) -> Generator:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ds_rag.models import attention
+    from ds_rag.models.shared_prefix import attention
 
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind))

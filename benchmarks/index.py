@@ -25,9 +25,9 @@ import faiss
 import numpy as np
 from measure import interleave, quartiles, ratios, table
 
-from ds_rag.errors import UserError, choose
 from ds_rag.index.faiss_index import INDEXES, build_index, search
 from ds_rag.index.store import write_index
+from ds_rag.runtime.errors import UserError, choose
 
 EXACT = "flat"
 K = 10

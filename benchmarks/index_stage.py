@@ -25,16 +25,16 @@ import numpy as np
 from index import make_vectors, recall
 from measure import interleave, quartiles, table
 
-from ds_rag import dist
-from ds_rag.assemble import Parts, assemble
 from ds_rag.config import RunConfig
-from ds_rag.encode import encode
-from ds_rag.flags import parse
+from ds_rag.config.flags import parse
+from ds_rag.config.schedules import lr_factor
+from ds_rag.index.building import Corpus, Share, build, encode_share, update_share
 from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.encode import encode
 from ds_rag.index.faiss_index import build_index, search
-from ds_rag.log import Console
-from ds_rag.refresh import Corpus, Share, build, encode_share, update_share
-from ds_rag.schedule import lr_factor
+from ds_rag.run.assemble import Parts, assemble
+from ds_rag.runtime import collectives
+from ds_rag.runtime.log import Console
 from ds_rag.train import train_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +126,7 @@ def partial_refresh(first: int = 50, later: int = EVERY) -> list[dict[str, Any]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = parse(["--output_dir", name, "--max_steps", str(first + later), "--lr_scheduler_type", "constant"])
-        parts = assemble(config, Console(speaks=False), folder, dist.start())
+        parts = assemble(config, Console(speaks=False), folder, collectives.start())
         retriever, batch = parts.retriever, config.stage.per_device_eval_batch_size
         corpus = Corpus(parts.eval_tokens.passages, retriever, batch)
         walk(parts, config, 0, first)

@@ -13,21 +13,21 @@ import torch
 from joint_runs import DROPOUTS, Run
 from variants import Joined
 
-from ds_rag import deepspeed_config, dist
-from ds_rag.assemble import Parts
-from ds_rag.config import build
+from ds_rag.config import build, deepspeed_config
+from ds_rag.config.deepspeed_config import Known
+from ds_rag.config.schedules import Schedule
 from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.loader import Loader, TrainTokens
-from ds_rag.deepspeed_config import Known
-from ds_rag.engine import Engines, make_engine
+from ds_rag.engines.joint import Engines, make_engine
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import checkpoint_activations, fuse_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.sharing import share_prefixes
-from ds_rag.objective import Objective
-from ds_rag.passes import Embedding
-from ds_rag.schedule import Schedule
-from ds_rag.scoring import Scoring
+from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.run.assemble import Parts
+from ds_rag.runtime import collectives
+from ds_rag.step.generator_side import Scoring
+from ds_rag.step.objective import Objective
+from ds_rag.step.two_pass import Embedding
 
 
 def build_model(keys: dict[str, Any], head: bool) -> Any:
@@ -56,7 +56,7 @@ def make_models(run: Run, checkpointing: bool) -> tuple[Retriever, Generator]:
 
 def make_parts(run: Run) -> Parts:
     config = build({"candidates": "all"} | run.flags)
-    objective = Objective(config.objective, dist.world())
+    objective = Objective(config.objective, collectives.world())
     retriever, generator = make_models(run, config.model.gradient_checkpointing)
     data = make_rows(run)
     loader = Loader(
@@ -64,8 +64,8 @@ def make_parts(run: Run) -> Parts:
         make_tokens(run, len(data.train), len(data.texts), retriever, generator),
         run.batch,
         run.accumulation,
-        dist.rank(),
-        dist.world(),
+        collectives.rank(),
+        collectives.world(),
         0,
         0,
         config.objective.pool == "world",
@@ -105,7 +105,7 @@ def known(run: Run, hidden_size: int) -> Known:
     return Known(
         per_device_batch=run.batch,
         accumulation=run.accumulation,
-        world=dist.world(),
+        world=collectives.world(),
         max_grad_norm=1.0,
         learning_rate=1e-4,
         betas=(0.9, 0.999),
@@ -120,7 +120,7 @@ def known(run: Run, hidden_size: int) -> Known:
 
 def make_rows(run: Run) -> RagData:
     """One step's rows, each with passages of its own, the first of them labelled."""
-    rows, each = run.batch * run.accumulation * dist.world(), run.passages
+    rows, each = run.batch * run.accumulation * collectives.world(), run.passages
     train = [Example("", ("",), (r * each,), tuple(range(r * each + 1, (r + 1) * each))) for r in range(rows)]
     return RagData([""] * rows * each, [""] * rows * each, 0, train)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ds_rag.plan.setup import Setup
-from ds_rag.plan.shapes import shape_of
-from ds_rag.plan.workload import Workload
+from ds_rag.commands.plan.setup import Setup
+from ds_rag.commands.plan.shapes import shape_of
+from ds_rag.commands.plan.workload import Workload
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob")
 

@@ -10,7 +10,7 @@ from joint_parts import make_parts
 from joint_runs import Run
 from memory_child import resident
 
-from ds_rag import dist
+from ds_rag.runtime import collectives
 from ds_rag.train import train_step
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h
@@ -48,5 +48,5 @@ def step(run: Run) -> dict[str, float]:
     for n in range(STEPS):
         parts.engines.train()
         train_step(parts, n, 1.0)
-    dist.barrier()
+    collectives.barrier()
     return found

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ds_rag.plan.communication import plan_traffic, pool_traffic
-from ds_rag.plan.duration import Rates, step_time
-from ds_rag.plan.hardware import GPUS, HOST_MEMORY
-from ds_rag.plan.index_cost import plan_index
-from ds_rag.plan.memory import plan_memory
-from ds_rag.plan.setup import Setup
-from ds_rag.plan.shapes import read_shape
-from ds_rag.plan.workload import Workload
+from ds_rag.commands.plan.communication import plan_traffic, pool_traffic
+from ds_rag.commands.plan.duration import Rates, step_time
+from ds_rag.commands.plan.hardware import GPUS, HOST_MEMORY
+from ds_rag.commands.plan.index_cost import plan_index
+from ds_rag.commands.plan.memory import plan_memory
+from ds_rag.commands.plan.setup import Setup
+from ds_rag.commands.plan.shapes import read_shape
+from ds_rag.commands.plan.workload import Workload
 
 RANKS = (1, 2, 4, 8, 64, 512)
 CORPORA = (10**5, 10**6, 10**7, 21_000_000, 10**8, 10**9)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag.batch import lay_out_plain, list_cells
 from ds_rag.config import DEFAULT_TEMPLATE, DataConfig, ModelConfig
+from ds_rag.data.batch import lay_out_plain, list_cells
 from ds_rag.data.dataset import columns_of
 from ds_rag.data.formats import Row, read_rows
 from ds_rag.data.prompt import Prompt

@@ -30,8 +30,8 @@ from joint_runs import MEMORY_RUNS, TRAFFIC_RUN, Run, setup_of
 from measure import table
 from rank_children import run_on_ranks
 
-from ds_rag.plan.communication import plan_traffic
-from ds_rag.plan.memory import plan_memory
+from ds_rag.commands.plan.communication import plan_traffic
+from ds_rag.commands.plan.memory import plan_memory
 
 POOLS = ("rank", "world")
 FURTHER = (8, 64, 512)  # ranks that are predicted only

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import collectives  # before DeepSpeed
+import counted_collectives  # before DeepSpeed
 from joint_parts import make_parts
 from joint_runs import Run
 from peak_memory import peak_of_training
 
-from ds_rag import dist
+from ds_rag.runtime import collectives
 from ds_rag.train import train_step
 
 
@@ -24,10 +24,10 @@ def count_bytes(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         parts = make_parts(Run(**run))
         parts.engines.train()
         train_step(parts, 0, 1.0)  # what only the first step does
-        collectives.start_counting()
+        counted_collectives.start_counting()
         train_step(parts, 1, 1.0)
-        sent = collectives.stop_counting()
-        total = dist.all_sum({"bytes": sum(sent.values())})["bytes"] / dist.world()
+        sent = counted_collectives.stop_counting()
+        total = collectives.all_sum({"bytes": sum(sent.values())})["bytes"] / collectives.world()
         found.append({"bytes": total, "by": sent})
     return found
 
@@ -41,12 +41,12 @@ JOBS: dict[str, Callable[[Any], Any]] = {"bytes": count_bytes, "peak": peak_memo
 
 def main() -> int:
     logging.disable(logging.WARNING)
-    dist.start()
+    collectives.start()
     answer = JOBS[sys.argv[1]](json.loads(sys.argv[2]))
-    dist.barrier()
-    if dist.rank() == 0:
+    collectives.barrier()
+    if collectives.rank() == 0:
         print("\n" + json.dumps(answer))
-    dist.stop()
+    collectives.stop()
     return 0
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ds_rag import commit
-from ds_rag.checkpoint import LATEST, checkpoints
+from ds_rag.run.checkpoint import LATEST, checkpoints
+from ds_rag.runtime import atomic_folders
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults"))
 
@@ -27,7 +27,7 @@ class Look:
         self.stale = set(self.partials()) | set(self.indexes())  # of attempts before
 
     def partials(self) -> list[Path]:
-        return commit.partials(self.run / "checkpoints")
+        return atomic_folders.partials(self.run / "checkpoints")
 
     def saving(self) -> bool:
         return bool(set(self.partials()) - self.stale)
@@ -96,7 +96,7 @@ def committed(run: Path) -> int:
 def lost(run: Path, before: int, done: int) -> list[str]:
     """What a kill has taken that it must not: a checkpoint that was committed (`before`: the newest one's step), or
     more of the steps that were `done` than the interval."""
-    sound = [int(folder.name[5:]) for folder in checkpoints(run) if not commit.damages(folder)]
+    sound = [int(folder.name[5:]) for folder in checkpoints(run) if not atomic_folders.damages(folder)]
     newest, wrong = max(sound, default=0), []
     if newest < before:
         wrong.append(f"step {before} was committed, step {newest} is the newest sound one")
@@ -106,7 +106,7 @@ def lost(run: Path, before: int, done: int) -> list[str]:
     if (
         pointer.exists()
         and f"step-{newest}" != pointer.read_text()
-        and commit.damages(pointer.parent / pointer.read_text())
+        and atomic_folders.damages(pointer.parent / pointer.read_text())
     ):
         wrong.append(f"{LATEST} names {pointer.read_text()}, which is not sound")
     return wrong
@@ -115,8 +115,8 @@ def lost(run: Path, before: int, done: int) -> list[str]:
 def leftovers(run: Path) -> list[str]:
     """What no finished run has: parts of files and folders, checkpoints without a manifest, an old pointer."""
     names = [f.relative_to(run).as_posix() for f in sorted(run.rglob("*")) if ".tmp" in f.name]
-    torn = [f.name for f in (run / "checkpoints").glob("step-*") if commit.PARTIAL not in f.name]
-    names += [f"{name}, damaged" for name in sorted(torn) if commit.damages(run / "checkpoints" / name)]
+    torn = [f.name for f in (run / "checkpoints").glob("step-*") if atomic_folders.PARTIAL not in f.name]
+    names += [f"{name}, damaged" for name in sorted(torn) if atomic_folders.damages(run / "checkpoints" / name)]
     names += [name for name in ("refresh", "exit.json", "STOP", "export.pending") if (run / name).exists()]
     latest = (run / "checkpoints" / LATEST).read_text()
     if latest != f"step-{committed(run)}":

@@ -22,18 +22,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ds_rag.batch import Batch, Cells, Ids, lay_out_plain, pad_right
 from ds_rag.config import ObjectiveConfig, ScoringConfig
+from ds_rag.data.batch import Batch, Cells, Ids, lay_out_plain, pad_right
 from ds_rag.data.prompt import Prompt
-from ds_rag.engine import Engines
+from ds_rag.engines.joint import Engines
 from ds_rag.losses import positive_only, rag_sequence
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import fuse_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.sharing import share_prefixes
-from ds_rag.objective import Objective
-from ds_rag.passes import Embedding
-from ds_rag.scoring import Scoring
+from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.step.generator_side import Scoring
+from ds_rag.step.objective import Objective
+from ds_rag.step.two_pass import Embedding
 
 PADDED, NAIVE, ONE_PASS = "padded (DALM)", "naive", "one pass"
 PADDED_LENGTH = 256

@@ -16,34 +16,35 @@ from pathlib import Path
 
 import torch
 
-from ds_rag import checkpoint, commit, dist, faults, log, resume, stopping
-from ds_rag.assemble import Parts, assemble
-from ds_rag.bad_steps import any_loss_is_bad, look
-from ds_rag.checkpoint import TrainState
 from ds_rag.config import RunConfig
-from ds_rag.engine import StepResult
-from ds_rag.evaluate import Evaluation, Evaluator
-from ds_rag.figures import Live, judge, summarise, without_gain
-from ds_rag.guards import Guards
-from ds_rag.halting import Halt, meet
-from ds_rag.index_stage import IndexStage, Landed
-from ds_rag.log import Console, Metrics
-from ds_rag.objective import StepOutput
-from ds_rag.results import introduce, leave
-from ds_rag.resume import Keeper
-from ds_rag.schedule import lr_factor
-from ds_rag.stopping import Stopped
-from ds_rag.warmup import lm_warmup
+from ds_rag.config.schedules import lr_factor
+from ds_rag.engines.joint import StepResult
+from ds_rag.evaluation.evaluator import Evaluation, Evaluator
+from ds_rag.run import checkpoint, resume_rules
+from ds_rag.run.assemble import Parts, assemble
+from ds_rag.run.checkpoint import TrainState
+from ds_rag.run.index_refresh import IndexStage, Landed
+from ds_rag.run.lm_warmup import lm_warmup
+from ds_rag.run.resume_rules import Keeper
+from ds_rag.run.step_metrics import Live, judge, summarise, without_gain
+from ds_rag.run.summary import introduce, leave
+from ds_rag.run.watchers import Guards
+from ds_rag.runtime import atomic_folders, collectives, fault_injection, log, stop_signals
+from ds_rag.runtime.log import Console, Metrics
+from ds_rag.runtime.stop_agreement import Halt, meet
+from ds_rag.runtime.stop_signals import Stopped
+from ds_rag.step.non_finite import any_loss_is_bad, look
+from ds_rag.step.objective import StepOutput
 
 
 def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput], dict[str, float], StepResult]:
     """One optimizer step: every micro-batch forward and backward through both engines, then the joint step."""
     engines, objective, embedding, scoring = parts.engines, parts.objective, parts.embedding, parts.scoring
     micros = [batch.to(parts.device) for batch in parts.loader.micro_batches(step)]
-    totals = dist.all_sum(objective.counts(micros, parts.prompt), parts.device)  # means are over the whole step
+    totals = collectives.all_sum(objective.counts(micros, parts.prompt), parts.device)  # means are over the whole step
     outputs, tokens = [], 0
     for m, batch in enumerate(micros):
-        faults.point("micro_batch")
+        fault_injection.point("micro_batch")
         last = m == len(micros) - 1
         q_BD, p_ND, temperature = embedding.forward(batch, last)  # leaves: no graph spans the two models
         scores_BN = q_BD @ p_ND.T / temperature
@@ -92,8 +93,8 @@ def train(run: Run) -> Evaluation | None:
             if without_gain(state, stage):  # so it may be resumed, too
                 run.console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
                 break
-            faults.point("step")
-            stopping.phase(f"step {step + 1}")
+            fault_injection.point("step")
+            stop_signals.phase(f"step {step + 1}")
             began = time.monotonic()
             parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
@@ -106,7 +107,7 @@ def train(run: Run) -> Evaluation | None:
                 values["index_age"] = parts.candidates.age(step)
             run.metrics.write("train", state.step, values)
             guards.after_step(values)
-            stopping.phase(f"the index stage after step {state.step}")
+            stop_signals.phase(f"the index stage after step {state.step}")
             landed = index.after_step(state.step)
             if landed is not None:
                 book(run, landed, live)
@@ -114,9 +115,9 @@ def train(run: Run) -> Evaluation | None:
             if due_for_saving(run):
                 save(run)
             meter.advance(1, live.line(values["loss"]))
-            stopping.phase(f"the end of step {state.step}")
+            stop_signals.phase(f"the end of step {state.step}")
             run.halt.check()
-        stopping.phase("the index stage that is still under way")
+        stop_signals.phase("the index stage that is still under way")
         if late := index.drain(state.step):
             book(run, late, live, more=False)
     return last
@@ -138,7 +139,7 @@ def save(run: Run) -> None:
 def catch_up(run: Run, live: Live) -> None:
     """Where a run was stopped while it refreshed the index of its last step, or ended just before: that comes first."""
     if run.state.step and run.state.refreshed < run.state.step:
-        stopping.phase(f"the index stage after step {run.state.step}")
+        stop_signals.phase(f"the index stage after step {run.state.step}")
         landed = run.index.after_step(run.state.step)
         if landed is not None:
             book(run, landed, live)
@@ -167,7 +168,7 @@ def resume_candidates(run: Run, resumed: Path) -> None:
     """The checkpoint's table; a new one where it holds none."""
     parts, state = run.parts, run.state
     if parts.candidates and state.step < parts.total_steps and not parts.candidates.restore(resumed):
-        stopping.phase("the index that offers rows their candidates")
+        stop_signals.phase("the index that offers rows their candidates")
         landed = run.index.refresh(state.step, progress=True)
         figures = parts.candidates.refresh(state.step, run.index.search, landed.retriever)
         run.metrics.write("candidates", state.step, figures)
@@ -180,9 +181,9 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
         device = meet(folder, minutes, console)
     except Stopped as reason:
         return stop_here(None, str(reason), folder, console)
-    log.redirect(folder, dist.rank())  # rank 0 has made the folder by now
+    log.redirect(folder, collectives.rank())  # rank 0 has made the folder by now
     halt = Halt(folder, device, 60 * minutes)
-    stopping.agree_by(halt.check, halt.begin)
+    stop_signals.agree_by(halt.check, halt.begin)
     run: Run | None = None
     try:
         try:
@@ -197,28 +198,28 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
     except RuntimeError as error:
         raise halt.lost(error) or error from error
     finally:
-        stopping.agree_by(None)
+        stop_signals.agree_by(None)
         halt.close()
-    dist.stop()
+    collectives.stop()
     return 0
 
 
 def set_up(config: RunConfig, folder: Path, console: Console, device: torch.device, halt: Halt) -> Run:
     """Everything up to the first step: parts, and a checkpoint's state or the figures before training."""
-    faults.point("start")
+    fault_injection.point("start")
     resumed = checkpoint.find(folder, config.run.resume, console.say)
     if resumed:
-        resume.fit_batch(resumed, config, console.say)
-    stopping.phase("start: reading rows and models")
+        resume_rules.fit_batch(resumed, config, console.say)
+    stop_signals.phase("start: reading rows and models")
     parts = assemble(config, console, folder, device)
-    facts = resume.facts(config, parts)
+    facts = resume_rules.facts(config, parts)
     if resumed:
-        resume.check_unchanged(resumed, config, facts, console.say)
+        resume_rules.check_unchanged(resumed, config, facts, console.say)
     if config.run.resume != "never":
         checkpoint.tidy(folder, resumed, console.say)
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
-    metrics = Metrics(folder if dist.rank() == 0 else None, config.run.report_to, step, refreshed, console.say)
+    metrics = Metrics(folder if collectives.rank() == 0 else None, config.run.report_to, step, refreshed, console.say)
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
@@ -230,7 +231,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     run = Run(parts, config, index, keeper, halt, guards, TrainState(), console, metrics)
     if resumed:
         run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
-        resume.fit_best(run.state, resumed, folder, facts, console.say)
+        resume_rules.fit_best(run.state, resumed, folder, facts, console.say)
         guards.remember(run.state.watched)
         index.best = run.state.best_step
         console.say(f"resumed from {resumed} at step {run.state.step}")
@@ -247,21 +248,21 @@ def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> i
     if run is not None and step:
         save(run)
         run.metrics.close()
-    if dist.rank() == 0:
-        stopping.leave_word(folder, reason, step or None)
-        stopping.take_back(folder)
+    if collectives.rank() == 0:
+        stop_signals.leave_word(folder, reason, step or None)
+        stop_signals.take_back(folder)
     where = f"at step {step}, saved" if step else "before the first step"
     console.say(f"stopped {where} ({reason}); --resume auto goes on")
-    stopping.phase("the end, after being asked to stop")
-    dist.barrier()
-    dist.stop()
-    return stopping.EXIT_CODE
+    stop_signals.phase("the end, after being asked to stop")
+    collectives.barrier()
+    collectives.stop()
+    return stop_signals.EXIT_CODE
 
 
 def measure_before(run: Run) -> None:
     """The figures before the first step, and its candidates; these weights may be the best, so they are kept."""
     parts, index, state, metrics = run.parts, run.index, run.state, run.metrics
-    stopping.phase("the first index and evaluation")
+    stop_signals.phase("the first index and evaluation")
     if index.wanted:
         first = index.refresh(0, progress=True)
         metrics.write("refresh", 0, first.figures)
@@ -282,7 +283,7 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
     if run.config.run.save_steps:
         save(run)
     if last is None:
-        stopping.phase("the last evaluation")
+        stop_signals.phase("the last evaluation")
         landed = run.index.refresh(state.step, progress=True)
         refreshed = state.refreshed
         book(run, landed, more=False)
@@ -292,9 +293,11 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
         return last
     save(run)  # before other weights are loaded: from here on, too, a run may be stopped
     best = run.keeper.folder / "checkpoints" / f"step-{state.best_step}"
-    if wrong := commit.damages_on_ranks(best):
-        raise commit.refuse(best, wrong, "--resume auto --load_best_model_at_end false exports the last step instead")
+    if wrong := atomic_folders.damages_on_ranks(best):
+        raise atomic_folders.refuse(
+            best, wrong, "--resume auto --load_best_model_at_end false exports the last step instead"
+        )
     checkpoint.load_engines(best, run.parts.engines, weights_only=True)
     run.console.say(f"exporting step {state.best_step}, the best by {stage.metric_for_best_model}")
-    stopping.phase(f"the evaluation of the best step, {state.best_step}")
+    stop_signals.phase(f"the evaluation of the best step, {state.best_step}")
     return run.index.refresh(state.best_step, progress=True).result

@@ -29,7 +29,7 @@ from ds_rag.config.sections import (
     ScoringConfig,
     StageConfig,
 )
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 __all__ = [
     "ALIASES",

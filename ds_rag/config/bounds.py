@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 SEED = 2**32 - 1  # the largest that every library's generator takes
 MANY = 10**9  # steps, rows or cells: more than any run has, and far from where whole numbers overflow

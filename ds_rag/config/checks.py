@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from ds_rag.config.sections import SECTIONS, ModelConfig, RunConfig, StageConfig
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 
 def validate(config: RunConfig) -> None:

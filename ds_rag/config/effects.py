@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ds_rag.config.sections import MODEL_CHOICES, RunConfig
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 TAUGHT = ("emdr2", "pdist", "replug_lsr")  # their generator learns by a reader loss alone
 LABELLED = ("infonce", "positive_only")  # over the pool's labelled passages: no candidates are read

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 MOST_BYTES = 1 << 20
 NULL = ("", "~", "null", "Null", "NULL")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ds_rag.config.bounds import ITEMS, MANY, SEED, TOKENS, Bounds, above, real, share, whole
-from ds_rag.masking import masked
+from ds_rag.runtime.credentials import masked
 
 BUILTIN = "builtin"
 MODEL_CHOICES = ("none", "retriever", "generator", "both")

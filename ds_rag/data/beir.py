@@ -13,7 +13,7 @@ from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import match_corpus_columns
 from ds_rag.data.records import Record, field_names, is_blank, to_passage
 from ds_rag.data.text_files import read_jsonl, read_lines
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 LAYOUT = {"id": "_id", "text": "text", "title": "title"}
 ANSWERS = ("answers", "answer")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from ds_rag.errors import UserError, nearest
+from ds_rag.runtime.errors import UserError, nearest
 
 # Role -> names, compared without case and with blank and hyphen read as "_". The first name is ours; others
 # are those of DALM (Abstract, Question, Answer), Tevatron (*_passages), sentence-transformers (anchor,

@@ -17,7 +17,7 @@ from ds_rag.data.rows import BY_ID, ID_LIKE, labels_relevance, refuse_ids, to_ro
 from ds_rag.data.shards import find_shards, read_shards
 from ds_rag.data.tables import read_parquet, read_saved_dataset
 from ds_rag.data.text_files import read_csv, read_jsonl
-from ds_rag.errors import UserError, nearest
+from ds_rag.runtime.errors import UserError, nearest
 
 __all__ = ["READERS", "Columns", "Passage", "Row", "detect", "passages_of", "read_corpus", "read_rows"]
 

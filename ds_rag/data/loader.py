@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ds_rag.batch import Batch, Ids, Share, pad_right
+from ds_rag.data.batch import Batch, Ids, Share, pad_right
 from ds_rag.data.dataset import Example, TokenTable
 
 GROUP = 16  # global batches that are sorted by length together

@@ -15,7 +15,7 @@ from ds_rag.data.bad_rows import WARNING
 from ds_rag.data.records import Passage, Row
 from ds_rag.data.rows import BY_ID, ID_LIKE
 from ds_rag.data.statistics import plain
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 WORDS = {n: chr(n).lower() if re.match(r"\w", chr(n)) else " " for n in range(128)}  # of ASCII
 LOUD = 0.1  # of labelled passages that are not in the corpus: from here on a warning

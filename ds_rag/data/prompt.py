@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ds_rag.batch import Ids
+from ds_rag.data.batch import Ids
 from ds_rag.data.seams import InText, Seam, first_seam, last_seam, middle_seam, of_its_own, special_prefix
-from ds_rag.errors import UserError
-from ds_rag.truncation import CutIds
+from ds_rag.data.truncation import CutIds
+from ds_rag.runtime.errors import UserError
 
 FIELDS = ("passage", "query")
 

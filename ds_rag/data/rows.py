@@ -10,7 +10,7 @@ from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import Names, is_id_name
 from ds_rag.data.records import Passage, Record, Row, clean, items, short, single, to_id
 from ds_rag.data.structures import unfold
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 ID_LIKE = re.compile(r"(?=[^\s]*\d)[\w.:/#+-]{1,64}", re.ASCII)  # one word with a digit
 BY_ID = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ds_rag.data.bad_rows import Faults
 from ds_rag.data.records import Record
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 # train-00000-of-00002, part-00000-<job>.c000.snappy, rows_7, 0000
 NUMBER = re.compile(r"(?P<split>.*?)[-_.]?(?P<n>\d+)((-of-|_of_)(?P<of>\d+))?")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_rag.commit import measure
 from ds_rag.data.formats import detect
-from ds_rag.errors import UserError
+from ds_rag.runtime.atomic_folders import measure
+from ds_rag.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ds_rag.data.bad_rows import Faults
 from ds_rag.data.records import Record
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 
 def read_parquet(path: Path, what: str, faults: Faults) -> Iterator[Record]:

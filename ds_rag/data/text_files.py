@@ -13,7 +13,7 @@ from shlex import quote
 
 from ds_rag.data.bad_rows import Faults
 from ds_rag.data.records import Record
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 
 def read_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ds_rag import dist
 from ds_rag.index.exact import BLOCK, MISS, search_flat
 from ds_rag.index.faiss_index import build_index, flat_vectors, search, threads
-from ds_rag.waiting import Pause, together
+from ds_rag.runtime import collectives
+from ds_rag.runtime.long_waits import Pause, together
 
 # Queries searched at once, and between two places where a search may end: as many as one block of FAISS's holds, or
 # fewer where a core would take minutes (products of two numbers).
@@ -88,18 +88,18 @@ class CorpusIndex:
         """
         k = min(k, self.count)
         found = together(lambda pause: self._search_parts(queries_BD, k, self._cores(), pause, watch), "the search")
-        return merge_results([pair for rank in dist.gather_objects(found) for pair in rank], k)
+        return merge_results([pair for rank in collectives.gather_objects(found) for pair in rank], k)
 
     def search_here(self, queries_BD: np.ndarray, k: int) -> Found:
         """The same where this rank has all the parts, without the other ranks, which may search meanwhile."""
         k = min(k, self.count)
-        return merge_results(self._search_parts(queries_BD, k, dist.cores_of_rank(), lambda: None, ignore), k)
+        return merge_results(self._search_parts(queries_BD, k, collectives.cores_of_rank(), lambda: None, ignore), k)
 
     def _search_parts(self, queries_BD: np.ndarray, k: int, cores: int, pause: Pause, watch: Watch) -> list[Found]:
         """Of each part, some queries at a time. cores: that may be used; in one process OMP_NUM_THREADS says it."""
         step = min(MOST_QUERIES, max(LEAST_QUERIES, WORK // max(1, self.count * queries_BD.shape[1])))
         found: list[list[Found]] = [[] for _ in self.parts]
-        with threads(cores if dist.world() > 1 else 1):
+        with threads(cores if collectives.world() > 1 else 1):
             for start in range(0, max(1, len(queries_BD)), step):
                 pause()
                 some_BD = queries_BD[start : start + step]
@@ -111,7 +111,7 @@ class CorpusIndex:
     def _cores(self) -> int:
         """Where the other ranks have nothing to search, those of the whole host."""
         whole = sum(part.index.ntotal for part in self.parts) == self.count
-        return dist.cores() if whole else dist.cores_of_rank()
+        return collectives.cores() if whole else collectives.cores_of_rank()
 
 
 def merge_results(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ds_rag.errors import UserError
 from ds_rag.index.spelling import INDEXES, check_spelling, spell
+from ds_rag.runtime.errors import UserError
 
 # From so many numbers (queries x dimension) in a call on, FAISS multiplies matrices. Its own limit, 128,000 since 1.15,
 # leaves 300 queries of 384 to another kernel that takes six to eleven times as long; from four queries on matrices are

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 METRIC = "inner product"
 

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ds_rag.own_files import SHARDS
+from ds_rag.runtime.own_files import SHARDS
 
 CHUNK_BYTES = 8 << 20  # written, and kept in memory, at once; as much is encoded again after a crash, at most
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 # Short names for common choices: FAISS's factory string, and its search parameters (kept in the index's file). Any
 # other text is handed to faiss.index_factory as it is, with FAISS's own parameters.

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 import ds_rag
-from ds_rag import commit, run_files
-from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import CorpusIndex, Part
 from ds_rag.index.faiss_index import open_index
 from ds_rag.index.fits import METRIC, check_fits, check_parts
 from ds_rag.index.rows import Piece
-from ds_rag.own_files import INDEX, listed
+from ds_rag.runtime import atomic_folders, json_files
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.own_files import INDEX, listed
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,14 @@ def read_ids_and_texts(folder: Path) -> tuple[list[str], list[str]]:
 
 def read_passages(folder: Path) -> list[tuple[str, str]]:
     """(id, text) of every passage of an index, whatever model made it. Raises UserError where there is none."""
-    commit.put_back(folder)
+    atomic_folders.put_back(folder)
     if not (folder / "ids.json").is_file() or not (folder / "texts.jsonl").is_file():
         raise UserError(f"{folder}: holds no passages", expected="ids.json and texts.jsonl", fix="pass --corpus FILE")
     # Only these: an index whose FAISS file is damaged is made again from them.
-    if wrong := [d for d in commit.damages(folder) if d.file in ("ids.json", "texts.jsonl", commit.MANIFEST)]:
-        raise commit.refuse(folder, wrong, "pass --corpus FILE")
+    if wrong := [
+        d for d in atomic_folders.damages(folder) if d.file in ("ids.json", "texts.jsonl", atomic_folders.MANIFEST)
+    ]:
+        raise atomic_folders.refuse(folder, wrong, "pass --corpus FILE")
     ids, texts = read_ids_and_texts(folder)
     return list(zip(ids, texts, strict=True))
 
@@ -155,18 +157,18 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
 
     allow_stale: another model's too, marked so. retriever: what will embed the queries, which must fit (fits.py).
     """
-    commit.put_back(folder)
+    atomic_folders.put_back(folder)
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: no index", expected="manifest.json in it", fix="ds-rag index --run RUN")
-    if damage := commit.damages(folder):  # before FAISS reads what may be damaged, or made to harm
-        raise commit.refuse(folder, damage, "ds-rag index --run RUN")
-    facts = commit.read_manifest(folder) or {}
+    if damage := atomic_folders.damages(folder):  # before FAISS reads what may be damaged, or made to harm
+        raise atomic_folders.refuse(folder, damage, "ds-rag index --run RUN")
+    facts = atomic_folders.read_manifest(folder) or {}
     facts = {name: value for name, value in facts.items() if name not in ("kind", "files")}
     by = facts.get("version")
     if missing := [name for name in REQUIRED if name not in facts]:
         raise UserError(f"{file}: not an index's manifest", found=f"no {missing[0]}", fix="ds-rag index --run RUN")
-    manifest = run_files.record(Manifest, facts, file, by, "ds-rag index --run RUN")
+    manifest = json_files.record(Manifest, facts, file, by, "ds-rag index --run RUN")
     stale = manifest.model_hash != model_hash
     if stale and not allow_stale:
         raise UserError(
@@ -205,9 +207,9 @@ def check_replaceable(place: Path, of_run: bool = False) -> None:
         return
     if not place.is_dir() or os.path.ismount(place):
         found = "a mount point" if place.is_dir() else "a file"
-    elif not of_run and (commit.read_manifest(place) or {}).get("kind") != "index":
+    elif not of_run and (atomic_folders.read_manifest(place) or {}).get("kind") != "index":
         found = "a folder that is no index: it has no manifest.json of one that is as it was written"
-    elif foreign := commit.strangers(place, INDEX):
+    elif foreign := atomic_folders.strangers(place, INDEX):
         found = f"files that are not the index's: {listed(foreign)}"
     else:
         return

@@ -11,15 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds_rag.errors import UserError, choose
-from ds_rag.losses.marginal import (
-    answer_log_prob,
-    drop_padding,
-    log_prior,
-    masked_log_softmax,
-    posterior,
-    rag_token,
-)
+from ds_rag.losses.marginal import answer_log_prob, drop_padding, log_prior, masked_log_softmax, posterior, rag_token
+from ds_rag.runtime.errors import UserError, choose
 
 
 def emdr2(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds_rag.errors import UserError, choose
+from ds_rag.runtime.errors import UserError, choose
 
 ANSWER_LOGPROB = {"sum": False, "mean": True}  # divide by the number of answer tokens?
 

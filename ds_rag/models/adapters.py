@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_rag import run_files
 from ds_rag.config import ModelConfig
-from ds_rag.errors import UserError
-from ds_rag.models.opening import COPY_AGAIN
+from ds_rag.models.folder_safety import COPY_AGAIN
 from ds_rag.models.weights import named, plain
+from ds_rag.runtime import json_files
+from ds_rag.runtime.errors import UserError
 
 ADAPTER_FILE = "adapter_config.json"
 # What peft puts around a weight's own name, in a model and in a file.
@@ -59,7 +59,7 @@ def base_folder(folder: Path, flag: str) -> Path:
     if not (folder / ADAPTER_FILE).is_file():
         return folder
     file = folder / ADAPTER_FILE
-    named = run_files.read_json(file, dict, COPY_AGAIN).get("base_model_name_or_path")
+    named = json_files.read_json(file, dict, COPY_AGAIN).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise UserError(f"{file}: names no base", found=repr(named), expected="base_model_name_or_path", fix=COPY_AGAIN)
     base = Path(named)

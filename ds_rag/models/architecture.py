@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_rag.errors import UserError
-from ds_rag.models.opening import opening, out_of_reach
+from ds_rag.models.folder_safety import opening, out_of_reach
 from ds_rag.models.size import check_least, stored_bytes
+from ds_rag.runtime.errors import UserError
 
 # The implementations of attention and experts that come with torch and transformers; any other name is fetched.
 BUILT_IN = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_rag import dist
 from ds_rag.config import DataConfig, ModelConfig, find_file
-from ds_rag.errors import UserError
 from ds_rag.models.adapters import ADAPTER_FILE, add_adapters, apply_adapters, base_folder, four_bit, wanted_by
 from ds_rag.models.architecture import (
     check_causal,
@@ -24,8 +22,8 @@ from ds_rag.models.architecture import (
     is_half_of_two,
     read_config,
 )
+from ds_rag.models.folder_safety import opening, out_of_reach
 from ds_rag.models.generator import Generator
-from ds_rag.models.opening import opening, out_of_reach
 from ds_rag.models.probe import check_looks_back, check_states, rows_of
 from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever
 from ds_rag.models.sharded import is_sharded, keep_todays_names, loading_in_pieces
@@ -33,7 +31,9 @@ from ds_rag.models.size import check_counted, check_least, stored_bytes
 from ds_rag.models.st_folder import RetrieverSettings, apply_flags, described, transformer_folder
 from ds_rag.models.tokenizer import check_ids, lower_cased, open_tokenizer, train_tokenizer
 from ds_rag.models.weights import open_all
-from ds_rag.places import check_readable
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.output_places import check_readable
 
 Texts = Callable[[], Iterable[str]]
 # With these flags a retriever's folder decides.
@@ -157,9 +157,9 @@ def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folde
     what = f"{flag} {source}"
     check_entries(settings, file.name, what)
     check_least(settings | {"model_type": kind, "vocab_size": vocab_size}, what, 0)
-    if not (tokenizer_folder / "tokenizer_config.json").exists() and dist.rank() == 0:
+    if not (tokenizer_folder / "tokenizer_config.json").exists() and collectives.rank() == 0:
         train_tokenizer(texts(), vocab_size, tokenizer_folder)
-    dist.barrier()
+    collectives.barrier()
     tokenizer = open_tokenizer(tokenizer_folder, PADDING_SIDE[flag])
     tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     with opening(what):

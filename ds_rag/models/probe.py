@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag.batch import lay_out_cells
-from ds_rag.errors import UserError
+from ds_rag.data.batch import lay_out_cells
 from ds_rag.models.sharded import shape_of
+from ds_rag.runtime.errors import UserError
 
 # Of the largest value: what rounding may make of equal sums. A later token that is read moves far more.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}

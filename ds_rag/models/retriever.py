@@ -16,15 +16,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ds_rag.batch import Tokens
-from ds_rag.errors import choose
+from ds_rag.data.batch import Tokens
+from ds_rag.data.truncation import CutIds, cut_ids
+from ds_rag.models.pooling import POOLERS
 from ds_rag.models.probe import rows_of, states
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import gathered
 from ds_rag.models.st_folder import RetrieverSettings, describe_sentence_transformer
 from ds_rag.models.tokenizer import check_known
-from ds_rag.pooling import POOLERS
-from ds_rag.truncation import CutIds, cut_ids
+from ds_rag.runtime.errors import choose
 
 PASSAGE_ENCODER = "passage_encoder"  # subfolder of the second encoder, where there are two
 

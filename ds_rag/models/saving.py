@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ds_rag.places import follow_umask
+from ds_rag.runtime.output_places import follow_umask
 
 
 def save_model(model: Any, state: dict[str, torch.Tensor], prefix: str, folder: Path) -> None:

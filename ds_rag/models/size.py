@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 BYTES_OF_A_LAYER = 100_000  # of Python's own, at the least, however narrow it is
 BYTES_OF_A_LABEL = 200

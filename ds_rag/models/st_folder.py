@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ds_rag import run_files
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.errors import UserError, choose
 from ds_rag.models.architecture import usable_positions
-from ds_rag.models.opening import COPY_AGAIN
-from ds_rag.pooling import POOLERS
+from ds_rag.models.folder_safety import COPY_AGAIN
+from ds_rag.models.pooling import POOLERS
+from ds_rag.runtime import json_files
+from ds_rag.runtime.errors import UserError, choose
 
 OWN_SETTINGS = "ds_rag.json"  # what sentence-transformers' own files have no place for
 # sentence-transformers reads the first of these that is there.
@@ -105,7 +105,7 @@ def described(folder: Path | None, config: Any, model: ModelConfig) -> Retriever
     if folder is None:
         return settings
     if (own := read_json(folder / OWN_SETTINGS)) is not None:
-        return run_files.record(RetrieverSettings, own, folder / OWN_SETTINGS, None)
+        return json_files.record(RetrieverSettings, own, folder / OWN_SETTINGS, None)
     modules = modules_of(folder)
     if modules is None:
         return settings
@@ -282,4 +282,4 @@ def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings,
 
 def read_json(path: Path, kind: type = dict) -> Any:
     """None where there is no such file. Raises UserError where it holds no `kind`."""
-    return run_files.read_json(path, kind, COPY_AGAIN) if path.is_file() else None
+    return json_files.read_json(path, kind, COPY_AGAIN) if path.is_file() else None

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ds_rag.errors import UserError
 from ds_rag.models.architecture import check_folder
-from ds_rag.models.opening import COPY_AGAIN, opening, out_of_reach
-from ds_rag.places import check_readable
+from ds_rag.models.folder_safety import COPY_AGAIN, opening, out_of_reach
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.output_places import check_readable
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ds_rag import dist
-from ds_rag.errors import UserError
 from ds_rag.models.sharded import keep_todays_names
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
 
 # What may stand before a weight's own name: the pattern that is taken away, and what stays of it.
 WRAPPED = {r"((?:^|\.))(?:(?:module|_orig_mod)\.)+": r"\1"}
@@ -66,7 +66,7 @@ def attempt(load: Open, what: str, pieces: bool, **options: Any) -> tuple[Any, d
             raise
         wrong = shapes(load, options) if not pieces else " ".join(str(error).split("\tYou may")[0].split())
     if pieces:
-        wrong = next(filter(None, dist.gather_objects(wrong)), None)
+        wrong = next(filter(None, collectives.gather_objects(wrong)), None)
     if wrong:
         raise UserError(
             f"{what}: weights of another shape than its configuration says",

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_rag import dist
-from ds_rag.batch import Cells, Tokens, lay_out_cells
 from ds_rag.config import OptimConfig
-from ds_rag.engine import Engines, make_engine
+from ds_rag.data.batch import Cells, Tokens, lay_out_cells
+from ds_rag.engines.joint import Engines, make_engine
 from ds_rag.losses import rag_sequence
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.sharded import gathered
+from ds_rag.runtime import collectives
 
 B, N, K, VOCABULARY = 3, 4, 3, 50
 NAMES = ("retriever", "generator")
@@ -129,20 +129,20 @@ class Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
         ctx.rows = local.shape[0]
-        parts = [torch.empty_like(local) for _ in range(dist.world())]
+        parts = [torch.empty_like(local) for _ in range(collectives.world())]
         torch.distributed.all_gather(parts, local.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        total = dist.add_over_ranks(grads[0].contiguous())
-        return total[dist.rank() * ctx.rows : (dist.rank() + 1) * ctx.rows]
+        total = collectives.add_over_ranks(grads[0].contiguous())
+        return total[collectives.rank() * ctx.rows : (collectives.rank() + 1) * ctx.rows]
 
 
 def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
     """(n, ...) on each rank -> (world * n, ...) on all. With a loss that is a mean over the local queries and
     DeepSpeed's average over ranks, the gradient is that of the mean over all queries."""
-    return local if dist.world() == 1 else Gather.apply(local)
+    return local if collectives.world() == 1 else Gather.apply(local)
 
 
 def block_loss(
@@ -205,7 +205,7 @@ def make_engines(case: Case) -> Engines:
 
 def accumulate(engines: Engines, case: Case, step: int) -> float:
     """The micro-batches of one optimizer step, up to the gradients; this rank's mean loss."""
-    mine = blocks_of(case, dist.world(), step)[dist.rank() :: dist.world()]
+    mine = blocks_of(case, collectives.world(), step)[collectives.rank() :: collectives.world()]
     total = 0.0
     for m, block in enumerate(mine):
         engines.boundary(m == len(mine) - 1)
@@ -216,7 +216,7 @@ def accumulate(engines: Engines, case: Case, step: int) -> float:
         pool_ND = gather_with_grad(p_ND) if case.gather else p_ND
         loss = block_loss(q_BD, pool_ND, temperature, logp, block) / len(mine)
         loss.backward()
-        if case.spoil and case.spoil[0] == step and dist.rank() == dist.world() - 1:
+        if case.spoil and case.spoil[0] == step and collectives.rank() == collectives.world() - 1:
             leaf = q_BD if case.spoil[1] == "retriever" else logp
             leaf.grad[0, 0] = case.spoil[2]
         if step >= case.generator_alone:

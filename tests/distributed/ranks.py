@@ -90,7 +90,7 @@ def collect(readers: list[Connection], deadline: float) -> list[Any]:
 
 
 def be_command(argv: list[str], streams: dict[int, int]) -> NoReturn:
-    """Ends this forked process as `python -m ds_rag.cli ARGV` would end one of its own. streams: descriptor -> the one
+    """Ends this forked process as `ds-rag ARGV` would end one of its own. streams: descriptor -> the one
     that takes its place. What the environment says is to be there by now."""
     import torch
 
@@ -99,7 +99,7 @@ def be_command(argv: list[str], streams: dict[int, int]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     torch.set_num_threads(1)
-    from ds_rag.cli import main
+    from ds_rag.commands.cli import main
 
     try:
         code = main(argv)
@@ -117,7 +117,7 @@ def be_rank(rank: int, world: int, port: int, job: bytes, writer: Connection) ->
     """The body of one rank."""
     import torch
 
-    from ds_rag import dist
+    from ds_rag.runtime import collectives
 
     os.environ.update(SERVER_ENVIRONMENT)
     os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)  # what a command, called in a test before, has forbidden
@@ -129,11 +129,11 @@ def be_rank(rank: int, world: int, port: int, job: bytes, writer: Connection) ->
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
         function, args = pickle.loads(job)
-        dist.start(timeout_minutes=2)
+        collectives.start(timeout_minutes=2)
         answer = (True, function(*args))
-        dist.barrier()  # a rank that is done early would close connections that others still use
+        collectives.barrier()  # a rank that is done early would close connections that others still use
     except BaseException:
         answer = (False, traceback.format_exc())
     writer.send_bytes(pickle.dumps(answer))
     writer.close()
-    dist.stop()
+    collectives.stop()

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ds_rag import dist
-from ds_rag.assemble import Parts
-from ds_rag.batch import lay_out_plain
-from ds_rag.engine import adamw, make_engine
+from ds_rag.data.batch import lay_out_plain
+from ds_rag.engines.joint import adamw, make_engine
+from ds_rag.run.assemble import Parts
+from ds_rag.runtime import collectives
 from ds_rag.train import train_step
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
@@ -80,7 +80,7 @@ def train_one(run: Run) -> Found:
     for n in range(STEPS):
         parts.engines.train()
         outputs, found.totals, _ = train_step(parts, n, 1.0)
-        found.losses.append(dist.all_sum({"loss": sum(o.loss for o in outputs)})["loss"])
+        found.losses.append(collectives.all_sum({"loss": sum(o.loss for o in outputs)})["loss"])
         found.sums.append({k: sum(o.sums.get(k, 0.0) for o in outputs) for k in outputs[0].sums})
     found.parameters = parameters(parts.engines)
     for which, (name, held) in enumerate(parts.engines.learning.items()):

@@ -24,7 +24,7 @@ from plain import reference
 from ranks import run_ranks
 from together import Together, marked
 
-from ds_rag.engine import held_gradients
+from ds_rag.engines.joint import held_gradients
 
 STAGES = [(0, 0), (1, 1), (2, 2), (3, 3)]
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": False}}}
@@ -181,8 +181,8 @@ def optimizer_of_a_file(more: dict[str, Any]) -> tuple[str, bool]:
     from deepspeed.ops.op_builder.builder import OpBuilder
 
     from ds_rag.config import OptimConfig
-    from ds_rag.deepspeed_config import Known, resolve
-    from ds_rag.engine import Engines, make_engine
+    from ds_rag.config.deepspeed_config import Known, resolve
+    from ds_rag.engines.joint import Engines, make_engine
 
     def compiled(*args: object, **options: object) -> None:
         raise RuntimeError("DeepSpeed compiles an operator")

@@ -22,7 +22,7 @@ from pair import (
 )
 from ranks import run_ranks
 
-from ds_rag.engine_state import load_engine, save_engine, whole_tensors
+from ds_rag.engines.state import load_engine, save_engine, whole_tensors
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": False}}}
 CASES = [

@@ -16,7 +16,7 @@ from real_step import ROWS, Found, Run, train_real
 from small import small_generator, small_parts, small_retriever
 from torch.nn import functional as F
 
-from ds_rag.data.world import make_world
+from ds_rag.data.almanac import make_world
 
 CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "4", "retriever_chunk": 3}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass", "candidates": "4"}

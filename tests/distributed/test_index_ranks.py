@@ -18,18 +18,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # for sma
 
 from small import small_parts, small_retriever
 
-from ds_rag import commit, dist, index_stage, reindex
+from ds_rag.commands import index
 from ds_rag.config import StageConfig
+from ds_rag.config.schedules import Schedule
+from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import tokenize
-from ds_rag.data.world import make_world
-from ds_rag.encode import encode
-from ds_rag.evaluate import Evaluation
+from ds_rag.evaluation.evaluator import Evaluation
+from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.encode import encode
 from ds_rag.index.store import describe, hash_model, read_index
-from ds_rag.index_stage import IndexStage
-from ds_rag.log import Console
-from ds_rag.refresh import Corpus, index_corpus, publish, scratch
-from ds_rag.schedule import Schedule
+from ds_rag.run import index_refresh
+from ds_rag.run.index_refresh import IndexStage
+from ds_rag.run.publish_index import publish
+from ds_rag.runtime import atomic_folders, collectives
+from ds_rag.runtime.log import Console
 
 SILENT = Console(speaks=False)
 WORLD = make_world(0).corpus
@@ -46,7 +49,7 @@ def vectors_with_ties() -> tuple[np.ndarray, np.ndarray]:
 def search_shards() -> tuple[Found, Found]:
     """The same queries on all ranks, in shards and in the merged layout."""
     vectors, queries = vectors_with_ties()
-    rank, world = dist.rank(), dist.world()
+    rank, world = collectives.rank(), collectives.world()
     numbers = np.random.default_rng(1).permutation(1001)[rank::world]
     index = CorpusIndex([build_part(vectors[numbers], "Flat", numbers)], 1001)  # type: ignore[list-item]
     merged = CorpusIndex([build_part(vectors, "Flat")] if rank == 0 else [], 1001)  # type: ignore[list-item]
@@ -95,12 +98,14 @@ def index_and_publish(folder: Path, shards: str) -> tuple[Found, Found]:
     with scratch() as work:
         built = index_corpus(retriever, Corpus(tokens, retriever, 8), stage, work, "m")
         found = built.index.search(queries, 20)
-        count = dist.world() if shards == "keep" else 0
+        count = collectives.world() if shards == "keep" else 0
         manifest = describe("m", 16, TEXTS, "Flat", retriever.settings, count)
         publish(folder, built, [str(n) for n in range(61)], TEXTS, manifest)
-        dist.barrier()
-    assert dist.rank() == 0 or not work.exists()
-    return found, CorpusIndex(read_index(folder, "m").index.parts if dist.rank() == 0 else [], 61).search(queries, 20)
+        collectives.barrier()
+    assert collectives.rank() == 0 or not work.exists()
+    return found, CorpusIndex(read_index(folder, "m").index.parts if collectives.rank() == 0 else [], 61).search(
+        queries, 20
+    )
 
 
 @pytest.mark.parametrize("shards", ["merge", "keep"])
@@ -120,7 +125,7 @@ def test_an_index_of_two_ranks_is_that_of_one(tmp_path, shards):
 def evaluate_elsewhere(folder: Path) -> tuple[Path, Found]:
     """A rank as on a host of its own: with a /tmp that is not the others', in a working directory that they share."""
     os.environ["LOCAL_WORLD_SIZE"] = "1"
-    tempfile.tempdir = str(folder / f"host{dist.rank()}")
+    tempfile.tempdir = str(folder / f"host{collectives.rank()}")
     (folder / "checkout").mkdir(exist_ok=True)
     os.chdir(folder / "checkout")
     retriever = small_retriever()
@@ -155,10 +160,10 @@ def refresh_beside(folder: Path, shards: str, fraction: str) -> tuple[list[tuple
 
     stage = stage_on(folder, refresh_mode="async", index_shards=shards, refresh_fraction=fraction)
     stage.refresh(0)
-    encode_share, update_share = index_stage.encode_share, index_stage.update_share
-    wait = 0.2 * dist.rank()
-    index_stage.encode_share = lambda *x: time.sleep(wait) or encode_share(*x)
-    index_stage.update_share = lambda *x: time.sleep(wait) or update_share(*x)
+    encode_share, update_share = index_refresh.encode_share, index_refresh.update_share
+    wait = 0.2 * collectives.rank()
+    index_refresh.encode_share = lambda *x: time.sleep(wait) or encode_share(*x)
+    index_refresh.update_share = lambda *x: time.sleep(wait) or update_share(*x)
     landed = []
     with stage:
         for step in range(1, 10):
@@ -170,7 +175,7 @@ def refresh_beside(folder: Path, shards: str, fraction: str) -> tuple[list[tuple
         late = stage.drain(9)
         landed += [(late.step, late.at)] if late else []
     assert stage.built is not None
-    index_stage.encode_share, index_stage.update_share = encode_share, update_share
+    index_refresh.encode_share, index_refresh.update_share = encode_share, update_share
     stage.refresh(9)
     return landed, stage.search(np.eye(16, dtype=np.float32), 9)
 
@@ -191,8 +196,8 @@ def fail_on_one(folder: Path) -> str:
     def full(*_: Any) -> Any:
         raise OSError("No space left on device")
 
-    if dist.rank() == 1:
-        index_stage.encode_share = full
+    if collectives.rank() == 1:
+        index_refresh.encode_share = full
     stage.after_step(2)
     try:
         stage.after_step(3)
@@ -207,16 +212,16 @@ def test_a_thread_that_fails_on_one_rank_ends_all(tmp_path):
 
 
 def command(run: str) -> int:
-    return reindex.main(argparse.Namespace(run=run, device="cpu", out=None))
+    return index.main(argparse.Namespace(run=run, device="cpu", out=None))
 
 
 def test_the_command_on_two_ranks(tmp_path):
     run = tmp_path / "run"
     small_retriever().save(run / "retriever")
-    part = commit.begin(run / "index")
+    part = atomic_folders.begin(run / "index")
     (part / "ids.json").write_text(json.dumps([f"p{n}" for n in range(61)]))
     (part / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in TEXTS))
-    commit.seal(part, run / "index", {})
+    atomic_folders.seal(part, run / "index", {})
     (run / "config.json").write_text(json.dumps({"train_data": "x.jsonl", "retriever": "r", "generator": "g"}))
     assert run_ranks(command, 2, str(run)) == [0, 0]
     two = np.load(run / "index/vectors.npy")

@@ -53,15 +53,15 @@ def load_spoiled(folder: str) -> dict[str, Any]:
     import json
     import shutil
 
-    from ds_rag import dist
-    from ds_rag.errors import UserError
+    from ds_rag.runtime import collectives
+    from ds_rag.runtime.errors import UserError
 
     there = Path(folder)
-    if dist.rank() == 0:
+    if collectives.rank() == 0:
         for name in ("wrapped", "headless", "cut", "masked"):
             shutil.copytree(there / ("encoder" if name == "masked" else "lm"), there / name)
         spoil(there)
-    dist.barrier()
+    collectives.barrier()
     found: dict[str, Any] = {}
     for name in ("wrapped", "headless", "cut"):
         try:
@@ -97,7 +97,7 @@ def spoil(there: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers
 
-    from ds_rag.data.world import make_world
+    from ds_rag.data.almanac import make_world
     from ds_rag.models.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("models")

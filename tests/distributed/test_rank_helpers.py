@@ -1,4 +1,4 @@
-"""ds_rag.dist on one and two ranks.
+"""ds_rag.runtime.collectives on one and two ranks.
 
 Shape legend: N passages of a rank, D embedding.
 """
@@ -12,8 +12,9 @@ import torch
 from pair import gather_with_grad
 from ranks import run_ranks
 
-from ds_rag import dist, export
-from ds_rag.errors import UserError
+from ds_rag.run import export
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
 
 
 def local_passages(rank: int) -> torch.Tensor:
@@ -29,21 +30,21 @@ def local_loss(rank: int, pool_ND: torch.Tensor) -> torch.Tensor:
 
 def gather() -> tuple[torch.Tensor, torch.Tensor]:
     """What every rank gathers, and the gradient of its own passages."""
-    local_ND = local_passages(dist.rank()).requires_grad_()
+    local_ND = local_passages(collectives.rank()).requires_grad_()
     pool_ND = gather_with_grad(local_ND)
-    local_loss(dist.rank(), pool_ND).backward()
+    local_loss(collectives.rank(), pool_ND).backward()
     assert local_ND.grad is not None
     return pool_ND.detach(), local_ND.grad
 
 
 def small_things() -> dict[str, Any]:
-    rank = dist.rank()
+    rank = collectives.rank()
     return {
         "rank": rank,
-        "world": dist.world(),
-        "sum": dist.all_sum({"a": 1.5 + rank, "b": 1e-9, "c": 2.0**53 - 1 if rank == 0 else 1.0}),
-        "objects": dist.gather_objects({"rank": rank, "texts": ["x"] * rank}),
-        "first": dist.from_first(f"from {rank}"),
+        "world": collectives.world(),
+        "sum": collectives.all_sum({"a": 1.5 + rank, "b": 1e-9, "c": 2.0**53 - 1 if rank == 0 else 1.0}),
+        "objects": collectives.gather_objects({"rank": rank, "texts": ["x"] * rank}),
+        "first": collectives.from_first(f"from {rank}"),
     }
 
 
@@ -79,7 +80,7 @@ def met_by_first() -> tuple[str, str]:
     """What rank 0 meets, and what is raised here of it."""
 
     def work() -> None:
-        assert dist.rank() == 0, "the others only hear of it"
+        assert collectives.rank() == 0, "the others only hear of it"
         raise UserError("damaged", found="a byte", fix="another")
 
     try:
@@ -100,10 +101,14 @@ ROWS = {1: [[2, 0, 1]], 2: [[3, 0], [1, 2, 4]], 3: [[1, 2], [], [0]]}  # that ea
 
 
 def uneven(world: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    rows = ROWS[world][dist.rank()]
+    rows = ROWS[world][collectives.rank()]
     local = torch.tensor([[float(r), 10.0 * r] for r in rows] or [[-1.0, -1.0]])  # the row of an empty share is none
-    sums = dist.add_over_ranks(torch.full((2,), float(dist.rank() + 1)))
-    return dist.gather_rows(local, ROWS[world]), sums, dist.all_max({"a": -float(dist.rank()), "b": dist.rank()}, "cpu")
+    sums = collectives.add_over_ranks(torch.full((2,), float(collectives.rank() + 1)))
+    return (
+        collectives.gather_rows(local, ROWS[world]),
+        sums,
+        collectives.all_max({"a": -float(collectives.rank()), "b": collectives.rank()}, "cpu"),
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -9,17 +9,21 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from ds_rag import dist
+from ds_rag.runtime import collectives
 
 
 def total_of_ranks(base: float) -> tuple[int, float, torch.Tensor]:
-    return dist.rank(), dist.all_sum({"x": base + dist.rank()})["x"], torch.full((2,), float(dist.rank()))
+    return (
+        collectives.rank(),
+        collectives.all_sum({"x": base + collectives.rank()})["x"],
+        torch.full((2,), float(collectives.rank())),
+    )
 
 
 def fail_on_last() -> None:
-    if dist.rank() == dist.world() - 1:
+    if collectives.rank() == collectives.world() - 1:
         raise ValueError("the words of the last rank")
-    dist.barrier()
+    collectives.barrier()
 
 
 def sleep() -> None:

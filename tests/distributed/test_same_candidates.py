@@ -15,16 +15,16 @@ def table() -> tuple[np.ndarray, dict[str, float], list[list[int]]]:
     """The table after a refresh, its figures, and the first passages of the micro-batches of a step."""
     from small import small_parts
 
-    from ds_rag import dist
-    from ds_rag.candidates import Candidates
-    from ds_rag.encode import encode
     from ds_rag.index.corpus_index import CorpusIndex, build_part
+    from ds_rag.index.encode import encode
+    from ds_rag.run.index_candidates import Candidates
+    from ds_rag.runtime import collectives
 
     parts = small_parts(candidates_from="index", pool="world")
     parts.candidates = Candidates(parts.loader, 3, parts.data.corpus_size, 4)
     vectors = encode(parts.retriever, parts.eval_tokens.passages, "passage", 4)
     part = build_part(vectors, "Flat")
-    index = CorpusIndex([part] if part and dist.rank() == 0 else [], len(vectors))
+    index = CorpusIndex([part] if part and collectives.rank() == 0 else [], len(vectors))
     figures = parts.candidates.refresh(0, index.search, parts.retriever)
     found = parts.loader.found_RK
     assert found is not None

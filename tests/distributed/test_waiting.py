@@ -20,18 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # for sma
 
 from small import small_parts, small_retriever
 
-from ds_rag import dist, index_stage, refresh, stopping
 from ds_rag.config import StageConfig
+from ds_rag.config.schedules import Schedule
 from ds_rag.data.dataset import tokenize
-from ds_rag.errors import RunError
-from ds_rag.index import corpus_index
+from ds_rag.index import building, corpus_index
+from ds_rag.index.building import Corpus, index_corpus
 from ds_rag.index.corpus_index import CorpusIndex, Part, build_part
-from ds_rag.index_stage import IndexStage
-from ds_rag.log import Console
-from ds_rag.refresh import Corpus, index_corpus
-from ds_rag.schedule import Schedule
-from ds_rag.stopping import Stopped
-from ds_rag.waiting import together
+from ds_rag.run import index_refresh
+from ds_rag.run.index_refresh import IndexStage
+from ds_rag.runtime import collectives, stop_signals
+from ds_rag.runtime.errors import RunError
+from ds_rag.runtime.log import Console
+from ds_rag.runtime.long_waits import together
+from ds_rag.runtime.stop_signals import Stopped
 
 TIMEOUT, LONG = 2.4, 3.4  # seconds
 SILENT = Console(speaks=False)
@@ -41,7 +42,7 @@ Found = tuple[np.ndarray, np.ndarray]
 
 def slowly(function: Callable[..., Any], rank: int = 0) -> Callable[..., Any]:
     def slow(*args: Any, **named: Any) -> Any:
-        time.sleep(LONG if dist.rank() == rank else 0)
+        time.sleep(LONG if collectives.rank() == rank else 0)
         return function(*args, **named)
 
     return slow
@@ -55,10 +56,10 @@ def free_port() -> int:
 
 def wait_long(port: int, folder: Path) -> dict[str, Any]:
     """Signs of life at each wait, and what was found; in a group whose collectives take TIMEOUT at most."""
-    dist.barrier()
-    dist.stop()
+    collectives.barrier()
+    collectives.stop()
     os.environ["MASTER_PORT"] = str(port)
-    dist.start(timeout_minutes=TIMEOUT / 60)
+    collectives.start(timeout_minutes=TIMEOUT / 60)
     beats: dict[str, int] = {}
 
     def during(name: str) -> Callable[[], None]:
@@ -69,39 +70,39 @@ def wait_long(port: int, folder: Path) -> dict[str, Any]:
 
     retriever = small_retriever()
     tokens = tokenize(lambda t: retriever.tokenize(t, "passage"), ["zor", "mel", "dor"], SILENT, "texts")
-    corpus, build, encode_share = Corpus(tokens, retriever, 8), refresh.build, index_stage.encode_share
-    dist.barrier()
-    stopping.agree_by(during("search"))
+    corpus, build, encode_share = Corpus(tokens, retriever, 8), building.build, index_refresh.encode_share
+    collectives.barrier()
+    stop_signals.agree_by(during("search"))
     search, Part.search = Part.search, slowly(Part.search)  # type: ignore[method-assign]
-    index = CorpusIndex([build_part(VECTORS, "Flat")] if dist.rank() == 0 else [], 300)  # type: ignore[list-item]
+    index = CorpusIndex([build_part(VECTORS, "Flat")] if collectives.rank() == 0 else [], 300)  # type: ignore[list-item]
     found = index.search(VECTORS[:9], 5)
     Part.search = search  # type: ignore[method-assign]
-    stopping.agree_by(during("build"))
-    refresh.build = slowly(build)
+    stop_signals.agree_by(during("build"))
+    building.build = slowly(build)
     built = index_corpus(retriever, corpus, StageConfig(), folder / "work", "m").index.search(np.eye(16, dtype="f"), 3)
-    refresh.build = build
-    stopping.agree_by(None)
+    building.build = build
+    stop_signals.agree_by(None)
     parts = small_parts()
     parts.schedule, parts.total_steps = Schedule("2"), 9
     stage = IndexStage(parts, StageConfig(refresh_mode="async"), Quiet(), folder, SILENT, needed=True)  # type: ignore[arg-type]
     stage.refresh(0)
     for p in parts.retriever.parameters():
         p.data += 1e-3
-    index_stage.encode_share = slowly(encode_share, rank=1)
-    dist.barrier()
-    stopping.agree_by(during("refresh"))
+    index_refresh.encode_share = slowly(encode_share, rank=1)
+    collectives.barrier()
+    stop_signals.agree_by(during("refresh"))
     with stage:
         assert stage.after_step(2) is None
         landed = stage.drain(3)
-    index_stage.encode_share = encode_share
-    stopping.agree_by(None)
+    index_refresh.encode_share = encode_share
+    stop_signals.agree_by(None)
     assert landed is not None
     return {"beats": beats, "search": found, "build": built, "landed": landed.step}
 
 
 class Quiet:
     def measure(self, index: CorpusIndex, retriever: Any) -> Any:
-        from ds_rag.evaluate import Evaluation
+        from ds_rag.evaluation.evaluator import Evaluation
 
         return Evaluation()
 
@@ -120,9 +121,9 @@ def test_no_rank_times_out_while_another_works_for_long(tmp_path):
 def threads_of_search() -> list[tuple[int, int]]:
     """For an index that rank 0 has and one in shards: FAISS's threads while this rank searched (-1: it had nothing to)
     and afterwards, of seven cores."""
-    dist.cores = lambda: 7
-    numbers = np.arange(300)[dist.rank() :: 2]
-    whole = [build_part(VECTORS, "Flat")] if dist.rank() == 0 else []
+    collectives.cores = lambda: 7
+    numbers = np.arange(300)[collectives.rank() :: 2]
+    whole = [build_part(VECTORS, "Flat")] if collectives.rank() == 0 else []
     search, found = Part.search, []
     for parts in (whole, [build_part(VECTORS[numbers], "Flat", numbers)]):
         seen = [-1]
@@ -139,7 +140,7 @@ def test_a_rank_searches_with_the_cores_that_the_others_leave():
 def stop_meanwhile() -> tuple[str, int]:
     """How a search of many parts ends that the ranks agree to stop, and how many queries were searched."""
     corpus_index.MOST_QUERIES = corpus_index.LEAST_QUERIES = 2
-    dist.BEAT = 0.1
+    collectives.BEAT = 0.1
     beats: list[int] = []
 
     def check() -> None:
@@ -150,20 +151,20 @@ def stop_meanwhile() -> tuple[str, int]:
     done: list[int] = []
     search = Part.search
     Part.search = lambda *x: time.sleep(0.1) or search(*x)  # type: ignore
-    index = CorpusIndex([build_part(VECTORS, "Flat")] if dist.rank() == 0 else [], 300)  # type: ignore[list-item]
-    stopping.agree_by(check)
+    index = CorpusIndex([build_part(VECTORS, "Flat")] if collectives.rank() == 0 else [], 300)  # type: ignore[list-item]
+    stop_signals.agree_by(check)
     try:
         index.search(VECTORS, 5, done.append)
         return "to its end", sum(done)
     except Stopped as error:
         return f"{error}, {threading.active_count()} thread", sum(done)
     finally:
-        stopping.agree_by(None)
+        stop_signals.agree_by(None)
 
 
 def fail_on_one() -> str:
     def work(pause: Callable[[], None]) -> int:
-        if dist.rank() == 0:
+        if collectives.rank() == 0:
             raise ValueError("no vectors")
         return 1
 
@@ -188,11 +189,11 @@ def test_one_process_works_without_a_thread_and_pauses_between_the_parts(monkeyp
     monkeypatch.setattr(corpus_index, "MOST_QUERIES", 4)
     monkeypatch.setattr(corpus_index, "LEAST_QUERIES", 4)
     seen: list[Any] = []
-    stopping.agree_by(lambda: seen.append(threading.current_thread().name))
+    stop_signals.agree_by(lambda: seen.append(threading.current_thread().name))
     try:
         found = CorpusIndex([build_part(VECTORS, "Flat")], 300).search(VECTORS[:10], 5, seen.append)
     finally:
-        stopping.agree_by(None)
+        stop_signals.agree_by(None)
     assert seen == ["MainThread", 4, "MainThread", 4, "MainThread", 2]
     monkeypatch.undo()
     whole = CorpusIndex([build_part(VECTORS, "Flat")], 300).search(VECTORS[:10], 5)
@@ -202,10 +203,10 @@ def test_one_process_works_without_a_thread_and_pauses_between_the_parts(monkeyp
 def test_cores_are_those_of_the_affinity_and_the_container(tmp_path, monkeypatch):
     for text, expected in (("150000 100000\n", 2), ("max 100000\n", 0), ("", 0)):
         (tmp_path / "cpu.max").write_text(text)
-        assert dist.container_cores(tmp_path) == expected
-    assert dist.container_cores(tmp_path / "none") == 0
+        assert collectives.container_cores(tmp_path) == expected
+    assert collectives.container_cores(tmp_path / "none") == 0
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     for container, cores, rank in ((0, 8, 2), (4, 4, 1), (2, 2, 1), (64, 8, 2)):
-        monkeypatch.setattr(dist, "container_cores", lambda c=container: c)
-        assert (dist.cores(), dist.cores_of_rank()) == (cores, rank)
+        monkeypatch.setattr(collectives, "container_cores", lambda c=container: c)
+        assert (collectives.cores(), collectives.cores_of_rank()) == (cores, rank)

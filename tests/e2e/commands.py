@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_rag import commit
+from ds_rag.runtime import atomic_folders
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "distributed"))
 
@@ -25,7 +25,7 @@ from ranks import SERVER_ENVIRONMENT, be_command, server
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "launch/train.py"]
-DS_RAG = [sys.executable, "-m", "ds_rag.cli"]
+DS_RAG = [sys.executable, "-m", "ds_rag.commands.cli"]
 SMALL = ["--max_eval_samples", "8"]
 
 
@@ -121,12 +121,12 @@ def losses(run: Path) -> dict[int, float]:
 
 def reseal(run: Path) -> None:
     """The run's manifest names its files as they are now: those of one who has changed them on purpose."""
-    manifest = commit.read_manifest(run)
+    manifest = atomic_folders.read_manifest(run)
     assert manifest is not None
     named = [name for name in (run / "retriever", run / "generator", run / "config.json", run / "results.json")]
     every = [file for place in named for file in (place.rglob("*") if place.is_dir() else [place]) if file.is_file()]
-    manifest["files"] = {file.relative_to(run).as_posix(): commit.measure(file) for file in every}
-    text = json.dumps(manifest | {"seal": commit.seal_of(manifest)})
+    manifest["files"] = {file.relative_to(run).as_posix(): atomic_folders.measure(file) for file in every}
+    text = json.dumps(manifest | {"seal": atomic_folders.seal_of(manifest)})
     (run / "manifest.json").write_text(text, encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import train
 
-from ds_rag.data.world import make_world
+from ds_rag.data.almanac import make_world
 
 
 @pytest.fixture(scope="session")

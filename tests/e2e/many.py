@@ -16,13 +16,13 @@ from pathlib import Path
 def main(folder: Path, variants: dict[str, list[str]]) -> None:
     import os
 
-    from ds_rag import dist
-    from ds_rag.flags import parse
-    from ds_rag.log import Console
+    from ds_rag.config.flags import parse
+    from ds_rag.runtime import collectives
+    from ds_rag.runtime.log import Console
     from ds_rag.train import main as train
 
     gc.freeze()  # DeepSpeed collects garbage many times for every engine: look only at what a run makes
-    stop, dist.stop = dist.stop, lambda: None  # one process group for all
+    stop, collectives.stop = collectives.stop, lambda: None  # one process group for all
     for name, flags in variants.items():
         run = folder / name
         run.mkdir(parents=True, exist_ok=True)  # by whichever rank comes first

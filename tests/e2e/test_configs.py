@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 
-from ds_rag import deepspeed_config
-from ds_rag.config import find_file
-from ds_rag.deepspeed_config import Known
-from ds_rag.flags import parse
+from ds_rag.config import deepspeed_config, find_file
+from ds_rag.config.deepspeed_config import Known
+from ds_rag.config.flags import parse
 
 SHIPPED = {
     kind: sorted((ROOT / "ds_configs").glob(pattern))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import call, execute, launcher, lines, losses, results
 
-from ds_rag.data.world import make_world
+from ds_rag.data.almanac import make_world
 
 RECIPE = ["--config", "ds_configs/recipes/quickstart.yaml", "--eval_answers", "false", "--candidates_from", "index"]
 

@@ -103,7 +103,7 @@ def test_rows_of_queries_and_answers_alone(quickstart, rows, tmp_path):
 
 def test_two_ranks_write_what_one_writes(quickstart, rows, tmp_path):
     """(torchrun takes --run for an option of its own.)"""
-    two = [*launcher("torchrun", "--nproc_per_node", "2")[:-1], "-m", "ds_rag.cli", "mine"]
+    two = [*launcher("torchrun", "--nproc_per_node", "2")[:-1], "-m", "ds_rag.commands.cli", "mine"]
     flags = ["--retriever", quickstart / "retriever", "--generator", quickstart / "generator", "--depth", "6"]
     flags += ["--data", rows / "train.jsonl", "--margin", "inf", "--posterior", "0.5", "--max_eval_samples", "11"]
     mine(tmp_path / "one.jsonl", *flags)

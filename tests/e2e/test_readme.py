@@ -14,10 +14,10 @@ import pytest
 from commands import ROOT, call, execute
 from slurm_stand_in import job, put_stand_ins
 
+from ds_rag.commands.plan.request import make_parser
 from ds_rag.config import ALIASES, OWNER
-from ds_rag.data.world import make_world
-from ds_rag.flags import parse
-from ds_rag.plan.request import make_parser
+from ds_rag.config.flags import parse
+from ds_rag.data.almanac import make_world
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Flags that are a command's own, a launcher's or make's.

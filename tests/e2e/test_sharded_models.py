@@ -12,7 +12,7 @@ from commands import call, launcher, lines, results
 from together import marked
 from variants import Runs
 
-from ds_rag.data.world import make_world
+from ds_rag.data.almanac import make_world
 from ds_rag.models.tokenizer import train_tokenizer
 
 QUICK = "--max_steps 3 --per_device_train_batch_size 3 --learning_rate 2e-3 --save_steps 0 --refresh_index 0"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ds_rag import cli
+from ds_rag.commands import cli
 from ds_rag.data.formats import read_corpus, read_rows
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 TESTS = Path(__file__).resolve().parents[1]
 for folder in ("e2e", "distributed", "unit"):  # commands.py; ranks.py; small.py

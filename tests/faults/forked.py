@@ -83,7 +83,7 @@ def start(
 
 
 def begin(argv: list[str], variables: dict[str, str], console: str) -> None:
-    """The body of one rank: as `python -m ds_rag.cli` would be, but for the imports."""
+    """The body of one rank: as `python -m ds_rag.commands.cli` would be, but for the imports."""
     if console == GONE:
         reader, file = os.pipe()
         os.close(reader)

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from small import small_parts, small_retriever
 
-from ds_rag import dist
 from ds_rag.config import StageConfig
-from ds_rag.encode import encode, tokenize_side
-from ds_rag.engine import Engines, StepResult
+from ds_rag.engines.joint import Engines, StepResult
+from ds_rag.index.building import Corpus, index_corpus
+from ds_rag.index.encode import encode, tokenize_side
 from ds_rag.index.store import describe, read_index
-from ds_rag.log import Console
-from ds_rag.refresh import Corpus, index_corpus, publish
+from ds_rag.run.publish_index import publish
+from ds_rag.runtime import collectives
+from ds_rag.runtime.log import Console
 from ds_rag.train import train_step
 
 SILENT = Console(speaks=False)
@@ -30,9 +31,9 @@ def index_texts(folder: Path, texts: list[str], shards: str) -> tuple[list[int],
     built = index_corpus(retriever, corpus, stage, folder / "parts", "model")
     query = encode(retriever, tokenize_side(retriever, "query", ["who ?"], SILENT, "query"), "query", 4)
     found = built.index.search(query, 50)[1]
-    manifest = describe("model", 16, texts, "Flat", retriever.settings, dist.world() if shards == "keep" else 0)
+    manifest = describe("model", 16, texts, "Flat", retriever.settings, collectives.world() if shards == "keep" else 0)
     publish(folder / "index", built, [str(n) for n in range(len(texts))], texts, manifest)
-    dist.barrier()
+    collectives.barrier()
     again = read_index(folder / "index", "model").index.search_here(query, 50)[1]
     return corpus.numbers_n.tolist(), found[0].tolist(), again[0].tolist()
 
@@ -60,5 +61,5 @@ def search_nothing() -> np.ndarray:
     from ds_rag.index.corpus_index import CorpusIndex, build_part
 
     vectors = np.eye(4, dtype=np.float32)[:1]
-    part = build_part(vectors, "Flat") if dist.rank() == 0 else None
+    part = build_part(vectors, "Flat") if collectives.rank() == 0 else None
     return CorpusIndex([part] if part else [], 1).search(np.eye(4, dtype=np.float32), 9)[1]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ds_rag.data.world import make_world
+from ds_rag.data.almanac import make_world
 
 STEPS, SAVE_STEPS, REFRESH = 8, 2, 4
 SMALL = f"--max_steps {STEPS} --save_steps {SAVE_STEPS} --refresh_index {REFRESH} --per_device_train_batch_size 2"

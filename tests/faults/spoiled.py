@@ -8,9 +8,9 @@ from typing import Any
 from pair import LEARNING_RATES, NAMES, OPTIM, Case, accumulate, allow_fp16, ds_config, make_engines
 from small import small_parts
 
-from ds_rag import dist
-from ds_rag.bad_steps import BadSteps
-from ds_rag.engine import make_engine
+from ds_rag.engines.joint import make_engine
+from ds_rag.runtime import collectives
+from ds_rag.step.non_finite import BadSteps
 from ds_rag.train import train_step
 
 STEPS = 3
@@ -57,7 +57,7 @@ def spoil_one(where: str) -> tuple[list[bool], list[int], str, list[float]]:
 
 
 def wanted(step: int) -> bool:
-    return step == BAD and dist.rank() == dist.world() - 1
+    return step == BAD and collectives.rank() == collectives.world() - 1
 
 
 def search_scale(power: int, floor: int, spoil: bool, steps: int) -> tuple[list[bool], list[int], list[float]]:

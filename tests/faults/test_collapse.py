@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from commands import lines, train
 
-from ds_rag.collapse import IDLE_STEPS, MEAN_STEPS, PEAKED_STEPS, TRY, CollapseWatch, Retrieved, is_idle, is_peaked
+from ds_rag.evaluation.collapse import (
+    IDLE_STEPS,
+    MEAN_STEPS,
+    PEAKED_STEPS,
+    TRY,
+    CollapseWatch,
+    Retrieved,
+    is_idle,
+    is_peaked,
+)
 
 LOG8 = math.log(8)
 

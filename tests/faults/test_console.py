@@ -18,8 +18,8 @@ import pytest
 from forked import start
 from small_run import lines
 
-from ds_rag import cli
-from ds_rag.checkpoint import checkpoints
+from ds_rag.commands import cli
+from ds_rag.run.checkpoint import checkpoints
 
 Whole = dict[str, Path]
 
@@ -113,13 +113,17 @@ def test_row_37_ctrl_c_is_one_line_and_130(
 def test_row_37_ctrl_c_in_a_command_that_encodes_nothing(
     run: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str
 ) -> None:
-    place = {"check": "ds_rag.check.scan_rows", "verify": "ds_rag.verify.look", "plan": "ds_rag.plan.command.ways"}
+    place = {
+        "check": "ds_rag.commands.check.scan_rows",
+        "verify": "ds_rag.commands.verify.look",
+        "plan": "ds_rag.commands.plan.command.ways",
+    }
 
     def interrupt(*args: object, **more: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(place.get(command, "ds_rag.report.read_metrics"), interrupt)
+    monkeypatch.setattr(place.get(command, "ds_rag.run.html_report.read_metrics"), interrupt)
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -17,9 +17,9 @@ import pytest
 from forked import start
 from small_run import lines, same
 
-from ds_rag import commit
-from ds_rag.checkpoint import checkpoints
 from ds_rag.index.store import hash_model, read_index
+from ds_rag.run.checkpoint import checkpoints
+from ds_rag.runtime import atomic_folders
 
 Whole = dict[str, Path]
 
@@ -67,7 +67,7 @@ def test_row_2_killed_at_each_point_of_a_save(tmp_path: Path, flags: list[str], 
     assert (run / "checkpoints" / "LATEST").read_text() == ("step-4" if point == "after_latest" else "step-2")
     said = resume(run, flags)
     assert ("never finished" in said) == (not renamed) and f"at step {4 if renamed else 2}" in said
-    assert not commit.partials(run / "checkpoints")
+    assert not atomic_folders.partials(run / "checkpoints")
     same(run, whole["1"])
 
 
@@ -77,7 +77,7 @@ def test_row_3_latest_never_names_an_incomplete_step(tmp_path: Path, flags: list
     while any(p.exitcode is None for p in ranks.processes):
         if (run / "checkpoints" / "LATEST").exists():
             named = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text()
-            wrong = commit.damages(named)
+            wrong = atomic_folders.damages(named)
             assert not wrong or not named.exists(), wrong  # pruned while it was looked at
             seen.add(named.name)
         time.sleep(0.02)
@@ -95,7 +95,7 @@ def test_row_4_killed_while_an_index_is_written(tmp_path: Path, whole: Whole, po
     assert stored.manifest.factory == "Flat" and (run / "index" / "vectors.npy").read_bytes() == before
     assert start(argv, 1, where=tmp_path).wait() == [0]
     assert read_index(run / "index", hash_model(run / "retriever")).manifest.factory == "hnsw"
-    assert not commit.partials(run)
+    assert not atomic_folders.partials(run)
 
 
 @pytest.mark.parametrize("victim", [slow(0), 1])
@@ -174,7 +174,7 @@ def test_row_10_a_signal_leaves_one_checkpoint_and_75(
     assert word["requeue"] is True and word["code"] == 75 and word["reason"] in ("SIGTERM", "SIGUSR1")
     assert steps(run)[-1:] == ([word["step"]] if word["step"] else [])
     assert (word["step"] is None) == (place == "in the first index")
-    assert not commit.partials(run / "checkpoints")
+    assert not atomic_folders.partials(run / "checkpoints")
     resume(run, flags, world, *more)
     same(run, whole[kind])
     assert not (run / "exit.json").exists()
@@ -238,7 +238,7 @@ def test_row_12_a_full_disk_on_one_rank(tmp_path: Path, flags: list[str], rank: 
     assert ranks.wait() == [1, 1]
     assert "No space left on device" in ranks.said() and "could not be saved" in ranks.said()
     assert f"rank {rank}" in ranks.said()
-    assert steps(run) == [2] and not commit.damages(run / "checkpoints" / "step-2")
+    assert steps(run) == [2] and not atomic_folders.damages(run / "checkpoints" / "step-2")
     resume(run, flags, 2)
     same(run, whole["2"])
 
@@ -250,8 +250,8 @@ def test_row_12_a_full_disk_where_rank_0_writes_alone(tmp_path: Path, flags: lis
     assert ranks.wait(60) == [1, 1], ranks.said()
     assert "could not be saved" in ranks.said() and "waited in vain" not in ranks.said()
     assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
-    assert steps(run) == ([2] if point == "begin" else [2, 4]) and not commit.partials(run / "checkpoints")
-    assert all(not commit.damages(folder) for folder in checkpoints(run))
+    assert steps(run) == ([2] if point == "begin" else [2, 4]) and not atomic_folders.partials(run / "checkpoints")
+    assert all(not atomic_folders.damages(folder) for folder in checkpoints(run))
 
 
 @contextmanager
@@ -275,8 +275,8 @@ def test_row_12_a_disk_that_is_really_full(tmp_path: Path, flags: list[str]) -> 
         ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto"], 1)
         assert ranks.wait() == [1], ranks.said()
         assert "could not be saved" in ranks.said() and "is whole" in ranks.said()
-        assert steps(run) and all(not commit.damages(folder) for folder in checkpoints(run))
-        assert not commit.partials(disk)
+        assert steps(run) and all(not atomic_folders.damages(folder) for folder in checkpoints(run))
+        assert not atomic_folders.partials(disk)
 
 
 @pytest.mark.parametrize("size", ["4k", "64k", "20m"])
@@ -288,7 +288,7 @@ def test_row_12_a_disk_of_the_run_that_is_really_full(tmp_path: Path, flags: lis
         assert ranks.wait() == [1], ranks.said()
         assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
         assert "to mend" in ranks.said() and str(run) in ranks.said()
-        assert all(not commit.damages(folder) for folder in checkpoints(run))
+        assert all(not atomic_folders.damages(folder) for folder in checkpoints(run))
 
 
 @pytest.mark.parametrize("size", ["4k", "36k"])
@@ -298,7 +298,7 @@ def test_row_12_no_room_for_an_index(tmp_path: Path, whole: Whole, size: str) ->
         ranks = start(["index", "--run", whole["1"], "--out", disk / "index"], where=tmp_path)
         assert ranks.wait() == [1], ranks.said()
         assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
-        assert "to mend" in ranks.said() and not (disk / "index").exists() and not commit.partials(disk)
+        assert "to mend" in ranks.said() and not (disk / "index").exists() and not atomic_folders.partials(disk)
 
 
 FILES = {

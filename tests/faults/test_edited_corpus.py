@@ -10,7 +10,7 @@ import pytest
 from bad_input import ds_rag, put_jsonl
 from commands import train
 
-from ds_rag import same_corpus
+from ds_rag.index import corpus_check
 
 WORDS = ("flint", "ebony", "kelp")
 CORPUS = [{"id": f"c{n}", "text": f"the tavern of zor {n} is {word}"} for n, word in enumerate(WORDS)]
@@ -55,7 +55,7 @@ def test_row_25_a_corpus_that_was_not_touched_is_not_read_again(made, tmp_path, 
     mine = ["mine", "--run", run, "--data", made / "rows.jsonl", "--out", tmp_path / "mined.jsonl", "--overwrite"]
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(same_corpus, "read_corpus", lambda *_: pytest.fail("parsed again"))
+            patch.setattr(corpus_check, "read_corpus", lambda *_: pytest.fail("parsed again"))
             assert "flint" in ask(capsys, run)
             ds_rag(capsys, *mine)
         ds_rag(capsys, "index", "--run", run, "--corpus", made / "corpus.jsonl")

@@ -13,8 +13,8 @@ import torch
 from commands import DS_RAG, environment, execute, reseal
 
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.errors import UserError
 from ds_rag.models.loading import load_generator, load_pair
+from ds_rag.runtime.errors import UserError
 
 QUESTION = "who leads zor via ?"
 
@@ -114,7 +114,8 @@ def test_row_29_every_command_forbids_pickles_before_torch_is_there(mark, tmp_pa
     """Also where a library asks for the whole pickle, as DeepSpeed does of its shards."""
     torch.save({"extra": Payload(mark)}, tmp_path / "shard.pt")
     code = (
-        "import sys, ds_rag.cli; assert 'torch' not in sys.modules; ds_rag.cli.main(['plan', '--nonsense']); "
+        "import sys; from ds_rag.commands import cli; assert 'torch' not in sys.modules; "
+        "cli.main(['plan', '--nonsense']); "
         "import torch; torch.load(sys.argv[1], weights_only=False)"
     )
     failed = execute([DS_RAG[0], "-c", code, tmp_path / "shard.pt"], 1)

@@ -8,8 +8,9 @@ import pytest
 from forked import start
 from small_run import lines, same
 
-from ds_rag import commit, export
-from ds_rag.verify import look
+from ds_rag.commands.verify import look
+from ds_rag.run import export
+from ds_rag.runtime import atomic_folders
 
 LAST = "step-8"
 FAULTS = {
@@ -32,7 +33,7 @@ def test_goes_on_and_leaves_nothing_behind(
 ) -> None:
     run = tmp_path / "run"
     assert start(["train", "--output_dir", run, *flags], 1, FAULTS[place]).wait() == [-9]
-    (run / "checkpoints" / f"LATEST{commit.PARTIAL}1").touch()  # as by a kill in the writing of it
+    (run / "checkpoints" / f"LATEST{atomic_folders.PARTIAL}1").touch()  # as by a kill in the writing of it
     if place in ("between the models", "in the export", "on the way to the places"):
         assert lines(run, "eval", "mrr@10")[-1][0] == 8, "the last evaluation was done, and will be again"
     for _ in range(2):  # the second finds a run that has ended
@@ -40,7 +41,7 @@ def test_goes_on_and_leaves_nothing_behind(
         assert again.wait() == [0], again.said()
         same(run, whole["1"])  # each evaluation once, too
         every = [f for f in (run / "checkpoints").iterdir() if f.name != "LATEST"]
-        assert {"step-6", LAST} <= {f.name for f in every} and not any(map(commit.damages, every))
+        assert {"step-6", LAST} <= {f.name for f in every} and not any(map(atomic_folders.damages, every))
         assert (run / "checkpoints" / "LATEST").read_text() == LAST
         assert not list(run.rglob("*.tmp*")) and not (run / export.PENDING).exists()
         assert not any(finding.wrong for finding in look(run))

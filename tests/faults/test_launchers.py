@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
 from commands import environment, launcher  # noqa: E402
 
-from ds_rag.checkpoint import checkpoints  # noqa: E402
+from ds_rag.run.checkpoint import checkpoints  # noqa: E402
 
 LAUNCHERS = {"torchrun": ["--nproc_per_node", "2"], "deepspeed": ["--num_accelerators", "2"]}
 

@@ -15,18 +15,18 @@ from bad_input import ds_rag, line, put
 from commands import train
 from small import gradients, small_generator, small_parts, small_retriever
 
-from ds_rag.assemble import tokenize_run
 from ds_rag.config import DataConfig, build
 from ds_rag.data.dataset import Limit, TokenTable, assemble, tokenize
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
-from ds_rag.encode import tokenize_side
-from ds_rag.engine import Engines, StepResult
-from ds_rag.errors import UserError
-from ds_rag.evaluate import tokenize_evaluation
-from ds_rag.log import Console
+from ds_rag.engines.joint import Engines, StepResult
+from ds_rag.evaluation.evaluator import tokenize_evaluation
+from ds_rag.index.encode import tokenize_side
 from ds_rag.losses import LOSSES
 from ds_rag.models.tokenizer import open_tokenizer
+from ds_rag.run.assemble import tokenize_run
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
 from ds_rag.train import train_step
 
 LONG = "the chancellor of zor via is basalt " * 140_000  # 5 MB

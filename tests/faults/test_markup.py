@@ -10,10 +10,10 @@ import unicodedata
 import pytest
 from commands import TRAIN, call, execute, results
 
-from ds_rag.cards import card, code
 from ds_rag.config import build
-from ds_rag.masking import one_line, printable
-from ds_rag.report import escape, write_report
+from ds_rag.run.html_report import escape, write_report
+from ds_rag.run.model_cards import card, code
+from ds_rag.runtime.credentials import one_line, printable
 
 SCRIPT = "<script>alert(1)</script>"
 CODES = "\x1b[31mred\x1b[0m\x07\x9b2J"

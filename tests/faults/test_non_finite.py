@@ -9,9 +9,9 @@ from commands import lines, train
 from ranks import run_ranks
 from spoiled import BAD, search_scale, spoil_one
 
-from ds_rag.bad_steps import BadSteps, earliest
-from ds_rag.engine import StepResult
-from ds_rag.errors import RunError
+from ds_rag.engines.joint import StepResult
+from ds_rag.runtime.errors import RunError
+from ds_rag.step.non_finite import BadSteps, earliest
 
 LITTLE = ["--warmup_steps", "0", "--refresh_index", "0", "--eval_answers", "false"]
 

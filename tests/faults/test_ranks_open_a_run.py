@@ -9,7 +9,8 @@ import pytest
 from forked import start
 from small import finished_run
 
-from ds_rag import commit, export
+from ds_rag.run import export
+from ds_rag.runtime import atomic_folders
 
 
 @pytest.fixture
@@ -42,4 +43,4 @@ def test_damage_ends_both_with_one_message(run: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     codes, said = evaluate(run, 2)
     assert codes == [2, 2] and said.count("generator/model.safetensors: found") == 1 and "Traceback" not in said
-    assert commit.read_manifest(run) is not None
+    assert atomic_folders.read_manifest(run) is not None

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from commands import DS_RAG, ROOT, SMALL, TRAIN, call, environment, execute, train
 
-from ds_rag import lock
-from ds_rag.errors import UserError
-from ds_rag.flags import parse
-from ds_rag.run_folder import check_path, claim
+from ds_rag.config.flags import parse
+from ds_rag.run.folder import check_path, claim
+from ds_rag.runtime import folder_lock
+from ds_rag.runtime.errors import UserError
 
 LITTLE = ["--refresh_index", "0", "--save_steps", "0", "--eval_answers", "false"]
 
@@ -173,13 +173,13 @@ def test_row_34_indexing_into_a_run_that_is_being_trained(short_run, tmp_path):
 def test_row_34_the_second_is_refused_and_the_stale_lock_of_a_dead_one_is_not(held):
     folder, process = held
     with pytest.raises(UserError, match=f"process {process.pid} on .*, job 4711"):
-        lock.hold(folder)
+        folder_lock.hold(folder)
     process.kill()
     process.wait()
-    assert (folder / "lock").exists() and lock.hold(folder)
+    assert (folder / "lock").exists() and folder_lock.hold(folder)
     assert json.loads((folder / "lock").read_text())["pid"] == os.getpid()
-    assert lock.hold(folder), "again"
-    lock.release(folder)
+    assert folder_lock.hold(folder), "again"
+    folder_lock.release(folder)
     assert not (folder / "lock").exists()
 
 
@@ -188,7 +188,7 @@ def test_row_34_the_lock_does_not_make_a_folder_full(here):
     (here / "run/lock").write_text(json.dumps({"host": "of a dead one", "pid": 1}))
     claim(parse(["--train_data", "rows.csv", "--output_dir", "run"]))
     assert {f.name for f in (here / "run").iterdir()} == {"lock", "config.json"}
-    lock.release(here / "run")
+    folder_lock.release(here / "run")
 
 
 def test_row_34_what_is_refused_for_another_reason_gets_no_lock(here):
@@ -203,7 +203,7 @@ def test_row_34_a_holder_whose_name_is_not_there_yet(tmp_path):
     descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(UserError, match="has not given its name"):
-        lock.hold(tmp_path)
+        folder_lock.hold(tmp_path)
     os.close(descriptor)
 
 
@@ -211,8 +211,8 @@ def test_row_34_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch
     def no_locks(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
-    assert lock.hold(tmp_path) is False
+    monkeypatch.setattr(folder_lock.fcntl, "flock", no_locks)
+    assert folder_lock.hold(tmp_path) is False
 
 
 def test_row_34_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
@@ -220,5 +220,5 @@ def test_row_34_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/lock").symlink_to(tmp_path / "target")
     with pytest.raises(UserError, match="cannot be written"):
-        lock.hold(tmp_path / "run")
+        folder_lock.hold(tmp_path / "run")
     assert re.fullmatch("keep me", (tmp_path / "target").read_text())

@@ -9,7 +9,7 @@ import pytest
 from commands import DS_RAG, SMALL, TRAIN, environment, execute
 
 from ds_rag.config import RunConfig, build
-from ds_rag.masking import masked, printable
+from ds_rag.runtime.credentials import masked, printable
 
 LITTLE = ["--max_steps", "1", "--refresh_index", "0", "--save_steps", "1", "--eval_answers", "false"]
 VARIABLES = (

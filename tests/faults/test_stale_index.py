@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from commands import call, reseal
 
-from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import Part
 from ds_rag.index.faiss_index import INDEXES, build_index
 from ds_rag.index.fits import check_fits, check_parts
+from ds_rag.runtime.errors import UserError
 
 QUESTION = "who leads zor via ?"
 

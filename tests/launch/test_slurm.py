@@ -11,7 +11,7 @@ from cluster import Cluster, two_nodes, until
 from commands import ROOT, lines, results
 from slurm_stand_in import put_checkout
 
-from ds_rag.launched import port_of_job
+from ds_rag.runtime.launcher_env import port_of_job
 
 TRAIN = ("--nodes=2", "launch/slurm/train.sbatch")
 

@@ -14,7 +14,7 @@ import pytest
 from commands import ROOT, execute, lines, results
 from slurm_stand_in import JOB, job, put_checkout, put_stand_ins
 
-from ds_rag.launched import port_of_job
+from ds_rag.runtime.launcher_env import port_of_job
 
 SCRIPTS = sorted((ROOT / "launch/slurm").iterdir())
 FEW = ["--max_steps", "3", "--max_eval_samples", "8", "--lm_warmup_steps", "0", "--save_steps", "2"]

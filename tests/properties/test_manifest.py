@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_rag import commit
+from ds_rag.runtime import atomic_folders
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=150)
 FILES = {"a.txt": b"first", "inner/b.bin": bytes(range(256)), "c": b""}
@@ -24,30 +24,32 @@ json_values: Any = st.recursive(
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     final = tmp_path_factory.mktemp("sealed") / "step-1"
-    part = commit.begin(final)
+    part = atomic_folders.begin(final)
     for name, content in FILES.items():
         (part / name).parent.mkdir(exist_ok=True)
         (part / name).write_bytes(content)
-    commit.seal(part, final, {"kind": "checkpoint", "step": 1})
+    atomic_folders.seal(part, final, {"kind": "checkpoint", "step": 1})
     return final
 
 
 def manifest_of(folder: Path) -> bytes:
-    return (folder / commit.MANIFEST).read_bytes()
+    return (folder / atomic_folders.MANIFEST).read_bytes()
 
 
-def with_manifest(folder: Path, content: bytes) -> list[commit.Damage]:
+def with_manifest(folder: Path, content: bytes) -> list[atomic_folders.Damage]:
     """What is found with this manifest in the place of its own, which is put back."""
     own = manifest_of(folder)
     try:
-        (folder / commit.MANIFEST).write_bytes(content)
-        return commit.damages(folder)
+        (folder / atomic_folders.MANIFEST).write_bytes(content)
+        return atomic_folders.damages(folder)
     finally:
-        (folder / commit.MANIFEST).write_bytes(own)
+        (folder / atomic_folders.MANIFEST).write_bytes(own)
 
 
 def test_as_it_was_written_it_is_sound(sealed: Path) -> None:
-    assert commit.damages(sealed) == [] and set((commit.read_manifest(sealed) or {})["files"]) == set(FILES)
+    assert atomic_folders.damages(sealed) == [] and set((atomic_folders.read_manifest(sealed) or {})["files"]) == set(
+        FILES
+    )
 
 
 @QUICK
@@ -76,7 +78,7 @@ def test_a_flipped_bit_of_the_manifest_never_goes_unseen(sealed: Path, place: in
 def test_entries_of_any_kind_under_a_right_seal_name_no_file_outside(sealed: Path, files: dict[str, Any]) -> None:
     """Even a manifest that someone made by hand, seal and all."""
     manifest = {"kind": "checkpoint", "files": files}
-    content = json.dumps(manifest | {"seal": commit.seal_of(manifest)}).encode()
+    content = json.dumps(manifest | {"seal": atomic_folders.seal_of(manifest)}).encode()
     wrong = with_manifest(sealed, content)
     assert len(wrong) == len(files)
     assert all(not Path(name).is_absolute() or damage for name, damage in zip(files, wrong, strict=True))
@@ -91,7 +93,7 @@ def test_a_flipped_bit_of_any_file_is_named(sealed: Path, name: str, place: int)
     data[place % len(data)] ^= 1 << place % 8
     try:
         file.write_bytes(bytes(data))
-        (damage,) = commit.damages(sealed)
+        (damage,) = atomic_folders.damages(sealed)
         assert damage.file == name and "sha256" in damage.found
     finally:
         file.write_bytes(own)

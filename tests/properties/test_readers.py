@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.formats import READERS, read_corpus, read_rows
 from ds_rag.data.records import INVISIBLE
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 datasets.disable_progress_bars()
 QUIET = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}

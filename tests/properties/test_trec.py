@@ -13,7 +13,7 @@ import pytrec_eval
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ds_rag.metrics import retrieval_metrics_per_query
+from ds_rag.evaluation.metrics import retrieval_metrics_per_query
 
 QUIET = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 DOCS = [f"d{n}" for n in range(14)]

@@ -16,27 +16,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from ds_rag import cli, dist, export, lock, run_files
-from ds_rag.assemble import Parts, make_prompt, tokenize_run
-from ds_rag.batch import Batch, CellList
+from ds_rag.commands import cli
 from ds_rag.config import ModelConfig, RunConfig, build
+from ds_rag.config.schedules import Schedule
+from ds_rag.data.almanac import make_world
+from ds_rag.data.batch import Batch, CellList
 from ds_rag.data.dataset import RagData, assemble
 from ds_rag.data.formats import Row
 from ds_rag.data.loader import Loader
-from ds_rag.data.world import make_world
-from ds_rag.engine import Engines
-from ds_rag.log import Console
+from ds_rag.engines.joint import Engines
 from ds_rag.losses import LOSSES, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.adapters import add_adapters, wanted_by
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import checkpoint_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.sharing import share_prefixes
+from ds_rag.models.shared_prefix.probe import share_prefixes
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
-from ds_rag.objective import Objective
-from ds_rag.passes import Embedding
-from ds_rag.schedule import Schedule
-from ds_rag.scoring import Scoring
+from ds_rag.run import export, run_files
+from ds_rag.run.assemble import Parts, make_prompt, tokenize_run
+from ds_rag.runtime import collectives, folder_lock
+from ds_rag.runtime.log import Console
+from ds_rag.step.generator_side import Scoring
+from ds_rag.step.objective import Objective
+from ds_rag.step.two_pass import Embedding
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -119,7 +121,7 @@ def finished_run(folder: Path) -> Path:
         (place / "results.json").write_text(json.dumps({"before": {"mrr": 0.1}, "after": {"mrr": 0.2}, "samples": []}))
         (place / "config.json").write_text(run_files.configuration_text(config))
     assert cli.main(["index", "--run", str(run), "--corpus", str(folder / "corpus.jsonl")]) == 0
-    lock.release(run)  # a process of its own would have ended
+    folder_lock.release(run)  # a process of its own would have ended
     return run
 
 
@@ -148,7 +150,7 @@ def small_parts(
     """`flags` are keys of the configuration; `force_generator`: also where the objective needs none. On several ranks
     each has its own part of the rows. With `candidates_from` the index has found what `found_passages` says."""
     config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | flags)
-    objective = Objective(config.objective, dist.world())
+    objective = Objective(config.objective, collectives.world())
     data = small_data()
     retriever = small_retriever(seed, dropout, learn_temperature=config.model.learn_temperature)
     generator = small_generator(seed + 1, dropout) if objective.needs_generator or force_generator else None
@@ -162,7 +164,16 @@ def small_parts(
     pad = retriever.tokenizer.pad_token_id
     shared, source = config.objective.pool == "world", config.objective.candidates_from
     loader = Loader(
-        data.train, train, batch, accumulation, dist.rank(), dist.world(), 0, pad, shared, keep_own=source == "both"
+        data.train,
+        train,
+        batch,
+        accumulation,
+        collectives.rank(),
+        collectives.world(),
+        0,
+        pad,
+        shared,
+        keep_own=source == "both",
     )
     if source != "batch":
         loader.offer(found_passages(len(data.train), data.corpus_size, config.objective.index_candidates))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from ds_rag import candidates as module
-from ds_rag.candidates import Candidates
 from ds_rag.data.dataset import Example, TokenTable, assemble
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.loader import Loader, TrainTokens
-from ds_rag.errors import UserError
 from ds_rag.index.faiss_index import build_index, search
+from ds_rag.run import index_candidates as module
+from ds_rag.run.index_candidates import Candidates
+from ds_rag.runtime.errors import UserError
 
 
 class Chosen:

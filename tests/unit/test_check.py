@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ds_rag import cli
+from ds_rag.commands import cli
 from ds_rag.config import DataConfig
 from ds_rag.data.dataset import read_data
 

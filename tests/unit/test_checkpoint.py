@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from ds_rag import checkpoint, commit
-from ds_rag.checkpoint import TrainState, checkpoints, find, load, save, tidy
-from ds_rag.errors import UserError
-from ds_rag.results import export_models
+from ds_rag.run import checkpoint
+from ds_rag.run.checkpoint import TrainState, checkpoints, find, load, save, tidy
+from ds_rag.run.summary import export_models
+from ds_rag.runtime import atomic_folders
+from ds_rag.runtime.errors import UserError
 
 
 class TextEngine:
@@ -132,7 +133,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_and_refused_by_name(tmp_path
         file.unlink()
     said: list[str] = []
     assert find(tmp_path, "auto", said.append) == tmp_path / "checkpoints" / "step-2"
-    if name == "manifest.json" and how == "flip" and commit.read_manifest(newest):
+    if name == "manifest.json" and how == "flip" and atomic_folders.read_manifest(newest):
         assert said  # still JSON, but some hash or name is another
     assert str(newest) in said[0] and "damaged" in said[0] and (name in said[0] or name == "manifest.json")
     with pytest.raises(UserError, match="damaged, so it is not opened"):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag import commit, lock, stopping
-from ds_rag.errors import UserError
-from ds_rag.flags import parse
-from ds_rag.run_folder import claim
+from ds_rag.config.flags import parse
+from ds_rag.run.folder import claim
+from ds_rag.runtime import atomic_folders, folder_lock, stop_signals
+from ds_rag.runtime.errors import UserError
 
 OWN = Path("runs/quickstart")
 FIGURE = '{"kind": "train", "step": %d}\n'
@@ -43,7 +43,7 @@ def run(ended: int | None = None, last: int | None = None, checkpoint: int | Non
         (OWN / f"checkpoints/step-{checkpoint}").mkdir(parents=True)
         (OWN / f"checkpoints/step-{checkpoint}/state.json").write_text("{}")
     if word:
-        stopping.leave_word(OWN, "SIGINT", last)
+        stop_signals.leave_word(OWN, "SIGINT", last)
 
 
 def names() -> set[str]:
@@ -72,7 +72,7 @@ def test_an_own_run_that_has_ended_or_never_begun_is_replaced(state: dict[str, i
     run(**state)  # type: ignore[arg-type]
     claim(parse([]))
     assert names() == {"config.json", "lock"}
-    lock.release(OWN)
+    folder_lock.release(OWN)
 
 
 @pytest.mark.parametrize("state", STAYS.values(), ids=STAYS)
@@ -85,7 +85,7 @@ def test_one_that_has_not_ended_stays_and_both_ways_on_are_named(state: dict[str
     assert names() - {"lock"} == before
     claim(parse(["--resume", "auto"]))
     assert names() - {"lock"} == before - {"exit.json"}
-    lock.release(OWN)
+    folder_lock.release(OWN)
 
 
 @pytest.mark.parametrize("file", ["notes.txt", "retriever/notes.txt", "checkpoints/mine/x", "index/notes.txt", "a.tmp"])
@@ -104,8 +104,8 @@ def test_a_card_that_the_user_has_gone_on_writing_keeps_its_run() -> None:
         shutil.rmtree(OWN, ignore_errors=True)
         run(ended=5, last=5)
         card.write_text("# Retriever")
-        facts = {"kind": "run", "files": {"retriever/README.md": commit.measure(card)}}
-        (OWN / "manifest.json").write_text(json.dumps(facts | {"seal": commit.seal_of(facts)}))
+        facts = {"kind": "run", "files": {"retriever/README.md": atomic_folders.measure(card)}}
+        (OWN / "manifest.json").write_text(json.dumps(facts | {"seal": atomic_folders.seal_of(facts)}))
         card.write_text(text)
         if written:
             with pytest.raises(UserError, match="not a run's") as caught:
@@ -114,7 +114,7 @@ def test_a_card_that_the_user_has_gone_on_writing_keeps_its_run() -> None:
         else:
             claim(parse([]))
             assert not card.exists()
-        lock.release(OWN)
+        folder_lock.release(OWN)
 
 
 def test_of_a_link_in_it_only_the_link_goes(here: Path) -> None:
@@ -150,7 +150,7 @@ def test_another_programs_files_that_are_only_named_like_ours_stay(flags: list[s
         claim(parse(flags))
     assert "auto" not in (caught.value.fix or "")  # it would train among them
     assert (OWN / "config.json").read_text() == '{"lr": 1}' and all((OWN / n).exists() for n in names if n != "lock")
-    lock.release(OWN)
+    folder_lock.release(OWN)
 
 
 def test_what_cannot_be_written_at_the_end_shows_at_the_start() -> None:
@@ -161,4 +161,4 @@ def test_what_cannot_be_written_at_the_end_shows_at_the_start() -> None:
     (OWN / "index").chmod(0o555)
     with bound(), pytest.raises(UserError, match="index cannot be read or written"):
         claim(parse(["--resume", "auto"]))
-    lock.release(OWN)
+    folder_lock.release(OWN)

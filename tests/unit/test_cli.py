@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import ds_rag
-from ds_rag import cli
-from ds_rag.cli import COMMANDS, claim_folder, main
-from ds_rag.errors import UserError
-from ds_rag.flags import parse
+from ds_rag.commands import cli
+from ds_rag.commands.cli import COMMANDS, claim_folder, main
+from ds_rag.config.flags import parse
+from ds_rag.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ["--train_data", "rows.csv"]
@@ -141,10 +141,10 @@ def run_quietly(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 HELP = {
-    "ds-rag": ["-m", "ds_rag.cli", "--help"],
-    **{f"ds-rag {name}": ["-m", "ds_rag.cli", name, "--help"] for name in COMMANDS},
+    "ds-rag": ["-m", "ds_rag.commands.cli", "--help"],
+    **{f"ds-rag {name}": ["-m", "ds_rag.commands.cli", name, "--help"] for name in COMMANDS},
     "launch/train.py": ["launch/train.py", "--help"],
-    "version": ["-m", "ds_rag.cli", "--version"],
+    "version": ["-m", "ds_rag.commands.cli", "--version"],
 }
 
 

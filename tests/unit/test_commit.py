@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag import commit, faults
-from ds_rag.errors import UserError
+from ds_rag.commands.verify import look
 from ds_rag.index.store import read_index
-from ds_rag.verify import look
+from ds_rag.runtime import atomic_folders, fault_injection
+from ds_rag.runtime.errors import UserError
 
 
 def put(final: Path, text: str) -> None:
-    part = commit.begin(final)
+    part = atomic_folders.begin(final)
     (part / "text").write_text(text)
-    commit.seal(part, final, {"kind": "index"})
+    atomic_folders.seal(part, final, {"kind": "index"})
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def names(folder: Path) -> list[str]:
 @pytest.fixture(params=["in one step", "in two"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "in two":
-        monkeypatch.setattr(commit, "exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic_folders, "exchange", lambda one, other: False)
 
 
 def test_a_new_one_replaces_the_old(index: Path, either_way: None) -> None:
     put(index, "new")
-    assert (index / "text").read_text() == "new" and not commit.damages(index)
+    assert (index / "text").read_text() == "new" and not atomic_folders.damages(index)
     assert names(index.parent) == ["index"]
 
 
@@ -48,23 +48,23 @@ def test_two_folders_change_places(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    if not commit.exchange(tmp_path / "one", tmp_path / "other"):
+    if not atomic_folders.exchange(tmp_path / "one", tmp_path / "other"):
         pytest.skip("not on this file system")
     assert names(tmp_path / "one") == ["other"] and names(tmp_path / "other") == ["one"]
-    assert not commit.exchange(tmp_path / "one", tmp_path / "none") and names(tmp_path) == ["one", "other"]
+    assert not atomic_folders.exchange(tmp_path / "one", tmp_path / "none") and names(tmp_path) == ["one", "other"]
 
 
 def killed_between_the_renames(index: Path) -> None:
     child = os.fork()
     if not child:
         try:
-            commit.exchange = lambda one, other: False
+            atomic_folders.exchange = lambda one, other: False
             os.environ["DS_RAG_FAULT"] = "between_renames:0:kill"
             put(index, "new")
         finally:
             os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert not index.exists() and len(commit.partials(index.parent)) == 2
+    assert not index.exists() and len(atomic_folders.partials(index.parent)) == 2
 
 
 def read(index: Path) -> None:
@@ -76,12 +76,12 @@ def read(index: Path) -> None:
 def test_killed_between_the_renames_the_old_one_is_put_back(index: Path, then: Callable[[Path], object]) -> None:
     killed_between_the_renames(index)
     then(index)
-    assert (index / "text").read_text() == "old" and not commit.damages(index)
+    assert (index / "text").read_text() == "old" and not atomic_folders.damages(index)
 
 
 def test_what_is_begun_next_puts_the_old_one_back_too(index: Path) -> None:
     killed_between_the_renames(index)
-    part = commit.begin(index)
+    part = atomic_folders.begin(index)
     assert (index / "text").read_text() == "old" and names(index.parent) == ["index", part.name]
 
 
@@ -90,14 +90,14 @@ def test_where_the_second_rename_fails_the_old_one_serves(index: Path, monkeypat
         if name == "between_renames":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(commit, "exchange", lambda one, other: False)
-    monkeypatch.setattr(faults, "point", full)
+    monkeypatch.setattr(atomic_folders, "exchange", lambda one, other: False)
+    monkeypatch.setattr(fault_injection, "point", full)
     with pytest.raises(OSError, match="No space"):
         put(index, "new")
     assert (index / "text").read_text() == "old" and names(index.parent) == ["index"]
 
 
 def test_what_is_begun_leaves_that_of_a_longer_name(tmp_path: Path) -> None:
-    own, other = commit.begin(tmp_path / "idx"), commit.begin(tmp_path / "idx2")
-    again = commit.begin(tmp_path / "idx")
+    own, other = atomic_folders.begin(tmp_path / "idx"), atomic_folders.begin(tmp_path / "idx2")
+    again = atomic_folders.begin(tmp_path / "idx")
     assert names(tmp_path) == sorted([again.name, other.name]) and own != again

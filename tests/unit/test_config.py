@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from ds_rag.config import ALIASES, OF_OWN_ROWS, OWNER, SECTIONS, RunConfig, build, find_file
-from ds_rag.errors import UserError
-from ds_rag.flags import parse, read_recipe
+from ds_rag.config.flags import parse, read_recipe
+from ds_rag.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ["--train_data", "rows.csv"]
@@ -256,7 +256,7 @@ def python(code: str) -> subprocess.CompletedProcess:
 def test_help_needs_no_heavy_library():
     code = """
 import sys
-from ds_rag.flags import parse
+from ds_rag.config.flags import parse
 try:
     parse(["--help"])
 except SystemExit as stop:

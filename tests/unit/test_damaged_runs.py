@@ -21,16 +21,18 @@ from typing import Any
 import pytest
 from small import SAID, finished_run
 
-from ds_rag import checkpoint, cli, commit, lock, resume, run_files, stopping
-from ds_rag.checkpoint import TrainState
+from ds_rag.commands import cli
 from ds_rag.config import RunConfig, build
-from ds_rag.errors import UserError
-from ds_rag.flags import parse
+from ds_rag.config.flags import parse
 from ds_rag.index.store import hash_model, read_index
-from ds_rag.log import Metrics
 from ds_rag.models.adapters import base_folder
-from ds_rag.report import read_metrics
-from ds_rag.run_folder import claim
+from ds_rag.run import checkpoint, resume_rules, run_files
+from ds_rag.run.checkpoint import TrainState
+from ds_rag.run.folder import claim
+from ds_rag.run.html_report import read_metrics
+from ds_rag.runtime import atomic_folders, folder_lock, json_files, stop_signals
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -232,10 +234,10 @@ def test_links_that_lead_in_a_circle_in_the_place_of_a_run_or_its_index(
 
 def resealed(folder: Path, **changes: Any) -> None:
     """The manifest of a sealed folder says something else, as another version may have written it."""
-    manifest = commit.read_manifest(folder)
+    manifest = atomic_folders.read_manifest(folder)
     assert manifest is not None
     manifest = {k: v for k, v in (manifest | changes).items() if v is not ...}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"seal": commit.seal_of(manifest)}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"seal": atomic_folders.seal_of(manifest)}))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,9 @@ def state_says(step: Path, keys: dict[str, Any]) -> None:
     """The checkpoint's state, and a manifest that fits it."""
     state = json.loads((step / "state.json").read_text())
     (step / "state.json").write_text(json.dumps(state | keys))
-    files = (commit.read_manifest(step) or {})["files"] | {"state.json": commit.measure(step / "state.json")}
+    files = (atomic_folders.read_manifest(step) or {})["files"] | {
+        "state.json": atomic_folders.measure(step / "state.json")
+    }
     resealed(step, files=files, versions={"ds_rag": "9.1"})
 
 
@@ -304,17 +308,17 @@ def test_a_checkpoint_s_manifest_of_another_shape(made: Path, tmp_path: Path, ch
     step = copy(made, tmp_path) / "checkpoints/step-2"
     resealed(step, **changes)
     with pytest.raises(UserError, match=f"{next(iter(changes))}: wrong type"):
-        resume.check_facts(step, commit.read_manifest(step) or {})
+        resume_rules.check_facts(step, atomic_folders.read_manifest(step) or {})
 
 
 def test_a_checkpoint_with_settings_of_a_newer_version(made: Path, tmp_path: Path) -> None:
     step = copy(made, tmp_path) / "checkpoints/step-2"
-    facts = commit.read_manifest(step) or {}
+    facts = atomic_folders.read_manifest(step) or {}
     resealed(step, versions={"ds_rag": "9.1"}, config=facts["config"] | {"brain": "large"})
     with pytest.raises(UserError, match="a newer version"):
-        resume.check_facts(step, commit.read_manifest(step) or {})
+        resume_rules.check_facts(step, atomic_folders.read_manifest(step) or {})
     resealed(step, versions={"ds_rag": "0.0.9"})
-    resume.check_facts(step, commit.read_manifest(step) or {})  # a setting that is no more
+    resume_rules.check_facts(step, atomic_folders.read_manifest(step) or {})  # a setting that is no more
 
 
 @pytest.mark.parametrize("harm", [not_utf8, cut, empty, folder])
@@ -333,10 +337,10 @@ def start(run: Path) -> None:
     try:
         claim(parse(["--train_data", "rows.jsonl", "--output_dir", str(run), "--resume", "auto"]))
     finally:
-        lock.release(run)
+        folder_lock.release(run)
 
 
-KINDS = [*((name, folder) for name in run_files.FILES if "/" not in name)]
+KINDS = [*((name, folder) for name in json_files.FILES if "/" not in name)]
 
 
 @pytest.mark.parametrize(("name", "harm"), [*KINDS, ("checkpoints", a_file), ("index", a_file)], ids=ids)
@@ -361,15 +365,15 @@ def test_a_run_that_goes_on_finds_a_file_in_the_place_of_a_folder(made: Path, tm
 def test_a_folder_named_stop_is_a_wish_that_stays(tmp_path: Path) -> None:
     """A run under way stops; what it cannot take back the next start refuses (above)."""
     (tmp_path / "STOP").mkdir()
-    assert stopping.wish(tmp_path) == "the file STOP"
-    stopping.take_back(tmp_path)
+    assert stop_signals.wish(tmp_path) == "the file STOP"
+    stop_signals.take_back(tmp_path)
     assert (tmp_path / "STOP").is_dir()
 
 
 @pytest.mark.parametrize("harm", [cut, not_utf8, says("[]"), says('{"reason": 1, "step": "x"}')])
 def test_the_last_word(made: Path, tmp_path: Path, harm: Callable[[Path], None]) -> None:
     run = copy(made, tmp_path)
-    stopping.leave_word(run, "SIGTERM", 2)
+    stop_signals.leave_word(run, "SIGTERM", 2)
     harm(run / "exit.json")
     assert call(run, "verify") == 0
     start(run)
@@ -405,32 +409,32 @@ def test_a_run_copied_while_it_was_written_again_is_seen(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Models of one export, read between two looks at the manifest."""
-    from ds_rag import saved
-    from ds_rag.flags import parse_strictly, reading_parser
+    from ds_rag.config.flags import parse_strictly, reading_parser
+    from ds_rag.run import open_saved
 
     run = copy(made, tmp_path)
-    load = saved.load_pair
+    load = open_saved.load_pair
 
     def load_and_write(*args: Any) -> Any:
         found = load(*args)
         resealed(run, step=3)
         return found
 
-    monkeypatch.setattr(saved, "load_pair", load_and_write)
+    monkeypatch.setattr(open_saved, "load_pair", load_and_write)
     args: argparse.Namespace = parse_strictly(reading_parser("test", "A test."), ["--run", str(run)])
     with pytest.raises(UserError, match="just written this run again"):
-        saved.open_saved(args, set())
+        open_saved.open_saved(args, set())
 
 
 def test_what_a_record_takes() -> None:
     """Numbers, optional ones, and no truth for a number."""
     state = asdict(TrainState(step=3, best=1, before={"mrr": 0.5}))
-    assert run_files.record(TrainState, state, Path("state.json"), None) == TrainState(3, 1, before={"mrr": 0.5})
+    assert json_files.record(TrainState, state, Path("state.json"), None) == TrainState(3, 1, before={"mrr": 0.5})
     for key, value in (("step", True), ("best", "x"), ("before", []), ("watched", None)):
         with pytest.raises(UserError, match=f"{key}: wrong type"):
-            run_files.record(TrainState, state | {key: value}, Path("state.json"), None)
+            json_files.record(TrainState, state | {key: value}, Path("state.json"), None)
 
 
 def test_versions_are_compared_by_number() -> None:
-    assert run_files.is_newer("0.10.0") and run_files.is_newer("1.0") and not run_files.is_newer("0.0.9")
-    assert not any(map(run_files.is_newer, (None, "", "unknown", [], "0.1.0")))
+    assert json_files.is_newer("0.10.0") and json_files.is_newer("1.0") and not json_files.is_newer("0.0.9")
+    assert not any(map(json_files.is_newer, (None, "", "unknown", [], "0.1.0")))

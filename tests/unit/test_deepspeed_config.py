@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.deepspeed_config import Known, adopt, adopt_pair, load, resolve, while_loading
-from ds_rag.deepspeed_config.keys import KEYS, RETIRED
-from ds_rag.errors import UserError
+from ds_rag.config.deepspeed_config import Known, adopt, adopt_pair, load, resolve, while_loading
+from ds_rag.config.deepspeed_config.keys import KEYS, RETIRED
+from ds_rag.runtime.errors import UserError
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("*.json"))
 KNOWN = Known(

@@ -14,10 +14,10 @@ import pytest
 from test_deepspeed_config import KNOWN
 
 from ds_rag.config import build
-from ds_rag.deepspeed_config import load, optimizers, resolve
-from ds_rag.deepspeed_config.optimizers import OPERATORS, check_optimizer, check_schedule, check_with_deepspeed
-from ds_rag.engine_setup import deepspeed_files
-from ds_rag.errors import UserError
+from ds_rag.config.deepspeed_config import load, optimizers, resolve
+from ds_rag.config.deepspeed_config.optimizers import OPERATORS, check_optimizer, check_schedule, check_with_deepspeed
+from ds_rag.engines.setup import deepspeed_files
+from ds_rag.runtime.errors import UserError
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
 

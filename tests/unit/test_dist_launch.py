@@ -7,9 +7,10 @@ import resource
 
 import pytest
 
-from ds_rag import cli, dist
-from ds_rag.errors import UserError
-from ds_rag.launched import (
+from ds_rag.commands import cli
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.launcher_env import (
     adopt_srun,
     allow_open_files,
     check_launch,
@@ -161,7 +162,7 @@ def test_of_the_ranks_under_srun_one_tells_the_user(environment, capsys):
 )
 def test_processes_on_this_host(env, processes, environment):
     environment(env)
-    assert dist.local_world() == processes
+    assert collectives.local_world() == processes
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_processes_on_this_host(env, processes, environment):
     ids=["first of all", "last of all", "sees only its own", "sees only its own, fourth task"],
 )
 def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_it_sees(local, visible, gpu):
-    assert dist.own_gpu(local, visible) == gpu
+    assert collectives.own_gpu(local, visible) == gpu
 
 
 HOME = {"MASTER_ADDR": "h", "MASTER_PORT": "29500"}

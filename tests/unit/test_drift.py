@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ds_rag.drift import (
+from ds_rag.index.partial_update import (
     LEAST_SAMPLE,
     MOST_SAMPLE,
     TOLERATED,

@@ -13,15 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from ds_rag.assemble import check_labels
 from ds_rag.config import SECTIONS, RunConfig, build
 from ds_rag.config.effects import CONTRARY, IDLE, LABELLED, METRICS, OF_ANSWERS, TAUGHT, idle
-from ds_rag.errors import UserError
-from ds_rag.evaluate import KS
-from ds_rag.flags import parse
-from ds_rag.log import Console
+from ds_rag.config.flags import parse
+from ds_rag.evaluation.evaluator import KS
 from ds_rag.losses import LOSSES
-from ds_rag.objective import Objective
+from ds_rag.run.assemble import check_labels
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
+from ds_rag.step.objective import Objective
 
 ROWS = ["--train_data", "rows.jsonl", "--eval_data", "dev.jsonl"]
 # What has its effect whatever else is set, as long as its own value says so.

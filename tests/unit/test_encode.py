@@ -8,11 +8,11 @@ import pytest
 import torch
 from small import small_retriever
 
-from ds_rag import encode as module
+from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import TokenTable, tokenize
-from ds_rag.data.world import make_world
-from ds_rag.encode import cut, embed_rows, encode, join
-from ds_rag.log import Console
+from ds_rag.index import encode as module
+from ds_rag.index.encode import cut, embed_rows, encode, join
+from ds_rag.runtime.log import Console
 
 TEXTS = [" ".join(p.text for p in make_world(0).corpus[n : n + 1 + n % 3]) for n in range(23)]  # of many lengths
 
@@ -29,7 +29,7 @@ def table(retriever: Any, texts: list[str] = TEXTS) -> TokenTable:
 @torch.no_grad()
 def direct(retriever: Any, texts: list[str]) -> np.ndarray:
     """One text at a time, nothing padded."""
-    from ds_rag.batch import pad_right
+    from ds_rag.data.batch import pad_right
 
     rows = [pad_right([np.array(ids)], 0) for ids in retriever.tokenize(texts, "passage")]
     return np.concatenate([retriever.embed(row, "passage").numpy() for row in rows])

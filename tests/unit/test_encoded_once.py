@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 from small import finished_run, small_parts, small_retriever
 
-from ds_rag import cli, commit, refresh
+from ds_rag.commands import cli
 from ds_rag.config import ModelConfig, StageConfig
-from ds_rag.encode import precision_of
-from ds_rag.evaluate import Evaluation
-from ds_rag.index_stage import IndexStage
-from ds_rag.log import Console
+from ds_rag.evaluation.evaluator import Evaluation
+from ds_rag.index import building
+from ds_rag.index.encode import precision_of
 from ds_rag.models.adapters import add_adapters
+from ds_rag.run.index_refresh import IndexStage
+from ds_rag.runtime import atomic_folders
+from ds_rag.runtime.log import Console
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +44,14 @@ def place(made: Path, tmp_path: Path) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of passages at each batch that is encoded."""
     counts: list[int] = []
-    embed = refresh.embed_rows
+    embed = building.embed_rows
 
     def counting(*args: Any) -> Iterator[np.ndarray]:
         for vectors in embed(*args):
             counts.append(len(vectors))
             yield vectors
 
-    monkeypatch.setattr(refresh, "embed_rows", counting)
+    monkeypatch.setattr(building, "embed_rows", counting)
     return counts
 
 
@@ -94,9 +96,9 @@ def test_another_corpus_is_encoded(place: Path, encoded: list[int]) -> None:
 
 def says_else(place: Path, **changes: Any) -> None:
     index = place / "run/index"
-    manifest = (commit.read_manifest(index) or {}) | changes
+    manifest = (atomic_folders.read_manifest(index) or {}) | changes
     manifest = {k: v for k, v in manifest.items() if v is not ...}
-    (index / "manifest.json").write_text(json.dumps(manifest | {"seal": commit.seal_of(manifest)}))
+    (index / "manifest.json").write_text(json.dumps(manifest | {"seal": atomic_folders.seal_of(manifest)}))
 
 
 @pytest.mark.parametrize(

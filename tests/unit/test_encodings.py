@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.errors import UserError
-from ds_rag.flags import as_text, parse
+from ds_rag.config.flags import as_text, parse
+from ds_rag.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [*sorted((ROOT / "ds_rag").rglob("*.py")), *sorted((ROOT / "launch").rglob("*.py"))]

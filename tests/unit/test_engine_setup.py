@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ds_rag.config import build
-from ds_rag.engine_setup import deepspeed_files, files, make_engines, read_files
-from ds_rag.errors import UserError
+from ds_rag.engines.setup import deepspeed_files, files, make_engines, read_files
+from ds_rag.runtime.errors import UserError
 
 FLAGS = ["deepspeed", "deepspeed_retriever", "deepspeed_generator"]
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from ds_rag.batch import Batch
-from ds_rag.candidates import without_positives
 from ds_rag.config import build
+from ds_rag.data.batch import Batch
 from ds_rag.data.dataset import Example, TokenTable, assume_first, with_also
 from ds_rag.data.loader import Loader, TrainTokens
-from ds_rag.objective import Objective
+from ds_rag.run.index_candidates import without_positives
+from ds_rag.step.objective import Objective
 
 # Rows 0 and 1 ask the same (but for case and blanks) and have passages 0 and 1; row 2 brings 2, and has 3 as negative.
 ROWS = [Example("who ?", ("a",), (0,), ()), Example("WHO  ?", ("a",), (1,), ()), Example("b", ("b",), (2,), (3,))]

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from ds_rag import evaluate as module
-from ds_rag import refresh
 from ds_rag.config import DataConfig, StageConfig
 from ds_rag.data.dataset import Example, RagData, TokenTable
-from ds_rag.errors import UserError
-from ds_rag.evaluate import EvalTokens, Evaluator, log_softmax, tokenize_evaluation
-from ds_rag.generate import Answer
-from ds_rag.log import Console
+from ds_rag.evaluation import evaluator as module
+from ds_rag.evaluation.answering import Answer
+from ds_rag.evaluation.evaluator import EvalTokens, Evaluator, log_softmax, tokenize_evaluation
+from ds_rag.index import building
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
 
 SILENT = Console(speaks=False)
 
@@ -185,13 +185,13 @@ def test_a_query_for_which_nothing_is_found_is_shown_without_a_passage(parrot):
 def test_no_file_of_the_vectors_is_open_when_their_folder_goes(monkeypatch):
     """NFS would keep the folder."""
     mapped = []
-    remove = refresh.shutil.rmtree
+    remove = building.shutil.rmtree
 
     def look(folder: Path, **flags: Any) -> None:
         mapped.append(str(folder) in Path("/proc/self/maps").read_text())
         remove(folder, **flags)
 
-    monkeypatch.setattr(refresh.shutil, "rmtree", look)
+    monkeypatch.setattr(building.shutil, "rmtree", look)
     evaluator([ranked(1)], np.eye(30), [row(0)]).run()
     assert mapped == [False]
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag import commit, export, faults, lock, run_files
-from ds_rag.errors import UserError
+from ds_rag.commands.verify import look
 from ds_rag.index.store import hash_model
-from ds_rag.verify import look
+from ds_rag.run import export, run_files
+from ds_rag.runtime import atomic_folders, fault_injection, folder_lock
+from ds_rag.runtime.errors import UserError
 
 FILES = ("retriever/weights.bin", "generator/weights.bin", "index/text", "results.json", "config.json")
 MODELS = ("retriever", "generator")
@@ -31,10 +32,10 @@ def leave(run: Path, text: str, models: tuple[str, ...] = MODELS) -> None:
             (place / name).mkdir()
             (place / name / "weights.bin").write_text(text)
             (place / name / "README.md").write_text(f"card {text}")
-            faults.point("export_model")
-        part = commit.begin(place / "index")
+            fault_injection.point("export_model")
+        part = atomic_folders.begin(place / "index")
         (part / "text").write_text(text)
-        commit.seal(part, place / "index", {"kind": "index", "model_hash": hash_model(place / "retriever")})
+        atomic_folders.seal(part, place / "index", {"kind": "index", "model_hash": hash_model(place / "retriever")})
         (place / "results.json").write_text(json.dumps({"after": {"mrr": 1.0}, "of": text}))
         (place / "config.json").write_text(json.dumps({"ds_rag": "0.1.0", "seed": len(text)}))
 
@@ -57,7 +58,7 @@ def killed(work: Callable[[], object], fault: str) -> bool:
     child = os.fork()
     if not child:
         try:
-            faults._passed.clear()
+            fault_injection._passed.clear()
             os.environ["DS_RAG_FAULT"] = fault
             work()
         finally:
@@ -83,7 +84,7 @@ def test_killed_at_any_point_it_opens_as_before_or_as_after(tmp_path: Path, faul
     export.ready(run)
     assert state(run) == {wanted} and not (run / export.PENDING).exists()
     leave(run, "new")
-    assert state(run) == {"new"} and not commit.partials(run) and not export.damages(run)
+    assert state(run) == {"new"} and not atomic_folders.partials(run) and not export.damages(run)
     assert sorted(f.name for f in run.iterdir()) == sorted(export.NAMES)
 
 
@@ -104,10 +105,10 @@ def test_killed_again_while_it_is_made_good(tmp_path: Path, second: int) -> None
 def test_an_error_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(tmp_path, "before")
     monkeypatch.setenv("DS_RAG_FAULT", "before_rename:0:full:2")
-    monkeypatch.setattr(faults, "_passed", {})
+    monkeypatch.setattr(fault_injection, "_passed", {})
     with pytest.raises(OSError, match="No space"):
         leave(tmp_path, "new")
-    assert state(tmp_path) == {"before"} and not commit.partials(tmp_path)
+    assert state(tmp_path) == {"before"} and not atomic_folders.partials(tmp_path)
 
 
 def test_a_model_that_is_no_more_goes(tmp_path: Path) -> None:
@@ -212,9 +213,9 @@ def test_a_manifest_that_is_damaged_or_gone(tmp_path: Path, harm: Callable[[Path
 def test_what_may_change_without_harm(tmp_path: Path) -> None:
     """The index is made again, the report written, the log grows, the user writes a card."""
     leave(tmp_path, "new")
-    part = commit.begin(tmp_path / "index")
+    part = atomic_folders.begin(tmp_path / "index")
     (part / "text").write_text("another")
-    commit.seal(part, tmp_path / "index", {"kind": "index"})
+    atomic_folders.seal(part, tmp_path / "index", {"kind": "index"})
     for name in ("report.html", "run.log", "retriever/README.md"):
         (tmp_path / name).write_text("changed since")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
@@ -226,9 +227,9 @@ def test_an_export_under_way_is_another_job_s(tmp_path: Path, monkeypatch: pytes
     assert killed(lambda: leave(tmp_path, "new"), "exchange:0:kill:6")
 
     def held(file: Path, what: Path) -> bool:
-        raise lock.taken(what, file)
+        raise folder_lock.taken(what, file)
 
-    monkeypatch.setattr(lock, "take", held)
+    monkeypatch.setattr(folder_lock, "take", held)
     with pytest.raises(UserError, match="another job works in this folder"):
         export.ready(tmp_path)
     assert any("another job" in line for f in look(tmp_path) for line in f.wrong)
@@ -259,11 +260,11 @@ def test_a_damaged_manifest_on_its_way_moves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_lock_stays_with_who_held_it(tmp_path: Path) -> None:
-    lock.hold(tmp_path)
-    with lock.holding(tmp_path):
+    folder_lock.hold(tmp_path)
+    with folder_lock.holding(tmp_path):
         pass
     assert (tmp_path / "lock").exists()
-    lock.release(tmp_path)
+    folder_lock.release(tmp_path)
 
 
 def test_a_configuration_says_what_wrote_it(tmp_path: Path) -> None:

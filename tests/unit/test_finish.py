@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from ds_rag import checkpoint, commit, refresh, results, stopping, train
-from ds_rag.checkpoint import TrainState
+from ds_rag import train
 from ds_rag.config import build
-from ds_rag.errors import UserError
-from ds_rag.evaluate import Evaluation
-from ds_rag.index_stage import Landed
+from ds_rag.evaluation.evaluator import Evaluation
+from ds_rag.run import checkpoint, summary
+from ds_rag.run.checkpoint import TrainState
+from ds_rag.run.index_refresh import Landed
+from ds_rag.run.publish_index import publish
+from ds_rag.runtime import atomic_folders, stop_signals
+from ds_rag.runtime.errors import UserError
 
 
 class Ending:
@@ -39,7 +42,7 @@ class Ending:
 
 @pytest.fixture
 def sound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "damages_on_ranks", lambda folder: [])
+    monkeypatch.setattr(atomic_folders, "damages_on_ranks", lambda folder: [])
 
 
 def finish(run: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -78,7 +81,7 @@ def test_a_best_checkpoint_that_is_gone_is_no_reason_to_export_another(tmp_path,
 def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a rank that waits in vain would say it waited in, one after the other."""
     named: list[str] = []
-    monkeypatch.setattr(stopping, "_name", named.append)
+    monkeypatch.setattr(stop_signals, "_name", named.append)
     return named
 
 
@@ -90,7 +93,7 @@ def test_each_phase_of_the_end_names_itself(tmp_path, monkeypatch, phases):
         at[what] = phases[-1]
         return result
 
-    monkeypatch.setattr(commit, "damages", lambda folder: collective("check", []))
+    monkeypatch.setattr(atomic_folders, "damages", lambda folder: collective("check", []))
     monkeypatch.setattr(checkpoint, "load_engine", lambda *a: collective("load"))
     (tmp_path / "checkpoints" / "step-4" / "retriever").mkdir(parents=True)
     run.parts.engines = SimpleNamespace(learning={"retriever": None})
@@ -112,16 +115,16 @@ def lost(*args: Any, **more: Any) -> Any:
 @pytest.mark.parametrize(
     ("phase", "begin"),
     [
-        ("exporting the models", lambda run: results.export_models(run, ENGINES, {})),
+        ("exporting the models", lambda run: summary.export_models(run, ENGINES, {})),
         ("saving the checkpoint of step 7", lambda run: checkpoint.save(run, ENGINES, TrainState(step=7), 2)),
         ("loading the checkpoint step-7", lambda run: checkpoint.load_engines(run / "step-7", ENGINES)),
-        ("checking the files of step-7", lambda run: commit.damages_on_ranks(run / "step-7")),
-        ("writing the index", lambda run: refresh.publish(run / "index", None, [], [], None)),
+        ("checking the files of step-7", lambda run: atomic_folders.damages_on_ranks(run / "step-7")),
+        ("writing the index", lambda run: publish(run / "index", None, [], [], None)),
     ],
 )
 def test_what_ranks_do_together_names_itself_before_they_wait(tmp_path, monkeypatch, phases, phase, begin):
     (tmp_path / "step-7" / "retriever").mkdir(parents=True)
-    for place in ((commit, "begin"), (commit, "damages"), (checkpoint, "load_engine")):
+    for place in ((atomic_folders, "begin"), (atomic_folders, "damages"), (checkpoint, "load_engine")):
         monkeypatch.setattr(*place, lost)
     with pytest.raises(RuntimeError):
         begin(tmp_path)

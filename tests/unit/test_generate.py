@@ -9,9 +9,9 @@ import pytest
 import torch
 from small import SHAPE
 
-from ds_rag.errors import UserError
-from ds_rag.generate import DECODERS, Answer, Answerer, until_end
+from ds_rag.evaluation.answering import DECODERS, Answer, Answerer, until_end
 from ds_rag.models.generator import Generator
+from ds_rag.runtime.errors import UserError
 
 VOCABULARY, PAD, END = 14, 0, 2
 NEW = 5  # tokens at most

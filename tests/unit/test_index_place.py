@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ds_rag import checkpoint, cli, commit, lock, reindex
-from ds_rag.errors import RunError, UserError
+from ds_rag.commands import cli, index
+from ds_rag.index.building import Built, Share
 from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.index.store import Manifest
-from ds_rag.own_files import CHECKPOINT
-from ds_rag.refresh import Built, Share, publish
+from ds_rag.run import checkpoint
+from ds_rag.run.publish_index import publish
+from ds_rag.runtime import atomic_folders, folder_lock
+from ds_rag.runtime.errors import RunError, UserError
+from ds_rag.runtime.own_files import CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = json.dumps({"train_data": "x", "retriever": "r", "generator": "g"})
@@ -42,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def opened(*_: Any) -> None:
         raise Began
 
-    monkeypatch.setattr(reindex, "open_saved", opened)
+    monkeypatch.setattr(index, "open_saved", opened)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run/retriever").mkdir(parents=True)
@@ -51,9 +54,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def index_at(place: Path, text: str = "old", kind: str = "index") -> Path:
-    part = commit.begin(place)
+    part = atomic_folders.begin(place)
     (part / "ids.json").write_text(text)
-    commit.seal(part, place, {"kind": kind})
+    atomic_folders.seal(part, place, {"kind": kind})
     return place
 
 
@@ -93,7 +96,7 @@ def in_the_way(here: Path, what: str) -> str:
     elif what == "a file beside":
         put(here / "thesis.partial")
     elif what == "a lock of something else":
-        put(here / f"thesis{lock.BESIDE}")
+        put(here / f"thesis{folder_lock.BESIDE}")
     return "thesis"
 
 
@@ -124,7 +127,7 @@ def test_what_may_be_replaced(here: Path, what: str) -> None:
     put(out.with_name(f"{out.name}.partial") / "shard-0-of-1.npy")  # of a call that was stopped
     with pytest.raises(Began):
         cli.main(["index", "--run", "run", "--out", str(out)])
-    assert not list(out.parent.glob(f"*{lock.BESIDE}")) and not (here / "run/lock").exists()
+    assert not list(out.parent.glob(f"*{folder_lock.BESIDE}")) and not (here / "run/lock").exists()
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_two_at_the_same_place_at_once(here: Path, capsys: pytest.CaptureFixture
     """The second is refused while the first works, and not after it."""
     child = os.fork()
     if not child:
-        with reindex.claim(here / "new"):
+        with index.claim(here / "new"):
             (here / "claimed").touch()
             signal.pause()
     try:
@@ -195,14 +198,14 @@ def test_a_link_to_another_disk_stays_and_what_it_leads_to_is_replaced(
     here: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(commit, "exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic_folders, "exchange", lambda one, other: False)
     (here / "disk").mkdir()
     write(here / "disk/idx", "old")
     (here / "run/index").symlink_to(here / "disk/idx")
     write(here / "run/index", "new")
     assert (here / "run/index").is_symlink() and json.loads((here / "disk/idx/ids.json").read_text()) == ["new"]
     assert sorted(f.name for f in (here / "run").iterdir()) == ["config.json", "index", "retriever"]
-    assert [f.name for f in (here / "disk").iterdir()] == ["idx"] and not commit.damages(here / "run/index")
+    assert [f.name for f in (here / "disk").iterdir()] == ["idx"] and not atomic_folders.damages(here / "run/index")
 
 
 def test_what_came_there_while_it_was_made_stays(here: Path) -> None:
@@ -218,9 +221,9 @@ def test_what_came_there_while_it_was_made_stays(here: Path) -> None:
 @pytest.mark.parametrize("name", ["index.tmp-notes", "index.tmp-20241128", "index.tmp-old-stuff", "index.tmp-"])
 def test_folders_of_the_users_that_are_only_named_like_ours_stay(here: Path, name: str) -> None:
     put(here / name / "chapter.txt")
-    ours = commit.begin(here / "index")
+    ours = atomic_folders.begin(here / "index")
     put(here / "index.tmp-1234abcd/ids.json")  # as the version before called its own
-    commit.put_back(here / "index")
+    atomic_folders.put_back(here / "index")
     assert not (here / "index").exists()
     index_at(here / "index")
     assert (here / name / "chapter.txt").exists() and not ours.exists()
@@ -238,11 +241,11 @@ def test_a_users_files_among_checkpoints_stay(here: Path) -> None:
     notes = sorted(f.parent.name for f in here.rglob("notes.txt"))
     assert len(notes) == 3 and notes[0] == "abandoned-ideas" and notes[1].startswith("kept-step-1-")
     assert [f.name for f in checkpoint.checkpoints(here / "run")] == ["step-3", "step-4"]
-    assert commit.strangers(here / "run/checkpoints/step-4", CHECKPOINT) == []
+    assert atomic_folders.strangers(here / "run/checkpoints/step-4", CHECKPOINT) == []
 
 
 def test_a_lock_of_something_else_is_not_written_over(here: Path) -> None:
     put(here / "run/lock", "my keys")
     with pytest.raises(UserError, match="not a lock of ds_rag"):
-        lock.hold(here / "run")
+        folder_lock.hold(here / "run")
     assert (here / "run/lock").read_text() == "my keys"

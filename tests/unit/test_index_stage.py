@@ -11,14 +11,14 @@ import pytest
 import torch
 from small import small_parts
 
-from ds_rag import index_stage as module
 from ds_rag.config import StageConfig
-from ds_rag.encode import encode
-from ds_rag.evaluate import Evaluation
-from ds_rag.index_stage import IndexStage, Landed
-from ds_rag.log import Console
-from ds_rag.schedule import Schedule
-from ds_rag.snapshot import fingerprint
+from ds_rag.config.schedules import Schedule
+from ds_rag.engines.snapshot import fingerprint
+from ds_rag.evaluation.evaluator import Evaluation
+from ds_rag.index.encode import encode
+from ds_rag.run import index_refresh as module
+from ds_rag.run.index_refresh import IndexStage, Landed
+from ds_rag.runtime.log import Console
 from ds_rag.train import train_step
 
 SILENT = Console(speaks=False)
@@ -175,7 +175,7 @@ def test_a_frozen_retriever_is_encoded_once(tmp_path, monkeypatch):
 
 
 def test_part_of_the_corpus_and_at_the_end_all_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("ds_rag.drift.LEAST_SAMPLE", 4)
+    monkeypatch.setattr("ds_rag.index.partial_update.LEAST_SAMPLE", 4)
     parts, stage = make(tmp_path, refresh_fraction="0.25")
     N = len(parts.eval_tokens.passages)
     stage.refresh(0)
@@ -199,7 +199,7 @@ def test_the_first_refresh_is_whole_and_nothing_is_due_at_the_last_step(tmp_path
 
 def test_a_resumed_run_goes_on_with_a_refresh_that_was_cut(tmp_path, monkeypatch):
     monkeypatch.setattr("ds_rag.index.shards.CHUNK_BYTES", 4 * 16)
-    monkeypatch.setattr("ds_rag.encode.CPU_TOKENS", 1)
+    monkeypatch.setattr("ds_rag.index.encode.CPU_TOKENS", 1)
     _, stage = make(tmp_path)
     batches: list[int] = []
 

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ds_rag import console as console_module
-from ds_rag.errors import RankError, UserError
-from ds_rag.log import Console, Metrics, run_command
-from ds_rag.masking import printable
+from ds_rag.runtime import console as console_module
+from ds_rag.runtime.credentials import printable
+from ds_rag.runtime.errors import RankError, UserError
+from ds_rag.runtime.log import Console, Metrics, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -253,8 +253,8 @@ def test_other_outcomes_of_a_command():
 NOISE = """
 import ctypes, logging, os, sys, warnings
 from pathlib import Path
-from ds_rag.errors import UserError
-from ds_rag.log import capture, run_command
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import capture, run_command
 
 def noise():
     print("a library prints")

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from ds_rag import dist, meeting, stopping
-from ds_rag.errors import RankError
-from ds_rag.meeting import Meeting
-from ds_rag.stopping import Stopped
+from ds_rag.runtime import collectives, rendezvous, stop_signals
+from ds_rag.runtime.errors import RankError
+from ds_rag.runtime.rendezvous import Meeting
+from ds_rag.runtime.stop_signals import Stopped
 
 SHORT = 0.005  # minutes
 
@@ -52,7 +52,7 @@ def test_ranks_that_come_one_after_the_other_meet(rank):
 
 @pytest.mark.parametrize(("number", "missing"), [(0, "rank 1, 2 (1 of 3 are there)"), (2, "rank 0, which listens")])
 def test_who_does_not_come_is_named_with_the_variables(rank, monkeypatch, number, missing):
-    monkeypatch.setattr(meeting, "TOLD_AFTER", 0.0)
+    monkeypatch.setattr(rendezvous, "TOLD_AFTER", 0.0)
     waiting = rank(number, 3)
     with pytest.raises(RankError) as caught:
         waiting.wait()
@@ -81,18 +81,18 @@ def test_two_processes_of_one_rank(rank):
     thread = threading.Thread(target=server.wait)
     thread.start()
     store = rank(1, 3).store()
-    store.add(f"{meeting.KEY}/1", 1)
+    store.add(f"{rendezvous.KEY}/1", 1)
     with pytest.raises(RankError, match="two processes are rank 1 of 3"):
         rank(1, 3).wait()
-    store.add(meeting.KEY, 2)  # the others come
+    store.add(rendezvous.KEY, 2)  # the others come
     thread.join(60)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_signal_ends_the_wait(rank, monkeypatch, tmp_path, number):
-    monkeypatch.setattr(stopping, "_wish", "SIGTERM")
+    monkeypatch.setattr(stop_signals, "_wish", "SIGTERM")
     with pytest.raises(Stopped, match="SIGTERM"):
-        rank(number, 2, minutes=10, look=lambda: stopping.look(tmp_path)).wait()
+        rank(number, 2, minutes=10, look=lambda: stop_signals.look(tmp_path)).wait()
 
 
 @pytest.mark.parametrize(("world", "agent", "meets"), [("1", "", False), ("2", "", True), ("2", "True", False)])
@@ -110,7 +110,7 @@ def test_who_meets(monkeypatch, world, agent, meets):
         def wait(self) -> None:
             pass
 
-    monkeypatch.setattr(dist, "Meeting", Met)
-    monkeypatch.setattr(dist, "join", lambda *args: done.append("joined"))
-    dist.start(1)
+    monkeypatch.setattr(collectives, "Meeting", Met)
+    monkeypatch.setattr(collectives, "join", lambda *args: done.append("joined"))
+    collectives.start(1)
     assert done == ["met", "joined"][not meets :]

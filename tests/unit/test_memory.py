@@ -7,10 +7,10 @@ import torch
 import transformers
 from small import small_generator
 
-from ds_rag.batch import list_cells
-from ds_rag.memory import budget_bytes, count_saved, free_in_cgroup, measure_cost
+from ds_rag.data.batch import list_cells
 from ds_rag.models.generator import Generator
-from ds_rag.models.sharing import share_prefixes
+from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.step.activation_memory import budget_bytes, count_saved, free_in_cgroup, measure_cost
 
 
 def llama(layers: int, width: int) -> Generator:

@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from ds_rag.errors import UserError
-from ds_rag.metrics import (
+from ds_rag.evaluation.metrics import (
     answer_metrics,
     answer_metrics_per_row,
     pessimistic_ranking,
     retrieval_metrics,
     retrieval_metrics_per_query,
 )
+from ds_rag.runtime.errors import UserError
 
 N = 40
 CORPUS = [f"d{i}" for i in range(N)]
@@ -213,5 +213,5 @@ def test_answers_need_lists_of_references():
 
 def test_importing_the_module_is_cheap():
     heavy = ("torch", "torchmetrics", "ir_measures")
-    code = f"import sys, ds_rag.metrics; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, ds_rag.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -16,20 +16,21 @@ import pytest
 import torch
 from small import small_generator, small_retriever
 
-from ds_rag import mine
-from ds_rag.batch import lay_out_cells
+from ds_rag.commands import mine
+from ds_rag.commands.mine import Limits, Miner, check, faults, mine_chunks, posterior_of, show
 from ds_rag.config import DEFAULT_TEMPLATE, RunConfig, StageConfig
 from ds_rag.data.bad_rows import Reading
+from ds_rag.data.batch import lay_out_cells
 from ds_rag.data.dataset import Example, assemble
 from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
-from ds_rag.encode import tokenize_side
-from ds_rag.errors import UserError
+from ds_rag.index.building import Corpus, index_corpus
+from ds_rag.index.encode import tokenize_side
 from ds_rag.index.store import describe, hash_model
-from ds_rag.log import Console
-from ds_rag.mine import Limits, Miner, check, faults, mine_chunks, posterior_of, show
-from ds_rag.places import writing
-from ds_rag.refresh import Corpus, index_corpus, publish
+from ds_rag.run.publish_index import publish
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
+from ds_rag.runtime.output_places import writing
 
 CORPUS = [f"passage {n}" for n in range(20)]
 

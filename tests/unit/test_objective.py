@@ -9,12 +9,12 @@ import pytest
 import torch
 from small import direct_loss, small_parts
 
-from ds_rag.assemble import Parts
-from ds_rag.batch import Batch, CellList
 from ds_rag.config import ObjectiveConfig
-from ds_rag.errors import UserError
+from ds_rag.data.batch import Batch, CellList
 from ds_rag.losses import LOSSES
-from ds_rag.objective import Objective
+from ds_rag.run.assemble import Parts
+from ds_rag.runtime.errors import UserError
+from ds_rag.step.objective import Objective
 
 # Every objective, and every choice that changes its terms.
 VARIANTS: list[dict[str, Any]] = [{"objective": name} for name in LOSSES]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small import gradients, small_parts
 
-from ds_rag.assemble import Parts
-from ds_rag.batch import Batch, Tokens
-from ds_rag.passes import Embedding, TwoPass, split_evenly
+from ds_rag.data.batch import Batch, Tokens
+from ds_rag.run.assemble import Parts
+from ds_rag.step.two_pass import Embedding, TwoPass, split_evenly
 
 
 def embed(parts: Parts, chunk: int, seed: int = 5) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:

@@ -19,10 +19,12 @@ import pytest
 import torch
 from bound import bound
 
-from ds_rag import ask, cli, commit, log, measure, merge, mine, reindex, saved
-from ds_rag.errors import UserError
+from ds_rag.commands import ask, cli, evaluate, index, merge, mine
 from ds_rag.models.loading import model_folder
-from ds_rag.places import check_file, check_json, check_place, follow_umask, umask, write_json, writing
+from ds_rag.run import open_saved
+from ds_rag.runtime import atomic_folders, log
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.output_places import check_file, check_json, check_place, follow_umask, umask, write_json, writing
 
 RUN = ("--run", "nowhere")
 JSON: dict[str, list[str]] = {
@@ -47,11 +49,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def opened(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    for module in (ask, measure, merge, mine, reindex, saved):  # all imported by now: each has the name for itself
+    for module in (ask, evaluate, merge, mine, index, open_saved):  # all imported by now: each has the name for itself
         monkeypatch.setattr(module, "open_saved", opened)
-    monkeypatch.setattr("ds_rag.check.check_rows", opened)
-    monkeypatch.setattr("ds_rag.plan.command.ways", opened)
-    monkeypatch.setattr("ds_rag.verify.look", opened)
+    monkeypatch.setattr("ds_rag.commands.check.check_rows", opened)
+    monkeypatch.setattr("ds_rag.commands.plan.command.ways", opened)
+    monkeypatch.setattr("ds_rag.commands.verify.look", opened)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
@@ -210,7 +212,7 @@ def test_weights_that_may_not_be_read_are_not_called_missing(here: Path, run_rea
 def test_a_manifest_that_may_not_be_read_is_not_called_damaged(here: Path, run_read: Callable[[str], None]) -> None:
     run_read("index/manifest.json")
     with bound(), pytest.raises(PermissionError):
-        commit.damages(here / "index")
+        atomic_folders.damages(here / "index")
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_rag.pooling import POOLERS
+from ds_rag.models.pooling import POOLERS
 
 LENGTHS = [5, 1, 3]
 EXPECTED = {

@@ -12,18 +12,20 @@ import pytest
 import torch
 from small import small_retriever
 
-from ds_rag import commit, reindex
-from ds_rag import refresh as module
+from ds_rag.commands import index
 from ds_rag.config import StageConfig
+from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import TokenTable, tokenize
-from ds_rag.data.world import make_world
-from ds_rag.drift import drift
-from ds_rag.encode import encode
-from ds_rag.errors import UserError
+from ds_rag.index import building as module
 from ds_rag.index import shards
+from ds_rag.index.building import Corpus, build, encode_share, hash_tokens, index_corpus, update_share
+from ds_rag.index.encode import encode
+from ds_rag.index.partial_update import drift
 from ds_rag.index.store import describe, hash_model, read_index
-from ds_rag.log import Console
-from ds_rag.refresh import Corpus, build, encode_share, hash_tokens, index_corpus, publish, update_share
+from ds_rag.run.publish_index import publish
+from ds_rag.runtime import atomic_folders
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
 
 WORLD = make_world(0).corpus
 TEXTS = [" ".join(p.text for p in WORLD[n : n + 1 + n % 3]) for n in range(101)]  # of many lengths
@@ -105,7 +107,7 @@ def test_tokens_decide_whether_a_corpus_is_the_same(retriever):
 
 @pytest.mark.parametrize("fraction", ["0.1", "0.4", "1.0", "auto"])
 def test_an_update_encodes_that_share_and_keeps_the_rest(retriever, moved, tmp_path, monkeypatch, fraction):
-    monkeypatch.setattr("ds_rag.drift.LEAST_SAMPLE", 10)
+    monkeypatch.setattr("ds_rag.index.partial_update.LEAST_SAMPLE", 10)
     tokens = table(retriever)
     corpus = Corpus(tokens, retriever, 4)
     old = encode_share(retriever, corpus, tmp_path / "old", "m", 3)
@@ -169,10 +171,10 @@ def test_a_shard_that_is_missing_is_said(retriever, tmp_path, monkeypatch):
 def saved_run(folder: Path, retriever: Any) -> argparse.Namespace:
     """What `ds-rag index --run` opens, without a generator."""
     retriever.save(folder / "retriever")
-    own = commit.begin(folder / "index")
+    own = atomic_folders.begin(folder / "index")
     (own / "ids.json").write_text(json.dumps([f"p{n}" for n in range(101)]))
     (own / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in TEXTS))
-    commit.seal(own, folder / "index", {})
+    atomic_folders.seal(own, folder / "index", {})
     config = {"retriever": "r", "generator": "g", "per_device_eval_batch_size": 4, "max_passage_length": 48}
     (folder / "config.json").write_text(json.dumps(config | {"train_data": "x.jsonl"}))
     return argparse.Namespace(run=str(folder), device="cpu", out=None)
@@ -191,11 +193,11 @@ def test_the_command_goes_on_after_it_was_stopped(retriever, tmp_path, monkeypat
 
     monkeypatch.setattr(module, "embed_rows", stops)
     with pytest.raises(KeyboardInterrupt):
-        reindex.main(args)
+        index.main(args)
     monkeypatch.setattr(module, "embed_rows", encode_batches)
     assert (tmp_path / "run/index.partial").is_dir() and not (tmp_path / "run/index/index.faiss").exists()
     first = sum(counts)
-    assert reindex.main(args) == 0
+    assert index.main(args) == 0
     assert 101 < sum(counts) < 101 + first
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["config.json", "index", "retriever"]
     stored = read_index(tmp_path / "run/index", hash_model(tmp_path / "run/retriever"))

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from ds_rag.errors import UserError
-from ds_rag.report import PANELS, _smooth, curves, plot_curves, read_metrics, write_report
+from ds_rag.run.html_report import PANELS, _smooth, curves, plot_curves, read_metrics, write_report
+from ds_rag.runtime.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 EVIL = '<script>alert("x")</script>'
@@ -133,5 +133,5 @@ def test_smoothing_keeps_a_straight_line_and_calms_noise():
 
 
 def test_importing_the_module_does_not_import_matplotlib():
-    code = "import sys, ds_rag.report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, ds_rag.run.html_report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from ds_rag import commit, same_corpus
+from ds_rag.commands.verify import look as verify
 from ds_rag.data import source as module
 from ds_rag.data.formats import read_corpus
 from ds_rag.data.source import look, unchanged
-from ds_rag.errors import UserError
+from ds_rag.index import corpus_check
+from ds_rag.index.corpus_check import check_corpus, source_note
 from ds_rag.index.store import Manifest, StoredIndex, describe
-from ds_rag.same_corpus import check_corpus, source_note
-from ds_rag.verify import look as verify
+from ds_rag.runtime import atomic_folders
+from ds_rag.runtime.errors import UserError
 
 TEXTS = ["flint lies in zor", "ebony lies in mel", "kelp lies in dor"]
 SETTINGS = SimpleNamespace(normalize=True, pooling="mean")
@@ -82,7 +83,7 @@ def work(monkeypatch) -> dict[str, int]:
 
         return call
 
-    monkeypatch.setattr(same_corpus, "read_corpus", counted("parsed", read_corpus))
+    monkeypatch.setattr(corpus_check, "read_corpus", counted("parsed", read_corpus))
     monkeypatch.setattr(module, "measure", counted("hashed", module.measure))
     return counts
 
@@ -188,8 +189,8 @@ def test_size_and_time_put_back_pass_and_verify_sees_them(tmp_path):
     os.utime(path, ns=(time, time))
     check_corpus(stored, tmp_path)
     assert "has been changed since" in source_note(asdict(stored.manifest))
-    run, begun = tmp_path / "run", commit.begin(tmp_path / "run/index")
-    commit.seal(begun, run / "index", {"kind": "index", **asdict(stored.manifest)})
+    run, begun = tmp_path / "run", atomic_folders.begin(tmp_path / "run/index")
+    atomic_folders.seal(begun, run / "index", {"kind": "index", **asdict(stored.manifest)})
     (finding,) = verify(run)
     assert not finding.wrong and str(path) in finding.note
     put(path, "jsonl", TEXTS)

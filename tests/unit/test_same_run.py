@@ -14,12 +14,12 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from ds_rag import commit
 from ds_rag.config import OWNER, SECTIONS, RunConfig
 from ds_rag.data.dataset import Example, TokenTable
 from ds_rag.data.loader import TrainTokens
-from ds_rag.errors import UserError
-from ds_rag.resume import check_unchanged, data_hash
+from ds_rag.run.resume_rules import check_unchanged, data_hash
+from ds_rag.runtime import atomic_folders
+from ds_rag.runtime.errors import UserError
 
 # Nothing of these changes what is learned, or it is checked otherwise (data, weights, rows a step), or said (lengths).
 MAY_CHANGE = """
@@ -58,7 +58,7 @@ def refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def ask(values: dict[str, Any], then: dict[str, Any] | None = None, config: RunConfig | None = None) -> str:
         manifest = json.loads(json.dumps(then or now({})))
-        monkeypatch.setattr(commit, "read_manifest", lambda folder: manifest)
+        monkeypatch.setattr(atomic_folders, "read_manifest", lambda folder: manifest)
         try:
             check_unchanged(tmp_path, config or RunConfig(), now(values), lambda text: None)
         except UserError as error:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from small import small_generator, small_retriever
 
-from ds_rag import measure
+from ds_rag.commands import evaluate
 from ds_rag.config import RunConfig, build
-from ds_rag.errors import UserError
-from ds_rag.flags import parse_strictly, reading_parser
-from ds_rag.places import write_json
-from ds_rag.saved import Saved, open_saved
+from ds_rag.config.flags import parse_strictly, reading_parser
+from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.output_places import write_json
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +132,10 @@ def test_write_json(tmp_path):
 def test_the_builtin_rows_of_a_run_are_asked_of_their_own_corpus_only(monkeypatch):
     """Another corpus, or columns, would be ignored: a run's built-in rows are evaluated as they are."""
     saved = SimpleNamespace(config=build({}), run=Path("run"))
-    monkeypatch.setattr(measure, "open_saved", lambda *args, **more: saved)
+    monkeypatch.setattr(evaluate, "open_saved", lambda *args, **more: saved)
     for name in ("corpus", "query_column"):
         with pytest.raises(UserError, match="built-in rows") as caught:
-            measure.main(Namespace(controls=False, json=None, **{name: "x"}))
+            evaluate.main(Namespace(controls=False, json=None, **{name: "x"}))
         assert "--data FILE" in str(caught.value)
 
 

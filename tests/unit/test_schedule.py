@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from ds_rag.errors import UserError
-from ds_rag.schedule import Schedule, lr_factor
+from ds_rag.config.schedules import Schedule, lr_factor
+from ds_rag.runtime.errors import UserError
 
 
 def due(text: str, last: int) -> list[int]:

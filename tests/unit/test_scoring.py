@@ -9,12 +9,12 @@ import pytest
 import torch
 from small import gradients, small_parts
 
-from ds_rag import scoring
-from ds_rag.assemble import Parts
-from ds_rag.batch import CellList, Share, list_cells
-from ds_rag.memory import CellCost
-from ds_rag.scoring import remove_dropout, split_cells, stand_in
-from ds_rag.thinning import draw_one
+from ds_rag.data.batch import CellList, Share, list_cells
+from ds_rag.run.assemble import Parts
+from ds_rag.step import generator_side
+from ds_rag.step.activation_memory import CellCost
+from ds_rag.step.cell_selection import draw_one
+from ds_rag.step.generator_side import remove_dropout, split_cells, stand_in
 
 
 def cells_of(prefixes: list[int], suffix: int = 3) -> CellList:
@@ -186,14 +186,14 @@ def test_the_note_on_dropout_is_given_where_there_is_some():
         lines: list[str] = []
         parts = small_parts(dropout=dropout, generator_backward="one_pass")
         config = small_parts(generator_backward="sample").scoring.config
-        scoring.Scoring(parts.engines, parts.generator, config, 0, say=lines.append)
+        generator_side.Scoring(parts.engines, parts.generator, config, 0, say=lines.append)
         assert len(lines) == wanted
 
 
 def test_ranks_steps_and_micro_batches_draw_apart_and_ranks_of_one_batch_alike(monkeypatch):
     """`sample` on all ranks with the same draws would estimate the gradient from fewer."""
     seeds = []
-    monkeypatch.setattr(scoring, "draw_one", lambda *args: seeds.append(tuple(args[3])) or draw_one(*args))
+    monkeypatch.setattr(generator_side, "draw_one", lambda *args: seeds.append(tuple(args[3])) or draw_one(*args))
 
     def drawn(rank: int, place: tuple[int, int], shared: bool = False) -> tuple[int, ...]:
         parts = small_parts(generator_backward="sample")
@@ -206,7 +206,7 @@ def test_ranks_steps_and_micro_batches_draw_apart_and_ranks_of_one_batch_alike(m
             whole = list(range(len(batch.passage_ids)))
             batch.shares = [Share([0, 1, 2], whole), Share([], whole)]
         with monkeypatch.context() as patch:
-            patch.setattr(scoring.dist, "rank", lambda: rank)
+            patch.setattr(generator_side.dist, "rank", lambda: rank)
             parts.scoring.backward(place)
         return seeds[-1]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small import small_retriever
 
-from ds_rag.batch import pad_right
-from ds_rag.snapshot import copy_module, fingerprint, snapshot
+from ds_rag.data.batch import pad_right
+from ds_rag.engines.snapshot import copy_module, fingerprint, snapshot
 
 TOKENS = pad_right([np.array([5, 6, 7]), np.array([8])], 0)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.console import Console
-from ds_rag.terminal import Terminal, guarded
+from ds_rag.runtime.console import Console
+from ds_rag.runtime.standard_streams import Terminal, guarded
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +84,7 @@ def test_one_that_is_slow_is_no_failure():
 
 CLOSED = """
 import os, sys
-from ds_rag.terminal import flush_standard_streams, guard_standard_streams
+from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standard_streams
 guard_standard_streams()
 with open(sys.argv[1], "w", encoding="utf-8") as file:
     print("a library prints")
@@ -115,7 +115,8 @@ IN_ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 def test_what_libraries_open_as_text_is_utf_8_in_every_locale(tmp_path):
     (tmp_path / "file").write_text("f\xfchrt \u6f22", encoding="utf-8")
-    code = "import sys\nfrom ds_rag.terminal import read_utf8\nread_utf8()\nprint(ascii(open(sys.argv[1]).read()))"
+    code = "import sys\nfrom ds_rag.runtime.standard_streams import read_utf8\n"
+    code += "read_utf8()\nprint(ascii(open(sys.argv[1]).read()))"
     words = [sys.executable, "-c", code, str(tmp_path / "file")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **IN_ASCII})
     assert done.returncode == 0 and done.stdout == "'f\\xfchrt \\u6f22'\n", done.stderr

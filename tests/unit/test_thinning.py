@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ds_rag.losses import posterior, rag_sequence, rag_token
-from ds_rag.thinning import cell_shares, draw_one, keep_heavy, token_shares
+from ds_rag.step.cell_selection import cell_shares, draw_one, keep_heavy, token_shares
 
 B, K, T = 3, 4, 5
 QUERY_C = torch.arange(B).repeat_interleave(K)

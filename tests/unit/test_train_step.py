@@ -9,14 +9,14 @@ import pytest
 import torch
 from small import direct_loss, gradients, small_parts
 
-from ds_rag.assemble import Parts
-from ds_rag.batch import lay_out_plain
-from ds_rag.checkpoint import TrainState
 from ds_rag.config import build
-from ds_rag.engine import Engines, StepResult
-from ds_rag.errors import UserError
-from ds_rag.figures import Live, judge, summarise, without_gain
+from ds_rag.data.batch import lay_out_plain
+from ds_rag.engines.joint import Engines, StepResult
 from ds_rag.losses import LOSSES
+from ds_rag.run.assemble import Parts
+from ds_rag.run.checkpoint import TrainState
+from ds_rag.run.step_metrics import Live, judge, summarise, without_gain
+from ds_rag.runtime.errors import UserError
 from ds_rag.train import train_step
 
 VARIANTS: list[dict[str, Any]] = [{"objective": name, "learn_temperature": True} for name in LOSSES]

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from ds_rag.data.formats import read_corpus, read_rows
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 WORDS = ["zor", "via", "tel", "ésk", "日本", 'quote"d', "comma,ed", "line\nbroken", "[1]", "'single'"]
 

@@ -11,7 +11,7 @@ import pytrec_eval
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.dataset import assemble
 from ds_rag.data.formats import Columns, read_corpus, read_rows
-from ds_rag.metrics import retrieval_metrics
+from ds_rag.evaluation.metrics import retrieval_metrics
 
 
 def test_qrels_of_a_beir_folder(files: Any) -> None:

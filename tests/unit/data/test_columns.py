@@ -8,7 +8,7 @@ import pytest
 
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.formats import Columns, Row, read_corpus, read_rows
-from ds_rag.errors import UserError
+from ds_rag.runtime.errors import UserError
 
 ALIASES = {
     "DALM": {"Abstract": "p", "Question": "q", "Answer": "a"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ds_rag.data.dataset import assemble
 from ds_rag.data.formats import read_corpus, read_rows
-from ds_rag.metrics import retrieval_metrics
+from ds_rag.evaluation.metrics import retrieval_metrics
 
 
 def beir(folder: Path, scores: dict[str, int]) -> Path:

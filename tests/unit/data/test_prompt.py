@@ -17,11 +17,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer
 
 from ds_rag.config import DEFAULT_TEMPLATE
+from ds_rag.data.almanac import make_world
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.seams import InText, special_prefix
-from ds_rag.data.world import make_world
-from ds_rag.errors import UserError
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
+from ds_rag.runtime.errors import UserError
 
 WORLD = make_world(0)
 CORPUS = [p.text for p in WORLD.corpus]

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from ds_rag.data.world import RELATIONS, VALUES, make_world
+from ds_rag.data.almanac import RELATIONS, VALUES, make_world
 
 WORLD = make_world(0)
 NAMES = {tuple(p.text.split(" of ")[1].split(" is ")[0].split()) for p in WORLD.corpus}

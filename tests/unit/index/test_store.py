@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ds_rag import commit
-from ds_rag.errors import UserError
 from ds_rag.index.corpus_index import Part
 from ds_rag.index.faiss_index import build_index
 from ds_rag.index.store import describe, hash_model, hash_texts, read_index, write_index, write_passages
+from ds_rag.runtime import atomic_folders
+from ds_rag.runtime.errors import UserError
 
 TEXTS = ["one", "zwei\nlines", "三", "  four", "line\u2028separator", "\x85 next"]
 IDS = [f"id-{n}" for n in range(len(TEXTS))]
@@ -32,14 +32,14 @@ def folder(tmp_path: Path, vectors: np.ndarray) -> Path:
 
 def put(folder: Path, index: Any, vectors: np.ndarray, ids: list[str] = IDS, texts: list[str] = TEXTS) -> None:
     """As `publish` does."""
-    part = commit.begin(folder)
+    part = atomic_folders.begin(folder)
 
     def write() -> None:
         write_index(part, index, vectors)
         write_passages(part, ids, texts)
 
-    failure = commit.attempt(write)
-    commit.seal(part, folder, asdict(describe("a-model", vectors.shape[1], TEXTS, "Flat", SETTINGS)), failure)
+    failure = atomic_folders.attempt(write)
+    atomic_folders.seal(part, folder, asdict(describe("a-model", vectors.shape[1], TEXTS, "Flat", SETTINGS)), failure)
 
 
 def test_round_trip(folder, vectors):

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_rag.errors import UserError
 from ds_rag.losses import emdr2, pdist, posterior, rag_sequence, rag_token, reader_loss, replug_lsr
+from ds_rag.runtime.errors import UserError
 
 TAU = 0.7  # both teachers' temperature in these tests
 ALL = pytest.mark.parametrize("loss", [emdr2, pdist, replug_lsr])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_rag.errors import UserError, choose
 from ds_rag.losses import LOSSES, reader_loss
+from ds_rag.runtime.errors import UserError, choose
 
 NAMES = pytest.mark.parametrize("name", LOSSES)
 DIAGONAL = torch.eye(3, 4, dtype=torch.bool)

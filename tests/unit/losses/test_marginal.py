@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ds_rag.errors import UserError
 from ds_rag.losses import answer_log_prob, entropy, posterior, rag_sequence, rag_token
+from ds_rag.runtime.errors import UserError
 
 BOTH = pytest.mark.parametrize("loss", [rag_sequence, rag_token])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from ds_rag.data.world import make_world
+from ds_rag.data.almanac import make_world
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 
 TEXTS = [passage.text for passage in make_world(0).corpus]

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from ds_rag import merge
-from ds_rag.batch import lay_out_cells, pad_right
+from ds_rag.commands import merge
 from ds_rag.config import DataConfig, ModelConfig, build
-from ds_rag.errors import UserError
+from ds_rag.data.batch import lay_out_cells, pad_right
 from ds_rag.models.adapters import ADAPTER_FILE, has_adapters
 from ds_rag.models.loading import load_generator, load_pair, load_retriever
+from ds_rag.runtime.errors import UserError
 
 MakeFolder = Callable[..., Path]
 CELLS = lay_out_cells([torch.arange(5, 12).int().numpy()] * 2, [torch.arange(20, 24).int().numpy()] * 2, 0)

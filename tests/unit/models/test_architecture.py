@@ -20,16 +20,16 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from ds_rag.batch import list_cells, pad_right
+from ds_rag.commands.plan import command
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.errors import UserError
+from ds_rag.data.batch import list_cells, pad_right
 from ds_rag.models.adapters import ADAPTER_FILE
 from ds_rag.models.architecture import AFTER_PADDING, usable_positions
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_retriever
 from ds_rag.models.probe import check_looks_back
 from ds_rag.models.retriever import Retriever
-from ds_rag.plan import command
+from ds_rag.runtime.errors import UserError
 
 MakeFolder = Callable[..., Path]
 WIDE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ds_rag.batch import lay_out_cells
+from ds_rag.data.batch import lay_out_cells
 from ds_rag.models.generator import Generator
 
 FAMILIES = [

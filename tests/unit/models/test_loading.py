@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_rag.batch import lay_out_cells, pad_right
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.errors import UserError
+from ds_rag.data.batch import lay_out_cells, pad_right
 from ds_rag.models.loading import fuse_activations, load_generator, load_pair, load_retriever
 from ds_rag.models.retriever import Retriever
+from ds_rag.runtime.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[3] / "ds_configs" / "models"
 DATA = DataConfig()

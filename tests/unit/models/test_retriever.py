@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 
-from ds_rag.batch import pad_right
 from ds_rag.config import DataConfig, ModelConfig
+from ds_rag.data.batch import pad_right
 from ds_rag.models.loading import load_retriever
+from ds_rag.models.pooling import POOLERS
 from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever, RetrieverSettings
-from ds_rag.pooling import POOLERS
 
 PROMPTS = {"query": "query: ", "document": "passage: "}
 WORDS = [

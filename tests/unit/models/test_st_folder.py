@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from ds_rag.batch import pad_right
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.errors import UserError
+from ds_rag.data.batch import pad_right
 from ds_rag.models.loading import load_retriever, retriever_texts
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.st_folder import OWN_SETTINGS, TRANSFORMER_FILES, transformer_settings
+from ds_rag.runtime.errors import UserError
 
 QUERIES = ["Who leads ZOR via ?", "which TAVERN is opal", "x"]
 PASSAGES = ["The Chancellor of Mel Dor is Ebony", "the tavern of Syl Lisk is OPAL", "the anthem", "X Y z", "Zor Via"]

@@ -7,8 +7,8 @@ import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from ds_rag.errors import UserError
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
+from ds_rag.runtime.errors import UserError
 
 HOSTILE = [
     "",

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.errors import UserError
 from ds_rag.models.loading import load_generator, load_retriever
+from ds_rag.runtime.errors import UserError
 
 Weights = dict[str, torch.Tensor]
 MakeFolder = Callable[..., Path]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ds_rag.plan.setup import Setup
-from ds_rag.plan.shapes import read_shape
-from ds_rag.plan.workload import Workload
+from ds_rag.commands.plan.setup import Setup
+from ds_rag.commands.plan.shapes import read_shape
+from ds_rag.commands.plan.workload import Workload
 
 
 def setup(retriever: str = "bge-large", generator: str = "llama-8b", **changes: Any) -> Setup:

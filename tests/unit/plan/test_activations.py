@@ -9,15 +9,15 @@ import pytest
 import torch
 import transformers
 
-from ds_rag.batch import Tokens, list_cells
-from ds_rag.memory import count_saved
+from ds_rag.commands.plan.activations import Activations
+from ds_rag.commands.plan.shapes import shape_of
+from ds_rag.commands.plan.workload import Workload
+from ds_rag.data.batch import Tokens, list_cells
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import checkpoint_activations, fuse_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.sharing import share_prefixes
-from ds_rag.plan.activations import Activations
-from ds_rag.plan.shapes import shape_of
-from ds_rag.plan.workload import Workload
+from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.step.activation_memory import count_saved
 
 KEYS: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 352,

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from planned import setup
 
+from ds_rag.commands.plan.advice import WORLDS, Fixed, Limits, candidates, fewest, options, quickest, ways
+from ds_rag.commands.plan.duration import Rates, step_time
+from ds_rag.commands.plan.flags import FILES, command_line
+from ds_rag.commands.plan.hardware import GPUS
+from ds_rag.commands.plan.index_cost import plan_index
+from ds_rag.commands.plan.memory import plan_memory
+from ds_rag.commands.plan.reasons import explain
+from ds_rag.commands.plan.request import setup_of
+from ds_rag.commands.plan.setup import NAMES, STAGES, Setup
+from ds_rag.commands.plan.workload import Workload
 from ds_rag.config import build
-from ds_rag.flags import parse
-from ds_rag.plan.advice import WORLDS, Fixed, Limits, candidates, fewest, options, quickest, ways
-from ds_rag.plan.duration import Rates, step_time
-from ds_rag.plan.flags import FILES, command_line
-from ds_rag.plan.hardware import GPUS
-from ds_rag.plan.index_cost import plan_index
-from ds_rag.plan.memory import plan_memory
-from ds_rag.plan.reasons import explain
-from ds_rag.plan.request import setup_of
-from ds_rag.plan.setup import NAMES, STAGES, Setup
-from ds_rag.plan.workload import Workload
+from ds_rag.config.flags import parse
 
 ROOT = Path(__file__).resolve().parents[3]
 H100 = Rates(GPUS["h100"])

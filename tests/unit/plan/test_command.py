@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.cli import main
-from ds_rag.errors import UserError
-from ds_rag.flags import parse
-from ds_rag.plan.command import main as plan
-from ds_rag.plan.hardware import GPUS
-from ds_rag.plan.request import read_request
+from ds_rag.commands.cli import main
+from ds_rag.commands.plan.command import main as plan
+from ds_rag.commands.plan.hardware import GPUS
+from ds_rag.commands.plan.request import read_request
+from ds_rag.config.flags import parse
+from ds_rag.runtime.errors import UserError
 
 QUESTION = ["--retriever", "bge-large", "--generator", "llama-8b", "--passages", "21e6"]
 
@@ -55,10 +55,10 @@ def test_several_machines_are_said(gpus, machines, capsys):
 
 
 def test_no_heavy_library_is_imported():
-    code = f"from ds_rag.cli import main; import sys; main(['plan', *{QUESTION!r}]); print(*sys.modules)"
+    code = f"from ds_rag.commands.cli import main; import sys; main(['plan', *{QUESTION!r}]); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.splitlines()[-1].split())
-    assert "ds_rag.plan.command" in modules
+    assert "ds_rag.commands.plan.command" in modules
     assert not modules & {"torch", "transformers", "deepspeed", "faiss", "numpy"}
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from planned import setup
 
-from ds_rag.plan.communication import engine_traffic, plan_traffic, pool_traffic
-from ds_rag.plan.workload import Workload
+from ds_rag.commands.plan.communication import engine_traffic, plan_traffic, pool_traffic
+from ds_rag.commands.plan.workload import Workload
 
 P = 8_030_261_248
 

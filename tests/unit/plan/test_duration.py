@@ -11,14 +11,14 @@ import transformers
 from planned import setup
 from torch.utils.flop_counter import FlopCounterMode
 
-from ds_rag.batch import list_cells
-from ds_rag.models import attention
+from ds_rag.commands.plan.duration import Rates, forward_flops, step_flops, step_time
+from ds_rag.commands.plan.hardware import GPUS
+from ds_rag.commands.plan.shapes import shape_of
+from ds_rag.commands.plan.workload import Workload
+from ds_rag.data.batch import list_cells
 from ds_rag.models.generator import Generator
-from ds_rag.models.prefix import lay_out_shared
-from ds_rag.plan.duration import Rates, forward_flops, step_flops, step_time
-from ds_rag.plan.hardware import GPUS
-from ds_rag.plan.shapes import shape_of
-from ds_rag.plan.workload import Workload
+from ds_rag.models.shared_prefix import attention
+from ds_rag.models.shared_prefix.layout import lay_out_shared
 
 WORK = Workload(4, None, 1, query=5, passage=40, answer=6, before=0, after=0)
 KEYS = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -19,8 +19,8 @@ from joint_runs import MEMORY_RUNS, setup_of
 from planned import setup
 from ranks import run_ranks
 
-from ds_rag.plan.memory import generator_flow, plan_memory
-from ds_rag.plan.setup import STAGES, Setup
+from ds_rag.commands.plan.memory import generator_flow, plan_memory
+from ds_rag.commands.plan.setup import STAGES, Setup
 
 MEASURED = list(MEMORY_RUNS)[:4]
 SLOW = ("llama 62M, stage 2, two ranks", "llama 22M, stage 2, chunks")  # benchmarks/scaling.py measures all of them

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-from ds_rag.errors import UserError
-from ds_rag.plan.families import FAMILIES
-from ds_rag.plan.presets import MODELS
-from ds_rag.plan.shapes import read_shape, shape_of
+from ds_rag.commands.plan.families import FAMILIES
+from ds_rag.commands.plan.presets import MODELS
+from ds_rag.commands.plan.shapes import read_shape, shape_of
+from ds_rag.runtime.errors import UserError
 
 # Beside each family's own defaults: what a configuration can change.
 OTHERS: list[tuple[str, dict[str, Any]]] = [

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from planned import setup
 
-from ds_rag.plan.setup import STAGES
-from ds_rag.plan.states import engine_state
+from ds_rag.commands.plan.setup import STAGES
+from ds_rag.commands.plan.states import engine_state
 
 P = 8_030_261_248
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ds_rag.batch import list_cells
-from ds_rag.models.prefix import lay_out_shared
-from ds_rag.plan.workload import Workload
+from ds_rag.commands.plan.workload import Workload
+from ds_rag.data.batch import list_cells
+from ds_rag.models.shared_prefix.layout import lay_out_shared
 
 WORK = Workload(3, None, 2, query=5, passage=11, answer=4, before=0, after=0)
 

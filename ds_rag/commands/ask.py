@@ -1,0 +1,65 @@
+"""`ds-rag ask RUN "question"`: an answer, the passages it came from, and their scores."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_rag.evaluation.answering import Answer, Answerer
+from ds_rag.evaluation.evaluator import log_softmax
+from ds_rag.index.corpus_check import check_corpus
+from ds_rag.index.encode import encode, tokenize_side
+from ds_rag.index.store import hash_model, read_index
+from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.runtime.log import Console
+from ds_rag.runtime.output_places import check_json, write_json
+
+
+def main(args: argparse.Namespace) -> int:
+    """The command; its flags are in cli.py."""
+    check_json(args.json, ("question", "passages"))
+    console = Console()
+    saved = open_saved(args, {"question", "index", "json", "allow_stale"}, hashes=False)  # for a quick answer
+    run, stage = Path(args.run), saved.config.stage
+    folder = Path(args.index) if args.index else run / "index"
+    stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
+    if stored.stale:
+        console.say(f"warning: {folder} was made by another model's weights than those that ask: stale", style="yellow")
+    check_corpus(stored, folder, getattr(args, "corpus", None))
+    tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
+    query = encode(saved.retriever, tokens, "query", 1)
+    scores, numbers = stored.index.search(query, stage.top_k)
+    found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]
+    prior = log_softmax(np.array([s for s, _ in found]) / float(saved.retriever.temperature))
+    answer = None
+    if saved.generator is not None:
+        answer = answer_from(saved, [stored.texts[n] for _, n in found], args.question, prior)
+        console.say(f"answer    {answer.text}")
+    rows = [
+        [f"{score:.3f}", f"{np.exp(p):.3f}", stored.ids[n], stored.texts[n][:160]]
+        for (score, n), p in zip(found, prior, strict=True)
+    ]
+    console.table("passages", ["score", "prior", "id", "text"], rows)
+    passages = [
+        {"id": stored.ids[n], "text": stored.texts[n], "score": s, "prior": float(np.exp(p))}
+        for (s, n), p in zip(found, prior, strict=True)
+    ]
+    found_what: dict[str, Any] = {"question": args.question, "answer": None, "passages": passages}
+    if answer is not None:
+        found_what |= {"answer": answer.text, "answer_logprob": answer.logprob}
+    write_json(args.json, found_what | ({"stale_index": True} if stored.stale else {}))
+    return 0
+
+
+def answer_from(saved: Saved, texts: list[str], question: str, prior: np.ndarray) -> Answer:
+    """The answer by the configured decoding."""
+    prompt = saved.prompt
+    assert prompt is not None and saved.generator is not None
+    data, stage = saved.config.data, saved.config.stage
+    passages = [np.array(x, dtype=np.int32) for x in prompt.encode("passage", texts, data.max_passage_length)]
+    query = np.array(prompt.encode("query", [question], data.max_query_length)[0], dtype=np.int32)
+    answerer = Answerer(saved.generator, prompt, stage.decode, stage.max_new_tokens, stage.per_device_eval_batch_size)
+    return answerer.answer([query], [passages], [prior.tolist()])[0]

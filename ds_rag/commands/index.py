@@ -1,0 +1,106 @@
+"""`ds-rag index --run RUN`: encode a corpus with a run's retriever, its own again or another."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+from ds_rag.data.bad_rows import say_notices
+from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
+from ds_rag.data.formats import Passage, read_corpus
+from ds_rag.data.source import Source, look
+from ds_rag.index.building import Corpus, index_corpus
+from ds_rag.index.encode import precision_of, tokenize_side
+from ds_rag.index.faiss_index import check_factory
+from ds_rag.index.shards import remove_shards
+from ds_rag.index.store import check_replaceable, describe, hash_model, read_passages
+from ds_rag.run.folder import check_beside_run, runs_of_index
+from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.run.publish_index import publish
+from ds_rag.runtime import collectives, folder_lock
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
+from ds_rag.runtime.output_places import check_place
+from ds_rag.runtime.own_files import SHARDS, listed, strangers
+
+
+def main(args: argparse.Namespace) -> int:
+    """The command; its flags are in cli.py. Without `--corpus` it encodes the passages of the run's index again.
+
+    Several ranks share the encoding; rank 0 speaks, builds and writes.
+    """
+    if not args.run:
+        raise UserError("no models to index with", expected="--run RUN")
+    own = Path(args.run) / "index"
+    folder = own if args.out is None else Path(args.out)
+    with claim(folder) if collectives.rank() == 0 else nullcontext():
+        collectives.start_if_several()
+        console = Console(speaks=collectives.rank() == 0)
+        saved = open_saved(args, {"out"})
+        reading = reading_of(saved.config.data)
+        given = "corpus" in args
+        source = look(args.corpus) if given else None  # of an index's own passages again: those of no file
+        corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
+        table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
+        say_notices(table.notices, console)
+        check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
+        tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
+        write(saved, tokens, table, folder, console, source)
+        collectives.stop()
+    return 0
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Held by this process are an index's place, and the run whose own index it is: RUN/index is a training's too, by
+    whatever way it is reached. Raises UserError, before anything is opened, where one is held, or where something else
+    is in the place or beside it, where the vectors are kept until then."""
+    place = check_place(folder, "--out")
+    with ExitStack() as held:
+        for run in (runs := runs_of_index(folder)):
+            held.enter_context(folder_lock.holding(run))
+        if not runs:
+            check_beside_run(place, "--out")
+        check_replaceable(place, bool(runs))
+        partial = beside(place)
+        foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
+        if foreign:
+            raise UserError(
+                f"{partial}: in the way, for the vectors are kept there until the index is whole",
+                found=f"files of something else: {listed(foreign)}",
+                fix="move it away, or another --out",
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        held.enter_context(folder_lock.holding_place(place))
+        yield
+
+
+def beside(place: Path) -> Path:
+    return place.with_name(place.name + ".partial")
+
+
+def write(
+    saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: Source | None
+) -> None:
+    """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
+    stopped got to; all ranks together."""
+    assert saved.run is not None
+    stage, model = saved.config.stage, hash_model(saved.run / "retriever")
+    corpus = Corpus(tokens, saved.retriever, stage.per_device_eval_batch_size)
+    partial = beside(Path(os.path.realpath(folder)))
+    built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
+    shards = collectives.world() if stage.index_shards == "keep" else 0
+    settings, factory = saved.retriever.settings, stage.index_factory
+    made = corpus.digest, precision_of(saved.retriever)
+    path, files = (str(source.path), source.sealed()) if source and collectives.rank() == 0 else (None, None)
+    manifest = describe(
+        model, corpus.dimension, table.texts, factory, settings, shards, path, *made, source_files=files
+    )
+    publish(folder, built, table.ids, table.texts, manifest)
+    collectives.barrier()
+    if collectives.rank() == 0:
+        remove_shards(partial)
+    console.say(f"{len(table.texts)} passages of {corpus.dimension} dimensions in {folder} ({factory})")

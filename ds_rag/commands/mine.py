@@ -1,0 +1,285 @@
+"""`ds-rag mine`: hard negatives for a data set, from a retriever, without what is likely a false one.
+
+For each row the index's best passages are taken, and of these dropped: known positives; those that score too near the
+labelled positives ("positive-aware mining", NV-Retriever: Moreira et al. 2024, arXiv:2407.15831); and those that the
+generator holds for the source of the answer, by the posterior p(z|x,y), proportional to p(z|x) p(y|x,z).
+
+Shape legend: D passages looked at for a row, P its labelled positives, N passages of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_rag.data.bad_rows import MINE, Reading, say_notices
+from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, reading_of
+from ds_rag.data.formats import Passage, Row, passages_of, read_rows
+from ds_rag.data.matching import overlaps
+from ds_rag.evaluation.answering import Answerer
+from ds_rag.evaluation.evaluator import log_softmax
+from ds_rag.index.corpus_check import check_corpus
+from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.encode import encode, tokenize_side
+from ds_rag.index.faiss_index import check_factory
+from ds_rag.index.rows import Rows, Vectors
+from ds_rag.index.store import hash_model, open_vectors, read_index
+from ds_rag.run.folder import check_beside_run
+from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
+from ds_rag.runtime.output_places import check_file, check_json, place_of, write_json, writing
+
+OWN = {"out", "negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite", "json"}
+CHUNK = 256  # rows written at once
+BLOCK = 4096  # queries searched at once
+Posterior = Callable[[Example, Sequence[int], np.ndarray], np.ndarray]  # (row, D numbers, D scores) -> (D,) shares
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a negative must keep to; None: no such limit. Scores are inner products, not divided by a temperature."""
+
+    margin: float  # of the positive's score; inf: any score
+    absolute_margin: float | None = None  # below the positive's score
+    max_score: float | None = None
+    posterior: float | None = None  # share of p(z|x,y)
+
+
+def faults(
+    scores_D: np.ndarray, positive_scores_P: np.ndarray, posterior_D: np.ndarray | None, limits: Limits
+) -> list[str]:
+    """For each passage the first limit that it does not keep to; "" where it keeps to all.
+
+    The margin is taken from the least of the positives' scores, so that it holds for every (query, positive) pair; with
+    a score below 0 it lies below that score too. Without positives there is nothing to take it from.
+    """
+    least = float(positive_scores_P.min()) if len(positive_scores_P) else np.inf
+    relative = least - (1 - limits.margin) * abs(least) if np.isfinite([least, limits.margin]).all() else np.inf
+    absolute = least - (limits.absolute_margin or 0.0) if limits.absolute_margin is not None else np.inf
+    highest = np.inf if limits.max_score is None else limits.max_score
+    share_D = np.zeros(len(scores_D)) if posterior_D is None or limits.posterior is None else posterior_D
+    tests = {
+        "margin": scores_D > relative,
+        "absolute_margin": scores_D > absolute,
+        "max_score": scores_D > highest,
+        "posterior": share_D > (limits.posterior or 0.0),
+    }
+    return np.select(list(tests.values()), list(tests), default="").tolist()
+
+
+class Miner:
+    """Mines row by row, and counts."""
+
+    def __init__(
+        self, table: RagData, vectors_ND: Vectors, limits: Limits, negatives: int, posterior: Posterior | None = None
+    ):
+        self.table, self.vectors_ND, self.limits = table, vectors_ND, limits
+        self.negatives, self.posterior = negatives, posterior
+        self.counts: Counter[str] = Counter()
+
+    def mine(self, row: Row, example: Example, query_D: np.ndarray, found: Sequence[int]) -> dict[str, Any] | None:
+        """The row as an object of the new file; None for one that nothing could train on.
+
+        found: passage numbers, best first. A row without labelled positives is mined by the posterior alone: what it
+        holds for likely, and the likeliest at any rate, is an unlabelled candidate. Without it the row stays as it is.
+        """
+        self.counts["rows"] += 1
+        self.counts["labelled_rows"] += bool(example.positives)
+        passages = list(row.passages)
+        mined: list[int] = []
+        if example.positives or self.posterior:
+            reasons = self.judge(example, query_D, found)
+            self.counts.update(f"dropped_{reason}" for reason in reasons.values() if reason)
+            mined = [n for n, reason in reasons.items() if not reason][: self.negatives]
+            if not example.positives:
+                passages += [self.table.texts[n] for n, reason in reasons.items() if reason == "posterior"]
+        else:
+            self.counts["rows_as_they_were"] += 1
+        self.counts["mined"] += len(mined)
+        self.counts["rows_with_fewer"] += len(mined) < self.negatives
+        if not row.positives and not passages:
+            self.counts["rows_left_out"] += 1
+            return None
+        negatives = dict.fromkeys([*row.negatives, *(self.table.texts[n] for n in mined)])
+        written = {
+            "id": row.id,
+            "query": row.query,
+            "answers": list(row.answers),
+            "positives": list(row.positives),
+            "passages": [text for text in dict.fromkeys(passages) if text not in negatives],
+            "negatives": list(negatives),
+        }
+        return {name: value for name, value in written.items() if value}
+
+    def judge(self, example: Example, query_D: np.ndarray, found: Sequence[int]) -> dict[int, str]:
+        """Passage number -> why it is no new negative ("" where it is one), in the order of `found`."""
+        self.counts["looked_at"] += len(found)
+        read = list(dict.fromkeys([*found, *example.own]))  # own passages take their part of the posterior
+        scores = self.vectors_ND[read] @ query_D
+        positive_scores_P = self.vectors_ND[list(example.positives)] @ query_D
+        shares = self.posterior(example, read, scores) if self.posterior else None
+        reasons = dict(zip(read, faults(scores, positive_scores_P, shares, self.limits), strict=True))
+        if shares is not None and not example.positives:
+            reasons[read[int(shares.argmax())]] = "posterior"
+        known = [self.table.texts[n] for n in example.positives + example.also]
+        for n in found:
+            if any(overlaps(self.table.texts[n], text) for text in known):
+                reasons[n] = "known_positive"
+            elif n in example.negatives:
+                reasons[n] = "known_negative"
+        return {n: reasons[n] for n in found}
+
+
+def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
+    """p(z|x,y) over the passages it is given: the retriever's scores and what the generator makes of the first answer,
+    its end included. Raises UserError where there is no generator."""
+    generator, prompt = saved.generator, saved.prompt
+    if generator is None or prompt is None:
+        raise UserError(
+            "--posterior: no generator to ask",
+            expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
+        )
+    data, stage = saved.config.data, saved.config.stage
+    answerer = Answerer(generator, prompt, "top1", stage.max_new_tokens, stage.per_device_eval_batch_size)
+    temperature = float(saved.retriever.temperature)
+
+    def ids(name: str, several: list[str], length: int) -> list[np.ndarray]:
+        return [np.array(x, dtype=np.int32) for x in prompt.encode(name, several, length)]
+
+    def posterior(example: Example, numbers: Sequence[int], scores: np.ndarray) -> np.ndarray:
+        query = ids("query", [example.query], data.max_query_length)[0]
+        answer = ids("answer", [example.answers[0]], data.max_answer_length)[0]
+        passages = ids("passage", [texts[n] for n in numbers], data.max_passage_length)
+        contexts = [prompt.context(p, query, len(answer)) for p in passages]
+        G_D = answerer.log_probs(contexts, [answer] * len(contexts))
+        return np.exp(log_softmax(log_softmax(scores / temperature) + G_D))
+
+    return posterior
+
+
+def main(args: argparse.Namespace) -> int:
+    """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
+    check(args)
+    limits = Limits(args.margin, args.absolute_margin, args.max_score, args.posterior)
+    collectives.start_if_several()
+    console = Console(speaks=collectives.rank() == 0)
+    saved = open_saved(args, OWN)
+    data = saved.config.data
+    assert data.eval_data
+    reading = reading_of(data)
+    most = data.max_eval_samples
+    rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading, most)
+    labelled = sum(bool(row.positives) for row in rows)
+    if not labelled and limits.posterior is None:
+        raise UserError(
+            "no row has a labelled positive, and only --posterior can tell negatives without one",
+            found=f"{len(rows)} rows",
+            expected="a column positive, passage or positives, or --posterior P with a generator",
+        )
+    if labelled < len(rows):
+        how = "are mined by the posterior alone" if limits.posterior else "stay as they are: --posterior mines them"
+        console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
+    table, vectors_ND, index = encode_corpus(saved, rows, reading, console)
+    posterior = posterior_of(saved, table.texts) if limits.posterior else None
+    tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
+    queries = encode(saved.retriever, tokens, "query", saved.config.stage.per_device_eval_batch_size, console)
+    miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
+    chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
+    if collectives.rank() == 0:
+        with writing(Path(args.out), args.overwrite) as stream:
+            for written in chunks:
+                stream.writelines(json.dumps(row) + "\n" for row in written)
+    else:
+        list(chunks)
+    counts = sum(collectives.gather_objects(miner.counts), Counter[str]())
+    if collectives.rank() == 0:
+        show(counts, Path(args.out), console)
+        write_json(args.json, dict(counts))
+    collectives.stop()
+    return 0
+
+
+def mine_chunks(
+    miner: Miner,
+    rows: Sequence[Row],
+    queries: np.ndarray,
+    find: Callable[[np.ndarray], np.ndarray],
+    console: Console,
+) -> Iterator[list[dict[str, Any]]]:
+    """The new rows in order, some at a time, on every rank; rank r mines every world-th. find: vectors -> numbers."""
+    rank, world = collectives.rank(), collectives.world()
+    chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
+    every = np.array([n for chunk in chunks for n in chunk[rank::world]], dtype=np.int64)
+    found_by_row = (found for n in range(0, len(every), BLOCK) for found in find(queries[every[n : n + BLOCK]]))
+    with console.progress(len(rows), "mining", unit="row") as meter:
+        for chunk in chunks:
+            own = []
+            for n in chunk[rank::world]:
+                found, example = next(found_by_row), miner.table.train[n]
+                own.append(miner.mine(rows[n], example, queries[n], found[found >= 0].tolist()))
+                meter.advance(world)
+            shares = collectives.gather_objects(own)
+            whole = [shares[i % world][i // world] for i in range(len(chunk))]
+            yield [row for row in whole if row]
+
+
+def check(args: argparse.Namespace) -> None:
+    """Mistakes that show before any model is opened."""
+    if "eval_data" not in args:
+        raise UserError("no rows to mine for", expected="--data FILE or folder")
+    if collectives.rank() == 0:
+        out = check_file(args.out, "--out", args.overwrite)
+        check_beside_run(out, "--out")
+        check_json(args.json, ("rows", "mined"))
+        if args.json is not None and out == place_of(args.json, "--json"):
+            raise UserError("--out and --json: the same file", found=out, expected="two")
+
+
+def encode_corpus(
+    saved: Saved, rows: list[Row], reading: Reading, console: Console
+) -> tuple[RagData, Vectors, CorpusIndex]:
+    """(table of passages, their vectors_ND, index over its corpus): `--corpus`, else a BEIR folder's, else the run's
+    own index as it is and its vectors, mapped, else the rows' passages."""
+    data, stage, stored = saved.config.data, saved.config.stage, None
+    if has_corpus(data, MINE):
+        corpus = read_given_corpus(data, MINE, reading)
+    elif saved.run:
+        stored = read_index(saved.run / "index", hash_model(saved.run / "retriever"), retriever=saved.retriever)
+        check_corpus(stored, saved.run / "index")
+        corpus = [Passage(*pair) for pair in zip(stored.ids, stored.texts, strict=True)]
+    else:
+        corpus = passages_of(rows)
+    if not corpus:
+        raise UserError("no passages to mine from", found="rows without any passage", expected="--corpus FILE")
+    table = assemble(corpus, rows, [], reading)
+    say_notices(table.notices, console)
+    if stored is None:
+        check_factory(stage.index_factory, saved.retriever.hidden_size, table.corpus_size)
+    known = len(corpus) if stored else 0
+    tokens = tokenize_side(saved.retriever, "passage", table.texts[known:], console, "passages")
+    vectors_nD = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)
+    if stored and saved.run:
+        own = open_vectors(saved.run / "index", stored.manifest.shards)
+        return table, Rows([*own, (vectors_nD, np.arange(known, len(table.texts)))]), stored.index
+    part = build_part(vectors_nD[: table.corpus_size], stage.index_factory)
+    return table, vectors_nD, CorpusIndex([part] if part else [], table.corpus_size)
+
+
+def show(counts: Counter[str], out: Path, console: Console) -> None:
+    """The counts, whole and for each row."""
+    rows = max(1, counts["rows"])
+    lines = [[name.replace("_", " "), str(count), f"{count / rows:.2f}"] for name, count in counts.items()]
+    console.table("mined", ["what", "count", "per row"], lines)
+    console.say(f"{counts['rows'] - counts['rows_left_out']} rows in {out}")
+    if counts["rows_with_fewer"] > rows / 2:
+        few = f"note: {counts['rows_with_fewer']} rows have fewer negatives than asked for"
+        console.say(f"{few}: a larger --depth or looser limits give more", style="yellow")

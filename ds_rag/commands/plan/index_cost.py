@@ -1,0 +1,96 @@
+"""What an index over N passages takes: memory by its type, and GPU time to encode them again.
+
+Types are those of `INDEXES` in ds_rag/index/spelling.py, their parameters as `spell` chooses them. Sizes are those
+of FAISS's own structures; tests/unit/plan/test_index_cost.py builds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ds_rag.commands.plan.duration import Rates, forward_flops
+from ds_rag.commands.plan.shapes import ModelShape
+from ds_rag.commands.plan.workload import Load
+from ds_rag.index.spelling import CODEBOOK, lists_of, parts_of
+
+ID_BYTES, LINKS = 8, 2 * 32
+# What docs/performance.md measured on 100,000 vectors of 384: recall@10 against exact search.
+RECALL = {"flat": 1.0, "hnsw": 0.85, "ivf": 0.87, "ivfpq": 0.45}
+EXACT_UP_TO = 1_000_000  # vectors that exact search on a host's cores serves well
+
+
+def flat(count: int, dimension: int) -> float:
+    return 4.0 * dimension * count
+
+
+def hnsw(count: int, dimension: int) -> float:
+    """Vectors, and of each its links (a 32nd of the points have a further level of half as many), level and offset."""
+    return flat(count, dimension) + count * (4.0 * LINKS + 4 * (LINKS / 2) / 31 + 12)
+
+
+def ivf(count: int, dimension: int) -> float:
+    """Vectors, their ids, and the centroids."""
+    return flat(count, dimension) + ID_BYTES * count + flat(lists_of(count), dimension)
+
+
+def ivfpq(count: int, dimension: int) -> float:
+    """Codes, ids, centroids, and one codebook; below its size whole vectors."""
+    if count < CODEBOOK:
+        return ivf(count, dimension)
+    parts, length = parts_of(dimension)
+    return (parts + ID_BYTES) * count + flat(lists_of(count) + CODEBOOK, length)
+
+
+SIZES: dict[str, Callable[[int, int], float]] = {"flat": flat, "hnsw": hnsw, "ivf": ivf, "ivfpq": ivfpq}
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """Bytes; times are of encoding all passages once."""
+
+    passages: int
+    sizes: dict[str, float]
+    vectors: float  # float32, as they lie on the disk
+    encode_gpu_hours: float
+    recommended: str
+    shards: str  # --index_shards
+    reason: str
+
+
+def plan_index(
+    shape: ModelShape, passages: int, tokens: int, rates: Rates, precision: str, host: float, hosts: int = 1
+) -> IndexPlan:
+    """tokens: of a passage. host: bytes of one machine's memory that the index may take; hosts: machines."""
+    load = Load(float(passages) * tokens, float(passages) * tokens**2)
+    flops = forward_flops(shape, load)
+    sizes = {name: size(passages, shape.hidden) for name, size in SIZES.items()}
+    hours = flops / rates.flops(precision) / 3600
+    return IndexPlan(passages, sizes, sizes["flat"], hours, *choose_index(passages, sizes, host, hosts))
+
+
+def choose_index(passages: int, sizes: dict[str, float], host: float, hosts: int) -> tuple[str, str, str]:
+    """(type, --index_shards, reason): whole vectors where one machine holds them, or all together; else codes."""
+    if passages <= EXACT_UP_TO and sizes["flat"] <= host:
+        return (
+            "flat",
+            "merge",
+            f"exact, {gb(sizes['flat'])}; up to {EXACT_UP_TO:,} passages its searches are fast enough",
+        )
+    whole = (
+        f"exact search over {passages:,} is slow; ivf keeps whole vectors ({gb(sizes['ivf'])}) and most of the recall"
+    )
+    if sizes["ivf"] <= host:
+        return "ivf", "merge", whole
+    if sizes["ivf"] <= host * hosts:
+        return "ivf", "keep", f"{whole}; its shards on {hosts} machines are {gb(sizes['ivf'] / hosts)} each"
+    codes = f"whole vectors take {gb(sizes['ivf'])}, of {hosts} x {gb(host)}; codes take {gb(sizes['ivfpq'])}"
+    loss = "at a loss of recall: read more passages (--top_k)"
+    if sizes["ivfpq"] <= host:
+        return "ivfpq", "merge", f"{codes}, {loss}"
+    fits = "" if sizes["ivfpq"] <= host * hosts else ", which does not fit either: more machines"
+    return "ivfpq", "keep", f"{codes}{fits}, {loss}"
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:,.3g} GB"

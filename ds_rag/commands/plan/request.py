@@ -1,0 +1,174 @@
+"""From the command line to what is planned: `ds-rag train`'s own flags, and the machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ds_rag.commands.plan.advice import Fixed, Limits, candidates
+from ds_rag.commands.plan.duration import Rates
+from ds_rag.commands.plan.hardware import GPUS, GPUS_PER_NODE, HOST_MEMORY, Gpu
+from ds_rag.commands.plan.presets import MODELS
+from ds_rag.commands.plan.setup import NAMES, STAGES, Setup
+from ds_rag.commands.plan.shapes import read_shape
+from ds_rag.commands.plan.workload import Workload
+from ds_rag.config import OWNER, DataConfig, RunConfig, build
+from ds_rag.config.bounds import ITEMS, Bounds, above, whole
+from ds_rag.config.flags import add_number, build_parser, parse_strictly
+from ds_rag.runtime.errors import UserError, choose
+
+COUNTED = ("max_query_length", "max_passage_length", "max_answer_length")
+# Flags of training that change what a run takes.
+TRAINING = (
+    "retriever", "generator", "encoders", "freeze", "gradient_checkpointing", "lora", "lora_r",
+    "candidates", "pool", "generator_backward", "micro_cells", "retriever_chunk", "share_prefixes",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
+    *COUNTED,
+)  # fmt: skip
+# Of the machine and the corpus: name, bounds, help, default.
+NUMBERS: tuple[tuple[str, Bounds, str, float | None], ...] = (
+    ("gpus", whole(1, 65536), "how many (default: the fewest that do)", None),
+    ("gpu_memory", above(0, 1e6), "GB of a GPU, where it is another than the preset's", None),
+    ("gpus_per_node", whole(1, 1024), "GPUs of a machine", GPUS_PER_NODE),
+    ("host_memory", above(0, 1e9), "GB of a machine", HOST_MEMORY),
+    ("mfu", above(0, 1), "share of the GPU's peak that training reaches", 0.4),
+    ("bandwidth", above(0, 1e6), "GB/s a GPU sends to all others (default: its link's, or the network's)", None),
+    ("passages", whole(1, 10**12), "passages of the corpus, such as 21e6", None),
+    ("passages_per_row", whole(1, ITEMS), "of a training row", 1),
+)
+OF_ROWS = tuple(f.name for f in fields(DataConfig) if f.name not in COUNTED)
+PLANNED_WAYS = ("auto", "one_pass", "exact")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked, and of which machine."""
+
+    setup: Setup
+    fixed: Fixed
+    rates: Rates
+    limits: Limits
+    passages: int  # of the corpus; 0: no index
+    json: str | None
+    data: dict[str, str]  # flags of rows and corpus, as given: they cost nothing, and belong to the command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = build_parser(
+        "ds-rag plan", "What a training run will need, and how to launch it.", only=TRAINING + OF_ROWS
+    )
+    group = parser.add_argument_group("plan", f"Models are folders, config:FILE, or one of: {', '.join(MODELS)}.")
+
+    def add(name: str, text: str, default: str | None = None) -> None:
+        group.add_argument(f"--{name}", help=text, default=default)
+
+    add("gpu", f"one of: {', '.join(GPUS)} (default: h100)", "h100")
+    for name, bounds, text, default in NUMBERS:
+        add_number(group, name, bounds, text, default)
+    for name in NAMES:
+        add(f"{name}_stage", f"the {name}'s ZeRO stage: {', '.join(STAGES)} (default: the best)")
+    add("json", "write every figure to this file too")
+    return parser
+
+
+def read_request(argv: Sequence[str]) -> Request:
+    """Raises UserError for what cannot be planned."""
+    args = vars(parse_strictly(make_parser(), argv))
+    given = frozenset(args)
+    config = build({k: v for k, v in args.items() if k in OWNER}, given & set(OWNER))
+    for name in NAMES:
+        if name not in given:
+            raise UserError(f"--{name}: which?", expected=f"{' | '.join(MODELS)}, a folder, or config:FILE")
+    gpu = choose(GPUS, args["gpu"], "--gpu")
+    rates = Rates(gpu, args["mfu"], args["bandwidth"] or 0.0, args["gpus_per_node"])
+    setup = replace(setup_of(config, args, gpu), world=args["gpus"] or 1)
+    if "candidates" not in given:
+        setup = replace(setup, work=replace(setup.work, candidates=candidates(setup)))
+    if not setup.retriever.positions >= config.data.max_passage_length:
+        raise UserError(
+            f"--max_passage_length: longer than {setup.retriever.name} reads",
+            found=config.data.max_passage_length,
+            expected=f"{setup.retriever.positions} or less",
+        )
+    limits = Limits((args["gpu_memory"] or gpu.memory) * 1e9, args["host_memory"] * 1e9, args["gpus_per_node"])
+    data = {name: flag_text(args[name]) for name in OF_ROWS if args.get(name) is not None}
+    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"], data)
+
+
+def flag_text(value: object) -> str:
+    """A value as its flag has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
+    data, optim, scoring = config.data, config.optim, config.scoring
+    retriever = read_shape(config.model.retriever, "--retriever", head=False)
+    generator = read_shape(config.model.generator, "--generator", head=True)
+    if scoring.generator_backward not in PLANNED_WAYS:
+        raise UserError(
+            "--generator_backward: not planned, for it depends on the data",
+            found=scoring.generator_backward,
+            expected=" | ".join(PLANNED_WAYS),
+            fix="exact bounds its memory and its time",
+        )
+    work = Workload(
+        optim.per_device_train_batch_size,
+        None if config.objective.candidates == "all" else int(config.objective.candidates),
+        args["passages_per_row"],
+        data.max_query_length,
+        data.max_passage_length,
+        data.max_answer_length,
+        optim.gradient_accumulation_steps,
+        config.objective.pool == "world",
+        shared=scoring.share_prefixes,
+    )
+    stages = [args[f"{name}_stage"] for name in NAMES]
+    for name, stage in zip(NAMES, stages, strict=True):
+        if stage not in (None, *STAGES):
+            raise UserError(f"--{name}_stage: unknown value", found=stage, expected=" | ".join(STAGES))
+    return Setup(
+        retriever,
+        generator,
+        work,
+        stages=(stages[0] or stages[1] or "2", stages[1] or stages[0] or "2"),
+        precision=precision_of(config, gpu),
+        checkpointing=config.model.gradient_checkpointing,
+        micro_cells=chunk_of(config),
+        retriever_chunk=scoring.retriever_chunk,
+        lora={"none": (), "both": NAMES}.get(config.model.lora, (config.model.lora,)),
+        lora_rank=config.model.lora_r,
+        frozen="" if config.model.freeze == "none" else config.model.freeze,
+        encoders=2 if config.model.encoders == "two" else 1,
+    )
+
+
+def precision_of(config: RunConfig, gpu: Gpu) -> str:
+    """As training chooses: where nothing is said, bf16 on a GPU that has it, else fp32."""
+    optim = config.optim
+    if optim.fp16:
+        return "fp16"
+    wanted = gpu.bf16 and optim.fp16 is None if optim.bf16 is None else optim.bf16
+    return "bf16" if wanted else "fp32"
+
+
+def chunk_of(config: RunConfig) -> int:
+    """Cells of a chunk; 0: one pass, or to be found."""
+    scoring = config.scoring
+    if scoring.generator_backward != "exact":
+        return 0
+    return 8 if scoring.micro_cells == "auto" else int(scoring.micro_cells)
+
+
+def fixed_by(args: dict[str, Any], given: frozenset[str]) -> Fixed:
+    """What the search leaves as the user has it."""
+    said = {
+        "world": args["gpus"] is not None,
+        "stages": any(args[f"{name}_stage"] is not None for name in NAMES),
+        "checkpointing": "gradient_checkpointing" in given,
+        "pass": args.get("generator_backward") in ("one_pass", "exact"),
+        "retriever_chunk": "retriever_chunk" in given,
+        "candidates": "candidates" in given,
+    }
+    return Fixed(frozenset(name for name, yes in said.items() if yes))

@@ -1,0 +1,185 @@
+"""From flags and recipes to a RunConfig: argparse and YAML over the fields of config.
+
+A flag that is not given leaves no trace, so recipes show through; an unknown key names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any, get_args, get_origin, get_type_hints
+
+import ds_rag
+from ds_rag.config import ALIASES, BUILTIN, OF_OWN_ROWS, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
+from ds_rag.config.bounds import Bounds, Number
+from ds_rag.config.effects import check_contrary
+from ds_rag.config.recipe import read_recipe_lines
+from ds_rag.runtime.errors import UserError, nearest
+
+
+def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
+    """The run that these arguments ask for. Raises UserError; `--help` prints and exits."""
+    parser = build_parser(prog, "Train a retriever and a causal LM together.")
+    parser.add_argument("--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags win over it")
+    parser.add_argument("--local_rank", "--local-rank", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    known = parse_strictly(parser, argv)
+    given = {ALIASES.get(k, k): v for k, v in vars(known).items() if k not in ("recipe", "local_rank")}
+    recipe = read_recipe(known.recipe) if "recipe" in known else {}
+    explicit = frozenset(recipe | given)  # the built-in recipe's own keys are defaults
+    if (recipe | given).get("train_data", BUILTIN) == BUILTIN:
+        if recipe and "train_data" not in recipe | given:
+            raise UserError(
+                f"--config {known.recipe}: no training data",
+                expected="--train_data, as a flag or in the recipe",
+            )
+        check_builtin(recipe | given)
+        recipe = read_recipe(QUICKSTART) | recipe
+    config = build(recipe | given, explicit, frozenset(given))
+    check_contrary(config)
+    return config
+
+
+def check_builtin(given: dict[str, Any], fix: str = "--train_data FILE trains on your own rows") -> None:
+    """Raises UserError for what speaks of the user's own rows where the built-in ones are taken."""
+    if idle := [f"--{name} {given[name]}" for name in OF_OWN_ROWS if given.get(name) is not None]:
+        raise UserError("the built-in rows are not the user's own", found=", ".join(idle), fix=fix)
+
+
+def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """`parser.parse_args`, but an unknown flag is a UserError that names the nearest known one."""
+    known, rest = parser.parse_known_args(list(argv))
+    options = [o.removeprefix("--") for a in parser._actions for o in a.option_strings if o.startswith("--")]
+    for word in rest:
+        if word.startswith("-"):
+            raise unknown_key(word.lstrip("-").split("=")[0].replace("-", "_"), "flag", options, "--")
+        raise UserError("unexpected argument", found=word, expected="flags of the form --name value")
+    return known
+
+
+READING = ("data", "model", "stage")  # the sections of the configuration that reading a saved run can use
+
+
+def reading_parser(prog: str, description: str, run: str = "--run") -> argparse.ArgumentParser:
+    """A command's parser with `--run` (or `run`, as an argument), `--device` and every flag of data, models and
+    evaluation."""
+    parser = build_parser(prog, description, READING)
+    parser.add_argument(run, help="a run's folder")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    return parser
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The keys of a YAML recipe, each checked against its field's type. Raises UserError."""
+    values: dict[str, Any] = {}
+    for key, text in read_recipe_lines(find_file(path, "--config"), f"--config {path}").items():
+        name = ALIASES.get(key, key)
+        if name not in OWNER:
+            raise unknown_key(key, f"key in {path}", [*OWNER, *ALIASES])
+        if name in values:
+            raise UserError(f"--config {path}: a key twice", found=f"{name} and {key}", expected="one of them")
+        values[name] = convert(name, text, f"{path}: {key}")
+    return values
+
+
+def convert(name: str, value: str | float | None, where: str) -> Any:
+    """`value`, the text of a flag or of a recipe's line (or what JSON made of it), as the type of field `name`."""
+    if value is not None and not isinstance(value, str):
+        value = str(value).lower()
+    section = SECTIONS[OWNER[name]]
+    wanted = get_type_hints(section)[name]
+    optional = type(None) in get_args(wanted)
+    kind = next(a for a in get_args(wanted) if a is not type(None)) if get_origin(wanted) else wanted
+    if value is None or (optional and value in ("none", "null")):
+        if optional:
+            return None
+        raise UserError(f"{where}: empty", expected=kind.__name__)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        if kind is int and value != str(int(value)):
+            raise ValueError
+        if kind is float and ("_" in value or not value.isascii()):
+            raise ValueError  # Python would read it
+        converted = kind(value)
+        if kind is float and not math.isfinite(converted):
+            raise ValueError
+    except (ValueError, KeyError):
+        raise UserError(f"{where}: wrong type", found=repr(value[:80]), expected=kind.__name__) from None
+    choices = next(f for f in fields(section) if f.name == name).metadata["choices"]
+    if choices and converted not in choices:
+        close = nearest(str(converted), choices)
+        raise UserError(
+            f"{where}: unknown value",
+            found=repr(value),
+            expected=" | ".join(choices),
+            fix=f"did you mean '{close}'?" if close else None,
+        )
+    return converted
+
+
+def unknown_key(name: str, what: str, known: Iterable[str], dashes: str = "") -> UserError:
+    close = nearest(name, known)
+    return UserError(
+        f"unknown {what}: {dashes}{name}",
+        fix=f"did you mean {dashes}{close}?" if close else "see --help for the list",
+    )
+
+
+def as_text(word: str, where: str) -> str:
+    """A text of the command line. What the locale's encoding cannot read (the C locale's: all but ASCII) is UTF-8; a
+    path stays, for the system knows it by its bytes. Raises UserError."""
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: bytes that are no text", found=error, expected="UTF-8, or LC_ALL as it is") from None
+
+
+def _from_flag(name: str, text: str) -> Any:
+    is_text = name.endswith(("_prefix", "_template", "_column"))
+    return convert(name, as_text(text, f"--{name}") if is_text else text, f"--{name}")
+
+
+def add_number(
+    parser: argparse._ActionsContainer, name: str, bounds: Bounds, text: str, default: float | None = None
+) -> None:
+    """A command's own flag whose value is a number within these bounds."""
+    parser.add_argument(f"--{name}", type=Number(name, bounds), default=default, help=text.replace("%", "%%"))
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's: whole flag names only, `--version`, and mistakes as UserError."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"ds_rag {ds_rag.__version__}")
+
+    def error(self, message: str) -> Any:
+        raise UserError(message, fix="see --help")
+
+
+def build_parser(
+    prog: str, description: str, sections: Sequence[str] = tuple(SECTIONS), only: Collection[str] | None = None
+) -> Parser:
+    """argparse over the fields of these sections, or `only` over these of them."""
+    parser = Parser(prog, description)
+    for section in sections:
+        cls = SECTIONS[section]
+        group = parser.add_argument_group(section, cls.__doc__)
+        for f in fields(cls):
+            if only is not None and f.name not in only:
+                continue
+            is_bool = get_type_hints(cls)[f.name] in (bool, bool | None)
+            group.add_argument(
+                *(f"--{n}" for n in (f.name, *f.metadata["aliases"])),
+                dest=f.name,
+                default=argparse.SUPPRESS,
+                type=partial(_from_flag, f.name),
+                nargs="?" if is_bool else None,
+                const=True if is_bool else None,
+                metavar="|".join(f.metadata["choices"] or ("true", "false") * is_bool) or f.name.split("_")[-1].upper(),
+                help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
+            )
+    return parser

@@ -1,0 +1,121 @@
+"""From the settings and DeepSpeed's JSON files to the two engines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_rag.config import RunConfig, deepspeed_config, find_file
+from ds_rag.config.deepspeed_config import Known
+from ds_rag.config.deepspeed_config.optimizers import check_optimizer, check_schedule, check_with_deepspeed
+from ds_rag.engines.joint import Engines, hold_frozen, make_engine
+from ds_rag.models.generator import Generator
+from ds_rag.models.retriever import Retriever
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
+
+
+def files(config: RunConfig) -> list[tuple[str, str]]:
+    """Of the retriever's and the generator's engine: the path of its JSON, and the flag that gave it."""
+    run = config.run
+    own = ((run.deepspeed_retriever, "--deepspeed_retriever"), (run.deepspeed_generator, "--deepspeed_generator"))
+    return [(path, flag) if path else (run.deepspeed, "--deepspeed") for path, flag in own]
+
+
+def read_files(config: RunConfig) -> list[dict[str, Any]]:
+    """Their contents, checked. Raises UserError."""
+    return [deepspeed_config.load(find_file(path, flag), flag) for path, flag in files(config)]
+
+
+def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known]]:
+    """The JSON of each engine, and what each knows. What the JSONs say literally of the batch, of accumulation and
+    of clipping becomes the run's own."""
+    optim, raws = config.optim, read_files(config)
+    for raw, (_, flag) in zip(raws, files(config), strict=True):
+        check_optimizer(raw, flag)
+        check_schedule(raw, config.explicit, flag)
+        check_with_deepspeed(raw, flag)
+    known = Known(
+        per_device_batch=optim.per_device_train_batch_size,
+        accumulation=optim.gradient_accumulation_steps,
+        world=collectives.world(),
+        max_grad_norm=optim.max_grad_norm,
+        learning_rate=optim.learning_rate,
+        betas=(optim.adam_beta1, optim.adam_beta2),
+        eps=optim.adam_epsilon,
+        weight_decay=optim.weight_decay,
+        warmup_steps=optim.warmup_steps,
+        total_steps=max(1, optim.max_steps),
+        precision=choose_precision(config),
+        explicit=config.explicit,
+    )
+    rates = (optim.retriever_learning_rate, optim.generator_learning_rate)
+    retriever, generator = (flag for _, flag in files(config))
+    knowns = list(deepspeed_config.adopt_pair(raws[0], raws[1], known, (retriever, generator)))
+    knowns = [k if rate is None else replace(k, learning_rate=rate) for k, rate in zip(knowns, rates, strict=True)]
+    shared = knowns[0]
+    optim.per_device_train_batch_size = shared.per_device_batch
+    optim.gradient_accumulation_steps = shared.accumulation
+    optim.max_grad_norm = shared.max_grad_norm
+    if shared.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("fp16 needs a GPU", found="no CUDA device", expected="--bf16, or neither flag (fp32)")
+    return raws, knowns
+
+
+def choose_precision(config: RunConfig) -> str:
+    """bf16 or fp16 where asked for; by default bf16 where CUDA has it, else fp32."""
+    optim = config.optim
+    if optim.fp16:
+        return "fp16"
+    if optim.bf16 is None and optim.fp16 is None:
+        return "bf16" if bf16_in_hardware() else "fp32"
+    return "bf16" if optim.bf16 else "fp32"
+
+
+def bf16_in_hardware() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def make_engines(
+    config: RunConfig,
+    learns: dict[str, bool],
+    retriever: Retriever,
+    generator: Generator | None,
+    raws: list[dict[str, Any]],
+    knowns: list[Known],
+    total: int,
+    folder: Path,
+    device: torch.device,
+) -> Engines:
+    """A DeepSpeed engine for each model that `learns`; the resolved configurations are kept in the run's folder."""
+    parts: dict[str, Any] = {}
+    modules = {"retriever": retriever, "generator": generator}
+    for (name, module), raw, known, (_, flag) in zip(modules.items(), raws, knowns, files(config), strict=True):
+        if module is None:
+            parts[name] = None
+            continue
+        known = replace(known, total_steps=total, hidden_size=module.hidden_size)
+        resolved = deepspeed_config.resolve(raw, known, flag)
+        if collectives.rank() == 0 and learns[name]:
+            (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1), encoding="utf-8")
+        if learns[name]:
+            parts[name] = make_engine(module, resolved, config.optim, known.learning_rate)
+        elif resolved["zero_optimization"]["stage"] == 3:
+            parts[name] = hold_frozen(module, resolved)
+        else:
+            parts[name] = frozen(module, device, known.precision)
+    return Engines(parts["retriever"], parts["generator"], config.optim.max_grad_norm)
+
+
+def frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """A module that does not learn, where and in what precision its engine would have held it."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    for parameter in module.requires_grad_(False).eval().parameters():
+        if parameter.is_floating_point():  # weights in 4 bits are bytes
+            parameter.data = parameter.data.to(dtype)  # not the buffers: rounded rotary frequencies lose positions
+    return module.to(device)

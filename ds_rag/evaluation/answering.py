@@ -1,0 +1,150 @@
+"""Answers from a generator: one per passage, rescored by the marginal, or from the best passage alone.
+
+Shape legend: B queries, K passages per query, C cells, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ds_rag.data.batch import Ids, list_cells
+from ds_rag.data.prompt import Prompt
+from ds_rag.models.generator import Generator
+from ds_rag.models.sharded import is_sharded
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import choose
+
+
+@dataclass
+class Answer:
+    """A decoded text and its log-probability: summed over the passages under rag_sequence."""
+
+    text: str
+    logprob: float
+
+
+class Answerer:
+    """Turns (query, passages, prior) into answers with one decoding."""
+
+    def __init__(self, generator: Generator, prompt: Prompt, decode: str, max_new_tokens: int, batch: int):
+        self.generator, self.prompt, self.batch = generator, prompt, batch
+        self.max_new_tokens = max_new_tokens
+        # Under ZeRO-3 a forward is a collective: every rank runs as many as the one with the most.
+        self.in_step = is_sharded(generator) and collectives.world() > 1
+        self.pick = choose(DECODERS, decode, "--decode")
+
+    @torch.no_grad()
+    def answer(
+        self, queries: Sequence[Ids], passages: Sequence[Sequence[Ids]], log_priors: Sequence[Sequence[float]]
+    ) -> list[Answer]:
+        """One answer a query. `passages[i]` are token ids of query i's passages, best first; `log_priors[i]` the
+        retriever's log-probabilities of them. An empty passage makes a closed-book prompt."""
+        self.generator.eval()
+        return self.pick(self, queries, passages, [np.asarray(row, dtype=np.float64) for row in log_priors])
+
+    def greedy(self, contexts: list[Ids]) -> list[Ids]:
+        """The greedy continuation of each context, with its end-of-sequence token where one was reached."""
+        out: list[Ids] = []
+        for part in self.parts(len(contexts)):
+            found = self._greedy_batch(contexts[part] or contexts[:1])
+            out += found[: len(contexts[part])]
+        return out
+
+    def parts(self, count: int) -> list[slice]:
+        """Batches of `count` items; under ZeRO-3 as many on every rank, the further ones empty."""
+        rounds = -(-count // self.batch)
+        if self.in_step:
+            rounds = int(collectives.all_max({"n": rounds}, self.device)["n"])
+        return [slice(n * self.batch, (n + 1) * self.batch) for n in range(rounds)]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.generator.lm.parameters()).device
+
+    def _greedy_batch(self, contexts: list[Ids]) -> list[Ids]:
+        tokenizer, lm = self.generator.tokenizer, self.generator.lm
+        self.generator.check_known(contexts)
+        width = max(len(c) for c in contexts)
+        ids = np.full((len(contexts), width), tokenizer.pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, context in enumerate(contexts):
+            ids[row, width - len(context) :], mask[row, width - len(context) :] = context, 1
+        generated = lm.generate(
+            input_ids=torch.from_numpy(ids).to(self.device),
+            attention_mask=torch.from_numpy(mask).to(self.device),
+            generation_config=plain_greedy(tokenizer, self.max_new_tokens),
+            synced_gpus=self.in_step,
+        )
+        return [until_end(row[width:], tokenizer.eos_token_id) for row in generated.cpu().numpy().astype(np.int32)]
+
+    def log_probs(self, contexts: list[Ids], targets: list[Ids]) -> np.ndarray:
+        """(C,) summed log-probability of each target after its context."""
+        sums = []
+        for part in self.parts(len(contexts)):
+            chunk = targets[part] or targets[:1]
+            listed = list_cells(contexts[part] or contexts[:1], chunk, [len(t) for t in chunk])
+            cells = self.generator.lay_out(listed, self.generator.tokenizer.pad_token_id)
+            logp_CA = self.generator(cells.to(self.device)).cpu()
+            sums += [float(row[: len(target)].sum()) for row, target in zip(logp_CA, targets[part], strict=False)]
+        return np.array(sums)
+
+    def contexts(self, query: Ids, passages: Sequence[Ids]) -> list[Ids]:
+        return [self.prompt.context(p, query, self.max_new_tokens + 1) for p in passages]
+
+    def text(self, ids: Ids) -> str:
+        return self.generator.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def plain_greedy(tokenizer: Any, max_new_tokens: int) -> Any:
+    """Greedy search and nothing else: a folder's own settings, such as a repetition penalty, would punish copying."""
+    from transformers import GenerationConfig
+
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **ends)
+
+
+def until_end(ids: Ids, end: Any) -> Ids:
+    """Up to and including the first end-of-sequence token."""
+    stops = np.flatnonzero(ids == end) if end is not None else np.zeros(0, int)
+    return ids[: stops[0] + 1] if len(stops) else ids
+
+
+def decode_top1(
+    self: Answerer,
+    queries: Sequence[Ids],
+    passages: Sequence[Sequence[Ids]],
+    log_priors: Sequence[np.ndarray],
+) -> list[Answer]:
+    """The greedy answer from the best passage."""
+    contexts = [self.contexts(q, p[:1])[0] for q, p in zip(queries, passages, strict=True)]
+    answers = self.greedy(contexts)
+    return [Answer(self.text(a), s) for a, s in zip(answers, self.log_probs(contexts, answers), strict=True)]
+
+
+def decode_rag_sequence(
+    self: Answerer,
+    queries: Sequence[Ids],
+    passages: Sequence[Sequence[Ids]],
+    log_priors: Sequence[np.ndarray],
+) -> list[Answer]:
+    """An answer from each passage, each rescored under every passage: argmax_y log sum_j p(z_j|x) p(y|x,z_j)
+    ("thorough decoding" of Lewis et al. 2020, arXiv 2005.11401, with greedy search for the beam)."""
+    contexts = [self.contexts(q, p) for q, p in zip(queries, passages, strict=True)]
+    greedy = iter(self.greedy([c for row in contexts for c in row]))
+    distinct = [list({tuple(a): a for a in (next(greedy) for _ in row)}.values()) for row in contexts]
+    pairs = [(c, a) for row, answers in zip(contexts, distinct, strict=True) for a in answers for c in row]
+    G = iter(self.log_probs([c for c, _ in pairs], [a for _, a in pairs]))
+    results = []
+    for row, answers, log_prior_K in zip(contexts, distinct, log_priors, strict=True):
+        scores = [np.logaddexp.reduce(log_prior_K + [next(G) for _ in row]) for _ in answers]
+        best = int(np.argmax(scores))
+        results.append(Answer(self.text(answers[best]), float(scores[best])))
+    return results
+
+
+DECODERS = {"rag_sequence": decode_rag_sequence, "top1": decode_top1}

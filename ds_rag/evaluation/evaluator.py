@@ -1,0 +1,225 @@
+"""Measuring a pair of models: held-out queries scored on an index of the corpus, and their answers.
+
+Called by the index stage while training, and by `ds-rag evaluate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ds_rag.config import DataConfig, StageConfig
+from ds_rag.data.dataset import Limit, RagData, TokenTable, tokenize
+from ds_rag.data.prompt import Prompt
+from ds_rag.evaluation.answering import Answerer
+from ds_rag.evaluation.collapse import Retrieved
+from ds_rag.evaluation.metrics import answer_metrics, retrieval_metrics
+from ds_rag.index.building import Corpus, index_corpus, scratch
+from ds_rag.index.corpus_index import CorpusIndex
+from ds_rag.index.encode import encode, tokenize_side
+from ds_rag.models.generator import Generator
+from ds_rag.models.retriever import Retriever
+from ds_rag.runtime import collectives, fault_injection, stop_signals
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
+
+KS = (1, 5, 10)
+DEPTH = 101  # passages retrieved for the metrics: beyond every cutoff, so that ties at the end can be seen
+
+
+@dataclass
+class Sample:
+    """One evaluated query, for people to read."""
+
+    query: str
+    gold: list[str]
+    answer: str
+    passage: str  # the best one; empty where an approximate index found none
+    retrieved_gold: bool
+
+
+@dataclass
+class Evaluation:
+    """retrieval and answers: metric -> value in 0..1, empty where they could not be taken."""
+
+    retrieval: dict[str, float] = field(default_factory=dict)
+    answers: dict[str, float] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    retrieved: Retrieved | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {**self.retrieval, **self.answers}
+
+
+@dataclass
+class EvalTokens:
+    """Token ids of the corpus and of the evaluation queries; the generator's are None where none is measured."""
+
+    passages: TokenTable
+    queries: TokenTable
+    generator_passages: TokenTable | None = None
+    generator_queries: TokenTable | None = None
+
+
+def tokenize_evaluation(
+    retriever: Retriever, prompt: Prompt | None, data: RagData, lengths: DataConfig, console: Console
+) -> EvalTokens:
+    """For an evaluation by itself; while training the tables are those of training, made once."""
+    corpus, queries = data.texts[: data.corpus_size], [row.query for row in data.evaluation]
+    tokens = EvalTokens(
+        tokenize_side(retriever, "passage", corpus, console, "passages"),
+        tokenize_side(retriever, "query", queries, console, "queries"),
+    )
+    if prompt is None:
+        return tokens
+
+    def for_generator(texts: list[str], name: str, length: int, what: str) -> TokenTable:
+        limit = Limit(length, f"--max_{name}_length")
+        return tokenize(lambda t: prompt.encode(name, t, length), texts, console, f"{what} for the generator", limit)
+
+    tokens.generator_passages = for_generator(corpus, "passage", lengths.max_passage_length, "passages")
+    tokens.generator_queries = for_generator(queries, "query", lengths.max_query_length, "queries")
+    return tokens
+
+
+class Evaluator:
+    """Holds what does not change between evaluations."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        generator: Generator | None,
+        prompt: Prompt | None,
+        data: RagData,
+        tokens: EvalTokens,
+        stage: StageConfig,
+        console: Console,
+    ):
+        self.retriever, self.generator, self.prompt = retriever, generator, prompt
+        self.data, self.tokens, self.stage, self.console = data, tokens, stage, console
+        self.corpus = data.texts[: data.corpus_size]
+        wanted = stage.eval_answers and generator is not None
+        self.with_answers = wanted and any(row.answers for row in data.evaluation)
+
+    def run(self, progress: bool = False) -> Evaluation:
+        """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index. Where
+        there is one of these vectors (`already_encoded`), `measure` does."""
+        corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
+        with scratch() as folder:
+            console = self.console if progress else None
+            # By no name, so that all of it is let go of: a folder that hosts share by NFS stays while a file is open.
+            return self.measure(
+                index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index, console=console
+            )
+
+    def measure(
+        self, index: CorpusIndex, retriever: Retriever | None = None, console: Console | None = None
+    ) -> Evaluation:
+        """On an index that is there, on all ranks together. retriever: that whose vectors it holds, where it is not the
+        evaluator's own: it embeds the queries. console: for the search's progress."""
+        result, retriever = Evaluation(), retriever or self.retriever
+        if not self.data.evaluation:
+            return result
+        queries = encode(retriever, self.tokens.queries, "query", self.stage.per_device_eval_batch_size)
+        with (console or Console(speaks=False)).progress(len(queries), "searching", unit="query") as meter:
+            scores, numbers = index.search(queries, max(DEPTH, self.stage.top_k), meter.advance)
+        result.retrieval = self._retrieval(scores, numbers)
+        result.retrieved = self._retrieved(numbers[:, : self.stage.top_k])
+        if self.with_answers:
+            result.answers, result.samples = self._answers(scores, numbers, float(retriever.temperature))
+        return result
+
+    def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
+        """Over the rows whose positives are known; no such row: no metric."""
+        rows = self.data.labelled
+        if not rows:
+            return {}
+        kept = [numbers[r] >= 0 for r in rows]  # -1: an approximate index found fewer
+        return retrieval_metrics(
+            [[self.data.ids[n] for n in numbers[r][k]] for r, k in zip(rows, kept, strict=True)],
+            [scores[r][k] for r, k in zip(rows, kept, strict=True)],
+            [self.data.qrels(self.data.evaluation[r]) for r in rows],
+            corpus_size=len(self.corpus),
+            ks=KS,
+        )
+
+    def _retrieved(self, numbers_Qk: np.ndarray) -> Retrieved:
+        """How many different passages all queries together find, and how many they should."""
+        found = np.unique(numbers_Qk[numbers_Qk >= 0])
+        wanted = {p for row in self.data.evaluation for p in row.positives}
+        return Retrieved(len(found), len(numbers_Qk), numbers_Qk.shape[1], len(self.corpus), len(wanted))
+
+    def _answers(
+        self, scores: np.ndarray, numbers: np.ndarray, temperature: float
+    ) -> tuple[dict[str, float], list[Sample]]:
+        """Answer metrics over rows with answers, every rank its share of them; the first rows as samples."""
+        rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
+        top = numbers[:, : self.stage.top_k]
+        wide = scores[:, : self.stage.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
+        priors = log_softmax(wide / temperature)
+        texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.stage.decode)
+        references = [list(self.data.evaluation[r].answers) for r in rows]
+        samples = [
+            Sample(
+                self.data.evaluation[r].query,
+                list(self.data.evaluation[r].answers),
+                text,
+                self.corpus[top[r][0]] if top[r][0] >= 0 else "",
+                bool(top[r][0] in self.data.evaluation[r].positives),
+            )
+            for r, text in list(zip(rows, texts, strict=True))[:3]
+        ]
+        return answer_metrics(texts, references), samples
+
+    def controls(self) -> dict[str, dict[str, float]]:
+        """What the passages are worth: answers without any (closed book), and from the labelled ones (gold)."""
+        if not self.with_answers:
+            raise UserError("controls need a generator and rows with answers", fix="leave --controls out")
+        rows = [n for n, row in enumerate(self.data.evaluation) if row.positives and row.answers]
+        references = [list(self.data.evaluation[r].answers) for r in rows]
+        gold: list[list[int]] = [[] for _ in self.data.evaluation]
+        for r in rows:
+            gold[r] = list(self.data.evaluation[r].positives[:1])
+        nothing: list[list[int]] = [[] for _ in self.data.evaluation]
+        flat = np.zeros((len(self.data.evaluation), 1))
+        return {
+            "closed_book": answer_metrics(self._answer_rows(rows, nothing, flat, "top1"), references),
+            "gold_passage": answer_metrics(self._answer_rows(rows, gold, flat, "top1"), references),
+        }
+
+    def _answer_rows(self, rows: list[int], passages: list[list[int]], priors: np.ndarray, decode: str) -> list[str]:
+        """The answers of these rows in their order; rank r answers every world-th."""
+        assert self.generator is not None and self.prompt is not None
+        table, queries = self.tokens.generator_passages, self.tokens.generator_queries
+        assert table is not None and queries is not None
+        stage = self.stage
+        batch = stage.per_device_eval_batch_size
+        answerer = Answerer(self.generator, self.prompt, decode, stage.max_new_tokens, batch)
+        mine = rows[collectives.rank() :: collectives.world()]
+        own = len(mine)
+        if answerer.in_step:  # every rank the same number of rows; the last may be read in vain
+            mine += rows[: -(-len(rows) // collectives.world()) - own]
+        answers: list[str] = []
+        for start in range(0, -(-len(rows) // collectives.world()), batch):  # as often on every rank
+            fault_injection.point("evaluate")
+            stop_signals.safe_place()
+            if start >= len(mine):
+                continue
+            chunk = mine[start : start + batch]
+            read = [[table[n] for n in passages[r]] or [np.zeros(0, np.int32)] for r in chunk]
+            found = answerer.answer(
+                [queries[r] for r in chunk],
+                read,
+                [priors[r][: len(p)] for r, p in zip(chunk, read, strict=True)],
+            )
+            answers += [a.text for a in found]
+        shares = collectives.gather_objects(answers[:own])
+        return [shares[n % collectives.world()][n // collectives.world()] for n in range(len(rows))]
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis; float64."""
+    x = x.astype(np.float64)
+    return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)

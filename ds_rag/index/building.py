@@ -1,0 +1,219 @@
+"""From a retriever to an index of the corpus: every rank encodes its share to disk, then one index is made of all the
+shares, or one of each.
+
+`index_corpus` is the whole way, all ranks together. Training's index stage takes the steps one by one: `encode_share`
+and `update_share` in a thread too, for they use no collective where `agree` is `int`.
+
+Shape legend: n passages of a share, N of the corpus, D embedding, s of a sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ds_rag.config import StageConfig
+from ds_rag.data.dataset import TokenTable
+from ds_rag.index.corpus_index import CorpusIndex, build_part
+from ds_rag.index.encode import Agree, embed_rows, token_budget
+from ds_rag.index.faiss_index import threads
+from ds_rag.index.partial_update import choose_rows, drift, estimate, fit_map, move, sample_rows
+from ds_rag.index.shards import Origin, ShardWriter, chunk_rows, merge_shards, open_shard, shard_path, share_of, slices
+from ds_rag.models.retriever import Retriever
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.log import Console
+from ds_rag.runtime.long_waits import together
+
+Watch = Callable[[int], None]  # told of every batch's passages; may raise to stop
+
+
+@dataclass
+class Share:
+    """One rank's passages, encoded: their numbers, vectors mapped from the disk, and the step of the weights that made
+    each. figures: what an update learnt."""
+
+    numbers_n: np.ndarray
+    vectors_nD: np.ndarray
+    steps_n: np.ndarray
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Built:
+    """An index with what it was made of. vectors_ND: on rank 0, where shares are merged."""
+
+    index: CorpusIndex
+    share: Share
+    vectors_ND: np.ndarray | None
+
+
+class Corpus:
+    """The passages as this rank encodes them."""
+
+    def __init__(self, tokens: TokenTable, retriever: Retriever, batch: int):
+        self.tokens, self.rank, self.world = tokens, collectives.rank(), collectives.world()
+        self.numbers_n = share_of(tokens.lengths, self.rank, self.world)
+        self.budget = token_budget(retriever, tokens, batch)
+        self.dimension = retriever.hidden_size
+        self.digest = hash_tokens(tokens)
+
+    def path(self, folder: Path) -> Path:
+        return shard_path(folder, self.rank, self.world)
+
+    def origin(self, model: str, whole: bool = True) -> Origin:
+        return Origin(model, self.digest, len(self.tokens), self.dimension, whole)
+
+
+def hash_tokens(tokens: TokenTable) -> str:
+    """Of the passages as the model reads them: texts, prefix, tokenizer and length at once."""
+    digest = hashlib.sha256()
+    for array in (tokens.starts, tokens.flat):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def encode_share(
+    retriever: Retriever,
+    corpus: Corpus,
+    folder: Path,
+    model: str,
+    step: int,
+    watch: Watch = lambda count: None,
+    agree: Agree | None = None,
+) -> Share:
+    """This rank's whole share, in `folder`; goes on where an earlier call for the same model stopped. model: its hash;
+    agree: see `embed_rows`."""
+    path, numbers = corpus.path(folder), corpus.numbers_n
+    with ShardWriter(path, len(numbers), corpus.origin(model)) as writer:
+        watch(writer.done)
+        rest = numbers[writer.done :]  # chunks end where batches do, so these are cut as they would have been
+        for rows_bD in embed_rows(retriever, corpus.tokens, rest, "passage", corpus.budget, agree):
+            writer.append(rows_bD)
+            watch(len(rows_bD))
+    return Share(numbers, open_shard(path), np.full(len(numbers), step))
+
+
+def update_share(
+    retriever: Retriever,
+    corpus: Corpus,
+    folder: Path,
+    model: str,
+    step: int,
+    old: Share,
+    fraction: str,
+    seed: int,
+    watch: Watch = lambda count: None,
+    agree: Agree | None = None,
+) -> Share:
+    """This rank's share with those passages encoded again whose vectors are worst, as far as a sample tells (drift.py),
+    and the others moved as the sample has moved.
+
+    figures: sums over this rank's passages, for the means over all ranks: over the sample, of the drift before anything
+    is done (`drift`) and of that which moving leaves (`drift_moved`); the estimate of what is left (`drift_left`).
+    """
+
+    def embed(rows: np.ndarray) -> Iterator[np.ndarray]:
+        return embed_rows(retriever, corpus.tokens, old.numbers_n[rows], "passage", corpus.budget, agree)
+
+    sample_s = sample_rows(len(old.numbers_n), [seed, step, corpus.rank])
+    fresh_sD = np.concatenate([np.zeros((0, corpus.dimension), np.float32), *embed(sample_s)])
+    map_DD, drift_s = fit_map(old.vectors_nD[sample_s], fresh_sD)
+    estimate_n = estimate(old.vectors_nD, np.maximum(1, step - old.steps_n), sample_s, drift_s)
+    chosen = choose_rows(estimate_n, sample_s, fraction)
+    steps_n = old.steps_n.copy()
+    steps_n[sample_s] = steps_n[chosen] = step
+    path, cursor, unit = corpus.path(folder), 0, retriever.settings.normalize
+    path.with_suffix(".json").unlink(missing_ok=True)  # an update is not continued: it starts from the old vectors
+    with ShardWriter(path, len(steps_n), corpus.origin(model, whole=False)) as writer:
+
+        def copy_up_to(stop: int, rows: np.ndarray, rows_bD: np.ndarray) -> None:
+            """The old vectors from the cursor on, moved, and the new ones in their places."""
+            for part in slices(stop - cursor, chunk_rows(corpus.dimension)):
+                first, last = cursor + part.start, cursor + part.stop
+                block = move(old.vectors_nD[first:last], map_DD, unit)
+                for places, new in ((sample_s, fresh_sD), (rows, rows_bD)):
+                    inside = (places >= first) & (places < last)
+                    block[places[inside] - first] = new[inside]
+                writer.append(block)
+
+        done = 0
+        for rows_bD in embed(chosen):
+            rows = chosen[done : done + len(rows_bD)]
+            copy_up_to(int(rows[-1]) + 1, rows, rows_bD)
+            done, cursor = done + len(rows), int(rows[-1]) + 1
+            watch(len(rows))
+        copy_up_to(len(steps_n), chosen[:0], fresh_sD[:0])
+    figures = {
+        "drift": float(drift(old.vectors_nD[sample_s], fresh_sD).sum()),
+        "drift_moved": float(drift_s.sum()),
+        "sampled": float(len(sample_s)),
+        "drift_left": float(np.delete(estimate_n, np.concatenate([chosen, sample_s])).sum()),
+        "encoded": float(len(chosen) + len(sample_s)),
+    }
+    return Share(old.numbers_n, open_shard(path), steps_n, figures)
+
+
+def build(corpus: Corpus, share: Share, folder: Path, stage: StageConfig) -> Built:
+    """The index of all shares, which are on the disk by now. No collective: it may run in a thread."""
+    count = len(corpus.tokens)
+    if stage.index_shards == "keep":
+        part = build_part(share.vectors_nD, stage.index_factory, share.numbers_n)
+        return Built(CorpusIndex([part] if part else [], count), share, None)
+    if corpus.rank != 0:
+        return Built(CorpusIndex([], count), share, None)
+    paths = [shard_path(folder, rank, corpus.world) for rank in range(corpus.world)]
+    if missing := [p.name for p in paths if not p.is_file()]:
+        raise UserError(
+            f"{folder}: not all ranks' vectors are there",
+            found=f"no {missing[0]}",
+            expected="a folder that all hosts share",
+            fix="--index_shards keep, or a run's folder (of evaluate: a working directory) that they share",
+        )
+    numbers = [share_of(corpus.tokens.lengths, rank, corpus.world) for rank in range(corpus.world)]
+    vectors_ND = merge_shards([open_shard(p) for p in paths], numbers, folder / "vectors.npy")
+    with threads(collectives.cores() if corpus.world > 1 else 1):
+        part = build_part(vectors_ND, stage.index_factory)
+    return Built(CorpusIndex([part] if part else [], count), share, vectors_ND)
+
+
+def build_together(corpus: Corpus, share: Share, folder: Path, stage: StageConfig) -> Built:
+    """The same on all ranks, once every share is on the disk, where the others wait for the rank that builds."""
+    collectives.barrier()
+    return together(lambda pause: build(corpus, share, folder, stage), "the making of the index")
+
+
+def index_corpus(
+    retriever: Retriever,
+    corpus: Corpus,
+    stage: StageConfig,
+    folder: Path,
+    model: str,
+    step: int = 0,
+    console: Console | None = None,
+) -> Built:
+    """The whole way, all ranks together; what an earlier call for the same model has encoded is not done again."""
+    with (console or Console(speaks=False)).progress(len(corpus.numbers_n), "encoding passages", unit="passage") as m:
+        share = encode_share(retriever, corpus, folder, model, step, m.advance)
+    return build_together(corpus, share, folder, stage)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, the same path on every rank, gone at the end. Ranks on several hosts have it in the working
+    directory, which they share as they do the checkout: a host's own /tmp the others do not see."""
+    where = Path.cwd() if collectives.several_hosts() else None
+    folder = Path(
+        collectives.from_first(tempfile.mkdtemp(prefix="ds_rag-index-", dir=where) if collectives.rank() == 0 else None)
+    )
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""Is an index still that of its corpus? Passages that were edited, added or removed since are not in its vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ds_rag import __version__
+from ds_rag.data.bad_rows import Reading
+from ds_rag.data.dataset import ROW_PASSAGE
+from ds_rag.data.formats import read_corpus
+from ds_rag.data.source import unchanged
+from ds_rag.index.store import StoredIndex, hash_texts
+from ds_rag.runtime.errors import UserError
+
+
+def check_corpus(stored: StoredIndex, folder: Path, given: str | None = None) -> None:
+    """Refuses an index whose passages are not those of the corpus: `given`, or else what the index was made from, where
+    that is still there. The order of the passages does not count, nor those that came from rows. It is read only where
+    its files are others than the manifest says, or where another version read them.
+
+    Raises UserError with both counts, and how many texts are in one of the two alone.
+    """
+    source = given or stored.manifest.source
+    if not source or (given is None and not Path(source).exists()):
+        return
+    manifest = stored.manifest
+    if manifest.version == __version__ and unchanged(source, manifest.source_files):
+        return
+    now = list(dict.fromkeys(p.text for p in read_corpus(source, "--corpus", Reading(skip=True))))
+    pairs = zip(stored.ids, stored.texts, strict=True)
+    indexed = [text for id_, text in pairs if not id_.startswith(ROW_PASSAGE)]
+    gone, new = set(indexed) - set(now), set(now) - set(stored.texts)
+    if not gone and not new:
+        return
+    raise UserError(
+        f"{folder}: the corpus {source} is not what this index was made from",
+        found=f"{len(now)} passages of content {hash_texts(sorted(now))[:12]}: {len(new)} not in the index, "
+        f"{len(gone)} of the index's not in it",
+        expected=f"the {len(indexed)} of content {hash_texts(sorted(indexed))[:12]}",
+        fix=f"ds-rag index --run RUN --corpus {source}; to keep the passages as they were, without --corpus",
+    )
+
+
+def source_note(manifest: dict[str, Any]) -> str:
+    """For a sealed index's manifest: what is to be said of its source, read through; "" where it is as it was."""
+    source, files = manifest.get("source"), manifest.get("source_files")
+    if not source or not files or not Path(source).exists() or unchanged(source, files, read_all=True):
+        return ""
+    return f"its corpus {source} has been changed since"

@@ -1,0 +1,125 @@
+"""Texts to vectors across ranks: sorted by length, batches of equally many tokens, each rank its share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from ds_rag.data.batch import pad_right
+from ds_rag.data.dataset import Limit, TokenTable, tokenize
+from ds_rag.index.shards import share_of
+from ds_rag.models.adapters import has_adapters
+from ds_rag.models.retriever import Retriever
+from ds_rag.runtime import collectives, fault_injection, stop_signals
+from ds_rag.runtime.log import Console
+
+# Tokens a thread of a CPU encodes at once. More is slower there: activations leave the cache, are mapped anew for
+# every layer, and a wider batch holds more padding (benchmarks/encode.py).
+CPU_TOKENS = 512
+PAUSE = 16  # forwards between two places where the ranks may agree to stop
+
+Agree = Callable[[int], int]  # a rank's number of forwards -> all ranks' largest
+
+
+def tokenize_side(retriever: Retriever, side: str, texts: Sequence[str], console: Console, what: str) -> TokenTable:
+    """The texts of one side ('query' or 'passage') for its tokenizer; how many it cuts is said."""
+    limit = Limit(retriever.length(side), f"--max_{side}_length, or the model's own limit")
+    return tokenize(lambda t: retriever.tokenize(t, side), texts, console, what, limit)
+
+
+def encode(
+    retriever: Retriever, tokens: TokenTable, side: str, batch: int, console: Console | None = None
+) -> np.ndarray:
+    """(N, D) float32 vectors of all texts, in their own order, on every rank: for queries, which are few.
+
+    `side`: 'query' or 'passage'. Each rank encodes every world-th text of the length-sorted order, so shares are equal
+    in work.
+    """
+    numbers = share_of(tokens.lengths, collectives.rank(), collectives.world())
+    parts = []
+    with (console or Console(speaks=False)).progress(len(numbers), f"encoding {side}s", unit=side) as meter:
+        for vectors in embed_rows(retriever, tokens, numbers, side, token_budget(retriever, tokens, batch)):
+            parts.append(vectors)
+            meter.advance(len(vectors))
+    mine = np.concatenate(parts) if parts else np.zeros((0, retriever.hidden_size), np.float32)
+    return join(collectives.gather_objects((numbers, mine)), len(tokens))
+
+
+def precision_of(retriever: Retriever) -> str:
+    """In what its vectors are computed: only where that is the same are those of the same weights the same. (Adapters
+    beside the weights round otherwise than merged ones.)"""
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in retriever.parameters()})
+    beside = ["with adapters"] if has_adapters(retriever) else []
+    return " ".join([*kinds, "on", retriever.log_temperature.device.type, *beside])
+
+
+def token_budget(retriever: Retriever, tokens: TokenTable, batch: int) -> int:
+    """Tokens of one forward, padding included: `batch` texts of the longest length. On a CPU it is less where
+    CPU_TOKENS says so."""
+    budget = batch * int(tokens.lengths.max(initial=1))
+    on_cpu = retriever.log_temperature.device.type == "cpu"
+    return min(budget, CPU_TOKENS * torch.get_num_threads()) if on_cpu else budget
+
+
+def most_forwards(retriever: Retriever) -> Agree:
+    """The ranks' agreement on a number of forwards: one small reduction. All call it together."""
+    device = retriever.log_temperature.device
+    return lambda count: int(collectives.all_max({"forwards": count}, device)["forwards"])
+
+
+def embed_rows(
+    retriever: Retriever,
+    tokens: TokenTable,
+    numbers: np.ndarray,
+    side: str,
+    budget: int,
+    agree: Agree | None = None,
+) -> Iterator[np.ndarray]:
+    """Vectors (b, D) float32 of the texts of these numbers, batch by batch, in their order (longest first).
+
+    All ranks run equally many forwards, those that are done early on one token: a sharded module (ZeRO stage 3)
+    gathers its weights in each, and would wait for a rank that has stopped. agree: how the number is found; `int`
+    where the module is whole and no rank waits, as in a thread. The wrapped module is called, not the engine: no
+    gradient is kept and DeepSpeed counts no forward.
+    """
+    retriever.eval()
+    device, pad = retriever.log_temperature.device, retriever.tokenizer.pad_token_id
+    parts = list(cut(tokens.lengths[numbers], budget))
+    most = (agree or most_forwards(retriever))(len(parts))
+    together = agree is not int  # not in a thread: there no rank may ask another
+    for n, part in enumerate(parts):
+        if together and n % PAUSE == 0:
+            stop_signals.safe_place()
+        padded = pad_right([tokens[n] for n in numbers[part]], pad).to(device)
+        fault_injection.point("encode")
+        with torch.no_grad():
+            vectors = retriever.embed(padded, side).float().cpu().numpy()
+        yield vectors
+    one = pad_right([np.array([pad], dtype=np.int32)], pad).to(device)
+    for n in range(len(parts), most):
+        if together and n % PAUSE == 0:
+            stop_signals.safe_place()
+        with torch.no_grad():
+            retriever.embed(one, side)
+
+
+def cut(lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[slice]:
+    """Batches of texts, longest first: each as long as its texts, padded to its first, are at most `budget` tokens.
+
+    A text longer than that is a batch by itself.
+    """
+    start = 0
+    while start < len(lengths):
+        stop = start + max(1, budget // max(1, int(lengths[start])))
+        yield slice(start, min(stop, len(lengths)))
+        start = stop
+
+
+def join(shares: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """The ranks' shares in the texts' own order."""
+    vectors = np.zeros((count, shares[0][1].shape[1]), np.float32)
+    for order, part in shares:
+        vectors[order] = part
+    return vectors

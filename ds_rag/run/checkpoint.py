@@ -1,0 +1,281 @@
+"""Saving a run to continue it, and finding where to continue.
+
+    RUN/checkpoints/LATEST                      the newest one's name
+    RUN/checkpoints/step-N/manifest.json        size and hash of every file, and what the run was (facts)
+                    /retriever/, /generator/    whole parameters and optimizer (engine_state.py)
+                    /random-rankR.safetensors   what each rank draws from
+                    /state.json                 where the run stands
+                    /*.npy                      what the index had offered the rows
+
+A checkpoint is there whole or not at all (commit.py), and is verified before it is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ds_rag.engines.joint import Engines
+from ds_rag.engines.state import load_engine, save_engine
+from ds_rag.run import export
+from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.output_places import follow_umask
+from ds_rag.runtime.own_files import CHECKPOINT
+from ds_rag.runtime.random_state import random_states, set_random_states
+
+LATEST = "LATEST"
+LEAST_KEPT = 2  # one may turn out to be damaged
+STEP = re.compile(r"step-\d+")
+ABANDONED = "abandoned-"  # before the name of one that is newer than where the run went on from
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, beside weights and optimizer."""
+
+    step: int = 0  # optimizer steps done
+    best: float | None = None  # best value of the chosen metric
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    skipped: int = 0
+    refreshed: int = -1  # the last step at which the index stage was done, before this one was saved
+    before: dict[str, float] | None = None  # metrics before training
+    watched: dict[str, Any] = field(default_factory=dict)  # what the guards remember
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first; whether they are sound is not looked at. One without a manifest
+    is damaged: a folder gets this name only after that is written, and loses it before anything goes."""
+    folders = [f for f in (run / "checkpoints").glob("step-*") if STEP.fullmatch(f.name) and f.is_dir()]
+    return sorted(folders, key=lambda f: int(f.name[5:]))
+
+
+def save(
+    run: Path,
+    engines: Engines,
+    state: TrainState,
+    keep: int,
+    facts: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """A checkpoint of `state.step`, by all ranks; older ones beyond `keep` go, except the best one.
+
+    facts: what the run is (see `resume.py`); arrays: what rank 0 keeps beside the engines, as NAME.npy. Raises OSError
+    on every rank where one could not write: what was there before is still there.
+    """
+    stop_signals.phase(f"saving the checkpoint of step {state.step}")
+    root, final = run / "checkpoints", run / "checkpoints" / f"step-{state.step}"
+    folder = atomic_folders.begin(final)
+    failure = None
+    points = dict(zip(engines.learning, ("save_model", "save_optimizer"), strict=False))
+    for name, engine in engines.learning.items():
+        failure = save_engine(engine, folder / name) or failure
+        failure = atomic_folders.attempt(lambda name=name: fault_injection.point(points[name])) or failure  # type: ignore[misc]
+    failure = failure or atomic_folders.attempt(lambda: write_rest(folder, state, arrays or {}))
+    about = {"kind": "checkpoint", "step": state.step, "world": collectives.world(), **(facts or {})}
+    atomic_folders.seal(folder, final, about, failure)
+
+    def name_it() -> None:
+        fault_injection.point("before_latest")
+        atomic_folders.write_whole(root / LATEST, final.name)
+        fault_injection.point("after_latest")
+
+    atomic_folders.agree(LATEST, atomic_folders.attempt(name_it) if collectives.rank() == 0 else None)
+    if collectives.rank() == 0:
+        prune(run, keep, state.best_step)
+    collectives.barrier()
+
+
+def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(random_states(), file := folder / f"random-rank{collectives.rank()}.safetensors")
+    follow_umask([file])
+    if collectives.rank() == 0:
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+
+
+def prune(run: Path, keep: int, best_step: int | None) -> None:
+    """Only after a newer one is there whole; what a run that went back has abandoned goes with them."""
+    old = checkpoints(run)[: -max(LEAST_KEPT, keep)]
+    for folder in (*abandoned(run), *(f for f in old if f.name != f"step-{best_step}")):
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """A checkpoint, or a link to one, goes; one with a file of the user's stays, under another name."""
+    gone = folder.with_name(f"{folder.name}{atomic_folders.PARTIAL}pruned")  # half removed it must not pass for one
+    if folder.is_symlink():
+        folder.unlink()
+    elif atomic_folders.strangers(folder, CHECKPOINT):
+        os.rename(folder, folder.with_name(f"kept-{folder.name}-{uuid.uuid4().hex[:8]}"))
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):
+            os.rename(folder, gone)
+        fault_injection.point("prune")
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def abandoned(run: Path) -> list[Path]:
+    folders = (run / "checkpoints").glob(f"{ABANDONED}*")
+    return sorted(f for f in folders if STEP.fullmatch(f.name.removeprefix(ABANDONED)) and f.is_dir())
+
+
+def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda text: None) -> None:
+    """Before a run goes on from `source`: what a crash cut short, in a save or in pruning, goes, and LATEST names where
+    the run stands. Checkpoints of later steps, or of another run, are put aside until the next is saved. A collective.
+    """
+    root = run / "checkpoints"
+    if collectives.rank() == 0 and root.is_dir():
+        for torn in atomic_folders.partials(root):
+            shutil.rmtree(torn, ignore_errors=True)
+        for torn in root.glob(f"{LATEST}{atomic_folders.PARTIAL}*"):  # a file
+            torn.unlink(missing_ok=True)
+        own = is_of(run, source)
+        for other in checkpoints(run) if source is not None else []:
+            if not own or int(other.name[5:]) > int(source.name[5:]):  # type: ignore[union-attr]
+                aside = other.with_name(ABANDONED + other.name)
+                if aside.is_dir():
+                    remove(aside)
+                os.rename(other, aside)
+                say(f"note: {other} is not what the run goes on from; it goes when the next is saved")
+        if own and source is not None:
+            atomic_folders.write_whole(root / LATEST, source.name)
+        elif source is not None:
+            (root / LATEST).unlink(missing_ok=True)
+    collectives.barrier()
+
+
+def is_of(run: Path, folder: Path | None) -> bool:
+    """Is this one of the run's own checkpoints?"""
+    return folder is not None and folder.resolve().parent == (run / "checkpoints").resolve()
+
+
+def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The checkpoint to continue from, on all ranks: None under 'never', and under 'auto' where there is none yet.
+
+    'auto' passes over damaged ones and says so; where all are damaged it is an error, as it is for an explicit path (a
+    checkpoint, or a run): a run never starts at step 0 in the place of one that is lost.
+    """
+    if resume == "never":
+        return None
+    export.by_first(lambda: export.settle(run))
+    if resume == "auto":
+        return newest_sound(run, say)
+    path = collectives.from_first(checkpoint_at(Path(resume)))  # a file system may show other ranks an older state
+    if path is None:
+        raise UserError(
+            f"--resume {resume}: no checkpoint there",
+            expected="a run folder with checkpoints/step-N, or such a step-N folder",
+            fix="--resume auto starts anew where there is none",
+        )
+    if wrong := atomic_folders.damages_on_ranks(path):
+        raise atomic_folders.refuse(
+            path, wrong, "another checkpoint, or --resume auto, which takes the newest sound one"
+        )
+    return path
+
+
+def checkpoint_at(path: Path) -> Path | None:
+    """`path` itself, or the newest of the run that it is."""
+    is_run = (path / "config.json").exists() or (path / "checkpoints").is_dir()
+    if ((path / atomic_folders.MANIFEST).is_file() and not is_run) or (STEP.fullmatch(path.name) and path.is_dir()):
+        return path
+    return next(reversed(checkpoints(path)), None)
+
+
+def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
+    """The same on all ranks: it is rank 0 that looks."""
+    for torn in atomic_folders.partials(run / "checkpoints"):
+        say(f"note: {torn.name} was never finished; it is passed over and removed")
+    latest = run / "checkpoints" / LATEST
+    named = named_by(latest)
+    aside = [f.name for f in abandoned(run)]
+    every, named, aside = collectives.from_first((checkpoints(run), named, aside))
+    if named and named not in [f.name for f in every]:
+        say(f"warning: {latest} names {named}, which is not there")
+    for folder in reversed(every):
+        wrong = atomic_folders.damages_on_ranks(folder)
+        if not wrong:
+            return folder
+        say(f"warning: {folder} is damaged and passed over: {'; '.join(map(str, wrong[:3]))}")
+    if aside and not every:  # it had gone on from another run's, and has saved none of its own yet
+        raise UserError(
+            f"--resume auto: {run} has put its checkpoints aside to go on from another's",
+            found=", ".join(aside),
+            expected="a checkpoint saved since",
+            fix="the same --resume PATH again, or rename one of these to step-N",
+        )
+    if every or named:
+        raise UserError(
+            f"--resume auto: no checkpoint of {run} is sound",
+            found=", ".join(f.name for f in every) or f"none, where {LATEST} names {named}",
+            fix="ds-rag verify RUN says what is damaged; another --output_dir starts anew",
+        )
+    return None
+
+
+def named_by(latest: Path) -> str:
+    """The name in LATEST, whatever it is; empty where there is none."""
+    return latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+
+
+def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
+    """Restores weights, optimizers and random states on every rank. A rank that the saved run did not have draws from
+    states of its own, made of the seed."""
+    from safetensors.torch import load_file
+
+    state = state_of(folder)
+    load_engines(folder, engines)
+    manifest = atomic_folders.read_manifest(folder) or {}
+    file = folder / f"random-rank{collectives.rank()}.safetensors"
+    if manifest.get("world") == collectives.world() and file.is_file():
+        set_random_states(load_file(file))
+    else:
+        torch.manual_seed(hash((seed, state.step, collectives.rank())) % 2**63)
+    return state
+
+
+def state_of(folder: Path) -> TrainState:
+    """Raises UserError where another version of ds_rag says more, or something else."""
+    file, by = folder / "state.json", json_files.version_in(atomic_folders.read_manifest(folder) or {})
+    return json_files.record(TrainState, json_files.read_json(file, dict), file, by)
+
+
+def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
+    """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
+    stop_signals.phase(f"loading the checkpoint {folder.name}")
+    fault_injection.point("load")
+    held = {f.name for f in folder.iterdir() if f.is_dir()}
+    if held != set(engines.learning):  # one held but frozen now would start from its first weights
+        raise UserError(
+            f"{folder}: holds other models than those that learn now",
+            found=", ".join(sorted(held)) or "none",
+            expected=", ".join(sorted(engines.learning)),
+            fix="resume with the same --freeze and --objective",
+        )
+    for name, engine in engines.learning.items():
+        try:
+            load_engine(engine, folder / name, weights_only)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{folder}: holds another {name}",
+                found=str(error),
+                expected="the parameters of the model that learns now",
+                fix=f"resume with the same --{name}, --encoders, --learn_temperature and --lora",
+            ) from None

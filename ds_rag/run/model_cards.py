@@ -1,0 +1,66 @@
+"""Model cards: how a saved model was trained, in words a reader of its folder needs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import ds_rag
+from ds_rag.config import RunConfig
+from ds_rag.runtime.credentials import one_line
+
+USE = {
+    "retriever": 'from sentence_transformers import SentenceTransformer\nmodel = SentenceTransformer("retriever")',
+    "generator": "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    'model = AutoModelForCausalLM.from_pretrained("generator")\n'
+    'tokenizer = AutoTokenizer.from_pretrained("generator")',
+}
+KIND = {
+    "retriever": "---\nlibrary_name: sentence-transformers\npipeline_tag: sentence-similarity\ntags: [ds_rag]\n---",
+    "generator": "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [ds_rag]\n---",
+}
+
+
+def warmed(config: RunConfig) -> bool:
+    """Did the generator get its language-model warm-up? (Only a new one that learns does.)"""
+    new = config.model.generator.startswith("config:")
+    return bool(config.optim.lm_warmup_steps) and new and config.model.freeze != "generator"
+
+
+def code(text: str) -> str:
+    """A Markdown code span that `text` cannot leave, in which it is no markup: prompts and paths come from anywhere."""
+    text = one_line(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def card(name: str, config: RunConfig, steps: int, metrics: dict[str, float], facts: dict[str, Any]) -> str:
+    """A Markdown card for 'retriever' or 'generator'. facts: further lines, such as the pooling or the prompt."""
+    source = getattr(config.model, name)
+    frozen = config.model.freeze == name
+    rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in metrics.items())
+    lines = "\n".join(f"- {key}: {code(repr(value))}" for key, value in facts.items())
+    return f"""{KIND[name]}
+
+# A {name} {"kept frozen" if frozen else "trained"} by ds_rag {ds_rag.__version__}
+
+Started from {code(source)}; {steps} optimizer steps of `{config.objective.objective}`
+({config.objective.candidates} candidates a query, {config.optim.per_device_train_batch_size} queries a rank and
+micro-batch) on {code(config.data.train_data)}.
+{
+        "Before that, " + str(config.optim.lm_warmup_steps) + " steps of plain language modelling on the corpus."
+        if name == "generator" and warmed(config)
+        else ""
+    }
+
+{lines}
+
+```python
+{USE[name]}
+```
+
+| held-out metric | value |
+|---|---|
+{rows or "| none was taken | |"}
+"""

@@ -1,0 +1,53 @@
+"""Putting an index that was built into its place, whole: a run's own, or one beside it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from ds_rag.index.building import Built
+from ds_rag.index.store import Manifest, check_replaceable, write_index, write_passages, write_shard
+from ds_rag.run.folder import runs_of_index
+from ds_rag.runtime import atomic_folders, collectives, fault_injection, folder_lock, stop_signals
+from ds_rag.runtime.errors import not_written
+
+
+def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest) -> None:
+    """Writes the index beside `folder`, all ranks together, and puts it in its place whole: until then an index that is
+    there serves, and after a failure it still does. Where `folder` is a link, it stays one. Raises RunError on every
+    rank where one could not write, or where what is in the place is no index of ours, or held by another job."""
+    stop_signals.phase("writing the index")
+
+    def write(part: Path) -> None:
+        if manifest.shards:
+            write_shard(
+                part, collectives.rank(), built.index.parts, built.share.vectors_nD, built.share.numbers_n, manifest
+            )
+        elif collectives.rank() == 0:
+            assert built.vectors_ND is not None
+            write_index(part, built.index.parts[0].index, built.vectors_ND)
+        if collectives.rank() == 0:
+            write_passages(part, ids, texts)
+        fault_injection.point("index_written")
+
+    place, alone = Path(os.path.realpath(folder)), ExitStack()
+
+    def claim() -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        alone.enter_context(folder_lock.holding_place(place))
+        check_replaceable(place, bool(runs_of_index(folder)))
+
+    try:
+        with alone:
+            atomic_folders.agree(
+                f"the index {place}", atomic_folders.attempt(claim) if collectives.rank() == 0 else None
+            )
+            part = atomic_folders.begin(place)
+            atomic_folders.seal(
+                part, place, {"kind": "index", **asdict(manifest)}, atomic_folders.attempt(lambda: write(part))
+            )
+    except OSError as error:
+        fix = "see to that, then again: an index that was there is whole"
+        raise not_written(f"the index {folder}", error, folder.parent, fix) from None

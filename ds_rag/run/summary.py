@@ -1,0 +1,188 @@
+"""What a run says at its beginning and leaves at its end: models, index, figures, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ds_rag import __version__
+from ds_rag.config import RunConfig
+from ds_rag.data.dataset import corpus_source
+from ds_rag.engines.joint import Engines
+from ds_rag.evaluation.evaluator import Evaluation
+from ds_rag.index.encode import precision_of
+from ds_rag.index.store import describe, hash_model
+from ds_rag.models.sharded import count_of
+from ds_rag.run import export, run_files
+from ds_rag.run.assemble import Parts
+from ds_rag.run.checkpoint import TrainState
+from ds_rag.run.html_report import write_report
+from ds_rag.run.index_refresh import IndexStage
+from ds_rag.run.model_cards import card, warmed
+from ds_rag.run.publish_index import publish
+from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
+from ds_rag.runtime.errors import not_written
+from ds_rag.runtime.log import Console
+
+
+def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
+    """What is about to happen, in four lines; the resolved configuration goes to the run's folder."""
+    optim, data = config.optim, parts.data
+    sizes = {n: count_of(m) / 1e6 for n, m in parts.engines.modules.items()}
+    learning = parts.engines.learning
+    models = ", ".join(f"{n} {s:.1f}M ({'learns' if n in learning else 'frozen'})" for n, s in sizes.items())
+    batch = f"{optim.per_device_train_batch_size} x {optim.gradient_accumulation_steps} x {collectives.world()}"
+    console.say(
+        f"data       {len(data.train)} rows, {data.corpus_size} passages, {len(data.evaluation)} held-out queries"
+    )
+    console.say(f"models     {models}")
+    o = config.objective
+    beside = {"batch": "", "index": " (the index supplies {})", "both": " (the index supplies {} beside the row's own)"}
+    source = beside[o.candidates_from].format(o.index_candidates)
+    console.say(
+        f"objective  {o.objective}, {o.candidates} candidates a query{source}; "
+        f"{parts.total_steps} steps of {batch} queries (batch x accumulation x ranks) on {parts.device}"
+    )
+    console.say(f"run        {folder} (libraries' messages: run.log)")
+    if not config.is_builtin:
+        for name in ("retriever", "generator"):
+            if getattr(config.model, name).startswith("config:") and name in sizes:
+                console.say(f"note: the {name} starts untrained, from {getattr(config.model, name)}", style="yellow")
+    if collectives.rank() == 0 and not export.exported(
+        folder
+    ):  # else it belongs to the models there, until new ones come
+        atomic_folders.write_whole(folder / json_files.CONFIG, run_files.configuration_text(config))
+
+
+def leave(
+    parts: Parts,
+    config: RunConfig,
+    state: TrainState,
+    result: Evaluation,
+    index: IndexStage,
+    folder: Path,
+    console: Console,
+    began: float,
+) -> None:
+    """Writes models with their cards, index, results.json and config.json, which come to their places together, and
+    report.html; shows the outcome. Raises RunError on every rank where one could not write."""
+    steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
+    cards = {
+        name: card(name, config, steps, result.metrics, facts(name, parts, config)) for name in parts.engines.modules
+    }
+    linked = collectives.from_first((folder / export.INDEX).is_symlink())  # to a disk with more room, perhaps
+    fix = "free some, then --resume auto, which goes on from the last checkpoint"
+    results = outcome(config, state, result, index)
+    try:
+        with export.staged(folder) as place:
+            export_models(place, parts.engines, cards)
+            model = hash_model(place / "retriever")
+            if not linked:
+                save_index(parts, config, index, place / export.INDEX, model)
+            results["seconds"] = round(time.monotonic() - began, 1)
+            stop_signals.phase("writing the figures")
+            failure = (
+                atomic_folders.attempt(lambda: write_figures(place, results, config))
+                if collectives.rank() == 0
+                else None
+            )
+            atomic_folders.agree("the figures", failure)
+    except OSError as error:
+        raise not_written("the trained models", error, folder, fix) from None
+    if linked:
+        save_index(parts, config, index, folder / export.INDEX, model)
+    index.clear()
+    if collectives.rank() == 0:
+        show(results, write_report(folder), console)
+
+
+def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
+    """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
+
+    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank if it fails.
+    """
+    stop_signals.phase("exporting the models")
+    fault_injection.point("export")
+    first, failure = collectives.rank() == 0, None
+
+    def write(folder: Path, saved: Any, state: Any, card: str) -> None:
+        saved.save(folder, state)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        fault_injection.point("export_model")
+
+    for name, module in engines.modules.items():
+        state = engines.whole_state(name, keep=first)
+        if first and failure is None:
+            failure = atomic_folders.attempt(partial(write, place / name, module, state, cards[name]))
+    atomic_folders.agree("a model", failure)
+
+
+def outcome(config: RunConfig, state: TrainState, result: Evaluation, index: IndexStage) -> dict[str, Any]:
+    """What results.json says."""
+    return {
+        "before": state.before or {},
+        "after": result.metrics,
+        "samples": [asdict(s) for s in result.samples],
+        "steps": state.step,
+        "best_step": state.best_step,
+        "skipped_steps": state.skipped,
+        "refresh_stall_fraction": round(index.stall_fraction, 6),
+        "loop_seconds": round(index.loop_seconds, 1),
+        "lm_warmup_steps": config.optim.lm_warmup_steps if warmed(config) else 0,
+        "ds_rag": __version__,
+    }
+
+
+def write_figures(place: Path, results: dict[str, Any], config: RunConfig) -> None:
+    (place / json_files.RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (place / json_files.CONFIG).write_text(run_files.configuration_text(config), encoding="utf-8")
+
+
+def facts(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
+    if name == "retriever":
+        s = parts.retriever.settings
+        return {
+            "pooling": s.pooling,
+            "normalize": s.normalize,
+            "query prefix": s.query_prefix,
+            "passage prefix": s.passage_prefix,
+        }
+    return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template}
+
+
+def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path, model: str) -> None:
+    """The last index, with what made it; all ranks together. model: the saved retriever's hash."""
+    assert index.built is not None and index.whole
+    data, stage = parts.data, config.stage
+    ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
+    shards = collectives.world() if stage.index_shards == "keep" else 0
+    settings, dimension = parts.retriever.settings, index.corpus.dimension
+    source, made = corpus_source(config.data), (index.corpus.digest, precision_of(parts.retriever))
+    files = data.source.sealed() if data.source and collectives.rank() == 0 else {}
+    manifest = describe(
+        model, dimension, texts, stage.index_factory, settings, shards, source, *made, source_files=files
+    )
+    publish(folder, index.built, ids, texts, manifest)
+
+
+def show(results: dict[str, Any], report: Path, console: Console) -> None:
+    """The table before and after, three questions, and where the report lies."""
+    before, after = results["before"], results["after"]
+    if after:
+        rows = [
+            [name, f"{before[name]:.3f}" if name in before else "-", f"{value:.3f}"] for name, value in after.items()
+        ]
+        console.table("held-out queries", ["metric", "before", "after"], rows)
+    for sample in results["samples"]:
+        console.say("")
+        console.say(f"question   {sample['query']}")
+        console.say(
+            f"retrieved  {sample['passage'][:300]}{'' if sample['retrieved_gold'] else '   (not the labelled one)'}"
+        )
+        console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
+    console.say("")
+    console.say(f"report     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")

@@ -1,0 +1,60 @@
+"""What watches over the loop: steps that are not finite, and models that collapse. One object, told of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_rag.config import RunConfig
+from ds_rag.engines.joint import StepResult
+from ds_rag.evaluation.collapse import CollapseWatch, Retrieved
+from ds_rag.run import checkpoint
+from ds_rag.runtime.log import Console, Metrics
+from ds_rag.step.non_finite import BadSteps
+from ds_rag.step.objective import StepOutput
+
+
+class Guards:
+    """All ranks call every method alike. Warnings go to the console, and as lines of their kind into metrics.jsonl."""
+
+    def __init__(self, config: RunConfig, folder: Path, console: Console, metrics: Metrics):
+        self.folder, self.console, self.metrics, self.step = folder, console, metrics, 0
+        self.bad = BadSteps(config.optim.max_bad_steps, lambda text: self.warn("bad_steps", text))
+        self.collapse = CollapseWatch(self.warn, config.run.detect_collapse)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """For a checkpoint: a run that is often stopped is watched as one that is not."""
+        return {"bad_in_row": self.bad.in_row, **self.collapse.memory}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        self.bad.in_row = memory.get("bad_in_row", 0)
+        self.collapse.remember(memory)
+
+    @property
+    def healthy(self) -> bool:
+        """False while steps are bad: a checkpoint now might push a good one out."""
+        return not self.bad.in_row
+
+    def count(self, step: int, skipped: int, result: StepResult, outputs: Sequence[StepOutput]) -> dict[str, Any]:
+        """Counts a step; what it adds to the step's line. skipped: all of the run's, this one with them."""
+        self.step = step
+        return {
+            "skipped_total": skipped,
+            "skipped_in_row": self.bad.count(step, result, [output.sign for output in outputs]),
+        }
+
+    def after_step(self, values: dict[str, Any]) -> None:
+        """Once the step's line is written. Raises RunError where too many steps in a row were bad."""
+        if self.bad.enough:  # only then is the folder looked at
+            found = checkpoint.checkpoints(self.folder)
+            self.bad.check(str(found[-1]) if found else None)
+        self.collapse.after_step(self.step, values)
+
+    def after_evaluation(self, step: int, retrieved: Retrieved | None) -> None:
+        self.collapse.after_evaluation(step, retrieved)
+
+    def warn(self, kind: str, text: str) -> None:
+        self.console.say(text, style="yellow", lines=True)
+        self.metrics.write("warning", self.step, {"about": kind, "text": text})
