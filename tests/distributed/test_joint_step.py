@@ -29,7 +29,7 @@ Runs = list[list[Record]]  # by rank, then by case
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 rank", "2 ranks"])
 def world(request: pytest.FixtureRequest) -> int:
-    """One rank's ground is that of test_independent_step and unit/test_train_step too."""
+    """One rank's ground is that of test_independent_step and unit/step/test_train_step too."""
     return request.param
 
 

@@ -90,7 +90,7 @@ assert RUNS.keys() | HALF.keys() >= SLOW
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 rank", "2 ranks"])
 def world(request: pytest.FixtureRequest) -> int:
-    """One rank's ground is that of test_independent_step, test_joint_step and unit/test_train_step too."""
+    """One rank's ground is that of test_independent_step, test_joint_step and unit/step/test_train_step too."""
     return request.param
 
 

@@ -1,7 +1,7 @@
 """Row 37: what becomes of the console, and of the keyboard, does not decide what becomes of the work.
 
 Every command with a reader that is gone (`| head`), a full disk under standard output, an ASCII console; a training
-whose terminal is closed; Ctrl-C in every command. (The stream itself: tests/unit/test_terminal.py.)
+whose terminal is closed; Ctrl-C in every command. (The stream itself: tests/unit/runtime/test_standard_streams.py.)
 """
 
 from __future__ import annotations

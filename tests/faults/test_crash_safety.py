@@ -37,7 +37,7 @@ def resume(run: Path, flags: list[str], world: int = 1, *more: str) -> str:
 
 
 def slow(*values: Any) -> Any:
-    """A case whose ground others cover, here or in tests/unit/test_checkpoint.py, test_commit.py, test_stopping.py and
+    """A case whose ground others cover, here or in tests/unit/run/test_checkpoint.py, test_atomic_folders.py and
     tests/distributed/test_engine_state.py: run by `make test-all`."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
@@ -381,7 +381,7 @@ CHANGES: dict[str, list[str]] = {
 }
 
 
-# Every field by itself: tests/unit/test_same_run.py.
+# Every field by itself: tests/unit/run/test_resume_rules.py.
 @pytest.mark.parametrize("what", ["settings", "rows", *map(slow, ("lengths", "objective", "held-out rows"))])
 def test_row_15_what_has_changed_since(tmp_path: Path, flags: list[str], whole: Whole, what: str) -> None:
     run, now = tmp_path / "run", [*flags, *CHANGES.get(what, [])]

@@ -23,7 +23,7 @@ FAULTS = {
 }
 
 
-SLOW = ("in the export", "on the way to the places")  # tests/unit/test_export.py has every point of an export
+SLOW = ("in the export", "on the way to the places")  # tests/unit/run/test_export.py has every point of an export
 PLACES = [pytest.param(place, marks=[pytest.mark.slow] * (place in SLOW)) for place in FAULTS]
 
 

@@ -106,7 +106,8 @@ def test_row_31_through_the_real_command(tmp_path):
 
 def holder_of(folder: Path) -> subprocess.Popen[str]:
     """Another process that holds the folder until it is ended."""
-    code = "import sys, time; from pathlib import Path; from ds_rag import lock; lock.hold(Path(sys.argv[1]))"
+    code = "import sys, time; from pathlib import Path; from ds_rag.runtime import folder_lock; "
+    code += "folder_lock.hold(Path(sys.argv[1]))"
     env = environment(SLURM_JOB_ID="4711")
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}; print('held', flush=True); time.sleep(300)", str(folder)],

@@ -74,7 +74,7 @@ def test_the_curve_is_the_stored_one(found):
     compare(found)
 
 
-# Their gradients are held against one graph in tests/unit/test_train_step.py, too.
+# Their gradients are held against one graph in tests/unit/step/test_train_step.py, too.
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_stored_curve(way):

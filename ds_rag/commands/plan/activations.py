@@ -2,7 +2,7 @@
 
 Counted tensor by tensor, as transformers' layers leave them under autograd; attention keeps q, k, v, its output and a
 log-sum-exp of each head (FlashAttention: Dao et al. 2022, arXiv:2205.14135), so no term grows with the square of a
-length. tests/unit/plan/test_activations.py counts the same with autograd's own hooks.
+length. tests/unit/commands/plan/test_activations.py counts the same with autograd's own hooks.
 
 Symbols: b bytes of an element, d hidden size, f width of the MLP, H heads.
 """

@@ -1,8 +1,8 @@
 """What the model families have in common and where they differ, as far as counting goes.
 
 A family is a `model_type` of transformers; the flags say which of its matrices have biases, how often it normalises,
-and under which names its configuration keeps its sizes. tests/unit/plan/test_shapes.py holds every line against the
-transformers model, built on the meta device.
+and under which names its configuration keeps its sizes. tests/unit/commands/plan/test_shapes.py holds every line
+against the transformers model, built on the meta device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an index over N passages takes: memory by its type, and GPU time to encode them again.
 
 Types are those of `INDEXES` in ds_rag/index/spelling.py, their parameters as `spell` chooses them. Sizes are those
-of FAISS's own structures; tests/unit/plan/test_index_cost.py builds them.
+of FAISS's own structures; tests/unit/commands/plan/test_index_cost.py builds them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from ds_rag.commands.plan.workload import Workload
 from ds_rag.config import build
 from ds_rag.config.flags import parse
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 H100 = Rates(GPUS["h100"])
 LIMITS = Limits(84.9e9, 1e12, 8)
 OPEN = Fixed()

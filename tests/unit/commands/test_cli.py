@@ -14,7 +14,7 @@ from ds_rag.commands.cli import COMMANDS, claim_folder, main
 from ds_rag.config.flags import parse
 from ds_rag.runtime.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ROWS = ["--train_data", "rows.csv"]
 
 

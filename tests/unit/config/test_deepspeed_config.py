@@ -13,7 +13,7 @@ from ds_rag.config.deepspeed_config import Known, adopt, adopt_pair, load, resol
 from ds_rag.config.deepspeed_config.keys import KEYS, RETIRED
 from ds_rag.runtime.errors import UserError
 
-SHIPPED = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("*.json"))
+SHIPPED = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
 KNOWN = Known(
     per_device_batch=6,
     accumulation=3,

@@ -10,7 +10,7 @@ import pytest
 from ds_rag.config.flags import as_text, parse
 from ds_rag.runtime.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = [*sorted((ROOT / "ds_rag").rglob("*.py")), *sorted((ROOT / "launch").rglob("*.py"))]
 OPENERS = {"open", "read_text", "write_text", "fdopen", "TextIOWrapper"}  # temporary files are binary by themselves
 

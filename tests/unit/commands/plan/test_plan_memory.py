@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "distributed"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "distributed"))
 
 from joint_runs import MEMORY_RUNS, setup_of
 from planned import setup

@@ -18,7 +18,7 @@ from ds_rag.runtime.credentials import printable
 from ds_rag.runtime.errors import RankError, UserError
 from ds_rag.runtime.log import Console, Metrics, run_command
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def test_a_log_moves_to_the_run_s_folder_and_leaves_nothing_behind(tmp_path):
     before.mkdir()
     after.mkdir()
     body = """
-from ds_rag import log
+from ds_rag.runtime import log
 noise()
 log.redirect(Path(sys.argv[1]).with_name("after"), 1)
 log.redirect(Path(sys.argv[1]).with_name("after"), 1)

@@ -41,7 +41,7 @@ def test_the_question(tmp_path, capsys):
 
 
 def test_the_example_in_the_docs_is_what_is_printed(capsys):
-    page = (Path(__file__).resolve().parents[3] / "docs/scaling.md").read_text()
+    page = (Path(__file__).resolve().parents[4] / "docs/scaling.md").read_text()
     command, shown = re.search(r"## An example\n\n```bash\n(.*?)\n```\n\n```\n(.*?)```", page, re.DOTALL).groups()
     assert main(shlex.split(command)[1:]) == 0
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == shown.splitlines()

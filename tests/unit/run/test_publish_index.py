@@ -30,7 +30,7 @@ from ds_rag.runtime import atomic_folders, folder_lock
 from ds_rag.runtime.errors import RunError, UserError
 from ds_rag.runtime.own_files import CHECKPOINT
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = json.dumps({"train_data": "x", "retriever": "r", "generator": "g"})
 
 
@@ -133,8 +133,8 @@ def test_what_may_be_replaced(here: Path, what: str) -> None:
 @pytest.fixture
 def holder(here: Path) -> Any:
     """Another process that holds the run."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from ds_rag import lock;"
-    code += "lock.hold(Path('run')); print('held', flush=True); sys.stdin.read()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path;"
+    code += "from ds_rag.runtime import folder_lock; folder_lock.hold(Path('run')); print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process

@@ -12,7 +12,7 @@ from ds_rag.config import ALIASES, OF_OWN_ROWS, OWNER, SECTIONS, RunConfig, buil
 from ds_rag.config.flags import parse, read_recipe
 from ds_rag.runtime.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TRAIN = ["--train_data", "rows.csv"]
 
 

@@ -16,7 +16,7 @@ import pytest
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.standard_streams import Terminal, guarded
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager
