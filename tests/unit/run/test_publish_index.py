@@ -134,7 +134,8 @@ def test_what_may_be_replaced(here: Path, what: str) -> None:
 def holder(here: Path) -> Any:
     """Another process that holds the run."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path;"
-    code += "from ds_rag.runtime import folder_lock; folder_lock.hold(Path('run')); print('held', flush=True); sys.stdin.read()"
+    code += "from ds_rag.runtime import folder_lock; folder_lock.hold(Path('run'));"
+    code += "print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process
