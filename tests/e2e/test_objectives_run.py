@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, lines, results
+from many_runs import Runs
 from together import marked
-from variants import Runs
 
 from ds_rag.losses import LOSSES
 

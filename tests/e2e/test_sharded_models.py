@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from commands import call, launcher, lines, results
+from many_runs import Runs
 from together import marked
-from variants import Runs
 
 from ds_rag.data.almanac import make_world
 from ds_rag.models.tokenizer import train_tokenizer
