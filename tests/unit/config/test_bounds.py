@@ -19,8 +19,8 @@ from ds_rag.commands.plan.request import make_parser
 from ds_rag.config import SECTIONS, RunConfig, build
 from ds_rag.config.bounds import Bounds, Number, above, inner_share, real, share, whole
 from ds_rag.config.flags import parse
+from ds_rag.run.run_files import configuration
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.json_files import configuration
 
 FIELDS = {f.name: f for cls in SECTIONS.values() for f in fields(cls)}
 BOUNDED = {name: f.metadata["bounds"] for name, f in FIELDS.items() if f.metadata["bounds"]}

@@ -204,15 +204,15 @@ def test_two_ranks_share_the_answers_and_keep_their_order(parrot, monkeypatch):
     flat = np.zeros((5, 1))
     expected = alone._answer_rows(list(range(5)), top, flat, "top1")
     shares: list[list[str]] = []
-    monkeypatch.setattr(module.dist, "world", lambda: 2)
+    monkeypatch.setattr(module.collectives, "world", lambda: 2)
     for rank in (0, 1):
-        monkeypatch.setattr(module.dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(module.collectives, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(
-            module.dist, "gather_objects", lambda mine: shares.append(mine) or [[*mine, ""], [*mine, ""]]
+            module.collectives, "gather_objects", lambda mine: shares.append(mine) or [[*mine, ""], [*mine, ""]]
         )
         evaluator(queries, np.eye(30), rows, parrot)._answer_rows(list(range(5)), top, flat, "top1")
     assert [len(s) for s in shares] == [3, 2]
-    monkeypatch.setattr(module.dist, "gather_objects", lambda mine: shares)
+    monkeypatch.setattr(module.collectives, "gather_objects", lambda mine: shares)
     assert alone._answer_rows(list(range(5)), top, flat, "top1") == expected == ["0", "1", "2", "3", "4"]
 
 

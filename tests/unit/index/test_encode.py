@@ -79,12 +79,12 @@ def test_on_a_cpu_a_batch_holds_no_more_than_its_threads_want(retriever, monkeyp
 
 def test_every_rank_encodes_its_share_and_all_get_everything(retriever, monkeypatch):
     tokens, world = table(retriever), 3
-    monkeypatch.setattr(module.dist, "world", lambda: world)
+    monkeypatch.setattr(module.collectives, "world", lambda: world)
     monkeypatch.setattr(module, "most_forwards", lambda retriever: int)
     shares: list[tuple[np.ndarray, np.ndarray]] = []
-    monkeypatch.setattr(module.dist, "gather_objects", lambda share: shares.append(share) or [share])
+    monkeypatch.setattr(module.collectives, "gather_objects", lambda share: shares.append(share) or [share])
     for rank in range(world):
-        monkeypatch.setattr(module.dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(module.collectives, "rank", lambda rank=rank: rank)
         encode(retriever, tokens, "passage", 4)
     assert sorted(np.concatenate([order for order, _ in shares]).tolist()) == list(range(len(TEXTS)))
     work = [sum(tokens.lengths[order]) for order, _ in shares]
@@ -94,12 +94,12 @@ def test_every_rank_encodes_its_share_and_all_get_everything(retriever, monkeypa
 
 def test_a_rank_without_a_share(retriever, monkeypatch):
     """More ranks than texts: its part is empty, and of the right width."""
-    monkeypatch.setattr(module.dist, "world", lambda: 4)
-    monkeypatch.setattr(module.dist, "rank", lambda: 3)
+    monkeypatch.setattr(module.collectives, "world", lambda: 4)
+    monkeypatch.setattr(module.collectives, "rank", lambda: 3)
     monkeypatch.setattr(module, "most_forwards", lambda retriever: int)
     seen: list[Any] = []
     full = (np.arange(2), np.ones((2, 16), np.float32))
-    monkeypatch.setattr(module.dist, "gather_objects", lambda share: seen.append(share) or [full, share])
+    monkeypatch.setattr(module.collectives, "gather_objects", lambda share: seen.append(share) or [full, share])
     assert encode(retriever, table(retriever, TEXTS[:2]), "passage", 4).shape == (2, 16)
     assert seen[0][1].shape == (0, 16)
 

@@ -255,8 +255,8 @@ def test_random_states_are_those_of_the_same_ranks_or_new_ones(tmp_path, monkeyp
     def draws(world: int, rank: int, seed: int = 0) -> torch.Tensor:
         torch.manual_seed(99)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.dist, "world", lambda: world)
-            patch.setattr(checkpoint.dist, "rank", lambda: rank)
+            patch.setattr(checkpoint.collectives, "world", lambda: world)
+            patch.setattr(checkpoint.collectives, "rank", lambda: rank)
             load(tmp_path / "checkpoints" / "step-7", pair("other"), seed)
         return torch.rand(4)
 

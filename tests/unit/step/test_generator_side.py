@@ -206,7 +206,7 @@ def test_ranks_steps_and_micro_batches_draw_apart_and_ranks_of_one_batch_alike(m
             whole = list(range(len(batch.passage_ids)))
             batch.shares = [Share([0, 1, 2], whole), Share([], whole)]
         with monkeypatch.context() as patch:
-            patch.setattr(generator_side.dist, "rank", lambda: rank)
+            patch.setattr(generator_side.collectives, "rank", lambda: rank)
             parts.scoring.backward(place)
         return seeds[-1]
 
