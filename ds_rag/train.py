@@ -25,12 +25,13 @@ from ds_rag.run.assemble import Parts, assemble
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.index_refresh import IndexStage, Landed
 from ds_rag.run.lm_warmup import lm_warmup
+from ds_rag.run.metrics_file import Metrics, open_metrics
 from ds_rag.run.resume_rules import Keeper
 from ds_rag.run.step_metrics import Live, judge, summarise, without_gain
 from ds_rag.run.summary import introduce, leave
 from ds_rag.run.watchers import Guards
-from ds_rag.runtime import atomic_folders, collectives, fault_injection, log, stop_signals
-from ds_rag.runtime.log import Console, Metrics
+from ds_rag.runtime import atomic_folders, collectives, fault_injection, log_capture, stop_signals
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.stop_agreement import Halt, meet
 from ds_rag.runtime.stop_signals import Stopped
 from ds_rag.step.non_finite import any_loss_is_bad, look
@@ -181,7 +182,7 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
         device = meet(folder, minutes, console)
     except Stopped as reason:
         return stop_here(None, str(reason), folder, console)
-    log.redirect(folder, collectives.rank())  # rank 0 has made the folder by now
+    log_capture.redirect(folder, collectives.rank())  # rank 0 has made the folder by now
     halt = Halt(folder, device, 60 * minutes)
     stop_signals.agree_by(halt.check, halt.begin)
     run: Run | None = None
@@ -219,7 +220,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         checkpoint.tidy(folder, resumed, console.say)
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
-    metrics = Metrics(folder if collectives.rank() == 0 else None, config.run.report_to, step, refreshed, console.say)
+    metrics = open_metrics(config, folder, step, refreshed, console.say)
     introduce(parts, config, folder, console)
     evaluator = Evaluator(
         parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console

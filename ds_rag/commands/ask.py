@@ -14,7 +14,7 @@ from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.encode import encode, tokenize_side
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.run.open_saved import Saved, open_saved
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.output_places import check_json, write_json
 
 

@@ -17,9 +17,11 @@ from ds_rag.config.bounds import ITEMS, above, inner_share, real, whole
 from ds_rag.config.flags import Parser, add_number, as_text, build_parser, parse, parse_strictly, reading_parser
 from ds_rag.run.folder import claim as claim_folder
 from ds_rag.runtime import stop_signals
+from ds_rag.runtime.command_exit import run_command
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError, choose
 from ds_rag.runtime.launcher_env import adopt_srun, allow_open_files, check_launch, forbid_pickles
-from ds_rag.runtime.log import Console, capture, run_command
+from ds_rag.runtime.log_capture import capture
 from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standard_streams, read_utf8
 
 

@@ -19,8 +19,8 @@ from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.runtime import atomic_folders, collectives
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.runtime.output_places import check_json, write_json
 
 

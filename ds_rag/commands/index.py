@@ -21,8 +21,8 @@ from ds_rag.run.folder import check_beside_run, runs_of_index
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime import collectives, folder_lock
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.runtime.output_places import check_place
 from ds_rag.runtime.own_files import SHARDS, listed, strangers
 

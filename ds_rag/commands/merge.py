@@ -12,8 +12,8 @@ from ds_rag.run import export
 from ds_rag.run.folder import check_beside_run
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.runtime import atomic_folders, folder_lock
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError, not_written
-from ds_rag.runtime.log import Console
 from ds_rag.runtime.output_places import check_place
 
 

@@ -34,8 +34,8 @@ from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.run.folder import check_beside_run
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.runtime import collectives
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.runtime.output_places import check_file, check_json, place_of, write_json, writing
 
 OWN = {"out", "negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite", "json"}

@@ -17,8 +17,8 @@ from ds_rag.run import export, run_files
 from ds_rag.run.checkpoint import LATEST, checkpoints, named_by
 from ds_rag.run.html_report import read_metrics
 from ds_rag.runtime import atomic_folders, json_files, stop_signals
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.runtime.output_places import check_json, write_json
 
 

@@ -239,7 +239,9 @@ class RunSection:
     collective_timeout: float = option(
         30.0, "minutes that a rank waits for the others, and without a sign of life", bounds=above(0, 525_600)
     )
-    report_to: str = option("none", "trackers beside metrics.jsonl", ("none", "tensorboard"))
+    report_to: str = option(
+        "none", "trackers beside metrics.jsonl, with commas: tensorboard, wandb, mlflow, trackio; or none"
+    )
     detect_collapse: bool = option(True, "warn when embeddings fall together or the posterior says nothing")
     debug: bool = option(False, "show tracebacks of user errors")
 

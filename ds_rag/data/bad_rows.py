@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ds_rag.data.columns import unused_note
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 LOG = logging.getLogger("ds_rag.data")
 MAX_LISTED = 20

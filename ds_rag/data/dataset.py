@@ -16,8 +16,8 @@ from ds_rag.data.columns import Columns
 from ds_rag.data.formats import Passage, Row, detect, passages_of, read_corpus, read_rows
 from ds_rag.data.matching import find_in_corpus, missing_note, positives_elsewhere, refuse_ids_as_texts, texts_of
 from ds_rag.data.source import Source, look
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 CHUNK = 512  # texts handed to a tokenizer at once
 ROW_PASSAGE = "row-passage-"  # how the ids of passages begin that only rows have

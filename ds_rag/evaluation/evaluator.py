@@ -21,8 +21,8 @@ from ds_rag.index.encode import encode, tokenize_side
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 KS = (1, 5, 10)
 DEPTH = 101  # passages retrieved for the metrics: beyond every cutoff, so that ties at the end can be seen

@@ -28,8 +28,8 @@ from ds_rag.index.partial_update import choose_rows, drift, estimate, fit_map, m
 from ds_rag.index.shards import Origin, ShardWriter, chunk_rows, merge_shards, open_shard, shard_path, share_of, slices
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.runtime.long_waits import together
 
 Watch = Callable[[int], None]  # told of every batch's passages; may raise to stop

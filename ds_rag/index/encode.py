@@ -13,7 +13,7 @@ from ds_rag.index.shards import share_of
 from ds_rag.models.adapters import has_adapters
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 
 # Tokens a thread of a CPU encodes at once. More is slower there: activations leave the cache, are mapped anew for
 # every layer, and a wider batch holds more padding (benchmarks/encode.py).

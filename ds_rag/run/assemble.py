@@ -31,8 +31,8 @@ from ds_rag.models.shared_prefix.probe import share_prefixes
 from ds_rag.models.tokenizer import check_known
 from ds_rag.run.index_candidates import Candidates
 from ds_rag.runtime import collectives
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.step.generator_side import Scoring
 from ds_rag.step.objective import Objective
 from ds_rag.step.two_pass import Embedding

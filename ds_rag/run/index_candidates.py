@@ -18,8 +18,8 @@ from ds_rag.data.dataset import Example
 from ds_rag.data.loader import Loader
 from ds_rag.index.encode import encode
 from ds_rag.models.retriever import Retriever
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # (queries_BD, k) -> scores_Bk, numbers_Bk
 CHUNK = 4096  # queries searched at once

@@ -30,7 +30,7 @@ from ds_rag.models.retriever import Retriever
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime import collectives, stop_signals
 from ds_rag.runtime.background import Background, Cancelled
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.long_waits import meet
 
 

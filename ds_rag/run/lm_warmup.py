@@ -8,8 +8,9 @@ from ds_rag.config import RunConfig
 from ds_rag.config.schedules import lr_factor
 from ds_rag.data.batch import lengths_to_mask, list_cells
 from ds_rag.run.assemble import Parts
+from ds_rag.run.metrics_file import Metrics
 from ds_rag.runtime import collectives, stop_signals
-from ds_rag.runtime.log import Console, Metrics
+from ds_rag.runtime.console import Console
 from ds_rag.step.non_finite import LOSS, BadSteps
 
 

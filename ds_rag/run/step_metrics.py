@@ -9,8 +9,9 @@ from ds_rag.config import StageConfig
 from ds_rag.engines.joint import StepResult
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
-from ds_rag.runtime import collectives, log
+from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.peak_memory import peak_memory_gb
 from ds_rag.step.objective import StepOutput
 
 MEANS = ("embedding_spread", "kept_cells", "dropped_mass")  # over micro-batches and ranks
@@ -38,7 +39,7 @@ def summarise(
         "skipped": int(result.skipped),
         "tokens_per_s": tokens / seconds,
         "queries_per_s": totals["queries"] / seconds,
-        "memory_gb": log.memory_gb(),
+        "memory_gb": peak_memory_gb(),
         **{f"lr/{name}": engine.optimizer.param_groups[0]["lr"] for name, engine in parts.engines.learning.items()},
     }
 

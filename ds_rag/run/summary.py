@@ -25,8 +25,8 @@ from ds_rag.run.index_refresh import IndexStage
 from ds_rag.run.model_cards import card, warmed
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import not_written
-from ds_rag.runtime.log import Console
 
 
 def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:

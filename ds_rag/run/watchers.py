@@ -10,7 +10,8 @@ from ds_rag.config import RunConfig
 from ds_rag.engines.joint import StepResult
 from ds_rag.evaluation.collapse import CollapseWatch, Retrieved
 from ds_rag.run import checkpoint
-from ds_rag.runtime.log import Console, Metrics
+from ds_rag.run.metrics_file import Metrics
+from ds_rag.runtime.console import Console
 from ds_rag.step.non_finite import BadSteps
 from ds_rag.step.objective import StepOutput
 

@@ -32,7 +32,7 @@ from ds_rag.run import index_refresh
 from ds_rag.run.index_refresh import IndexStage
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime import atomic_folders, collectives
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 
 SILENT = Console(speaks=False)
 WORLD = make_world(0).corpus

@@ -29,8 +29,8 @@ from ds_rag.index.corpus_index import CorpusIndex, Part, build_part
 from ds_rag.run import index_refresh
 from ds_rag.run.index_refresh import IndexStage
 from ds_rag.runtime import collectives, stop_signals
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import RunError
-from ds_rag.runtime.log import Console
 from ds_rag.runtime.long_waits import together
 from ds_rag.runtime.stop_signals import Stopped
 

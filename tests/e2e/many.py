@@ -18,7 +18,7 @@ def main(folder: Path, variants: dict[str, list[str]]) -> None:
 
     from ds_rag.config.flags import parse
     from ds_rag.runtime import collectives
-    from ds_rag.runtime.log import Console
+    from ds_rag.runtime.console import Console
     from ds_rag.train import main as train
 
     gc.freeze()  # DeepSpeed collects garbage many times for every engine: look only at what a run makes

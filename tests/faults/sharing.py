@@ -16,7 +16,7 @@ from ds_rag.index.encode import encode, tokenize_side
 from ds_rag.index.store import describe, read_index
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime import collectives
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 from ds_rag.train import train_step
 
 SILENT = Console(speaks=False)

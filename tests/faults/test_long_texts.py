@@ -25,8 +25,8 @@ from ds_rag.index.encode import tokenize_side
 from ds_rag.losses import LOSSES
 from ds_rag.models.tokenizer import open_tokenizer
 from ds_rag.run.assemble import tokenize_run
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.train import train_step
 
 LONG = "the chancellor of zor via is basalt " * 140_000  # 5 MB

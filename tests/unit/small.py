@@ -35,7 +35,7 @@ from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.run import export, run_files
 from ds_rag.run.assemble import Parts, make_prompt, tokenize_run
 from ds_rag.runtime import collectives, folder_lock
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 from ds_rag.step.generator_side import Scoring
 from ds_rag.step.objective import Objective
 from ds_rag.step.two_pass import Embedding

@@ -15,8 +15,8 @@ from ds_rag.commands.plan.memory import plan_memory
 from ds_rag.commands.plan.reasons import explain, of_others
 from ds_rag.commands.plan.request import Request, read_request
 from ds_rag.commands.plan.setup import NAMES, STAGES, Setup
+from ds_rag.runtime.console import Console, duration
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console, duration
 from ds_rag.runtime.output_places import check_json, write_json
 
 GB = 1e9

@@ -28,8 +28,8 @@ from ds_rag.index.building import Corpus, index_corpus
 from ds_rag.index.encode import tokenize_side
 from ds_rag.index.store import describe, hash_model
 from ds_rag.run.publish_index import publish
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.runtime.output_places import writing
 
 CORPUS = [f"passage {n}" for n in range(20)]

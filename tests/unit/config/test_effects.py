@@ -19,8 +19,8 @@ from ds_rag.config.flags import parse
 from ds_rag.evaluation.evaluator import KS
 from ds_rag.losses import LOSSES
 from ds_rag.run.assemble import check_labels
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 from ds_rag.step.objective import Objective
 
 ROWS = ["--train_data", "rows.jsonl", "--eval_data", "dev.jsonl"]

@@ -9,8 +9,8 @@ import pytest
 from ds_rag.config import BUILTIN, DataConfig
 from ds_rag.data.dataset import Example, assemble, assume_first, read_data, read_evaluation, tokenize
 from ds_rag.data.formats import Passage, Row
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 
 def row(query: str = "q", answers=("a",), positives=(), passages=(), negatives=()) -> Row:

@@ -14,8 +14,8 @@ from ds_rag.data.bad_rows import Reading, say_notices
 from ds_rag.data.dataset import RagData, assemble, read_data
 from ds_rag.data.formats import Passage, Row, read_corpus, read_rows
 from ds_rag.data.matching import overlaps, words
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 CORPUS = [
     {"id": "m1", "title": "Zor", "text": "the tavern of Zor is amber"},

@@ -16,8 +16,8 @@ from ds_rag.evaluation import evaluator as module
 from ds_rag.evaluation.answering import Answer
 from ds_rag.evaluation.evaluator import EvalTokens, Evaluator, log_softmax, tokenize_evaluation
 from ds_rag.index import building
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 SILENT = Console(speaks=False)
 

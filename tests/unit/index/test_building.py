@@ -24,8 +24,8 @@ from ds_rag.index.partial_update import drift
 from ds_rag.index.store import describe, hash_model, read_index
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime import atomic_folders
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 WORLD = make_world(0).corpus
 TEXTS = [" ".join(p.text for p in WORLD[n : n + 1 + n % 3]) for n in range(101)]  # of many lengths

@@ -12,7 +12,7 @@ from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import TokenTable, tokenize
 from ds_rag.index import encode as module
 from ds_rag.index.encode import cut, embed_rows, encode, join
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 
 TEXTS = [" ".join(p.text for p in make_world(0).corpus[n : n + 1 + n % 3]) for n in range(23)]  # of many lengths
 

@@ -25,7 +25,7 @@ from ds_rag.index.encode import precision_of
 from ds_rag.models.adapters import add_adapters
 from ds_rag.run.index_refresh import IndexStage
 from ds_rag.runtime import atomic_folders
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 
 
 @pytest.fixture(scope="module")

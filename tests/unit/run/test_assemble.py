@@ -10,8 +10,8 @@ import pytest
 
 from ds_rag.config import build
 from ds_rag.run.assemble import candidate_count, check_batch
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Console
 
 
 def rows_and_corpus(rows: int, corpus: int) -> SimpleNamespace:

@@ -30,9 +30,9 @@ from ds_rag.run import checkpoint, resume_rules, run_files
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.folder import claim
 from ds_rag.run.html_report import read_metrics
+from ds_rag.run.metrics_file import Metrics
 from ds_rag.runtime import atomic_folders, folder_lock, json_files, stop_signals
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.log import Metrics
 
 
 @pytest.fixture(scope="module")

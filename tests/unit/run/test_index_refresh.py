@@ -18,7 +18,7 @@ from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.index.encode import encode
 from ds_rag.run import index_refresh as module
 from ds_rag.run.index_refresh import IndexStage, Landed
-from ds_rag.runtime.log import Console
+from ds_rag.runtime.console import Console
 from ds_rag.train import train_step
 
 SILENT = Console(speaks=False)

@@ -1,0 +1,27 @@
+"""TensorBoard: event files in RUN/tensorboard, for `tensorboard --logdir RUN`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ds_rag.run.trackers import TrackedRun
+
+
+class TensorBoard:
+    def __init__(self, writer: Any):
+        self.writer = writer
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        self.writer.close()
+
+
+def start(run: TrackedRun) -> TensorBoard:
+    """A resumed run's events go on in the same folder; those of steps that come again are hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    again = None if run.resumed_at is None else run.resumed_at + 1
+    return TensorBoard(SummaryWriter(str(run.folder / "tensorboard"), purge_step=again))

@@ -1,0 +1,39 @@
+"""Weights & Biases. Its own environment says where to: WANDB_PROJECT, WANDB_MODE=offline, WANDB_API_KEY, ..."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ds_rag.run.trackers import PROJECT, TrackedRun
+
+
+class Wandb:
+    def __init__(self, run: Any):
+        self.run = run
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.run.log({"step": step, **values})
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
+def start(run: TrackedRun) -> Wandb:
+    """A resumed run goes on under its id. Steps are a figure of their own, the axis of all others: wandb's own steps
+    cannot go back to a checkpoint."""
+    import wandb
+
+    started = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=run.folder.name,
+        id=run.known_id("wandb"),
+        resume="allow",
+        config=run.config,
+        allow_val_change=True,  # a resumed run may change some settings
+        # Not sent: what the libraries print, and the command line and git remote, which may hold credentials.
+        settings=wandb.Settings(console="off", x_disable_meta=True),
+    )
+    run.keep_id("wandb", started.id)
+    started.define_metric("*", step_metric="step")
+    return Wandb(started)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from ds_rag.runtime import console as console_module
+from ds_rag.runtime.console import Console
+from ds_rag.runtime.credentials import printable
+from ds_rag.runtime.errors import UserError
+
+
+@pytest.fixture
+def console():
+    return Console(io.StringIO())
+
+
+def printed(console: Console) -> str:
+    return console.rich.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\ntwo lines", "plain\ntwo lines"),
+        ("\x1b[2J\x1b]0;title\x07gone", "\ufffd[2J\ufffd]0;title\ufffdgone"),
+        ("back\x08\rover\ttab\x00", "back\ufffd\ufffdover\ufffdtab\ufffd"),
+        ("Ünï 漢字 😀", "Ünï 漢字 😀"),
+        ("bidi \u202e trick", "bidi \ufffd trick"),
+    ],
+)
+def test_printable(text, shown, console):
+    assert printable(text) == shown
+    console.say(text, lines=True)
+    assert printed(console) == shown + "\n"
+
+
+def test_data_is_not_markup(console):
+    console.say("[bold]not bold[/bold] [/] \\[x] [red]")
+    console.table("title", ["[name]", "value"], [["[b]x", "1\x1b[0m"]])
+    assert "[bold]not bold[/bold] [/] \\[x] [red]" in printed(console)
+    assert "[b]x" in printed(console)
+    assert "\x1b" not in printed(console)
+
+
+def test_a_text_of_a_row_stays_on_its_line(console):
+    """Or it could look like a line of the program's own. Every kind of line end; in tables and errors too."""
+    ends = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"]
+    for end in ends:
+        console.say(f"question   who?{end}error: forged")
+        console.table("t", ["a", "b"], [[f"x{end}error: forged", "y"]])
+        print(f"error: {UserError('a bad row', found=f'x{end}error: forged', fix='mend it')}", file=console.rich.file)
+    shown = [line for line in printable(printed(console)).split("\n") if "forged" in line]
+    assert len(shown) == 3 * len(ends) and not any(line.startswith("error: forged") for line in shown)
+
+
+def test_lines_of_the_program_s_own_stay(console):
+    console.say("warning: x\n  to try: y", lines=True)
+    assert printed(console) == "warning: x\n  to try: y\n"
+    assert str(UserError("bad", found="\n    - a\n    - b")) == "bad\n  found:    \n    - a\n    - b"
+
+
+def test_other_ranks_are_silent():
+    quiet = Console(io.StringIO(), speaks=False)
+    quiet.say("x")
+    quiet.table("t", ["a"], [["b"]])
+    with quiet.progress(3, "work") as meter:
+        meter.advance(3)
+    assert printed(quiet) == ""
+
+
+def test_progress_without_a_terminal_is_lines(console, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: clock[0])
+    with console.progress(100, "train", done=10) as meter:
+        for seconds, note in ((4, "loss 3"), (11, "loss 2"), (12, None), (23, None)):
+            clock[0] = seconds
+            meter.advance(10, note)
+    lines = printed(console).splitlines()
+    assert lines == [
+        "train 30/100  1.8 step/s  38 s left  loss 2",
+        "train 50/100  1.7 step/s  29 s left  loss 2",
+    ]
