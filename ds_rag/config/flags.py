@@ -22,11 +22,21 @@ from ds_rag.runtime.errors import UserError, nearest
 
 def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
     """The run that these arguments ask for. Raises UserError; `--help` prints and exits."""
-    parser = build_parser(prog, "Train a retriever and a causal LM together.")
+    parser = Parser(prog, "Train a retriever and a causal LM together.")
+    add_training_flags(parser)
+    return config_of(parse_strictly(parser, argv))
+
+
+def add_training_flags(parser: Parser) -> None:
+    """Every setting, a recipe, and what launchers add to the command."""
+    add_settings(parser)
     parser.add_argument("--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags win over it")
     parser.add_argument("--local_rank", "--local-rank", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    known = parse_strictly(parser, argv)
-    given = {ALIASES.get(k, k): v for k, v in vars(known).items() if k not in ("recipe", "local_rank")}
+
+
+def config_of(known: argparse.Namespace) -> RunConfig:
+    """The run of these flags and their recipe, checked. Raises UserError."""
+    given = settings_of(known)
     recipe = read_recipe(known.recipe) if "recipe" in known else {}
     explicit = frozenset(recipe | given)  # the built-in recipe's own keys are defaults
     if (recipe | given).get("train_data", BUILTIN) == BUILTIN:
@@ -40,6 +50,11 @@ def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
     config = build(recipe | given, explicit, frozenset(given))
     check_contrary(config)
     return config
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings among a command's arguments: those that were given."""
+    return {name: value for name, value in vars(args).items() if name in OWNER}
 
 
 def check_builtin(given: dict[str, Any], fix: str = "--train_data FILE trains on your own rows") -> None:
@@ -57,18 +72,6 @@ def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argp
             raise unknown_key(word.lstrip("-").split("=")[0].replace("-", "_"), "flag", options, "--")
         raise UserError("unexpected argument", found=word, expected="flags of the form --name value")
     return known
-
-
-READING = ("data", "model", "stage")  # the sections of the configuration that reading a saved run can use
-
-
-def reading_parser(prog: str, description: str, run: str = "--run") -> argparse.ArgumentParser:
-    """A command's parser with `--run` (or `run`, as an argument), `--device` and every flag of data, models and
-    evaluation."""
-    parser = build_parser(prog, description, READING)
-    parser.add_argument(run, help="a run's folder")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
-    return parser
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -149,22 +152,46 @@ def add_number(
     parser.add_argument(f"--{name}", type=Number(name, bounds), default=default, help=text.replace("%", "%%"))
 
 
+class Help(argparse.Action):
+    """`--help` shows a command's own flags, `--help all` the settings too that it takes beside them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values != "all":
+            parser.hide_settings()
+        parser.print_help()
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """A command's: whole flag names only, `--version`, and mistakes as UserError."""
 
     def __init__(self, prog: str, description: str):
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=False)
+        self.behind: list[argparse.Action] = []  # shown by `--help all` only
+        quiet: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "choices": ("all",)}
+        self.add_argument("-h", "--help", action=Help, nargs="?", help="show this and exit; all: every flag", **quiet)
         self.add_argument("--version", action="version", version=f"ds_rag {ds_rag.__version__}")
 
     def error(self, message: str) -> Any:
         raise UserError(message, fix="see --help")
 
+    def hide_settings(self) -> None:
+        for action in self.behind:
+            action.help = argparse.SUPPRESS
+        shown = [g for g in self._action_groups if any(a.help != argparse.SUPPRESS for a in g._group_actions)]
+        self._action_groups = shown
+        if self.behind:
+            self.epilog = f"{len(self.behind)} more flags are those of ds-rag train; {self.prog} --help all shows them."
 
-def build_parser(
-    prog: str, description: str, sections: Sequence[str] = tuple(SECTIONS), only: Collection[str] | None = None
-) -> Parser:
-    """argparse over the fields of these sections, or `only` over these of them."""
-    parser = Parser(prog, description)
+
+def add_settings(
+    parser: Parser,
+    sections: Sequence[str] = tuple(SECTIONS),
+    only: Collection[str] | None = None,
+    own: Collection[str] | None = None,
+) -> None:
+    """A flag for each setting of these sections, or `only` for these of them. own: those that the command's plain
+    `--help` shows; None: all."""
     for section in sections:
         cls = SECTIONS[section]
         group = parser.add_argument_group(section, cls.__doc__)
@@ -172,7 +199,7 @@ def build_parser(
             if only is not None and f.name not in only:
                 continue
             is_bool = get_type_hints(cls)[f.name] in (bool, bool | None)
-            group.add_argument(
+            action = group.add_argument(
                 *(f"--{n}" for n in (f.name, *f.metadata["aliases"])),
                 dest=f.name,
                 default=argparse.SUPPRESS,
@@ -182,4 +209,5 @@ def build_parser(
                 metavar="|".join(f.metadata["choices"] or ("true", "false") * is_bool) or f.name.split("_")[-1].upper(),
                 help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
             )
-    return parser
+            if own is not None and f.name not in own:
+                parser.behind.append(action)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ds_rag.config import ALIASES, DataConfig, RunConfig, build
+from ds_rag.config import DataConfig, RunConfig, build
+from ds_rag.config.flags import settings_of
 from ds_rag.data.prompt import Prompt
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_pair, load_retriever
@@ -41,15 +42,14 @@ class Saved:
     prompt: Prompt | None
 
 
-def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> Saved:
+def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
     """The models that the arguments name. A run's own configuration holds where no flag says otherwise. All ranks
     together.
 
-    own: the command's own arguments, which are no configuration. hashes: a run's files are held against those, not
-    against their sizes alone (1 s a GB). Raises UserError.
+    hashes: a run's files are held against those, not against their sizes alone (1 s a GB). Raises UserError.
     """
     quiet_libraries()
-    given = {ALIASES.get(k, k): v for k, v in vars(args).items() if k not in own | {"run", "device"}}
+    given = settings_of(args)
     if idle := sorted(OF_TRAINING & set(given)):
         raise UserError(
             "settings of training, which have no effect here",

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # for sma
 
 from small import small_parts, small_retriever
 
-from ds_rag.commands import index
+from ds_rag.commands.index import command as index
 from ds_rag.config import StageConfig
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.almanac import make_world

@@ -14,19 +14,19 @@ import pytest
 from commands import ROOT, call, execute
 from slurm_stand_in import job, put_stand_ins
 
-from ds_rag.commands.plan.request import make_parser
+from ds_rag.commands.cli import COMMANDS as KNOWN
+from ds_rag.commands.cli import parser_of
 from ds_rag.config import ALIASES, OWNER
 from ds_rag.config.flags import parse
 from ds_rag.data.almanac import make_world
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Flags that are a command's own, a launcher's or make's.
-OTHER_FLAGS = {"allow_stale", "config", "data", "json", "controls", "run", "out", "index", "help", "seeds"}
-OTHER_FLAGS |= {"negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite"}  # mine
+OTHER_FLAGS = {"seeds"}
 OTHER_FLAGS |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "hostfile", "nodes", "array", "variants"}
 OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # benchmarks
 OTHER_FLAGS |= {"parts", "ranks", "runs", "stage", "nnodes", "kills"}
-OTHER_FLAGS |= {o[2:] for action in make_parser()._actions for o in action.option_strings}  # of ds-rag plan
+OTHER_FLAGS |= {o[2:] for name in KNOWN for a in parser_of(name)._actions for o in a.option_strings}
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
 LITTLE += ["--lm_warmup_steps", "1", "--max_eval_samples", "3", "--save_steps", "0"]

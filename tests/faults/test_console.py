@@ -114,8 +114,8 @@ def test_row_37_ctrl_c_in_a_command_that_encodes_nothing(
     run: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str
 ) -> None:
     place = {
-        "check": "ds_rag.commands.check.scan_rows",
-        "verify": "ds_rag.commands.verify.look",
+        "check": "ds_rag.commands.check.command.scan_rows",
+        "verify": "ds_rag.commands.verify.command.look",
         "plan": "ds_rag.commands.plan.command.ways",
     }
 

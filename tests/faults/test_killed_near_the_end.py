@@ -8,7 +8,7 @@ import pytest
 from forked import start
 from small_run import lines, same
 
-from ds_rag.commands.verify import look
+from ds_rag.commands.verify.command import look
 from ds_rag.run import export
 from ds_rag.runtime import atomic_folders
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,9 +23,9 @@ GB = 1e9
 INDEX_SHARE = 0.5  # of a machine's memory that an index may take
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command."""
-    request = read_request(argv)
+def main(args: argparse.Namespace) -> int:
+    """The command; its flags are in request.py."""
+    request = read_request(args)
     check_json(request.json, ("models", "ways"))
     console = Console()
     found = ways(request.setup, request.fixed, request.rates, request.limits)

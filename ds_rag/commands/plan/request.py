@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from ds_rag.commands.plan.shapes import read_shape
 from ds_rag.commands.plan.workload import Workload
 from ds_rag.config import OWNER, DataConfig, RunConfig, build
 from ds_rag.config.bounds import ITEMS, Bounds, above, whole
-from ds_rag.config.flags import add_number, build_parser, parse_strictly
+from ds_rag.config.flags import Parser, add_number, add_settings
 from ds_rag.runtime.errors import UserError, choose
 
 COUNTED = ("max_query_length", "max_passage_length", "max_answer_length")
@@ -55,10 +54,9 @@ class Request:
     data: dict[str, str]  # flags of rows and corpus, as given: they cost nothing, and belong to the command
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = build_parser(
-        "ds-rag plan", "What a training run will need, and how to launch it.", only=TRAINING + OF_ROWS
-    )
+def add_flags(parser: Parser) -> None:
+    """The machine's and the corpus's, and of `ds-rag train`'s those that change the plan or belong to the command."""
+    add_settings(parser, only=TRAINING + OF_ROWS, own=NAMES)
     group = parser.add_argument_group("plan", f"Models are folders, config:FILE, or one of: {', '.join(MODELS)}.")
 
     def add(name: str, text: str, default: str | None = None) -> None:
@@ -70,12 +68,11 @@ def make_parser() -> argparse.ArgumentParser:
     for name in NAMES:
         add(f"{name}_stage", f"the {name}'s ZeRO stage: {', '.join(STAGES)} (default: the best)")
     add("json", "write every figure to this file too")
-    return parser
 
 
-def read_request(argv: Sequence[str]) -> Request:
+def read_request(arguments: argparse.Namespace) -> Request:
     """Raises UserError for what cannot be planned."""
-    args = vars(parse_strictly(make_parser(), argv))
+    args = vars(arguments)
     given = frozenset(args)
     config = build({k: v for k, v in args.items() if k in OWNER}, given & set(OWNER))
     for name in NAMES:

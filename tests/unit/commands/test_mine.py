@@ -16,8 +16,8 @@ import pytest
 import torch
 from small import small_generator, small_retriever
 
-from ds_rag.commands import mine
-from ds_rag.commands.mine import Limits, Miner, check, faults, mine_chunks, posterior_of, show
+from ds_rag.commands.mine import command as mine
+from ds_rag.commands.mine.command import Limits, Miner, check, faults, mine_chunks, posterior_of, show
 from ds_rag.config import DEFAULT_TEMPLATE, RunConfig, StageConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells

@@ -15,7 +15,6 @@ from dataclasses import fields
 import pytest
 
 from ds_rag.commands import cli
-from ds_rag.commands.plan.request import make_parser
 from ds_rag.config import SECTIONS, RunConfig, build
 from ds_rag.config.bounds import Bounds, Number, above, inner_share, real, share, whole
 from ds_rag.config.flags import parse
@@ -78,25 +77,9 @@ def test_a_saved_value_of_another_type_is_refused(value):
         build({"seed": value})
 
 
-class Caught(Exception):
-    """The parser that a command has made."""
-
-    def __init__(self, parser: argparse.ArgumentParser):
-        self.parser = parser
-
-
 @pytest.fixture
-def parsers(monkeypatch) -> dict[str, argparse.ArgumentParser]:
-    def catch(parser: argparse.ArgumentParser, argv: object) -> None:
-        raise Caught(parser)
-
-    monkeypatch.setattr(cli, "parse_strictly", catch)
-    found = {"plan": make_parser()}
-    for name in ("evaluate", "index", "verify", "merge", "ask", "check", "mine"):
-        with pytest.raises(Caught) as caught:
-            cli.COMMANDS[name][0]([])
-        found[name] = caught.value.parser
-    return found
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    return {name: cli.parser_of(name) for name in cli.COMMANDS}
 
 
 def test_every_numeric_flag_of_a_command_declares_bounds(parsers):

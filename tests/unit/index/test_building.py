@@ -12,7 +12,7 @@ import pytest
 import torch
 from small import small_retriever
 
-from ds_rag.commands import index
+from ds_rag.commands.index import command as index
 from ds_rag.config import StageConfig
 from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import TokenTable, tokenize

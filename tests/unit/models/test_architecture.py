@@ -20,7 +20,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from ds_rag.commands.plan import command
+from ds_rag.commands import cli
 from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.data.batch import list_cells, pad_right
 from ds_rag.models.adapters import ADAPTER_FILE
@@ -343,7 +343,7 @@ def test_absurd_sizes_are_counted_and_not_built(
 def test_plan_answers_of_absurd_sizes(keys: Any, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 300} | WIDE | keys))
     try:
-        command.main(["--retriever", "bge-base", "--generator", f"config:{tmp_path}/model.json"])
+        cli.run("plan", ["--retriever", "bge-base", "--generator", f"config:{tmp_path}/model.json"])
     except UserError as error:
         assert "no way fits" in str(error)
 

@@ -409,7 +409,8 @@ def test_a_run_copied_while_it_was_written_again_is_seen(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Models of one export, read between two looks at the manifest."""
-    from ds_rag.config.flags import parse_strictly, reading_parser
+    from ds_rag.commands.reading import add_reading_flags
+    from ds_rag.config.flags import Parser, parse_strictly
     from ds_rag.run import open_saved
 
     run = copy(made, tmp_path)
@@ -421,9 +422,11 @@ def test_a_run_copied_while_it_was_written_again_is_seen(
         return found
 
     monkeypatch.setattr(open_saved, "load_pair", load_and_write)
-    args: argparse.Namespace = parse_strictly(reading_parser("test", "A test."), ["--run", str(run)])
+    parser = Parser("test", "A test.")
+    add_reading_flags(parser)
+    args: argparse.Namespace = parse_strictly(parser, ["--run", str(run)])
     with pytest.raises(UserError, match="just written this run again"):
-        open_saved.open_saved(args, set())
+        open_saved.open_saved(args)
 
 
 def test_what_a_record_takes() -> None:

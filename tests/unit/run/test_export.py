@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.commands.verify import look
+from ds_rag.commands.verify.command import look
 from ds_rag.index.store import hash_model
 from ds_rag.run import export, run_files
 from ds_rag.runtime import atomic_folders, fault_injection, folder_lock

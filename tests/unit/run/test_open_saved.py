@@ -11,9 +11,10 @@ import pytest
 import torch
 from small import small_generator, small_retriever
 
-from ds_rag.commands import evaluate
+from ds_rag.commands.evaluate import command as evaluate
+from ds_rag.commands.reading import add_reading_flags
 from ds_rag.config import RunConfig, build
-from ds_rag.config.flags import parse_strictly, reading_parser
+from ds_rag.config.flags import Parser, parse_strictly
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import write_json
@@ -32,9 +33,10 @@ def run(tmp_path_factory) -> Path:
 
 
 def opened(*argv: str) -> Saved:
-    parser = reading_parser("ds-rag test", "A test.")
+    parser = Parser("ds-rag test", "A test.")
+    add_reading_flags(parser)
     parser.add_argument("--own")
-    return open_saved(parse_strictly(parser, argv), {"own"})
+    return open_saved(parse_strictly(parser, argv))
 
 
 def test_a_run_opens_with_its_own_configuration(run):

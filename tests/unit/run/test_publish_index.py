@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ds_rag.commands import cli, index
+from ds_rag.commands import cli
+from ds_rag.commands.index import command as index
 from ds_rag.index.building import Built, Share
 from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.index.store import Manifest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.commands.verify import look
+from ds_rag.commands.verify.command import look
 from ds_rag.index.store import read_index
 from ds_rag.runtime import atomic_folders, fault_injection
 from ds_rag.runtime.errors import UserError

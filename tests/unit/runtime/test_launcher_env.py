@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 
 import pytest
 
-from ds_rag.commands import cli
+from ds_rag.commands import cli, train
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.launcher_env import (
@@ -138,7 +139,7 @@ def test_the_command_line_knows_its_rank_before_it_claims_a_folder(environment, 
     environment(TASKS[2])
     monkeypatch.chdir(tmp_path)
     seen = {}
-    monkeypatch.setattr(cli, "capture", lambda folder, rank: seen.update(rank=rank) or cli.sys.exit(7))
+    monkeypatch.setattr(train, "capture", lambda folder, rank: seen.update(rank=rank) or sys.exit(7))
     with pytest.raises(SystemExit):
         cli.main(["train", "--output_dir", "run"])
     assert seen == {"rank": 2} and not (tmp_path / "run").exists()

@@ -19,10 +19,15 @@ import pytest
 import torch
 from bound import bound
 
-from ds_rag.commands import ask, cli, evaluate, index, merge, mine
+from ds_rag.commands import cli
+from ds_rag.commands.ask import command as ask
+from ds_rag.commands.evaluate import command as evaluate
+from ds_rag.commands.index import command as index
+from ds_rag.commands.merge import command as merge
+from ds_rag.commands.mine import command as mine
 from ds_rag.models.loading import model_folder
 from ds_rag.run import open_saved
-from ds_rag.runtime import atomic_folders, log
+from ds_rag.runtime import atomic_folders, command_exit
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_file, check_json, check_place, follow_umask, umask, write_json, writing
 
@@ -51,9 +56,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for module in (ask, evaluate, merge, mine, index, open_saved):  # all imported by now: each has the name for itself
         monkeypatch.setattr(module, "open_saved", opened)
-    monkeypatch.setattr("ds_rag.commands.check.check_rows", opened)
+    monkeypatch.setattr("ds_rag.commands.check.command.check_rows", opened)
     monkeypatch.setattr("ds_rag.commands.plan.command.ways", opened)
-    monkeypatch.setattr("ds_rag.commands.verify.look", opened)
+    monkeypatch.setattr("ds_rag.commands.verify.command.look", opened)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
@@ -192,14 +197,14 @@ def test_what_may_not_be_read_is_a_message(
     """Anywhere: an OSError that names a path becomes a message; others stay what they are."""
     run_read("notes.txt")
     with bound():
-        assert log.run_command(lambda: len(Path("notes.txt").read_text())) == 2
+        assert command_exit.run_command(lambda: len(Path("notes.txt").read_text())) == 2
     assert "notes.txt cannot be read or written" in (said := capsys.readouterr().err) and "no permission" in said
 
     def nameless() -> int:
         raise PermissionError(1, "Operation not permitted")
 
     with pytest.raises(PermissionError):
-        log.run_command(nameless)
+        command_exit.run_command(nameless)
 
 
 def test_weights_that_may_not_be_read_are_not_called_missing(here: Path, run_read: Callable[[str], None]) -> None:

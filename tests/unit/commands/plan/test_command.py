@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.commands.cli import main
-from ds_rag.commands.plan.command import main as plan
+from ds_rag.commands.cli import arguments, main, run
 from ds_rag.commands.plan.hardware import GPUS
 from ds_rag.commands.plan.request import read_request
 from ds_rag.config.flags import parse
@@ -49,7 +48,7 @@ def test_the_example_in_the_docs_is_what_is_printed(capsys):
 
 @pytest.mark.parametrize(("gpus", "machines"), [("8", None), ("12", 2), ("16", 2)])
 def test_several_machines_are_said(gpus, machines, capsys):
-    assert plan([*QUESTION, "--gpus", gpus]) == 0
+    assert run("plan", [*QUESTION, "--gpus", gpus]) == 0
     printed = capsys.readouterr().out
     assert (f"each of {machines} machines, with its own --node_rank" in printed) == (machines is not None)
 
@@ -64,7 +63,7 @@ def test_no_heavy_library_is_imported():
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_gpu_answers_for_small_models(gpu, capsys):
-    assert plan(["--retriever", "minilm", "--generator", "gpt2", "--gpu", gpu]) == 0
+    assert run("plan", ["--retriever", "minilm", "--generator", "gpt2", "--gpu", gpu]) == 0
     assert f"Ways to train on {gpu}" in capsys.readouterr().out
 
 
@@ -72,7 +71,7 @@ def test_flags_reach_the_plan():
     argv = [*QUESTION, "--candidates", "all", "--pool", "world", "--gpus", "16", "--fp16", "--lora", "both"]
     argv += ["--generator_stage", "3", "--retriever_stage", "1", "--generator_backward", "exact", "--micro_cells", "4"]
     argv += ["--passages_per_row", "5", "--max_passage_length", "300", "--freeze", "none", "--gpu_memory", "40"]
-    request = read_request(argv)
+    request = read_request(arguments("plan", argv))
     made = request.setup
     assert (made.work.candidates, made.work.world_pool, made.work.passages, made.work.passage) == (None, True, 5, 300)
     assert (made.world, made.precision, made.stages, made.micro_cells) == (16, "fp16", ("1", "3"), 4)
@@ -91,7 +90,7 @@ def test_flags_reach_the_plan():
     ],
 )
 def test_precision_is_chosen_as_in_training(gpu, flags, wanted):
-    assert read_request([*QUESTION, "--gpu", gpu, *flags]).setup.precision == wanted
+    assert read_request(arguments("plan", [*QUESTION, "--gpu", gpu, *flags])).setup.precision == wanted
 
 
 @pytest.mark.parametrize(
@@ -118,10 +117,10 @@ def test_precision_is_chosen_as_in_training(gpu, flags, wanted):
 )
 def test_wrong_input(argv, message, capsys):
     if message is None:  # offload or LoRA still fit
-        assert plan(argv) == 0
+        assert run("plan", argv) == 0
         return
     with pytest.raises(UserError, match=message):
-        plan(argv)
+        run("plan", argv)
 
 
 GIVEN = ["--train_data", "my rows.csv", "--query_column", "Frage", "--corpus", "c.jsonl", "--eval_data", "dev.jsonl"]
@@ -129,7 +128,7 @@ GIVEN += ["--on_bad_row", "skip", "--max_train_samples", "100", "--assume_first_
 
 
 def printed_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
-    assert plan(argv) == 0
+    assert run("plan", argv) == 0
     words = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
     return words[words.index("launch/train.py") + 1 :]
 

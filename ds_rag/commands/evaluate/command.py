@@ -64,12 +64,12 @@ def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusInd
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
+    """The command. Several ranks share the work; rank 0 speaks and writes."""
     if collectives.rank() == 0:
         check_json(args.json, ("retrieval", "setting"))
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
-    saved = open_saved(args, {"controls", "json"})
+    saved = open_saved(args)
     config = saved.config
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and saved.run is not None
     if not builtin and config.data.eval_data is None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_rag.config import ALIASES, DataConfig, ModelConfig, RunConfig, build
+from ds_rag.config import DataConfig, ModelConfig, RunConfig, build
+from ds_rag.config.flags import settings_of
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
 from ds_rag.data.dataset import CHUNK, assemble, columns_of, corpus_source
 from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
@@ -28,11 +29,11 @@ POINTS = ("min", "median", "95%", "max")
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py. Returns 1 where there are bad rows, or a file without any."""
+    """The command. Returns 1 where there are bad rows, or a file without any."""
     check_json(args.json, ("rows", "lengths", "bad_rows"))
     quiet_libraries()
     console = Console()
-    given = {ALIASES.get(k, k): v for k, v in vars(args).items() if k != "json"}
+    given = settings_of(args)
     config = build(given, frozenset(given))
     data = config.data
     parts: dict[str, dict[str, Any]] = {}

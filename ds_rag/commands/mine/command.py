@@ -38,7 +38,6 @@ from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_file, check_json, place_of, write_json, writing
 
-OWN = {"out", "negatives", "depth", "margin", "absolute_margin", "max_score", "posterior", "overwrite", "json"}
 CHUNK = 256  # rows written at once
 BLOCK = 4096  # queries searched at once
 Posterior = Callable[[Example, Sequence[int], np.ndarray], np.ndarray]  # (row, D numbers, D scores) -> (D,) shares
@@ -167,12 +166,12 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
+    """The command. Several ranks share the work; rank 0 speaks and writes."""
     check(args)
     limits = Limits(args.margin, args.absolute_margin, args.max_score, args.posterior)
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
-    saved = open_saved(args, OWN)
+    saved = open_saved(args)
     data = saved.config.data
     assert data.eval_data
     reading = reading_of(data)

@@ -18,7 +18,7 @@ from ds_rag.runtime.output_places import check_place
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py. Each adapter is added to its base, as every command here opens it."""
+    """The command. Each adapter is added to its base, as every command here opens it."""
     if not args.run:
         raise UserError("no run to merge", expected="--run RUN")
     run = Path(args.run)
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--out: something is there", found=out, expected="a new or empty folder")
     console = Console()
     args.load_in_4bit = "none"  # the sum in full precision, whatever the adapter learned beside
-    saved = open_saved(args, {"out"})
+    saved = open_saved(args)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with folder_lock.holding_place(place):

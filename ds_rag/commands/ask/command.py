@@ -19,10 +19,10 @@ from ds_rag.runtime.output_places import check_json, write_json
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py."""
+    """The command."""
     check_json(args.json, ("question", "passages"))
     console = Console()
-    saved = open_saved(args, {"question", "index", "json", "allow_stale"}, hashes=False)  # for a quick answer
+    saved = open_saved(args, hashes=False)  # for a quick answer
     run, stage = Path(args.run), saved.config.stage
     folder = Path(args.index) if args.index else run / "index"
     stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)

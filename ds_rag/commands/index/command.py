@@ -28,7 +28,7 @@ from ds_rag.runtime.own_files import SHARDS, listed, strangers
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py. Without `--corpus` it encodes the passages of the run's index again.
+    """The command. Without `--corpus` it encodes the passages of the run's index again.
 
     Several ranks share the encoding; rank 0 speaks, builds and writes.
     """
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     with claim(folder) if collectives.rank() == 0 else nullcontext():
         collectives.start_if_several()
         console = Console(speaks=collectives.rank() == 0)
-        saved = open_saved(args, {"out"})
+        saved = open_saved(args)
         reading = reading_of(saved.config.data)
         given = "corpus" in args
         source = look(args.corpus) if given else None  # of an index's own passages again: those of no file

@@ -33,7 +33,7 @@ class Finding:
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in cli.py. Returns 0 where all is sound, else 1."""
+    """The command. Returns 0 where all is sound, else 1."""
     check_json(args.json, ("sound", "parts"))
     path, console = Path(args.path), Console()
     findings = look(path)

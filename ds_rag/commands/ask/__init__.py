@@ -1,0 +1,26 @@
+"""`ds-rag ask`: its flags. The work is in command.py, which is imported when the command is called."""
+
+from __future__ import annotations
+
+import argparse
+
+from ds_rag.commands.reading import add_reading_flags
+from ds_rag.config.flags import Parser, as_text
+from ds_rag.runtime.errors import UserError
+
+
+def add_flags(parser: Parser) -> None:
+    add_reading_flags(parser, "run", own=("top_k", "decode"))
+    parser.add_argument("question", help="the question, in quotes")
+    parser.add_argument("--index", help="folder of another index (default: RUN/index)")
+    parser.add_argument("--allow_stale", action="store_true", help="search an index of other weights, and say so")
+    parser.add_argument("--json", help="write answer and passages to this file too")
+
+
+def main(args: argparse.Namespace) -> int:
+    args.question = as_text(args.question, "the question")
+    if not args.question.strip():
+        raise UserError("no question", found=repr(args.question), expected="some words, in quotes")
+    from ds_rag.commands.ask.command import main as work
+
+    return work(args)

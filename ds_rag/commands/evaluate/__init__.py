@@ -1,0 +1,21 @@
+"""`ds-rag evaluate`: its flags. The work is in command.py, which is imported when the command is called."""
+
+from __future__ import annotations
+
+import argparse
+
+from ds_rag.commands.reading import add_reading_flags, together
+from ds_rag.config.flags import Parser
+
+
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
+    parser.add_argument("--controls", action="store_true", help="also answer closed-book and from the gold passage")
+    parser.add_argument("--json", help="write the figures to this file too")
+    add_reading_flags(parser, own=("retriever", "generator", "corpus"))
+
+
+def main(args: argparse.Namespace) -> int:
+    from ds_rag.commands.evaluate.command import main as work
+
+    return together("ds-rag evaluate", work, args)

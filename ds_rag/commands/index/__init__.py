@@ -1,0 +1,19 @@
+"""`ds-rag index`: its flags. The work is in command.py, which is imported when the command is called."""
+
+from __future__ import annotations
+
+import argparse
+
+from ds_rag.commands.reading import add_reading_flags, together
+from ds_rag.config.flags import Parser
+
+
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("--out", help="folder of the index (default: RUN/index, which is replaced)")
+    add_reading_flags(parser, own=("corpus", "index_factory"))
+
+
+def main(args: argparse.Namespace) -> int:
+    from ds_rag.commands.index.command import main as work
+
+    return together("ds-rag index", work, args)
