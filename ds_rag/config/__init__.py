@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.config.checks import validate
+from ds_rag.config.options import FIXED, FREE, INDEX, LENGTH
+from ds_rag.config.run_config import ALIASES, BOUNDS, OF_OWN_ROWS, ON_RESUME, OWNER, SECTIONS, RunConfig
 from ds_rag.config.sections import (
-    ALIASES,
-    BOUNDS,
     BUILTIN,
     DEFAULT_TEMPLATE,
-    OF_OWN_ROWS,
-    OWNER,
     QUICKSTART,
-    SECTIONS,
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
-    RunConfig,
     ScoringConfig,
     StageConfig,
 )
@@ -36,7 +32,12 @@ __all__ = [
     "BOUNDS",
     "BUILTIN",
     "DEFAULT_TEMPLATE",
+    "FIXED",
+    "FREE",
+    "INDEX",
+    "LENGTH",
     "OF_OWN_ROWS",
+    "ON_RESUME",
     "OWNER",
     "QUICKSTART",
     "SECTIONS",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from ds_rag.config.sections import SECTIONS, ModelConfig, RunConfig, StageConfig
+from ds_rag.config.run_config import SECTIONS, RunConfig
+from ds_rag.config.sections import ModelConfig, StageConfig
 from ds_rag.runtime.errors import UserError
 
 

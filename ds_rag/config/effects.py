@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ds_rag.config.sections import MODEL_CHOICES, RunConfig
+from ds_rag.config.run_config import RunConfig
+from ds_rag.config.sections import MODEL_CHOICES
 from ds_rag.runtime.errors import UserError
 
 TAUGHT = ("emdr2", "pdist", "replug_lsr")  # their generator learns by a reader loss alone

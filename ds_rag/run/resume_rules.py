@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import ds_rag
-from ds_rag.config import OWNER, RunConfig
+from ds_rag.config import FIXED, INDEX, LENGTH, ON_RESUME, OWNER, RunConfig
 from ds_rag.config.deepspeed_config.keys import listed
 from ds_rag.engines.setup import read_files
 from ds_rag.index.building import hash_tokens
@@ -23,19 +23,6 @@ from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime import atomic_folders, collectives, json_files
 from ds_rag.runtime.errors import UserError, not_written
-
-# What may differ and leaves the mathematics as it was: where and how often things are written, how much is done at
-# once, and in which pieces. (The batch's own rule is `fit_batch`'s; how long the run is, the note's.)
-FREE = {"output_dir", "resume", "resume_changed", "save_steps", "save_total_limit", "report_to", "debug", "corpus"}
-FREE |= {"train_data", "eval_data", "max_eval_samples"}  # what is in them counts (`facts`), not where they lie
-FREE |= {"deepspeed", "deepspeed_retriever", "deepspeed_generator", "memory_budget", "micro_cells", "retriever_chunk"}
-FREE |= {"gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps", "collective_timeout"}
-FREE |= {"per_device_eval_batch_size", "index_shards", "top_k", "decode", "max_new_tokens", "eval_answers"}
-FREE |= {"metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"}  # `fit_best`
-FREE |= {"max_bad_steps", "detect_collapse", "on_bad_row"}
-# What an index is and when it is made: free where rows do not take their candidates from it.
-OF_INDEX = {"refresh_index", "refresh_mode", "refresh_staleness", "refresh_fraction", "index_factory"}
-LENGTH = {"max_steps", "num_train_epochs"}
 
 
 class Keeper:
@@ -146,6 +133,14 @@ def literal(files: list[dict[str, Any]], key: str) -> int | None:
     return next((value for raw in files if isinstance(value := raw.get(key), int)), None)
 
 
+def fixed_settings(config: RunConfig, prompt: bool) -> set[str]:
+    """The settings that a resumed run must have as its checkpoint has them. Other rules hold for rows a step
+    (`fit_batch`), for what is in the data (`facts`) and for the best step (`fit_best`). prompt: has the run one?"""
+    from_index = config.objective.candidates_from != "batch"
+    fixed = {key for key, rule in ON_RESUME.items() if rule == FIXED or (rule == INDEX and from_index)}
+    return fixed if prompt else fixed - {"prompt_version"}
+
+
 def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: Callable[[str], None]) -> None:
     """Raises UserError for other rows, another tokenizer or other settings than the checkpoint's; with
     `--resume_changed` says so instead. now: `facts`."""
@@ -154,12 +149,11 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
         return
     check_facts(folder, then)
     then["config"].setdefault("prompt_version", "1")  # checkpoints that do not say are of the time before
-    free = FREE | LENGTH | (OF_INDEX if config.objective.candidates_from == "batch" else set())
-    free |= set() if now["prompt"] else {"prompt_version"}
+    fixed = fixed_settings(config, now["prompt"])
     wrong = [
         f"--{key}: {then['config'][key]!r} then, {value!r} now"
         for key, value in now["config"].items()
-        if key in then["config"] and key not in free and then["config"][key] != value
+        if key in then["config"] and key in fixed and then["config"][key] != value
     ]
     if then["data"] != now["data"]:
         wrong.append("training rows, passages, tokenizers or lengths: other tokens than then")
@@ -170,7 +164,7 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
             wrong.append(f"--{name}: other weights in that folder than then, and no checkpoint holds those")
     if then["global_batch"] != now["global_batch"]:
         wrong.append(f"rows a step: {then['global_batch']} then, {now['global_batch']} now")
-    for key in sorted(LENGTH):
+    for key in sorted(key for key, rule in ON_RESUME.items() if rule == LENGTH):
         if then["config"].get(key) != now["config"][key]:
             say(f"note: --{key} {then['config'].get(key)} then, {now['config'][key]} now: the learning rate follows it")
     if now["per_device_batch"] != then["per_device_batch"] and config.objective.pool == "rank":

@@ -14,7 +14,8 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from ds_rag.config import OWNER, SECTIONS, RunConfig
+from ds_rag.config import FIXED, FREE, INDEX, LENGTH, ON_RESUME, OWNER, SECTIONS, RunConfig
+from ds_rag.config.options import option
 from ds_rag.data.dataset import Example, TokenTable
 from ds_rag.data.loader import TrainTokens
 from ds_rag.run.resume_rules import check_unchanged, data_hash
@@ -75,6 +76,16 @@ def test_every_field_is_refused_by_name_or_listed(name: str, refuses: Any) -> No
         assert said == ""
     else:
         assert f"--{name}: " in said and "put them back" in said
+
+
+def test_every_field_says_what_a_resumed_run_may_do_with_it() -> None:
+    """None can be declared without one of the four words; which may change is the same list as in earlier versions."""
+    with pytest.raises(TypeError):
+        option("a default", "and a help")  # type: ignore[call-arg]
+    assert ON_RESUME.keys() == OWNER.keys() and set(ON_RESUME.values()) == {FIXED, FREE, INDEX, LENGTH}
+    by_rule = {rule: {name for name in OWNER if ON_RESUME[name] == rule} for rule in (FREE, INDEX, LENGTH)}
+    assert by_rule[FREE] | by_rule[LENGTH] == set(MAY_CHANGE.split()) and by_rule[INDEX] == OF_THE_INDEX
+    assert by_rule[LENGTH] == {"max_steps", "num_train_epochs"}
 
 
 @pytest.mark.parametrize("name", sorted(OF_THE_INDEX))

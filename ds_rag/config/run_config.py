@@ -1,0 +1,59 @@
+"""The sections of the configuration together, and tables over all their settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ds_rag.config.bounds import Bounds
+from ds_rag.config.sections import (
+    BUILTIN,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunSection,
+    ScoringConfig,
+    StageConfig,
+)
+from ds_rag.runtime.credentials import masked
+
+
+@dataclass
+class RunConfig:
+    """One run, in sections; every part of the program is handed its own section only."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    run: RunSection = field(default_factory=RunSection)
+    explicit: frozenset[str] = frozenset()  # keys that a recipe or a flag set
+    flags: frozenset[str] = frozenset()  # of these, those that a flag set
+
+    def flat(self) -> dict[str, Any]:
+        """All keys and values in one level, as a recipe would hold them, without the credentials of addresses."""
+        return {k: masked(v) for section in SECTIONS for k, v in asdict(getattr(self, section)).items()}
+
+    @property
+    def is_builtin(self) -> bool:
+        return self.data.train_data == BUILTIN
+
+
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "objective": ObjectiveConfig,
+    "scoring": ScoringConfig,
+    "optim": OptimConfig,
+    "stage": StageConfig,
+    "run": RunSection,
+}
+# What tells of the user's own rows: without any meaning where the built-in ones are taken.
+OF_OWN_ROWS = ("eval_data", "corpus", *(f.name for f in fields(DataConfig) if f.name.endswith("_column")), "on_bad_row")
+BOUNDS: dict[str, Bounds | None] = {f.name: f.metadata["bounds"] for cls in SECTIONS.values() for f in fields(cls)}
+ON_RESUME: dict[str, str] = {f.name: f.metadata["on_resume"] for cls in SECTIONS.values() for f in fields(cls)}
+OWNER = {f.name: section for section, cls in SECTIONS.items() for f in fields(cls)}
+ALIASES = {a: f.name for cls in SECTIONS.values() for f in fields(cls) for a in f.metadata["aliases"]}
