@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import match_corpus_columns
+from ds_rag.data.file_format import Format, holds
 from ds_rag.data.records import Record, field_names, is_blank, to_passage
 from ds_rag.data.text_files import read_jsonl, read_lines
 from ds_rag.runtime.errors import UserError
@@ -230,3 +231,6 @@ def _judgment(cells: list[str]) -> tuple[str, str, int]:
     if score != int(score) or abs(score) >= 2**31:
         raise Bad(f"a score of {cells[2]}, expected a whole number: above 0 is relevant, 0 is not")
     return cells[0], cells[1], int(score)
+
+
+BEIR = Format("a BEIR folder", holds("corpus.jsonl", "queries.jsonl"), read_beir)

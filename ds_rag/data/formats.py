@@ -1,29 +1,31 @@
 """Rows and corpora from files: CSV, JSONL, Parquet, `datasets` folders and BEIR folders.
 
-To add a format: a reader, its line in READERS, and its suffix (or its sign in `detect`).
+To add a format: a file with its reader and its `Format`, which says how it is recognised; a line in FILES or READERS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 from ds_rag.data.bad_rows import LOG, Faults, Reading
-from ds_rag.data.beir import read_beir
+from ds_rag.data.beir import BEIR
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
 from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names
 from ds_rag.data.rows import BY_ID, ID_LIKE, labels_relevance, refuse_ids, to_rows
-from ds_rag.data.shards import find_shards, read_shards
-from ds_rag.data.tables import read_parquet, read_saved_dataset
-from ds_rag.data.text_files import read_csv, read_jsonl
+from ds_rag.data.shards import format_of, shards_of
+from ds_rag.data.tables import PARQUET, SAVED_DATASET
+from ds_rag.data.text_files import CSV, JSONL
 from ds_rag.runtime.errors import UserError, nearest
 
 __all__ = ["READERS", "Columns", "Passage", "Row", "detect", "passages_of", "read_corpus", "read_rows"]
 
-SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+FILES = {"csv": CSV, "jsonl": JSONL, "parquet": PARQUET}  # each may lie in shards too
+# Every format, by the name that a manifest has for it. The first that recognises a path reads it.
+READERS = FILES | {"datasets": SAVED_DATASET, "beir": BEIR, "shards": shards_of(FILES.values())}
+KINDS = ", ".join(kind.what for kind in READERS.values())
 LOOK = 1000  # records beyond a limit that are looked at for their columns
-KINDS = "a .csv, .jsonl or .parquet file, a folder of their numbered pieces, of datasets' save_to_disk, or of BEIR"
 
 
 def read_rows(
@@ -116,7 +118,8 @@ def passages_of(rows: Iterable[Row]) -> list[Passage]:
 
 
 def detect(path: Path, flag: str) -> str:
-    """The key of READERS for this path. Raises UserError where nothing is there or nothing fits."""
+    """The key of READERS for this path: of the first that recognises it. Raises UserError where nothing is there or
+    nothing fits."""
     if not path.exists():
         around = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         close = nearest(path.name, around)
@@ -126,26 +129,20 @@ def detect(path: Path, flag: str) -> str:
             expected=KINDS,
             fix=f"did you mean {path.parent / close}?" if close else None,
         )
-    if path.is_dir():
-        inside = sorted(entry.name for entry in path.iterdir())
-        if {"dataset_dict.json", "state.json"} & set(inside):
-            return "datasets"
-        if {"corpus.jsonl", "queries.jsonl"} & set(inside):
-            return "beir"
-        if find_shards(path, set(SUFFIXES)):
-            return "shards"
-        readable = [name for name in inside if Path(name).suffix in SUFFIXES]
-        below = [name for name in inside if (path / name).is_dir() and find_shards(path / name, set(SUFFIXES))]
-        likely = readable or below
-        raise UserError(
-            f"{flag}: {path} is neither a datasets folder nor a BEIR folder, nor one of numbered pieces of one kind",
-            found=", ".join(inside[:8]) or "an empty folder",
-            expected=KINDS,
-            fix=f"did you mean {path / likely[0]}?" if len(likely) == 1 else None,
-        )
-    if path.suffix.lower() in SUFFIXES:
-        return SUFFIXES[path.suffix.lower()]
-    raise UserError(f"{flag}: unknown kind of file {path}", found=f"suffix '{path.suffix}'", expected=KINDS)
+    for name, kind in READERS.items():
+        if kind.recognises(path):
+            return name
+    if not path.is_dir():
+        raise UserError(f"{flag}: unknown kind of file {path}", found=f"suffix '{path.suffix}'", expected=KINDS)
+    inside = sorted(path.iterdir())
+    files = [entry for entry in inside if format_of(entry, FILES.values())]
+    likely = files or [entry for entry in inside if READERS["shards"].recognises(entry)]
+    raise UserError(
+        f"{flag}: {path} is neither a datasets folder nor a BEIR folder, nor one of numbered shards of one kind",
+        found=", ".join(entry.name for entry in inside[:8]) or "an empty folder",
+        expected=KINDS,
+        fix=f"did you mean {likely[0]}?" if len(likely) == 1 else None,
+    )
 
 
 def _open(path: str | Path, flag: str, reading: Reading | None, most: int | None) -> tuple[str, Faults]:
@@ -155,21 +152,6 @@ def _open(path: str | Path, flag: str, reading: Reading | None, most: int | None
 
 def _records(kind: str, what: str, faults: Faults) -> Iterator[Record]:
     try:
-        yield from READERS[kind](Path(faults.path), what, faults)
+        yield from READERS[kind].read(Path(faults.path), what, faults)
     except OSError as error:
         raise UserError(f"{faults.source} cannot be read", found=str(error), expected=KINDS) from error
-
-
-def _read_pieces(path: Path, what: str, faults: Faults) -> Iterator[Record]:
-    return read_shards(path, what, faults, {suffix: READERS[kind] for suffix, kind in SUFFIXES.items()})
-
-
-# (path, "rows" or "corpus", faults) -> records; what cannot be read goes to the faults.
-READERS: dict[str, Callable[[Path, str, Faults], Iterator[Record]]] = {
-    "csv": read_csv,
-    "jsonl": read_jsonl,
-    "parquet": read_parquet,
-    "datasets": read_saved_dataset,
-    "beir": read_beir,
-    "shards": _read_pieces,
-}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ds_rag.data.bad_rows import Faults
+from ds_rag.data.file_format import Format
 from ds_rag.data.records import Record
 from ds_rag.runtime.errors import UserError
 
 # train-00000-of-00002, part-00000-<job>.c000.snappy, rows_7, 0000
 NUMBER = re.compile(r"(?P<split>.*?)[-_.]?(?P<n>\d+)((-of-|_of_)(?P<of>\d+))?")
 SPARK = re.compile(r"part-\d+.*")
-Reader = Callable[[Path, str, Faults], Iterator[Record]]
 
 
 def split_of(file: Path) -> str | None:
@@ -24,11 +24,28 @@ def split_of(file: Path) -> str | None:
     return match["split"] if match else None
 
 
-def find_shards(folder: Path, suffixes: set[str]) -> list[Path]:
-    """The files of a folder that are pieces: all of one kind, all numbered. Empty where that is not so."""
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith((".", "_")))
+def shards_of(files: Collection[Format]) -> Format:
+    """The format of a folder whose files are one data set in shards, each of one of these formats."""
+
+    def recognises(path: Path) -> bool:
+        return path.is_dir() and bool(find_shards(path, files))
+
+    def read(path: Path, what: str, faults: Faults) -> Iterator[Record]:
+        return read_shards(path, what, faults, files)
+
+    return Format("a folder of numbered shards of such files", recognises, read)
+
+
+def find_shards(folder: Path, formats: Collection[Format]) -> list[Path]:
+    """The files of a folder that are shards: all of one kind, all numbered. Empty where that is not so."""
+    readable = (f for f in folder.iterdir() if not f.name.startswith((".", "_")) and format_of(f, formats))
+    files = sorted(readable)
     one_kind = len({file.suffix.lower() for file in files}) == 1
     return files if one_kind and all(split_of(file) is not None for file in files) else []
+
+
+def format_of(file: Path, formats: Collection[Format]) -> Format | None:
+    return next((one for one in formats if one.recognises(file)), None)
 
 
 def choose_split(files: list[Path], faults: Faults) -> list[Path]:
@@ -58,11 +75,12 @@ def choose_split(files: list[Path], faults: Faults) -> list[Path]:
     return sorted(chosen, key=lambda file: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", file.name)])
 
 
-def read_shards(folder: Path, what: str, faults: Faults, readers: dict[str, Reader]) -> Iterator[Record]:
-    """One piece after the other. readers: suffix -> reader."""
-    for file in choose_split(find_shards(folder, set(readers)), faults):
-        last = 0
-        for record in readers[file.suffix.lower()](file, what, faults):
+def read_shards(folder: Path, what: str, faults: Faults, formats: Collection[Format]) -> Iterator[Record]:
+    """One shard after the other."""
+    for file in choose_split(find_shards(folder, formats), faults):
+        last, kind = 0, format_of(file, formats)
+        assert kind is not None, "it was found by its format"
+        for record in kind.read(file, what, faults):
             last = record.number
             yield record
         faults.before += last + 1

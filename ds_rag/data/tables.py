@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.data.bad_rows import Faults
+from ds_rag.data.file_format import Format, has_suffix, holds
 from ds_rag.data.records import Record
 from ds_rag.runtime.errors import UserError
 
@@ -90,3 +91,9 @@ def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record
     except (pyarrow.ArrowException, ValueError, KeyError) as error:
         found = f"{error}, after row {number}"
         raise UserError(f"{faults.source} is no readable datasets folder", found=found) from error
+
+
+PARQUET = Format("a .parquet file", has_suffix(".parquet"), read_parquet)
+SAVED_DATASET = Format(
+    "a folder of datasets' save_to_disk", holds("dataset_dict.json", "state.json"), read_saved_dataset
+)

@@ -12,6 +12,7 @@ from pathlib import Path
 from shlex import quote
 
 from ds_rag.data.bad_rows import Faults
+from ds_rag.data.file_format import Format, has_suffix
 from ds_rag.data.records import Record
 from ds_rag.runtime.errors import UserError
 
@@ -141,3 +142,7 @@ def read_jsonl(path: Path, what: str, faults: Faults) -> Iterator[Record]:
             yield Record(fields, number, where)
         else:
             faults.add(number, where, f"JSON {type(fields).__name__}, expected an object")
+
+
+CSV = Format("a .csv file", has_suffix(".csv"), read_csv)
+JSONL = Format("a .jsonl (.ndjson, .json) file", has_suffix(".jsonl", ".ndjson", ".json"), read_jsonl)

@@ -16,6 +16,7 @@ import pytest
 
 from ds_rag.data import formats
 from ds_rag.data.bad_rows import Reading
+from ds_rag.data.file_format import Format, has_suffix
 from ds_rag.data.formats import READERS, Passage, passages_of, read_corpus, read_rows
 
 
@@ -131,7 +132,7 @@ def test_splits_and_missing_pieces_of_a_folder(files: Any) -> None:
         file.unlink()
     for name in ("a.csv", "b.csv"):  # no numbers: nobody says that they belong together
         files.put(f"data/{name}", SHARDS["csv"].format(q=name))
-    assert "nor one of numbered pieces" in files.error(folder) and "did you mean" not in files.error(folder)
+    assert "nor one of numbered shards" in files.error(folder) and "did you mean" not in files.error(folder)
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -143,14 +144,14 @@ def test_every_reader_stops_at_the_limit(kind: str, files: Any, monkeypatch: pyt
     else:
         path = files.write(kind, rows)
     monkeypatch.setattr(formats, "LOOK", 2)
-    read, reader = [], formats.READERS[kind]
+    read, real = [], formats.READERS[kind]
 
     def counted(*args: Any) -> Any:
-        for record in reader(*args):
+        for record in real.read(*args):
             read.append(record)
             yield record
 
-    monkeypatch.setitem(formats.READERS, kind, counted)
+    monkeypatch.setitem(formats.READERS, kind, replace(real, read=counted))
     assert [row.id for row in read_rows(path, limit=4)] == [row["id"] for row in rows[:4]]
     assert len(read) <= 6
     read.clear()
@@ -212,3 +213,26 @@ def test_covidqa(shared_dir: Path) -> None:
     assert [(r.id, r.query, r.answers, r.positives) for r in rows] == [
         (r.id, r.query, r.answers, r.positives) for r in train
     ]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_one_format_recognises_what_was_written_in_it(kind: str, files: Any) -> None:
+    path = files.write(kind, files.rows(0))
+    assert [name for name, one in READERS.items() if one.recognises(path)] == [kind]
+    assert formats.detect(path, "--corpus") == kind
+    assert READERS[kind].what in files.error(files.folder / "nowhere")
+
+
+def test_a_suffix_in_capitals_is_one_and_a_folder_with_a_suffix_is_none(files: Any) -> None:
+    assert formats.detect(files.put("ROWS.CSV", "query,answer,passage\n"), "--corpus") == "csv"
+    (files.folder / "rows.jsonl").mkdir()
+    assert "neither a datasets folder" in files.error(files.folder / "rows.jsonl")
+
+
+def test_a_new_format_is_a_line_of_the_table(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a suffix that nothing else knows; it is looked for in the table's order, and read as any other."""
+    path = files.put("rows.rag", files.line())
+    assert "unknown kind of file" in files.error(path)
+    new = Format("a .rag file", has_suffix(".rag"), READERS["jsonl"].read)
+    monkeypatch.setitem(formats.READERS, "rag", new)
+    assert [row.query for row in read_rows(path)] == ["who"]
