@@ -2,7 +2,7 @@
 shares, or one of each.
 
 `index_corpus` is the whole way, all ranks together. Training's index stage takes the steps one by one: `encode_share`
-and `update_share` in a thread too, for they use no collective where `agree` is `int`.
+and `update_share` in a thread too, for they use no collective where they are `alone`.
 
 Shape legend: n passages of a share, N of the corpus, D embedding, s of a sample.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from ds_rag.config import StageConfig
 from ds_rag.data.dataset import TokenTable
 from ds_rag.index.corpus_index import CorpusIndex, build_part
-from ds_rag.index.encode import Agree, embed_rows, token_budget
+from ds_rag.index.encode import embed_rows, token_budget
 from ds_rag.index.faiss_index import threads
 from ds_rag.index.partial_update import choose_rows, drift, estimate, fit_map, move, sample_rows
 from ds_rag.index.shards import Origin, ShardWriter, chunk_rows, merge_shards, open_shard, shard_path, share_of, slices
@@ -87,15 +87,15 @@ def encode_share(
     model: str,
     step: int,
     watch: Watch = lambda count: None,
-    agree: Agree | None = None,
+    alone: bool = False,
 ) -> Share:
     """This rank's whole share, in `folder`; goes on where an earlier call for the same model stopped. model: its hash;
-    agree: see `embed_rows`."""
+    alone: see `embed_rows`."""
     path, numbers = corpus.path(folder), corpus.numbers_n
     with ShardWriter(path, len(numbers), corpus.origin(model)) as writer:
         watch(writer.done)
         rest = numbers[writer.done :]  # chunks end where batches do, so these are cut as they would have been
-        for rows_bD in embed_rows(retriever, corpus.tokens, rest, "passage", corpus.budget, agree):
+        for rows_bD in embed_rows(retriever, corpus.tokens, rest, "passage", corpus.budget, alone):
             writer.append(rows_bD)
             watch(len(rows_bD))
     return Share(numbers, open_shard(path), np.full(len(numbers), step))
@@ -111,7 +111,7 @@ def update_share(
     fraction: str,
     seed: int,
     watch: Watch = lambda count: None,
-    agree: Agree | None = None,
+    alone: bool = False,
 ) -> Share:
     """This rank's share with those passages encoded again whose vectors are worst, as far as a sample tells (drift.py),
     and the others moved as the sample has moved.
@@ -121,7 +121,7 @@ def update_share(
     """
 
     def embed(rows: np.ndarray) -> Iterator[np.ndarray]:
-        return embed_rows(retriever, corpus.tokens, old.numbers_n[rows], "passage", corpus.budget, agree)
+        return embed_rows(retriever, corpus.tokens, old.numbers_n[rows], "passage", corpus.budget, alone)
 
     sample_s = sample_rows(len(old.numbers_n), [seed, step, corpus.rank])
     fresh_sD = np.concatenate([np.zeros((0, corpus.dimension), np.float32), *embed(sample_s)])

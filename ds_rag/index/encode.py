@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,8 +19,6 @@ from ds_rag.runtime.console import Console
 # every layer, and a wider batch holds more padding (benchmarks/encode.py).
 CPU_TOKENS = 512
 PAUSE = 16  # forwards between two places where the ranks may agree to stop
-
-Agree = Callable[[int], int]  # a rank's number of forwards -> all ranks' largest
 
 
 def tokenize_side(retriever: Retriever, side: str, texts: Sequence[str], console: Console, what: str) -> TokenTable:
@@ -63,10 +61,9 @@ def token_budget(retriever: Retriever, tokens: TokenTable, batch: int) -> int:
     return min(budget, CPU_TOKENS * torch.get_num_threads()) if on_cpu else budget
 
 
-def most_forwards(retriever: Retriever) -> Agree:
-    """The ranks' agreement on a number of forwards: one small reduction. All call it together."""
-    device = retriever.log_temperature.device
-    return lambda count: int(collectives.all_max({"forwards": count}, device)["forwards"])
+def most_forwards(retriever: Retriever, count: int) -> int:
+    """The largest of all ranks' numbers of forwards: one small reduction. All call it together."""
+    return int(collectives.all_max({"forwards": count}, retriever.log_temperature.device)["forwards"])
 
 
 def embed_rows(
@@ -75,22 +72,21 @@ def embed_rows(
     numbers: np.ndarray,
     side: str,
     budget: int,
-    agree: Agree | None = None,
+    alone: bool = False,
 ) -> Iterator[np.ndarray]:
     """Vectors (b, D) float32 of the texts of these numbers, batch by batch, in their order (longest first).
 
     All ranks run equally many forwards, those that are done early on one token: a sharded module (ZeRO stage 3)
-    gathers its weights in each, and would wait for a rank that has stopped. agree: how the number is found; `int`
-    where the module is whole and no rank waits, as in a thread. The wrapped module is called, not the engine: no
-    gradient is kept and DeepSpeed counts no forward.
+    gathers its weights in each, and would wait for a rank that has stopped. alone: no other rank is asked or waited
+    for, as in a thread, where no collective may run; the module must not be sharded. The wrapped module is called, not
+    the engine: no gradient is kept and DeepSpeed counts no forward.
     """
     retriever.eval()
     device, pad = retriever.log_temperature.device, retriever.tokenizer.pad_token_id
     parts = list(cut(tokens.lengths[numbers], budget))
-    most = (agree or most_forwards(retriever))(len(parts))
-    together = agree is not int  # not in a thread: there no rank may ask another
+    most = len(parts) if alone else most_forwards(retriever, len(parts))
     for n, part in enumerate(parts):
-        if together and n % PAUSE == 0:
+        if not alone and n % PAUSE == 0:
             stop_signals.safe_place()
         padded = pad_right([tokens[n] for n in numbers[part]], pad).to(device)
         fault_injection.point("encode")
@@ -99,7 +95,7 @@ def embed_rows(
         yield vectors
     one = pad_right([np.array([pad], dtype=np.int32)], pad).to(device)
     for n in range(len(parts), most):
-        if together and n % PAUSE == 0:
+        if not alone and n % PAUSE == 0:
             stop_signals.safe_place()
         with torch.no_grad():
             retriever.embed(one, side)

@@ -24,7 +24,6 @@ from ds_rag.config import StageConfig
 from ds_rag.engines.snapshot import fingerprint, snapshot
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.index.building import Built, Corpus, Share, build, build_together, encode_share, update_share
-from ds_rag.index.encode import Agree, most_forwards
 from ds_rag.index.shards import remove_shards
 from ds_rag.models.retriever import Retriever
 from ds_rag.run.assemble import Parts
@@ -109,7 +108,7 @@ class IndexStage:
             self._note_same_weights(step)
         else:
             console = self.console if progress else Console(speaks=False)
-            share = self._encode(retriever, model, step, whole, most_forwards(retriever), console)
+            share = self._encode(retriever, model, step, whole, False, console)
             self._swap(build_together(self.corpus, share, self._folder(step), self.stage), step, model, whole)
         return self._land(step, retriever, began, time.monotonic() - began)
 
@@ -144,7 +143,7 @@ class IndexStage:
 
         def work() -> Share | Built:
             with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
-                share = self._encode(retriever, model, step, whole, int, Console(speaks=False))
+                share = self._encode(retriever, model, step, whole, True, Console(speaks=False))
             return build(self.corpus, share, self._folder(step), self.stage) if alone else share
 
         job = Background(work)
@@ -178,10 +177,8 @@ class IndexStage:
             share, where = pending.job.value, self._folder(pending.step)
             pending.job, pending.build_next = Background(partial(build, self.corpus, share, where, self.stage)), False
 
-    def _encode(
-        self, retriever: Retriever, model: str, step: int, whole: bool, agree: Agree, console: Console
-    ) -> Share:
-        """This rank's share; whole, or what has moved most. agree: `int` without the other ranks, as in a thread."""
+    def _encode(self, retriever: Retriever, model: str, step: int, whole: bool, alone: bool, console: Console) -> Share:
+        """This rank's share; whole, or what has moved most. alone: without the other ranks, as in a thread."""
         where, seed = self._folder(step), self.seed
 
         def watch(count: int) -> None:
@@ -191,10 +188,10 @@ class IndexStage:
 
         with console.progress(len(self.corpus.numbers_n), "encoding passages", unit="passage") as meter:
             if whole:
-                return encode_share(retriever, self.corpus, where, model, step, watch, agree)
+                return encode_share(retriever, self.corpus, where, model, step, watch, alone)
             assert self.built is not None
             old, fraction = self.built.share, self.stage.refresh_fraction
-            return update_share(retriever, self.corpus, where, model, step, old, fraction, seed, watch, agree)
+            return update_share(retriever, self.corpus, where, model, step, old, fraction, seed, watch, alone)
 
     def _folder(self, step: int) -> Path:
         return self.folder / f"step-{step}"

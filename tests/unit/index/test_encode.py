@@ -80,7 +80,7 @@ def test_on_a_cpu_a_batch_holds_no_more_than_its_threads_want(retriever, monkeyp
 def test_every_rank_encodes_its_share_and_all_get_everything(retriever, monkeypatch):
     tokens, world = table(retriever), 3
     monkeypatch.setattr(module.collectives, "world", lambda: world)
-    monkeypatch.setattr(module, "most_forwards", lambda retriever: int)
+    monkeypatch.setattr(module, "most_forwards", lambda retriever, count: count)
     shares: list[tuple[np.ndarray, np.ndarray]] = []
     monkeypatch.setattr(module.collectives, "gather_objects", lambda share: shares.append(share) or [share])
     for rank in range(world):
@@ -96,7 +96,7 @@ def test_a_rank_without_a_share(retriever, monkeypatch):
     """More ranks than texts: its part is empty, and of the right width."""
     monkeypatch.setattr(module.collectives, "world", lambda: 4)
     monkeypatch.setattr(module.collectives, "rank", lambda: 3)
-    monkeypatch.setattr(module, "most_forwards", lambda retriever: int)
+    monkeypatch.setattr(module, "most_forwards", lambda retriever, count: count)
     seen: list[Any] = []
     full = (np.arange(2), np.ones((2, 16), np.float32))
     monkeypatch.setattr(module.collectives, "gather_objects", lambda share: seen.append(share) or [full, share])
@@ -111,11 +111,13 @@ def test_a_rank_that_is_done_early_runs_forwards_of_one_token_to_the_last(retrie
     monkeypatch.setattr(retriever, "embed", lambda t, side: shapes.append(tuple(t.ids_BT.shape)) or embed(t, side))
     asked: list[int] = []
     rows = np.array([5, 1, 4])
-    found = list(embed_rows(retriever, tokens, rows, "passage", 1, lambda count: asked.append(count) or 7))
+    monkeypatch.setattr(module, "most_forwards", lambda retriever, count: asked.append(count) or 7)
+    found = list(embed_rows(retriever, tokens, rows, "passage", 1))
     assert asked == [3] and len(found) == 3 and len(shapes) == 7
     assert shapes[3:] == [(1, 1)] * 4 and shapes[0] != (1, 1)
-    none = list(embed_rows(retriever, tokens, rows[:0], "passage", 1, lambda count: 2))
-    assert none == [] and shapes[7:] == [(1, 1)] * 2
+    monkeypatch.setattr(module, "most_forwards", lambda retriever, count: 2)
+    assert list(embed_rows(retriever, tokens, rows[:0], "passage", 1)) == [] and shapes[7:] == [(1, 1)] * 2
+    assert list(embed_rows(retriever, tokens, rows[:0], "passage", 1, alone=True)) == [] and len(shapes) == 9
     np.testing.assert_allclose(np.concatenate(found), direct(retriever, [TEXTS[n] for n in rows]), atol=1e-5)
 
 
