@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sqlite3
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +23,7 @@ from ds_rag.run import trackers
 from ds_rag.run.metrics_file import Metrics, open_metrics
 from ds_rag.run.trackers import TRACKERS, TrackedRun, Tracking, check_installed, chosen, start_tracking
 from ds_rag.runtime.errors import RunError, UserError
+from ds_rag.runtime.own_files import RUN, strangers
 
 Calls = list[tuple[Any, ...]]
 
@@ -55,7 +59,7 @@ def test_one_or_several_names_each_once() -> None:
 def test_each_is_an_extra_that_is_named_where_it_is_absent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, TRACKERS[name], None)
     with pytest.raises(UserError, match=f"--report_to {name}: not installed") as caught:
-        check_installed(f"none,{name}".removeprefix("none,"))
+        check_installed(name)
     assert f"pip install 'ds_rag[{name}]'" in str(caught.value)
     extras = (Path(__file__).resolve().parents[3] / "pyproject.toml").read_text().split("optional-dependencies")[1]
     assert f"\n{name} = [" in extras
@@ -129,6 +133,7 @@ def test_a_damaged_file_of_ids_counts_as_none(tmp_path: Path) -> None:
     run.keep_id("wandb", "abc")
     run.keep_id("mlflow", "def")
     assert (run.known_id("wandb"), run.known_id("mlflow"), run.known_id("trackio")) == ("abc", "def", None)
+    assert not strangers(tmp_path, RUN), "a run's own file, which goes with its folder"
     for text in ("[1]", '{"wandb"', '{"wandb": 3}'):
         (tmp_path / trackers.IDS).write_text(text)
         assert run.known_id("wandb") is None
@@ -147,7 +152,7 @@ class Library(ModuleType):
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self.calls.append((name, args, kwargs))
-            return SimpleNamespace(id="id-1", info=SimpleNamespace(run_id="id-1"), **dict.fromkeys(()), **self.of_run())
+            return SimpleNamespace(id="id-1", info=SimpleNamespace(run_id="id-1"), **self.of_run())
 
         return call
 
@@ -236,13 +241,34 @@ def test_wandb_offline_keeps_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @needs("mlflow")
-def test_mlflow_in_files_holds_a_resumed_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_in_a_local_database_holds_a_resumed_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     track("mlflow", tmp_path)
     (kept,) = json.loads((tmp_path / trackers.IDS).read_text()).values()
     history = mlflow.MlflowClient().get_metric_history(kept, "eval/recall_at_1")
     assert [(m.step, m.value) for m in history] == [(1, 0.25), (2, 0.5), (3, 0.75)]
     assert mlflow.get_run(kept).data.params == {"seed": "3"}
+
+
+@needs("trackio")
+def test_trackio_on_this_machine_holds_a_resumed_run_once(tmp_path: Path) -> None:
+    """In a process of its own: where its files lie trackio reads once, when it is imported."""
+    code = (
+        "import sys; from pathlib import Path; from ds_rag.run.trackers import TrackedRun, start_tracking\n"
+        "for resumed_at, step in ((None, 1), (1, 2), (1, 3)):\n"
+        "    tracking = start_tracking('trackio', TrackedRun(Path(sys.argv[1]), {'seed': 3}, resumed_at), sys.exit)\n"
+        "    tracking.log('eval', step, {'recall@1': step / 4})\n"
+        "    tracking.finish()\n"
+    )
+    root = Path(__file__).resolve().parents[3]
+    env = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "TRACKIO_PROJECT": "tried"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=env, cwd=root, timeout=60)
+    (kept,) = json.loads((tmp_path / trackers.IDS).read_text()).values()
+    with sqlite3.connect(tmp_path / "trackio/tried.db") as database:
+        found = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [(name, step, json.loads(m)) for name, step, m in found] == [
+        (kept, step, {"eval/recall@1": step / 4}) for step in (1, 2, 3)
+    ]
