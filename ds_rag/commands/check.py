@@ -17,8 +17,8 @@ from ds_rag.data.prompt import Prompt
 from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread
 from ds_rag.models.loading import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
-from ds_rag.run.open_saved import quiet_libraries
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.library_messages import quiet_libraries
 from ds_rag.runtime.log import Console
 from ds_rag.runtime.output_places import check_json, write_json
 

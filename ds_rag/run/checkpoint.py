@@ -52,7 +52,7 @@ class TrainState:
     skipped: int = 0
     refreshed: int = -1  # the last step at which the index stage was done, before this one was saved
     before: dict[str, float] | None = None  # metrics before training
-    watched: dict[str, Any] = field(default_factory=dict)  # what the guards remember
+    watched: dict[str, Any] = field(default_factory=dict)  # what the watchers remember
 
 
 def checkpoints(run: Path) -> list[Path]:

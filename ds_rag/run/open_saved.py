@@ -16,6 +16,7 @@ from ds_rag.models.retriever import Retriever
 from ds_rag.run import export, run_files
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.library_messages import quiet_libraries
 
 OF_ITS_ROWS = {"corpus", "max_eval_samples", "on_bad_row"} | {
     f.name for f in fields(DataConfig) if f.name.endswith("_column")
@@ -90,11 +91,3 @@ def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> 
     if generator:
         prompt = Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
     return Saved(run, config, retriever, generator, prompt)
-
-
-def quiet_libraries() -> None:
-    """A command's answer is not mixed with transformers' progress bars and remarks; errors still show."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ds_rag.run import checkpoint
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime import atomic_folders, collectives, json_files
-from ds_rag.runtime.errors import UserError, not_written
+from ds_rag.runtime.errors import UserError
 
 # What may differ and leaves the mathematics as it was: where and how often things are written, how much is done at
 # once, and in which pieces. (The batch's own rule is `fit_batch`'s; how long the run is, the note's.)
@@ -36,31 +35,6 @@ FREE |= {"max_bad_steps", "detect_collapse", "on_bad_row"}
 # What an index is and when it is made: free where rows do not take their candidates from it.
 OF_INDEX = {"refresh_index", "refresh_mode", "refresh_staleness", "refresh_fraction", "index_factory"}
 LENGTH = {"max_steps", "num_train_epochs"}
-
-
-class Keeper:
-    """Saves this run's checkpoints. `saved`: the last step there is one of."""
-
-    def __init__(self, folder: Path, limit: int, parts: Parts, facts: dict[str, Any], saved: int = -1):
-        """limit: how many are kept; facts: for their manifests."""
-        self.folder, self.limit, self.parts = folder, limit, parts
-        self.facts, self.saved = facts, saved
-        self.seconds = 0.0  # spent on the last one
-
-    def save(self, state: TrainState) -> bool:
-        """A checkpoint of this step; False where there is one already. Raises RunError where it could not be written:
-        the one before still stands."""
-        if state.step == self.saved:
-            return False
-        began = time.monotonic()
-        arrays = self.parts.candidates.arrays if self.parts.candidates else {}  # so that a resumed run reads the same
-        try:
-            checkpoint.save(self.folder, self.parts.engines, state, self.limit, self.facts, arrays)
-        except OSError as error:
-            fix = "free some, then --resume auto: the checkpoint before it is whole"
-            raise not_written(f"the checkpoint of step {state.step}", error, self.folder, fix) from None
-        self.saved, self.seconds = state.step, time.monotonic() - began
-        return True
 
 
 def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:

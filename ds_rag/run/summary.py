@@ -18,8 +18,8 @@ from ds_rag.index.encode import precision_of
 from ds_rag.index.store import describe, hash_model
 from ds_rag.models.sharded import count_of
 from ds_rag.run import export, run_files
+from ds_rag.run.active_run import Run
 from ds_rag.run.assemble import Parts
-from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.html_report import write_report
 from ds_rag.run.index_refresh import IndexStage
 from ds_rag.run.model_cards import card, warmed
@@ -29,7 +29,7 @@ from ds_rag.runtime.errors import not_written
 from ds_rag.runtime.log import Console
 
 
-def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
+def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
     """What is about to happen, in four lines; the resolved configuration goes to the run's folder."""
     optim, data = config.optim, parts.data
     sizes = {n: count_of(m) / 1e6 for n, m in parts.engines.modules.items()}
@@ -58,31 +58,21 @@ def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -
         atomic_folders.write_whole(folder / json_files.CONFIG, run_files.configuration_text(config))
 
 
-def leave(
-    parts: Parts,
-    config: RunConfig,
-    state: TrainState,
-    result: Evaluation,
-    index: IndexStage,
-    folder: Path,
-    console: Console,
-    began: float,
-) -> None:
+def write_results(run: Run, result: Evaluation, began: float) -> None:
     """Writes models with their cards, index, results.json and config.json, which come to their places together, and
-    report.html; shows the outcome. Raises RunError on every rank where one could not write."""
-    steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
-    cards = {
-        name: card(name, config, steps, result.metrics, facts(name, parts, config)) for name in parts.engines.modules
-    }
+    report.html; shows the outcome. result: of the exported weights; began: when the run did, by time.monotonic.
+    Raises RunError on every rank where one could not write."""
+    parts, config, folder = run.parts, run.config, run.folder
+    cards = make_cards(run, result)
     linked = collectives.from_first((folder / export.INDEX).is_symlink())  # to a disk with more room, perhaps
     fix = "free some, then --resume auto, which goes on from the last checkpoint"
-    results = outcome(config, state, result, index)
+    results = outcome(run, result)
     try:
         with export.staged(folder) as place:
             export_models(place, parts.engines, cards)
             model = hash_model(place / "retriever")
             if not linked:
-                save_index(parts, config, index, place / export.INDEX, model)
+                save_index(parts, config, run.index, place / export.INDEX, model)
             results["seconds"] = round(time.monotonic() - began, 1)
             stop_signals.phase("writing the figures")
             failure = (
@@ -94,10 +84,20 @@ def leave(
     except OSError as error:
         raise not_written("the trained models", error, folder, fix) from None
     if linked:
-        save_index(parts, config, index, folder / export.INDEX, model)
-    index.clear()
+        save_index(parts, config, run.index, folder / export.INDEX, model)
+    run.index.clear()
     if collectives.rank() == 0:
-        show(results, write_report(folder), console)
+        show_outcome(results, write_report(folder), run.console)
+
+
+def make_cards(run: Run, result: Evaluation) -> dict[str, str]:
+    """Each exported model's README.md."""
+    config, state = run.config, run.state
+    steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
+    return {
+        name: card(name, config, steps, result.metrics, card_lines(name, run.parts, config))
+        for name in run.parts.engines.modules
+    }
 
 
 def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
@@ -121,8 +121,9 @@ def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     atomic_folders.agree("a model", failure)
 
 
-def outcome(config: RunConfig, state: TrainState, result: Evaluation, index: IndexStage) -> dict[str, Any]:
-    """What results.json says."""
+def outcome(run: Run, result: Evaluation) -> dict[str, Any]:
+    """What results.json says, but for the seconds."""
+    config, state, index = run.config, run.state, run.index
     return {
         "before": state.before or {},
         "after": result.metrics,
@@ -142,7 +143,8 @@ def write_figures(place: Path, results: dict[str, Any], config: RunConfig) -> No
     (place / json_files.CONFIG).write_text(run_files.configuration_text(config), encoding="utf-8")
 
 
-def facts(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
+def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
+    """What a model's card says beside its training: how to use it as it was trained."""
     if name == "retriever":
         s = parts.retriever.settings
         return {
@@ -169,7 +171,7 @@ def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path,
     publish(folder, index.built, ids, texts, manifest)
 
 
-def show(results: dict[str, Any], report: Path, console: Console) -> None:
+def show_outcome(results: dict[str, Any], report: Path, console: Console) -> None:
     """The table before and after, three questions, and where the report lies."""
     before, after = results["before"], results["after"]
     if after:

@@ -32,7 +32,7 @@ class Ending:
         self.keeper = SimpleNamespace(folder=folder, save=lambda state: self.done.append(f"save {state.step}"))
         self.index = SimpleNamespace(refresh=self.refresh)
         self.last, nothing = last, lambda *_: None
-        self.guards = SimpleNamespace(memory={}, after_evaluation=nothing)
+        self.watchers = SimpleNamespace(memory={}, after_evaluation=nothing)
         self.console, self.metrics = SimpleNamespace(say=nothing), SimpleNamespace(write=nothing)
 
     def refresh(self, step: int, progress: bool) -> Landed:
