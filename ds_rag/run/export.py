@@ -26,6 +26,7 @@ from ds_rag.run import run_files
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, folder_lock, json_files, stop_signals
 from ds_rag.runtime.atomic_folders import MANIFEST, Damage
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.whole_files import sync_folder
 
 PENDING = "export.pending"
 INDEX = "index"
@@ -84,12 +85,12 @@ def put_in_place(run: Path) -> None:
         old.mkdir(exist_ok=True)
         for name in NAMES:
             if name == MANIFEST:
-                atomic_folders.sync_folder(run)
+                sync_folder(run)
             fault_injection.point("exchange")
             comes = name in manifest["names"] or name == MANIFEST
             if comes or name != INDEX:  # one that does not come along stays: it says itself whose it is
                 move(pending / name, run / name, old / name, comes)
-        atomic_folders.sync_folder(run)
+        sync_folder(run)
     fault_injection.point("exchange")
     clear(run, old)
     with suppress(OSError):

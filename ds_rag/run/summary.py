@@ -27,6 +27,7 @@ from ds_rag.run.publish_index import publish
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
 from ds_rag.runtime.errors import not_written
 from ds_rag.runtime.log import Console
+from ds_rag.runtime.whole_files import write_whole
 
 
 def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
@@ -55,7 +56,7 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
     if collectives.rank() == 0 and not export.exported(
         folder
     ):  # else it belongs to the models there, until new ones come
-        atomic_folders.write_whole(folder / json_files.CONFIG, run_files.configuration_text(config))
+        write_whole(folder / json_files.CONFIG, run_files.configuration_text(config))
 
 
 def write_results(run: Run, result: Evaluation, began: float) -> None:
