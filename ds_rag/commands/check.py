@@ -13,7 +13,7 @@ from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
 from ds_rag.data.dataset import CHUNK, assemble, columns_of, corpus_source
 from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
 from ds_rag.data.matching import texts_of
-from ds_rag.data.prompt import Prompt
+from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread
 from ds_rag.models.loading import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
@@ -143,7 +143,7 @@ def named(model: str, config: RunConfig) -> bool:
 def prompt_of(model: ModelConfig) -> Prompt:
     folder = model_folder(model.generator, "--generator")
     tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
-    return Prompt(tokenizer, model.prompt_template, model.chat_template, version=model.prompt_version)
+    return make_prompt(model, tokenizer)
 
 
 def measure_all(

@@ -11,7 +11,8 @@ from ds_rag.config import BUILTIN
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import TokenTable, read_evaluation
-from ds_rag.evaluation.evaluator import Evaluator, tokenize_evaluation
+from ds_rag.data.token_tables import tokenize_evaluation
+from ds_rag.evaluation.evaluator import Evaluator
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import precision_of

@@ -12,8 +12,9 @@ from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
 from ds_rag.data.formats import Passage, read_corpus
 from ds_rag.data.source import Source, look
+from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index.building import Corpus, index_corpus
-from ds_rag.index.encode import precision_of, tokenize_side
+from ds_rag.index.encode import precision_of
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.shards import remove_shards
 from ds_rag.index.store import check_replaceable, describe, hash_model, read_passages

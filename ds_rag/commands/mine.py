@@ -23,11 +23,12 @@ from ds_rag.data.bad_rows import MINE, Reading, say_notices
 from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.matching import overlaps
+from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.answering import Answerer
 from ds_rag.evaluation.evaluator import log_softmax
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
-from ds_rag.index.encode import encode, tokenize_side
+from ds_rag.index.encode import encode
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.rows import Rows, Vectors
 from ds_rag.index.store import hash_model, open_vectors, read_index

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ds_rag.config import ALIASES, DataConfig, RunConfig, build
-from ds_rag.data.prompt import Prompt
+from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_pair, load_retriever
 from ds_rag.models.retriever import Retriever
@@ -87,7 +87,5 @@ def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> 
     for module in (retriever, generator):
         if module is not None:
             module.eval().requires_grad_(False).to(device)
-    m, prompt = config.model, None
-    if generator:
-        prompt = Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
+    prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
     return Saved(run, config, retriever, generator, prompt)

@@ -24,8 +24,8 @@ from ds_rag.data.batch import lay_out_cells
 from ds_rag.data.dataset import Example, assemble
 from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
+from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index.building import Corpus, index_corpus
-from ds_rag.index.encode import tokenize_side
 from ds_rag.index.store import describe, hash_model
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime.errors import UserError
