@@ -76,19 +76,10 @@ def hash_texts(texts: list[str]) -> str:
 
 
 def describe(
-    model_hash: str,
-    dimension: int,
-    texts: list[str],
-    factory: str,
-    settings: Any,
-    shards: int = 0,
-    source: str | None = None,
-    tokens: str = "",
-    precision: str = "",
-    source_files: dict[str, Any] | None = None,
+    model_hash: str, dimension: int, texts: list[str], factory: str, settings: Any, shards: int = 0
 ) -> Manifest:
-    """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path, and
-    what was found there."""
+    """The manifest of an index over these texts, without what is known of their source. settings: the retriever's
+    (pooling, normalisation)."""
     return Manifest(
         model_hash=model_hash,
         count=len(texts),
@@ -98,10 +89,6 @@ def describe(
         pooling=settings.pooling,
         corpus_hash=hash_texts(texts),
         shards=shards,
-        source=os.path.realpath(Path(source).expanduser()) if source else "",
-        tokens=tokens,
-        precision=precision,
-        source_files=source_files or {},
     )
 
 

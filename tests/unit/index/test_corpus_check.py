@@ -66,7 +66,7 @@ def made(request, tmp_path) -> tuple[StoredIndex, Path, str]:
 def index_of(path: Path) -> StoredIndex:
     found = look(path)
     texts = [p.text for p in read_corpus(path)]
-    manifest = describe("m", 8, texts, "Flat", SETTINGS, 0, str(path), source_files=found.sealed())
+    manifest = replace(describe("m", 8, texts, "Flat", SETTINGS), source=str(found.path), source_files=found.sealed())
     facts = json.loads(json.dumps(asdict(manifest)))  # as from the disk
     return StoredIndex(None, [f"c{n}" for n in range(len(texts))], texts, Manifest(**facts))  # type: ignore[arg-type]
 
