@@ -20,7 +20,7 @@ from ds_rag.config.schedules import lr_factor
 from ds_rag.engines.joint import StepResult
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.run import checkpoint, resume_rules
-from ds_rag.run.active_run import Run, measure_before, record, refresh_candidates, take_up
+from ds_rag.run.active_run import Run, measure_before, record_index, refresh_candidates, take_up
 from ds_rag.run.assemble import Parts, assemble
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.checkpoint_keeper import Keeper
@@ -169,7 +169,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         resume_rules.fit_batch(resumed, config, console.say)
     stop_signals.phase("start: reading rows and models")
     parts = assemble(config, console, folder, device)
-    facts = resume_rules.facts(config, parts)
+    facts = resume_rules.run_facts(config, parts)
     if resumed:
         resume_rules.check_unchanged(resumed, config, facts, console.say)
     if config.run.resume != "never":
@@ -178,10 +178,8 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
     metrics = Metrics(folder if collectives.rank() == 0 else None, config.run.report_to, step, refreshed, console.say)
     say_beginning(parts, config, folder, console)
-    evaluator = Evaluator(
-        parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
-    )
-    index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, parts.candidates is not None)
+    evaluator = Evaluator(parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage)
+    index = IndexStage(parts, config.stage, evaluator, folder, console, parts.candidates is not None)
     here = step if step is not None and checkpoint.is_of(folder, resumed) else -1
     keeper = Keeper(folder, config.run.save_total_limit, parts, facts, here)
     watchers = Watchers(config, folder, console, metrics)
@@ -232,7 +230,7 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
     if last is None:
         stop_signals.phase("the last evaluation")
         landed = run.index.refresh(state.step, progress=True)
-        record(run, landed)  # no `take_up`: a run that is made longer refreshes here for the rows to come
+        record_index(run, landed)  # no `take_up`: a run that is made longer refreshes here for the rows to come
         last = landed.result
     if not stage.load_best_model_at_end or state.best_step is None or state.best_step == state.step:
         return last

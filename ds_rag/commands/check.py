@@ -10,7 +10,7 @@ from typing import Any
 
 from ds_rag.config import ALIASES, DataConfig, ModelConfig, RunConfig, build
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
-from ds_rag.data.dataset import CHUNK, assemble, columns_of, corpus_source
+from ds_rag.data.dataset import CHUNK, build_table, columns_of, corpus_source
 from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
 from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt, make_prompt
@@ -74,7 +74,7 @@ def look_together(
 ) -> tuple[list[str], str | None]:
     """What training would say of rows and corpus together, and for what it would refuse them."""
     try:
-        return assemble(corpus or passages_of([*rows, *evaluation]), rows, evaluation).notices, None
+        return build_table(corpus or passages_of([*rows, *evaluation]), rows, evaluation).notices, None
     except UserError as error:
         return [], str(error)
 

@@ -81,9 +81,9 @@ def main(args: argparse.Namespace) -> int:
     say_notices(data.notices, console)
     check_factory(config.stage.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
-    evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage, console)
+    evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage)
     index = already_encoded(saved, tokens.passages, console)
-    result = evaluator.measure(index) if index is not None else evaluator.run(progress=True)
+    result = evaluator.measure(index) if index is not None else evaluator.run(console)
     figures = {"retrieval": result.retrieval, "answers": result.answers}
     if args.controls:
         figures |= {f"answers_{name}": values for name, values in evaluator.controls().items()}

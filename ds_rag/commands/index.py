@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from ds_rag.data.bad_rows import say_notices
-from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
+from ds_rag.data.dataset import RagData, TokenTable, build_table, reading_of
 from ds_rag.data.formats import Passage, read_corpus
-from ds_rag.data.source import look
+from ds_rag.data.source import source_of
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index.building import Corpus, index_corpus
 from ds_rag.index.faiss_index import check_factory
@@ -36,15 +36,15 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("no models to index with", expected="--run RUN")
     own = Path(args.run) / "index"
     folder = own if args.out is None else Path(args.out)
-    with claim(folder) if collectives.rank() == 0 else nullcontext():
+    with claim_place(folder) if collectives.rank() == 0 else nullcontext():
         collectives.start_if_several()
         console = Console(speaks=collectives.rank() == 0)
         saved = open_saved(args, {"out"})
         reading = reading_of(saved.config.data)
         given = "corpus" in args
-        source = look(args.corpus) if given else None  # an index's own passages again are those of no file
+        source = source_of(args.corpus) if given else None  # an index's own passages again are those of no file
         corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
-        table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
+        table = build_table(corpus, [], [], reading)  # a text that repeats is one passage
         table.source = source
         say_notices(table.notices, console)
         check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim_place(folder: Path) -> Iterator[None]:
     """Held by this process are an index's place, and the run whose own index it is: RUN/index is a training's too, by
     whatever way it is reached. Raises UserError, before anything is opened, where one is held, or where something else
     is in the place or beside it, where the vectors are kept until then."""

@@ -65,20 +65,18 @@ class Evaluator:
         data: RagData,
         tokens: EvalTokens,
         stage: StageConfig,
-        console: Console,
     ):
         self.retriever, self.generator, self.prompt = retriever, generator, prompt
-        self.data, self.tokens, self.stage, self.console = data, tokens, stage, console
+        self.data, self.tokens, self.stage = data, tokens, stage
         self.corpus = data.texts[: data.corpus_size]
         wanted = stage.eval_answers and generator is not None
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
-    def run(self, progress: bool = False) -> Evaluation:
+    def run(self, console: Console | None = None) -> Evaluation:
         """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index. Where
-        there is one of these vectors (`already_encoded`), `measure` does."""
+        there is one of these vectors (`already_encoded`), `measure` does. console: for the progress of both."""
         corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
         with scratch() as folder:
-            console = self.console if progress else None
             # By no name, so that all of it is let go of: a folder that hosts share by NFS stays while a file is open.
             return self.measure(
                 index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index, console=console

@@ -38,7 +38,7 @@ def encode(
             parts.append(vectors)
             meter.advance(len(vectors))
     mine = np.concatenate(parts) if parts else np.zeros((0, retriever.hidden_size), np.float32)
-    return join(collectives.gather_objects((numbers, mine)), len(tokens))
+    return in_text_order(collectives.gather_objects((numbers, mine)), len(tokens))
 
 
 def precision_of(retriever: Retriever) -> str:
@@ -111,7 +111,7 @@ def cut(lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[slice]:
         start = stop
 
 
-def join(shares: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+def in_text_order(shares: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
     """The ranks' shares in the texts' own order."""
     vectors = np.zeros((count, shares[0][1].shape[1]), np.float32)
     for order, part in shares:

@@ -76,10 +76,16 @@ def hash_texts(texts: list[str]) -> str:
 
 
 def describe(
-    model_hash: str, dimension: int, texts: list[str], factory: str, settings: Any, shards: int = 0
+    model_hash: str,
+    dimension: int,
+    texts: list[str],
+    factory: str,
+    settings: Any,
+    shards: int = 0,
+    precision: str = "",
 ) -> Manifest:
     """The manifest of an index over these texts, without what is known of their source. settings: the retriever's
-    (pooling, normalisation)."""
+    (pooling, normalisation); precision: `precision_of` it."""
     return Manifest(
         model_hash=model_hash,
         count=len(texts),
@@ -89,6 +95,7 @@ def describe(
         pooling=settings.pooling,
         corpus_hash=hash_texts(texts),
         shards=shards,
+        precision=precision,
     )
 
 

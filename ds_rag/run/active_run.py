@@ -56,12 +56,12 @@ def measure_before(run: Run) -> None:
 def take_up(run: Run, landed: Landed, text: ProgressText, new_candidates: bool = True) -> None:
     """The loop goes on with a new index: its figures are written, rows get their candidates from it, and a run that is
     resumed will not do this stage again."""
-    record(run, landed, new_candidates and run.state.step < run.parts.total_steps)
+    record_index(run, landed, new_candidates and run.state.step < run.parts.total_steps)
     text.metrics = landed.result.metrics
     run.state.refreshed = landed.step
 
 
-def record(run: Run, landed: Landed, new_candidates: bool = False) -> None:
+def record_index(run: Run, landed: Landed, new_candidates: bool = False) -> None:
     """Writes down what an index and its evaluation gave, and whether its weights are the best so far."""
     run.metrics.write("refresh", landed.step, landed.figures)
     if new_candidates:

@@ -87,11 +87,10 @@ class IndexStage:
         evaluator: Evaluator,
         folder: Path,
         console: Console,
-        seed: int = 0,
         needed: bool = False,
     ):
         """folder: the run's. needed: the index is refreshed on schedule also where there is nothing to evaluate."""
-        self.parts, self.stage, self.evaluator, self.console, self.seed = parts, stage, evaluator, console, seed
+        self.parts, self.stage, self.evaluator, self.console = parts, stage, evaluator, console
         self.wanted = needed or bool(parts.data.evaluation)
         self.folder = folder / "refresh"
         self.corpus = Corpus(parts.eval_tokens.passages, parts.retriever, stage.per_device_eval_batch_size)
@@ -203,7 +202,9 @@ class IndexStage:
             if whole:
                 return encode_share(encoder, self.corpus, where)
             assert self.built is not None
-            return update_share(encoder, self.corpus, where, self.built.share, self.stage.refresh_fraction, self.seed)
+            return update_share(
+                encoder, self.corpus, where, self.built.share, self.stage.refresh_fraction, self.parts.loader.seed
+            )
 
     def _folder(self, step: int) -> Path:
         return self.folder / f"step-{step}"

@@ -32,9 +32,9 @@ def describe_and_publish(
     corpus: as it was encoded, by `retriever`; model_hash: that of the retriever's folder. Raises as `publish` does.
     """
     ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
-    shards = collectives.world() if stage.index_shards == "keep" else 0
-    manifest = describe(model_hash, corpus.dimension, texts, stage.index_factory, retriever.settings, shards)
-    manifest = replace(manifest, tokens=corpus.digest, precision=precision_of(retriever))
+    shards, factory = collectives.world() if stage.index_shards == "keep" else 0, stage.index_factory
+    made = retriever.settings, shards, precision_of(retriever)
+    manifest = replace(describe(model_hash, corpus.dimension, texts, factory, *made), tokens=corpus.digest)
     if data.source and collectives.rank() == 0:  # whose manifest is written
         manifest = replace(manifest, source=str(data.source.path), source_files=data.source.sealed())
     publish(folder, built, ids, texts, manifest)

@@ -69,7 +69,7 @@ def phase(operation: str) -> None:
         _name(operation)
 
 
-def look(folder: Path) -> None:
+def raise_if_asked(folder: Path) -> None:
     """Raises Stopped where this process alone was asked to stop: while the ranks have not met yet."""
     if reason := wish(folder):
         raise Stopped(reason)

@@ -16,7 +16,7 @@ from commands import train
 from small import gradients, small_generator, small_parts, small_retriever
 
 from ds_rag.config import DataConfig, build
-from ds_rag.data.dataset import Limit, TokenTable, assemble, tokenize
+from ds_rag.data.dataset import Limit, TokenTable, build_table, tokenize
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_evaluation, tokenize_run, tokenize_side
@@ -106,7 +106,7 @@ def test_row_20_a_long_passage_never_takes_from_the_answer():
 
 def test_row_20_evaluation_says_what_it_cuts():
     console, stream = listening()
-    data = assemble([Passage("a", "zor " * 300), Passage("b", "via")], [], [row("q " * 99), row("q")])
+    data = build_table([Passage("a", "zor " * 300), Passage("b", "via")], [], [row("q " * 99), row("q")])
     generator = small_generator()
     prompt = Prompt(generator.tokenizer, "{passage} {query}", max_length=96)
     tokenize_evaluation(small_retriever(), prompt, data, DataConfig(), console)

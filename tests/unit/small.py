@@ -21,7 +21,7 @@ from ds_rag.config import ModelConfig, RunConfig, build
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.almanac import make_world
 from ds_rag.data.batch import Batch, CellList
-from ds_rag.data.dataset import RagData, assemble
+from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Row
 from ds_rag.data.loader import Loader
 from ds_rag.data.prompt import make_prompt
@@ -137,7 +137,7 @@ def small_data(rows: int = 12) -> RagData:
             positives, others = table[-1].passages[:1], table[-1].positives
         answer = " and ".join([row.answers[0]] * (1 + n % 3))
         table.append(Row(f"r{n}", row.query, (answer,), positives, others, (), f"small:{n}"))
-    return assemble(make_world(0).corpus[:20], table, [])
+    return build_table(make_world(0).corpus[:20], table, [])
 
 
 def small_parts(

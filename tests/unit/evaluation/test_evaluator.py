@@ -68,7 +68,7 @@ def evaluator(
     data = RagData([f"text {n}" for n in range(N)], ids or [f"p{n}" for n in range(N)], N, [], rows)
     tokens = EvalTokens(numbers(N), numbers(len(queries)), numbers(N), numbers(len(queries)))
     config = StageConfig(**{"per_device_eval_batch_size": 2, "top_k": 2} | stage)
-    return Evaluator(Chosen(queries, passages), generator, generator, data, tokens, config, SILENT)
+    return Evaluator(Chosen(queries, passages), generator, generator, data, tokens, config)
 
 
 @pytest.fixture

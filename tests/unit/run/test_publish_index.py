@@ -167,7 +167,7 @@ def test_two_at_the_same_place_at_once(here: Path, capsys: pytest.CaptureFixture
     """The second is refused while the first works, and not after it."""
     child = os.fork()
     if not child:
-        with index.claim(here / "new"):
+        with index.claim_place(here / "new"):
             (here / "claimed").touch()
             signal.pause()
     try:
