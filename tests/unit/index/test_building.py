@@ -15,14 +15,15 @@ from small import small_retriever
 from ds_rag.commands import index
 from ds_rag.config import StageConfig
 from ds_rag.data.almanac import make_world
-from ds_rag.data.dataset import TokenTable, tokenize
+from ds_rag.data.dataset import RagData, TokenTable, tokenize
+from ds_rag.data.source import source_of
 from ds_rag.index import building as module
 from ds_rag.index import shards
 from ds_rag.index.building import Corpus, Encoder, build, encode_share, hash_tokens, index_corpus, update_share
-from ds_rag.index.encode import encode
+from ds_rag.index.encode import encode, precision_of
 from ds_rag.index.partial_update import drift
 from ds_rag.index.store import describe, hash_model, read_index
-from ds_rag.run.publish_index import publish
+from ds_rag.run.publish_index import describe_and_publish, publish
 from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
@@ -204,3 +205,20 @@ def test_the_command_goes_on_after_it_was_stopped(retriever, tmp_path, monkeypat
     assert stored.texts == TEXTS and stored.index.count == 101
     expected = encode(retriever, table(retriever), "passage", 4)
     np.testing.assert_allclose(np.load(tmp_path / "run/index/vectors.npy"), expected, atol=1e-6)
+
+
+def test_a_manifest_says_what_made_the_index_and_holds_no_passage_of_rows_alone(retriever, tmp_path):
+    corpus_file = tmp_path / "c.jsonl"
+    corpus_file.write_text("".join(json.dumps({"id": f"p{n}", "text": text}) + "\n" for n, text in enumerate(TEXTS)))
+    data = RagData([*TEXTS, "of a row alone"], [f"p{n}" for n in range(len(TEXTS) + 1)], len(TEXTS))
+    data.source = source_of(corpus_file)
+    corpus, stage = Corpus(table(retriever), retriever, 8), StageConfig(index_factory="flat")
+    built = index_corpus(retriever, corpus, stage, tmp_path / "work", "m")
+    describe_and_publish(tmp_path / "index", built, corpus, retriever, data, stage, "m")
+    stored = read_index(tmp_path / "index", "m", retriever=retriever)
+    assert stored.texts == TEXTS and stored.ids[-1] == f"p{len(TEXTS) - 1}"
+    found = stored.manifest
+    assert (found.tokens, found.precision) == (hash_tokens(corpus.tokens), precision_of(retriever))
+    assert (found.factory, found.shards, found.dimension) == ("flat", 0, 16)
+    assert found.source == str(corpus_file.resolve()) and found.source_files == data.source.sealed()
+    assert found.source_files["files"]["."]["size"] == corpus_file.stat().st_size

@@ -65,6 +65,14 @@ def test_a_last_step_that_is_the_best_is_what_the_run_ends_with(tmp_path, sound,
     assert finish(run, monkeypatch) == ["evaluate 6"] and run.state.best_step == 6
 
 
+def test_the_last_evaluation_is_no_index_stage_of_a_run_that_is_made_longer(tmp_path, sound, monkeypatch):
+    """That run refreshes the index of step 6 again, for its rows to come: step 4's is the last of the loop."""
+    run, offered = Ending(tmp_path, last=0.6), []
+    run.parts.candidates = SimpleNamespace(refresh=lambda *inputs: offered.append(inputs))
+    finish(run, monkeypatch)
+    assert run.state.refreshed == 4 and not offered
+
+
 def test_without_the_flag_the_last_stays(tmp_path, sound, monkeypatch):
     run = Ending(tmp_path, last=0.4, load_best_model_at_end=False)
     assert finish(run, monkeypatch) == ["evaluate 6"]
