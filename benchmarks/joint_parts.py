@@ -17,8 +17,7 @@ from ds_rag.config import build, deepspeed_config
 from ds_rag.config.deepspeed_config import Known
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.dataset import Example, RagData, TokenTable
-from ds_rag.data.loader import Loader
-from ds_rag.data.token_tables import TrainTokens
+from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.engines.joint import Engines, make_engine
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import checkpoint_activations, fuse_activations

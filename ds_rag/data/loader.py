@@ -8,15 +8,26 @@ number alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ds_rag.data.batch import Batch, Ids, Share, pad_right
 from ds_rag.data.dataset import Example, TokenTable
-from ds_rag.data.token_tables import TrainTokens
 
 GROUP = 16  # global batches that are sorted by length together
+
+
+@dataclass
+class TrainTokens:
+    """What training reads, tokenised; the generator's tables are None where it plays no part."""
+
+    queries: TokenTable  # of rows, the retriever's
+    passages: TokenTable  # of the passage table, the retriever's
+    generator_queries: TokenTable | None = None
+    generator_passages: TokenTable | None = None
+    generator_answers: TokenTable | None = None
 
 
 class Loader:

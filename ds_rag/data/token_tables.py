@@ -8,19 +8,9 @@ from typing import Protocol
 
 from ds_rag.config import DataConfig
 from ds_rag.data.dataset import Limit, RagData, TokenTable, tokenize
+from ds_rag.data.loader import TrainTokens
 from ds_rag.data.prompt import Prompt
 from ds_rag.runtime.log import Console
-
-
-@dataclass
-class TrainTokens:
-    """What training reads, tokenised; the generator's tables are None where it plays no part."""
-
-    queries: TokenTable  # of rows, the retriever's
-    passages: TokenTable  # of the passage table, the retriever's
-    generator_queries: TokenTable | None = None
-    generator_passages: TokenTable | None = None
-    generator_answers: TokenTable | None = None
 
 
 @dataclass

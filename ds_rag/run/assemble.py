@@ -14,9 +14,9 @@ from ds_rag.config.effects import idle
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_data
-from ds_rag.data.loader import Loader
+from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.data.prompt import Prompt, make_prompt
-from ds_rag.data.token_tables import EvalTokens, TrainTokens, tokenize_run
+from ds_rag.data.token_tables import EvalTokens, tokenize_run
 from ds_rag.engines.joint import Engines
 from ds_rag.engines.setup import deepspeed_files, make_engines
 from ds_rag.index.faiss_index import check_factory

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_rag.data.dataset import Example, TokenTable
-from ds_rag.data.loader import Loader
-from ds_rag.data.token_tables import TrainTokens
+from ds_rag.data.loader import Loader, TrainTokens
 
 QUIET = {"deadline": None, "derandomize": True, "database": None}
 ROWS, SEEDS = st.integers(1, 60), st.integers(0, 3)

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ds_rag.data.dataset import Example, TokenTable
-from ds_rag.data.loader import GROUP, Loader, deal
-from ds_rag.data.token_tables import TrainTokens
+from ds_rag.data.loader import GROUP, Loader, TrainTokens, deal
 
 PAD = 999
 

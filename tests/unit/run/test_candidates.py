@@ -11,8 +11,7 @@ import torch
 
 from ds_rag.data.dataset import Example, TokenTable, build_table
 from ds_rag.data.formats import Passage, Row
-from ds_rag.data.loader import Loader
-from ds_rag.data.token_tables import TrainTokens
+from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.index.faiss_index import build_index, search
 from ds_rag.run import index_candidates as module
 from ds_rag.run.index_candidates import Candidates

@@ -16,7 +16,7 @@ import pytest
 
 from ds_rag.config import OWNER, SECTIONS, RunConfig
 from ds_rag.data.dataset import Example, TokenTable
-from ds_rag.data.token_tables import TrainTokens
+from ds_rag.data.loader import TrainTokens
 from ds_rag.run.resume_rules import check_unchanged, data_hash
 from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.errors import UserError

@@ -18,8 +18,7 @@ import torch
 from ds_rag.config import build
 from ds_rag.data.batch import Batch
 from ds_rag.data.dataset import Example, TokenTable, assume_first, with_also
-from ds_rag.data.loader import Loader
-from ds_rag.data.token_tables import TrainTokens
+from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.run.index_candidates import without_positives
 from ds_rag.step.objective import Objective
 
