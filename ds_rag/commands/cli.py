@@ -14,7 +14,8 @@ import ds_rag
 from ds_rag.config.flags import Parser, parse_strictly
 from ds_rag.runtime.command_exit import run_command
 from ds_rag.runtime.errors import choose
-from ds_rag.runtime.launcher_env import adopt_srun, check_launch, forbid_pickles
+from ds_rag.runtime.launcher_env import adopt_srun, check_launch
+from ds_rag.runtime.safe_loading import forbid_pickles
 from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standard_streams, read_utf8
 
 # A command's name, which is its module's too -> what it is for.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,35 +21,10 @@ from ds_rag.run import checkpoint
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime import atomic_folders, collectives, json_files
-from ds_rag.runtime.errors import UserError, not_written
+from ds_rag.runtime.errors import UserError
 
 
-class Keeper:
-    """Saves this run's checkpoints. `saved`: the last step there is one of."""
-
-    def __init__(self, folder: Path, limit: int, parts: Parts, facts: dict[str, Any], saved: int = -1):
-        """limit: how many are kept; facts: for their manifests."""
-        self.folder, self.limit, self.parts = folder, limit, parts
-        self.facts, self.saved = facts, saved
-        self.seconds = 0.0  # spent on the last one
-
-    def save(self, state: TrainState) -> bool:
-        """A checkpoint of this step; False where there is one already. Raises RunError where it could not be written:
-        the one before still stands."""
-        if state.step == self.saved:
-            return False
-        began = time.monotonic()
-        arrays = self.parts.candidates.arrays if self.parts.candidates else {}  # so that a resumed run reads the same
-        try:
-            checkpoint.save(self.folder, self.parts.engines, state, self.limit, self.facts, arrays)
-        except OSError as error:
-            fix = "free some, then --resume auto: the checkpoint before it is whole"
-            raise not_written(f"the checkpoint of step {state.step}", error, self.folder, fix) from None
-        self.saved, self.seconds = state.step, time.monotonic() - began
-        return True
-
-
-def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
+def run_facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
     """What the run is, for a checkpoint's manifest. A collective."""
     return {
         "global_batch": parts.loader.global_batch,
@@ -135,7 +109,7 @@ def literal(files: list[dict[str, Any]], key: str) -> int | None:
 
 def fixed_settings(config: RunConfig, prompt: bool) -> set[str]:
     """The settings that a resumed run must have as its checkpoint has them. Other rules hold for rows a step
-    (`fit_batch`), for what is in the data (`facts`) and for the best step (`fit_best`). prompt: has the run one?"""
+    (`fit_batch`), for what is in the data (`run_facts`) and for the best step (`fit_best`). prompt: has the run one?"""
     from_index = config.objective.candidates_from != "batch"
     fixed = {key for key, rule in ON_RESUME.items() if rule == FIXED or (rule == INDEX and from_index)}
     return fixed if prompt else fixed - {"prompt_version"}
@@ -143,7 +117,7 @@ def fixed_settings(config: RunConfig, prompt: bool) -> set[str]:
 
 def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: Callable[[str], None]) -> None:
     """Raises UserError for other rows, another tokenizer or other settings than the checkpoint's; with
-    `--resume_changed` says so instead. now: `facts`."""
+    `--resume_changed` says so instead. now: `run_facts`."""
     then = atomic_folders.read_manifest(folder) or {}
     if "config" not in then:
         return
@@ -199,7 +173,7 @@ def check_facts(folder: Path, then: dict[str, Any]) -> None:
 
 def fit_best(state: TrainState, folder: Path, run: Path, now: dict[str, Any], say: Callable[[str], None]) -> None:
     """Forgets the best step so far where it cannot be held against those to come: judged by another metric or other
-    rows, or kept by another run. folder: the checkpoint's; run: the run that goes on; now: `facts`."""
+    rows, or kept by another run. folder: the checkpoint's; run: the run that goes on; now: `run_facts`."""
     then = atomic_folders.read_manifest(folder) or {}
     metric = "metric_for_best_model"
     why = ""

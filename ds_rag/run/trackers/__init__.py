@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ds_rag.runtime.errors import RunError, UserError, choose
+from ds_rag.runtime.whole_files import write_whole
 
 # Name in --report_to, of the file here and of the extra -> the library that it needs.
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
@@ -48,7 +49,7 @@ class TrackedRun:
 
     def keep_id(self, tracker: str, value: str) -> None:
         """Kept in the run's folder, so that a resumed run goes on in the same place."""
-        (self.folder / IDS).write_text(json.dumps(self._ids() | {tracker: value}) + "\n", encoding="utf-8")
+        write_whole(self.folder / IDS, json.dumps(self._ids() | {tracker: value}) + "\n")
 
     def _ids(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
