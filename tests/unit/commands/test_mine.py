@@ -17,7 +17,7 @@ import torch
 from small import small_generator, small_retriever
 
 from ds_rag.commands.mine import command as mine
-from ds_rag.commands.mine.command import Limits, Miner, check, faults, mine_chunks, posterior_of, show
+from ds_rag.commands.mine.command import Limits, Miner, check_arguments, faults, mine_chunks, posterior_of, show
 from ds_rag.config import DEFAULT_TEMPLATE, RunConfig, StageConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells
@@ -272,15 +272,15 @@ def test_mistakes_show_before_any_model_is_opened(tmp_path):
         "out": str(tmp_path / "folder" / "out.jsonl"),
     }
     out = Path(good["out"])
-    check(Namespace(**good))
+    check_arguments(Namespace(**good))
     with pytest.raises(UserError, match="--data"):
-        check(Namespace(**{k: v for k, v in good.items() if k != "eval_data"}))
+        check_arguments(Namespace(**{k: v for k, v in good.items() if k != "eval_data"}))
     assert not out.parent.exists()
     out.parent.mkdir()
     out.write_text("old")
     with pytest.raises(UserError, match="--overwrite"):
-        check(Namespace(**good))
-    check(Namespace(**good | {"overwrite": True}))
+        check_arguments(Namespace(**good))
+    check_arguments(Namespace(**good | {"overwrite": True}))
     assert out.read_text() == "old"
 
 
