@@ -44,6 +44,17 @@ def test_a_path_that_is_gone_is_seen() -> None:
     assert {path for path in named if not exists(path, ROOT / "README.md")} == {"ds_rag/gone.py"}
 
 
+def test_names_that_contributing_says_are_in_a_file_are_there() -> None:
+    """`file.py`: `name`, or `file.py`: the table `NAME`."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`([\w./]+\.py)`: (?:the table )?`([\w.]+)`", text)
+    assert len(named) >= 10
+    gone = [
+        (path, name) for path, name in named if not re.search(rf"\b{name.split('.')[-1]}\b", (ROOT / path).read_text())
+    ]
+    assert not gone
+
+
 class Links(HTMLParser):
     """What one page links to, and the names under which it can be linked to."""
 
