@@ -113,8 +113,8 @@ def update_share(
     watch: Watch = lambda count: None,
     agree: Agree | None = None,
 ) -> Share:
-    """This rank's share with those passages encoded again whose vectors are worst, as far as a sample tells (drift.py),
-    and the others moved as the sample has moved.
+    """This rank's share with those passages encoded again whose vectors are worst, as far as a sample tells
+    (partial_update.py), and the others moved as the sample has moved.
 
     figures: sums over this rank's passages, for the means over all ranks: over the sample, of the drift before anything
     is done (`drift`) and of that which moving leaves (`drift_moved`); the estimate of what is left (`drift_left`).

@@ -34,7 +34,7 @@ def start(
     """Joins the process group (NCCL with a GPU, else gloo) and returns this rank's device.
 
     Without engines DeepSpeed is left out of it: it would take seconds to import and speak on the console. say, look: of
-    a wait for other ranks (meeting.py). Raises RankError where they do not come.
+    a wait for other ranks (rendezvous.py). Raises RankError where they do not come.
     """
     global _timeout
     set_launch_defaults()

@@ -1,7 +1,7 @@
 """Being asked to stop: signals, a file, a launcher that is gone. No torch: handlers are set before the heavy imports.
 
 A handler only notes the wish, for ranks get their signals at different times, and a collective in a handler would
-meet another rank's training step. Where ranks are in step they ask each other (`dist`), and all stop at one place.
+meet another rank's training step. Where ranks are in step they ask each other (`collectives`), and all stop at one place.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def watch() -> None:
 
 
 def agree_by(check: Callable[[], None] | None, name: Callable[[str], None] | None = None) -> None:
-    """What `safe_place` and `phase` do from now on: the ranks' agreement and their sign of life (halting.py), or
+    """What `safe_place` and `phase` do from now on: the ranks' agreement and their sign of life (stop_agreement.py), or
     nothing."""
     global _agreement, _name
     _agreement, _name = check, name

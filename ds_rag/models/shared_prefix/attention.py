@@ -1,11 +1,11 @@
-"""Attention over the shared-prefix layout (prefix.py), for every model that takes it from transformers' registry.
+"""Attention over the shared-prefix layout (layout.py), for every model that takes it from transformers' registry.
 
 A prefix attends to itself; a segment to its prefix and to itself. Neither a mask over the whole row nor a copy of
 the keys for every cell is made. `install` registers this beside the model's own attention, which it leaves to the
 calls that bring no layout (generation, plain sequences).
 
-Two ways to compute the same: `FlashParts` on the CPU (flash_parts.py), and `masked_parts` everywhere, with dropout,
-soft caps and any device (masked_parts.py).
+Two ways to compute the same: `FlashParts` on the CPU (flash_cpu.py), and `masked_parts` everywhere, with dropout,
+soft caps and any device (masked.py).
 
 Shape legend: T tokens of the row, H heads, D dimensions of a head.
 """

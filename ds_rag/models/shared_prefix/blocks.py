@@ -1,4 +1,4 @@
-"""Tensors over the shared-prefix layout (prefix.py), cut into what attends to what.
+"""Tensors over the shared-prefix layout (layout.py), cut into what attends to what.
 
 Shape legend: T tokens of the row, R prefixes of P tokens, G blocks of n segments of S tokens, L = n * S, H heads,
 D dimensions of a head.

@@ -88,7 +88,7 @@ class SharedCells:
     block: int  # n
     prefix_G: torch.Tensor  # int64, the prefix that a block's segments follow
     blocks_R: list[int]  # how many blocks each prefix has
-    masked: bool  # attention takes its masked form (masked_parts.py), whatever else would do
+    masked: bool  # attention takes its masked form (masked.py), whatever else would do
     target_lengths: list[int]
     masks: dict[Any, Any] = field(default_factory=dict)  # attention.py keeps here what all layers share
 
