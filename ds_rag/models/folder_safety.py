@@ -2,8 +2,8 @@
 
 Weights are safetensors, or a .bin of tensors alone: torch reads it with `weights_only`, which executes nothing. That
 this holds for every file, whichever library opens it, is `forbid_pickles` (launcher_env.py). A class that transformers
-does not have itself would come as Python from the folder; it is taken only under `--trust_remote_code`, and nobody is asked
-in mid-run. Where transformers has the class, its own is used, and the folder's code lies idle.
+does not have itself would come as Python from the folder; it is taken only under `--trust_remote_code`, and nobody is
+asked in mid-run. Where transformers has the class, its own is used, and the folder's code lies idle.
 
 Nor may it have anything fetched: whatever a key names (an attention kernel, a base model, a tokenizer), the hub is out
 of reach while a folder is opened, but under `--trust_remote_code`.

@@ -1,7 +1,8 @@
 """Being asked to stop: signals, a file, a launcher that is gone. No torch: handlers are set before the heavy imports.
 
 A handler only notes the wish, for ranks get their signals at different times, and a collective in a handler would
-meet another rank's training step. Where ranks are in step they ask each other (`collectives`), and all stop at one place.
+meet another rank's training step. Where ranks are in step they ask each other (`collectives`), and all stop at one
+place.
 """
 
 from __future__ import annotations
