@@ -1,4 +1,5 @@
-"""Texts to vectors across ranks: sorted by length, batches of equally many tokens, each rank its share."""
+"""From texts to vectors on all ranks: sorted by length, in batches of about equally many tokens, split among the
+ranks."""
 
 from __future__ import annotations
 
@@ -15,16 +16,16 @@ from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
 from ds_rag.runtime.log import Console
 
-# Tokens a thread of a CPU encodes at once. More is slower there: activations leave the cache, are mapped anew for
-# every layer, and a wider batch holds more padding (benchmarks/encode.py).
+# Tokens that a CPU thread encodes at once. More is slower: activations do not fit the cache, are mapped again for every
+# layer, and a larger batch has more padding (benchmarks/encode.py).
 CPU_TOKENS = 512
-PAUSE = 16  # forwards between two places where the ranks may agree to stop
+PAUSE = 16  # forwards between two places where the ranks can agree to stop
 
-Agree = Callable[[int], int]  # a rank's number of forwards -> all ranks' largest
+Agree = Callable[[int], int]  # number of forwards of this rank -> maximum over ranks
 
 
 def tokenize_side(retriever: Retriever, side: str, texts: Sequence[str], console: Console, what: str) -> TokenTable:
-    """The texts of one side ('query' or 'passage') for its tokenizer; how many it cuts is said."""
+    """The token ids of texts of one side ('query' or 'passage'); reports how many were truncated."""
     limit = Limit(retriever.length(side), f"--max_{side}_length, or the model's own limit")
     return tokenize(lambda t: retriever.tokenize(t, side), texts, console, what, limit)
 
@@ -32,7 +33,7 @@ def tokenize_side(retriever: Retriever, side: str, texts: Sequence[str], console
 def encode(
     retriever: Retriever, tokens: TokenTable, side: str, batch: int, console: Console | None = None
 ) -> np.ndarray:
-    """(N, D) float32 vectors of all texts, in their own order, on every rank: for queries, which are few.
+    """(N, D) float32 vectors of all texts, in their order, on every rank. Meant for queries, which are few.
 
     `side`: 'query' or 'passage'. Each rank encodes every world-th text of the length-sorted order, so shares are equal
     in work.
@@ -48,23 +49,23 @@ def encode(
 
 
 def precision_of(retriever: Retriever) -> str:
-    """In what its vectors are computed: only where that is the same are those of the same weights the same. (Adapters
-    beside the weights round otherwise than merged ones.)"""
+    """The precision in which vectors are computed: vectors of the same weights are the same only in the same precision.
+    (Unmerged adapters round differently from merged ones.)"""
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in retriever.parameters()})
     beside = ["with adapters"] if has_adapters(retriever) else []
     return " ".join([*kinds, "on", retriever.log_temperature.device.type, *beside])
 
 
 def token_budget(retriever: Retriever, tokens: TokenTable, batch: int) -> int:
-    """Tokens of one forward, padding included: `batch` texts of the longest length. On a CPU it is less where
-    CPU_TOKENS says so."""
+    """The most tokens of one forward, padding included: `batch` texts of the longest length; on a CPU at most
+    CPU_TOKENS per thread."""
     budget = batch * int(tokens.lengths.max(initial=1))
     on_cpu = retriever.log_temperature.device.type == "cpu"
     return min(budget, CPU_TOKENS * torch.get_num_threads()) if on_cpu else budget
 
 
 def most_forwards(retriever: Retriever) -> Agree:
-    """The ranks' agreement on a number of forwards: one small reduction. All call it together."""
+    """A function with which all ranks agree on the maximum number of forwards, by one small reduction."""
     device = retriever.log_temperature.device
     return lambda count: int(collectives.all_max({"forwards": count}, device)["forwards"])
 
@@ -106,9 +107,9 @@ def embed_rows(
 
 
 def cut(lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[slice]:
-    """Batches of texts, longest first: each as long as its texts, padded to its first, are at most `budget` tokens.
+    """Batches of texts, longest first: as many texts as fit into `budget` tokens when padded to the first.
 
-    A text longer than that is a batch by itself.
+    A text longer than the budget is a batch by itself.
     """
     start = 0
     while start < len(lengths):
@@ -118,7 +119,7 @@ def cut(lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[slice]:
 
 
 def join(shares: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
-    """The ranks' shares in the texts' own order."""
+    """The vectors of all ranks, in the order of the texts."""
     vectors = np.zeros((count, shares[0][1].shape[1]), np.float32)
     for order, part in shares:
         vectors[order] = part
