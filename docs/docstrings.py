@@ -2,6 +2,7 @@
 
 - `name` in backticks is code, here two backticks.
 - A paragraph whose lines begin `name: what it is` is a list of definitions.
+- A paragraph under a line such as `Args:` or `Returns:` is a section with that title.
 - `>>>` begins an example, shown as it is.
 - Any other paragraph whose later lines are indented is a table or a formula, shown as it is.
 - Everything else is prose, in which stars, bars and underscores mean themselves.
@@ -10,11 +11,13 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import Any
 
 from sphinx.application import Sphinx
 
-TERM = re.compile(r"(\S[\w`*, ./-]{0,60}?): +(\S.*)")
+NAME = r"[`*]*[A-Za-z_][\w.`*-]*"
+TERM = re.compile(rf"({NAME}(?:, {NAME})*): +(\S.*)")
 
 
 def as_prose(text: str) -> str:
@@ -46,7 +49,13 @@ def translate(lines: list[str]) -> list[str]:
         block = paragraph.splitlines()
         if not paragraph.strip():
             continue
-        if block[0].lstrip().startswith(">>>"):
+        if re.fullmatch(r"[A-Z]\w+:", block[0]) and all(line.startswith("    ") for line in block[1:]):
+            result += [
+                f".. rubric:: {block[0][:-1]}",
+                "",
+                *translate(textwrap.dedent("\n".join(block[1:])).splitlines()),
+            ]
+        elif block[0].lstrip().startswith(">>>"):
             result += ["::", "", *(f"    {line}" for line in block)]
         elif block[0].startswith("- ") and all(line.startswith(("- ", "  ")) for line in block):
             items = re.split(r"\n(?=- )", paragraph)

@@ -156,11 +156,18 @@ loss_B: float
 2
 
 - one
-- two"""
+- two
+
+Args:
+    x: a number
+
+In memory, always: 4 bytes."""
     assert docstrings.translate(text.splitlines()) == [
         *("Sum over \\ ``K``\\ , p\\_BK \\* q\\|z.", ""),
         *("scores\\_BK", "    float, in nats.", "loss\\_B", "    float", ""),
         *("::", "", "        a  b", "        c  d", ""),
         *("::", "", "    >>> f(1)", "    2", ""),
         *("- one", "- two", ""),
+        *(".. rubric:: Args", "", "x", "    a number", "", ""),
+        *("In memory, always: 4 bytes.", ""),
     ]
