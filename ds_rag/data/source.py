@@ -41,8 +41,8 @@ class Source:
 
 
 def source_of(path: str | Path, flag: str = "--corpus") -> Source:
-    """To be called before the files are read: what changes meanwhile then shows. No times where a file cannot be looked
-    at, which whoever reads it will tell. Raises UserError as `detect` does."""
+    """To be called before the files are read, so that changes during reading are noticed. `times` is empty where a file
+    is not accessible; reading it will raise the error. Raises UserError as `detect` does."""
     path = Path(os.path.realpath(Path(path).expanduser()))
     kind = detect(path, flag)
     try:

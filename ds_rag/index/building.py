@@ -53,8 +53,8 @@ class Encoder:
 
 @dataclass
 class EncodedShare:
-    """One rank's passages, encoded: their numbers, vectors mapped from the disk, and the step of the weights that made
-    each. figures: what an update learnt."""
+    """One rank's encoded passages: their numbers, vectors memory-mapped from disk, and for each the step of the weights
+    that encoded it. figures: statistics of a partial update."""
 
     numbers_n: np.ndarray
     vectors_nD: np.ndarray
@@ -159,7 +159,7 @@ def update_share(
 
 
 def build(corpus: Corpus, share: EncodedShare, folder: Path, stage: StageConfig) -> Built:
-    """The index of all shares, which are on the disk by now. No collective: it may run in a thread."""
+    """The index of all shards, which must be on disk. Uses no collective, so it may run in a thread."""
     count = len(corpus.tokens)
     if stage.index_shards == "keep":
         part = build_part(share.vectors_nD, stage.index_factory, share.numbers_n)
