@@ -1,4 +1,4 @@
-"""A folder of files that are one data set in pieces, as the hub, Spark and `to_parquet` loops write them."""
+"""A data set in several numbered files (shards), as the hub, Spark and `to_parquet` loops write them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPARK = re.compile(r"part-\d+.*")
 
 
 def split_of(file: Path) -> str | None:
-    """What its name has before the number; None where it has no number."""
+    """The part of the file name before the number; None where it has no number."""
     if SPARK.fullmatch(file.stem):
         return "part"
     match = NUMBER.fullmatch(file.stem)
@@ -37,7 +37,8 @@ def shards_of(files: Collection[Format]) -> Format:
 
 
 def find_shards(folder: Path, formats: Collection[Format]) -> list[Path]:
-    """The files of a folder that are shards: all of one kind, all numbered. Empty where that is not so."""
+    """The shards in a folder: files of one format, all numbered. Empty where the files differ in format or have no
+    number."""
     readable = (f for f in folder.iterdir() if not f.name.startswith((".", "_")) and format_of(f, formats))
     files = sorted(readable)
     one_kind = len({file.suffix.lower() for file in files}) == 1
@@ -49,8 +50,8 @@ def format_of(file: Path, formats: Collection[Format]) -> Format | None:
 
 
 def choose_split(files: list[Path], faults: Faults) -> list[Path]:
-    """The pieces of the one split, or for training rows of the split `train`, in the order of their numbers. Raises
-    UserError for several splits, and where pieces are missing that the names tell of."""
+    """The shards of the only split, or of the split `train` for training rows, in the order of their numbers. Raises
+    UserError for several splits, and where shards are missing according to the names."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(split_of(file) or "", []).append(file)
@@ -76,7 +77,7 @@ def choose_split(files: list[Path], faults: Faults) -> list[Path]:
 
 
 def read_shards(folder: Path, what: str, faults: Faults, formats: Collection[Format]) -> Iterator[Record]:
-    """One shard after the other."""
+    """The records of all shards in order."""
     for file in choose_split(find_shards(folder, formats), faults):
         last, kind = 0, format_of(file, formats)
         assert kind is not None, "it was found by its format"
