@@ -86,7 +86,6 @@ def replug_lsr(
     answer_mask_BT: Tensor,
     *,
     candidate_mask_BK: Tensor | None = None,
-    log_prior_BK: Tensor | None = None,
     target_temperature: float = 0.1,
 ) -> Tensor:
     """LM-supervised retrieval, `KL(p || q)` with `q = softmax_j(mean_t g / target_temperature)`.
@@ -99,19 +98,14 @@ def replug_lsr(
     Returns:
         loss_B, nats per query: take the mean over the queries of the step.
 
+    There is no `log_prior_BK` here: q says nothing about passages that the generator has not scored, and
+    KL(p || q) needs it wherever p has mass.
+
     Raises:
-        UserError: `target_temperature` not above 0; a `log_prior_BK`, since q says nothing about passages the
-            generator has not scored and KL(p || q) needs it wherever p has mass.
+        UserError: `target_temperature` not above 0.
 
     Source: Shi et al. 2023, arXiv:2301.12652, section 4.
     """
-    if log_prior_BK is not None:
-        raise UserError(
-            "replug_lsr compares prior and generator on the scored candidates only",
-            found="--prior pool",
-            expected="--prior candidates",
-            fix="drop --prior pool, or use --objective pdist",
-        )
     l_BK = log_prior(scores_BK, candidate_mask_BK)
     log_q_BK = _teacher(logp_BKT, answer_mask_BT, candidate_mask_BK, target_temperature)
     kl_B = (l_BK.exp() * (l_BK - log_q_BK)).sum(-1)

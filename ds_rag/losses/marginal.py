@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds_rag.runtime.errors import UserError, choose
+from ds_rag.runtime.errors import choose
 
 ANSWER_LOGPROB = {"sum": False, "mean": True}  # divide by the number of answer tokens?
 
@@ -168,7 +168,6 @@ def rag_token(
     *,
     candidate_mask_BK: Tensor | None = None,
     log_prior_BK: Tensor | None = None,
-    answer_logprob: str = "sum",
 ) -> Tensor:
     """`-sum_t log sum_j P(z_j | x) P(y_t | x, z_j, y_<t)`: every token may lean on another passage.
 
@@ -177,18 +176,8 @@ def rag_token(
     `r_t = softmax_j(l + g_t)` is the posterior of that token alone.
     Arguments and result as in `rag_sequence`, save that there is no log-probability of a sequence to average.
 
-    Raises:
-        UserError: `answer_logprob` other than "sum".
-
     Source: Lewis et al. 2020, arXiv:2005.11401, section 2.1 (RAG-Token).
     """
-    if choose(ANSWER_LOGPROB, answer_logprob, "--answer_logprob"):
-        raise UserError(
-            "rag_token marginalises each token by itself, so there is no answer log-probability to average",
-            found=f"--answer_logprob {answer_logprob}",
-            expected="--answer_logprob sum",
-            fix="drop the flag, or use --objective rag_sequence",
-        )
     l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
     g_BKT = token_logprobs(logp_BKT, answer_mask_BT, candidate_mask_BK)
     assert l_BK.shape == g_BKT.shape[:2], (l_BK.shape, g_BKT.shape)

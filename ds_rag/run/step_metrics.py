@@ -11,7 +11,7 @@ from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime import collectives, log
 from ds_rag.runtime.errors import UserError
-from ds_rag.step.objective import StepOutput
+from ds_rag.step.joint_step import StepOutput
 
 MEANS = ("embedding_spread", "kept_cells", "dropped_mass")  # over micro-batches and ranks
 

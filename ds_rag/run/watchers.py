@@ -11,8 +11,8 @@ from ds_rag.engines.joint import StepResult
 from ds_rag.evaluation.collapse import CollapseWatch, Retrieved
 from ds_rag.run import checkpoint
 from ds_rag.runtime.log import Console, Metrics
+from ds_rag.step.joint_step import StepOutput
 from ds_rag.step.non_finite import BadSteps
-from ds_rag.step.objective import StepOutput
 
 
 class Guards:
