@@ -139,6 +139,7 @@ class JointStep:
         within the run; draws depend on it.
         """
         engines, objective = self.engines, self.objective
+        engines.train()
         batches = [batch.to(self.device) for batch in batches]
         ahead = [self.cells_ahead(batch) for batch in batches]
         totals = collectives.all_sum(objective.counts(batches, ahead), self.device)  # means are over the whole step
