@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from ds_rag.config import OptimConfig
 from ds_rag.data.loader import BatchOptions
-from ds_rag.engines.plain import plain_engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
+from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep
 from ds_rag.step.rows import load_rows
 
@@ -49,8 +50,8 @@ def main(steps: int = 40) -> list[float]:
     """Trains; returns the loss of every step."""
     torch.manual_seed(0)
     retriever, generator = tiny_models([row["positive"] for row in ROWS])
-    engines = plain_engines(retriever, generator, learning_rate=3e-3, max_grad_norm=1.0)
-    joint = JointStep.from_models(retriever, generator, objective="rag_sequence", engines=engines)
+    options = StepOptions(optim=OptimConfig(learning_rate=3e-3, max_grad_norm=1.0))
+    joint = JointStep.from_models(retriever, generator, objective="rag_sequence", options=options)
     loader = load_rows(joint, ROWS, BatchOptions(batch=3, accumulation=2))
     losses = []
     for n in range(steps):

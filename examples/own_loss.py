@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from in_memory_rows import ROWS, tiny_models
 
+from ds_rag.config import OptimConfig
 from ds_rag.config.objectives import OBJECTIVES, ObjectiveSpec
 from ds_rag.data.loader import BatchOptions
-from ds_rag.engines.plain import plain_engines
+from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep
 from ds_rag.step.objectives import Micro, Objective, Term
 from ds_rag.step.rows import load_rows
@@ -45,8 +46,8 @@ def main(steps: int = 30) -> list[float]:
     """Trains; returns the loss of every step."""
     torch.manual_seed(0)
     retriever, generator = tiny_models([row["positive"] for row in ROWS])
-    engines = plain_engines(retriever, generator, learning_rate=3e-3)
-    joint = JointStep.from_models(retriever, generator, objective="expected_risk", engines=engines)
+    options = StepOptions(optim=OptimConfig(learning_rate=3e-3))
+    joint = JointStep.from_models(retriever, generator, objective="expected_risk", options=options)
     loader = load_rows(joint, ROWS, BatchOptions(batch=4))
     losses = [joint.step(loader.micro_batches(n), number=n).loss for n in range(steps)]
     print(f"expected risk {losses[0]:.3f} -> {losses[-1]:.3f}")

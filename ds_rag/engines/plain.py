@@ -66,15 +66,16 @@ class PlainEngine:
 
 
 def plain_engines(
-    retriever: nn.Module,
-    generator: nn.Module | None = None,
-    learning_rate: float = 2e-5,
-    max_grad_norm: float = 1.0,
+    retriever: nn.Module, generator: nn.Module | None = None, optim: OptimConfig | None = None
 ) -> Engines:
-    """A `PlainEngine` for each model that has a trainable parameter; a frozen one stays a module."""
+    """A `PlainEngine` with AdamW for each model that has a trainable parameter; a frozen one stays a module. optim:
+    learning rates, AdamW's settings and `max_grad_norm`, as training has them."""
+    optim = optim or OptimConfig()
 
-    def of(module: nn.Module | None) -> Any:
-        trainable = module is not None and any(p.requires_grad for p in module.parameters())
-        return PlainEngine(module, learning_rate=learning_rate) if module is not None and trainable else module
+    def of(module: nn.Module | None, own_rate: float | None) -> Any:
+        if module is None or not any(p.requires_grad for p in module.parameters()):
+            return module
+        return PlainEngine(module, adamw(module, optim, optim.learning_rate if own_rate is None else own_rate))
 
-    return Engines(of(retriever), of(generator), max_grad_norm)
+    pair = of(retriever, optim.retriever_learning_rate), of(generator, optim.generator_learning_rate)
+    return Engines(*pair, optim.max_grad_norm)

@@ -138,7 +138,7 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
     if in_shards:
         check_looks_back(generator, f"--generator {config.model.generator}")
         ask_for_sharing(generator, config, console)
-    options = StepOptions(config.scoring, optim.seed, console.say, collectives.local_world())
+    options = StepOptions(config.scoring, optim, optim.seed, console.say, collectives.local_world())
     joint = JointStep.from_models(retriever, generator, objective, engines, prompt, options)
     return Parts(data, loader, eval_tokens, joint, total, Schedule(config.stage.refresh_index), candidates)
 

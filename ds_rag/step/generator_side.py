@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ds_rag.config import ScoringConfig
+from ds_rag.config import OptimConfig, ScoringConfig
 from ds_rag.data.batch import Batch, CellList
 from ds_rag.engines.joint import Engines
 from ds_rag.models.generator import Generator
@@ -42,10 +42,12 @@ def silent(text: str) -> None:
 
 @dataclass
 class StepOptions:
-    """How a step goes about its work. scoring: settings of both sides' passes. seed: of the draws of `sample`. say:
-    where notes go. processes: ranks on this host, which share its memory."""
+    """How a step goes about its work. scoring: settings of both sides' passes. optim: learning rates, AdamW and
+    clipping of the engines, where none are given. seed: of the draws of `sample`. say: where notes go. processes: ranks
+    on this host, which share its memory."""
 
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
     say: Callable[[str], None] = silent
     processes: int = 1

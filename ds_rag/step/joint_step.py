@@ -56,7 +56,8 @@ class JointStep:
 
     Made by `from_models`; the constructor takes parts that are made. `step` is the whole of the mathematics:
 
-        joint = JointStep.from_models(retriever, generator, objective="rag_sequence")
+        options = StepOptions(optim=OptimConfig(learning_rate=1e-4))
+        joint = JointStep.from_models(retriever, generator, objective="rag_sequence", options=options)
         loader = load_rows(joint, rows, BatchOptions(batch=4, accumulation=2))
         for n in range(100):
             print(joint.step(loader.micro_batches(n), number=n).loss)
@@ -88,8 +89,9 @@ class JointStep:
         Args:
             retriever, generator: the models; no generator where the objective reads nothing.
             objective: its name, its settings, or an object of one's own.
-            engines: of these models, e.g. of DeepSpeed; by default a `PlainEngine` for each model that the objective
-                trains and that is not frozen, and shared prefixes where the generator can.
+            engines: of these models, e.g. of DeepSpeed; by default a `PlainEngine` with the settings of
+                `options.optim` for each model that the objective trains and that is not frozen, and shared prefixes
+                where the generator can.
             prompt: how passage, query and answer become one sequence; by default the default template.
 
         Raises:
@@ -107,7 +109,7 @@ class JointStep:
                 generator.requires_grad_(False)
             if generator is not None and options.scoring.share_prefixes and (why := share_prefixes(generator)):
                 options.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {why}")
-            engines = plain_engines(retriever, generator)
+            engines = plain_engines(retriever, generator, options.optim)
         check_trained(objective, engines)
         if prompt is None and generator is not None and objective.needs_generator:
             prompt = Prompt(generator.tokenizer, DEFAULT_TEMPLATE, max_length=generator.max_length)

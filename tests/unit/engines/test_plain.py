@@ -137,7 +137,10 @@ def test_engines_refuse_a_module_that_no_step_would_change():
 
 def test_plain_engines_leave_what_is_frozen_a_module():
     module, frozen = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).requires_grad_(False)
-    engines = plain_engines(module, frozen, learning_rate=0.5)
+    engines = plain_engines(
+        module, frozen, OptimConfig(learning_rate=0.1, retriever_learning_rate=0.5, max_grad_norm=3.0)
+    )
+    assert engines.max_grad_norm == 3.0
     assert engines.generator is frozen and engines.base_lrs == {"retriever": [0.5, 0.5]}
 
 

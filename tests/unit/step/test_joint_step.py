@@ -10,12 +10,13 @@ import pytest
 import torch
 from small import plain_loss, small_generator, small_parts, small_retriever
 
-from ds_rag.config import ObjectiveConfig
+from ds_rag.config import ObjectiveConfig, OptimConfig
 from ds_rag.config.objectives import OBJECTIVES
 from ds_rag.data.batch import Batch
 from ds_rag.data.dataset import Example, RagData
 from ds_rag.data.loader import BatchOptions
 from ds_rag.runtime.errors import UserError
+from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep
 from ds_rag.step.objectives import positive_only
 from ds_rag.step.rows import load_rows
@@ -37,11 +38,9 @@ ROWS: list[dict[str, Any]] = [
 def test_models_and_rows_in_memory_are_trained(objective):
     """The loss falls, by the library's default engines, and only the models move that the objective trains."""
     retriever, generator = small_retriever(), small_generator() if objective != "infonce" else None
-    joint = JointStep.from_models(retriever, generator, objective)
-    for held in joint.engines.learning.values():
-        for group in held.optimizer.param_groups:
-            group["lr"] = 1.0  # the peak is the engines' to multiply
-    joint.engines.base_lrs = {name: [5e-3, 5e-3] for name in joint.engines.learning}
+    options = StepOptions(optim=OptimConfig(learning_rate=5e-3))
+    joint = JointStep.from_models(retriever, generator, objective, options=options)
+    assert generator is None or generator.shares_prefixes
     loader = load_rows(joint, ROWS, BatchOptions(batch=3))
     losses = [joint.step(loader.micro_batches(n), number=n).loss for n in range(8)]
     assert losses[-1] < losses[0] - 0.05
