@@ -124,7 +124,7 @@ class Objective:
         total: Counts = {}
         for batch, ahead in zip(batches, cells, strict=True):
             for unit, value in self.count(batch, ahead).items():
-                total[unit] = total.get(unit, 0.0) + value * (1.0 / batch.copies)  # all ranks hold copies
+                total[unit] = total.get(unit, 0.0) + value * (1.0 / batch.copies)  # of a batch that all ranks hold
         return total
 
     def values(self, micro: Micro, totals: Counts) -> dict[str, torch.Tensor]:
