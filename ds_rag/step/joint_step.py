@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from ds_rag.config import DEFAULT_TEMPLATE, ObjectiveConfig
+from ds_rag.config import ModelConfig, ObjectiveConfig
 from ds_rag.data.batch import Batch, CellList
-from ds_rag.data.prompt import Prompt
+from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.engines.joint import Engines, StepResult
 from ds_rag.engines.plain import plain_engines
 from ds_rag.models.generator import Generator
@@ -112,7 +112,7 @@ class JointStep:
             engines = plain_engines(retriever, generator, options.optim)
         check_trained(objective, engines)
         if prompt is None and generator is not None and objective.needs_generator:
-            prompt = Prompt(generator.tokenizer, DEFAULT_TEMPLATE, max_length=generator.max_length)
+            prompt = make_prompt(ModelConfig(), generator.tokenizer, generator.max_length)
         return cls(engines, objective, prompt, options)
 
     @property

@@ -9,11 +9,11 @@ from typing import Any
 from ds_rag.config import DataConfig
 from ds_rag.data.bad_rows import Faults
 from ds_rag.data.columns import BY_NAME, match_row_columns
-from ds_rag.data.dataset import RagData, TokenTable, assemble, tokenize
-from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
+from ds_rag.data.dataset import RagData, build_table
+from ds_rag.data.loader import BatchOptions, Loader
 from ds_rag.data.records import Record, field_names
 from ds_rag.data.rows import to_rows
-from ds_rag.index.encode import tokenize_side
+from ds_rag.data.token_tables import tokenize_run
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
 from ds_rag.step.joint_step import JointStep
@@ -45,7 +45,8 @@ def load_rows(
             expected="a key `positive` or `positives`",
         )
     options = replace(options or BatchOptions(batch=8), pad=joint.retriever.tokenizer.pad_token_id)
-    return Loader(data.train, tokens_of(joint, data, lengths or DataConfig()), options)
+    tokens, _ = tokenize_run(joint.retriever, joint.prompt, data, lengths or DataConfig(), Console(speaks=False))
+    return Loader(data.train, tokens, options)
 
 
 def gather_rows(rows: Sequence[Mapping[str, Any]], need_answers: bool) -> RagData:
@@ -58,24 +59,4 @@ def gather_rows(rows: Sequence[Mapping[str, Any]], need_answers: bool) -> RagDat
         )
     found = to_rows(records, names, faults, need_passages=True, need_answers=need_answers)
     faults.settle(len(found))
-    return assemble([], found, [])
-
-
-def tokens_of(joint: JointStep, data: RagData, lengths: DataConfig) -> TrainTokens:
-    """Every text once for each tokenizer."""
-    retriever, prompt, console = joint.retriever, joint.prompt, Console(speaks=False)
-    queries = [row.query for row in data.train]
-    tokens = TrainTokens(
-        tokenize_side(retriever, "query", queries, console, "queries"),
-        tokenize_side(retriever, "passage", data.texts, console, "passages"),
-    )
-    if prompt is None:
-        return tokens
-
-    def of(name: str, texts: Sequence[str]) -> TokenTable:
-        most = getattr(lengths, f"max_{name}_length")
-        return tokenize(lambda t: prompt.encode(name, t, most), texts, console, name)
-
-    tokens.generator_queries, tokens.generator_passages = of("query", queries), of("passage", data.texts)
-    tokens.generator_answers = of("answer", [row.answers[0] for row in data.train])
-    return tokens
+    return build_table([], found, [])

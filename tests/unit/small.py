@@ -21,7 +21,7 @@ from ds_rag.commands import cli
 from ds_rag.config import ModelConfig, RunConfig, build
 from ds_rag.data.almanac import make_world
 from ds_rag.data.batch import lay_out_plain
-from ds_rag.data.dataset import RagData, assemble
+from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Row
 from ds_rag.engines.joint import Engines
 from ds_rag.engines.plain import PlainEngine
@@ -118,7 +118,7 @@ def small_data(rows: int = 12) -> RagData:
             positives, others = table[-1].passages[:1], table[-1].positives
         answer = " and ".join([row.answers[0]] * (1 + n % 3))
         table.append(Row(f"r{n}", row.query, (answer,), positives, others, (), f"small:{n}"))
-    return assemble(make_world(0).corpus[:20], table, [])
+    return build_table(make_world(0).corpus[:20], table, [])
 
 
 def small_parts(
