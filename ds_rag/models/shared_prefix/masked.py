@@ -26,7 +26,8 @@ def masked_parts(
     softcap: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """(T, H, D): prefixes to themselves, and blocks to [their prefix | themselves]. Arguments as FlashParts'."""
+    """The output (T, H, D) of attention: prefixes attend to themselves, blocks to [their prefix | themselves].
+    Arguments as for `FlashParts`."""
     cut = Cut(cells, [q], [k, v])
     mask = joint_masks(cells, window, q.dtype)
     out = [cells.prefixes.put(heads_first(attend(cut.prefix, mask["prefix"], scale, softcap, dropout)))]
@@ -53,7 +54,8 @@ def attend(
 
 
 def joint_masks(cells: SharedCells, window: int | None, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """prefix (P, P), and block (G, 1, n * S, P + n * S): a segment's prefix and its own past."""
+    """Additive masks: prefix (P, P), and block (G, 1, n * S, P + n * S), which allows a segment its prefix and its own
+    past."""
     key = "joint", window, dtype
     if key not in cells.masks:
         P, S, n, device = cells.prefixes.length, cells.segments.length, cells.block, cells.ids_T.device
