@@ -46,6 +46,13 @@ PASSAGE_PROMPTS = ("document", "passage", "corpus")
 class RetrieverSettings:
     """What turns hidden states into embeddings and texts into tokens; saved beside the weights.
 
+    Lengths are in tokens, special ones included; the temperature, which divides the scores, has no unit.
+
+    Example:
+        >>> settings = ds_rag.RetrieverSettings(pooling="cls", temperature=0.02, query_prefix="query: ")
+        >>> ds_rag.Retriever(retriever.encoder, retriever.tokenizer, settings).temperature
+        tensor(0.0200)
+
     Fields without a place in `repr` are not in the fingerprint of an index (snapshot.py), which older indexes keep.
     """
 
