@@ -6,6 +6,7 @@ import itertools
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -41,10 +42,15 @@ def new_pair(seed: int = 0) -> tuple[ds_rag.Retriever, ds_rag.Generator]:
     with tempfile.TemporaryDirectory() as folder:
         train_tokenizer([*CORPUS, *(f"{row['query']} {row['answer']}" for row in ROWS)], 400, Path(folder))
         tokenizers = [open_tokenizer(folder, side) for side in ("right", "left")]
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     shape |= {"vocab_size": len(tokenizers[0]), "max_position_embeddings": 128}
     ids = {name: getattr(tokenizers[1], name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    no_dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     encoder = transformers.BertModel(transformers.BertConfig(**shape, **no_dropout), add_pooling_layer=False)
     lm = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **ids))
     settings = ds_rag.RetrieverSettings(max_query_length=32, max_passage_length=32, temperature=0.1)

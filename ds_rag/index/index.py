@@ -8,19 +8,20 @@ Shape legend: B queries, N passages, D embedding, k results of a query.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from ds_rag.index import store
 from ds_rag.index.corpus_index import CorpusIndex, build_part
-from ds_rag.index.encode import encode, precision_of, tokenize_side
+from ds_rag.index.encode import embed_rows, precision_of, token_budget, tokenize_side
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.rows import Rows
+from ds_rag.index.shards import share_of
 from ds_rag.models.fingerprint import fingerprint
 from ds_rag.models.retriever import Retriever
-from ds_rag.runtime import atomic_folders
+from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
@@ -97,14 +98,9 @@ class Index:
         vectors_ND = embed(retriever, texts, "passage", batch)
         part = build_part(vectors_ND, factory)
         assert part is not None
-        manifest = store.describe(
-            fingerprint(retriever),
-            retriever.hidden_size,
-            list(texts),
-            factory,
-            retriever.settings,
-            precision=precision_of(retriever),
-        )
+        made_by, dimension = fingerprint(retriever), retriever.hidden_size
+        manifest = store.describe(made_by, dimension, list(texts), factory, retriever.settings)
+        manifest = replace(manifest, precision=precision_of(retriever))
         return cls(
             retriever,
             store.StoredIndex(CorpusIndex([part], len(texts)), names, list(texts), manifest),
@@ -132,7 +128,7 @@ class Index:
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `Index.open` opens; an index that is there is replaced, at once and only by a complete
-        one. Raises UserError where anything else is there."""
+        one. Of several ranks all call it, and the first writes. Raises UserError where anything else is there."""
         if self.vectors_ND is None:
             raise UserError("Index.save: an index that was opened", fix="copy its folder")
         place, vectors_ND = Path(folder).expanduser(), self.vectors_ND
@@ -140,6 +136,8 @@ class Index:
         part = atomic_folders.begin(place)
 
         def write() -> None:
+            if collectives.rank() != 0:
+                return
             store.write_index(part, self.stored.index.parts[0].index, vectors_ND)
             store.write_passages(part, self.ids, self.texts)
 
@@ -164,7 +162,11 @@ def embed(retriever: Retriever, texts: Sequence[str], side: str, batch: int = 64
     """(N, D) float32 embeddings of the texts of a side: 'query' or 'passage'. Raises UserError for one that has no
     token."""
     tokens = tokenize_side(retriever, side, texts, Console(speaks=False), f"{side} texts")
-    return encode(retriever, tokens, side, batch)
+    order = share_of(tokens.lengths, rank=0, world=1)  # longest first
+    vectors_ND = np.zeros((len(tokens), retriever.hidden_size), np.float32)
+    rows = embed_rows(retriever, tokens, order, side, token_budget(retriever, tokens, batch), agree=int)
+    vectors_ND[order] = np.concatenate([*rows, vectors_ND[:0]])
+    return vectors_ND
 
 
 def check_vectors(folder: Path, stored: store.StoredIndex, retriever: Retriever) -> None:
