@@ -128,7 +128,7 @@ def fetch(name: str, revision: str | None) -> Path:
 
     try:
         folder = download(FILES)
-        return folder if any(folder.glob("*.safetensors")) else download([*FILES, "*.bin"])
+        return folder if any(folder.rglob("*.safetensors")) else download([*FILES, "*.bin"])
     except (OSError, ValueError) as error:  # no network and not in the cache, no such repository, a name none can have
         raise UserError(
             f"{name}: neither a folder here nor a model on the hub",
