@@ -74,16 +74,18 @@ __all__ = [  # spelled out, for type checkers
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """A public name at its first use; from then on it is an attribute like any other."""
-    if name not in _PLACES:
-        raise AttributeError(f"module 'ds_rag' has no attribute '{name}'")
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker would take every name for a public one
 
-    module = import_module(_PLACES[name])
-    value = module if module.__name__ == f"ds_rag.{name}" else getattr(module, name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """A public name at its first use; from then on it is an attribute like any other."""
+        if name not in _PLACES:
+            raise AttributeError(f"module 'ds_rag' has no attribute '{name}'")
+        from importlib import import_module
+
+        module = import_module(_PLACES[name])
+        value = module if module.__name__ == f"ds_rag.{name}" else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

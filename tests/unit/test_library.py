@@ -64,7 +64,7 @@ def test_every_public_name_is_there_and_an_unknown_one_is_an_error():
 
 def test_type_checkers_are_told_what_the_table_tells():
     tree = ast.parse(Path(ds_rag.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     told = {}
     for line in block.body:
         assert isinstance(line, ast.ImportFrom)
@@ -179,6 +179,19 @@ def test_an_index_finds_what_numpy_finds(tmp_path):
     assert (again.texts, again.ids) == (texts, index.ids)
     for one, other in zip(again.search(queries, k=5), (scores_Bk, numbers_Bk), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_approximate_index_is_saved_and_opened(tmp_path):
+    retriever, texts = small_retriever(), [f"{word} in pool {n}" for n in range(20) for word in ("kelp", "flint")]
+    flat, graph = (ds_rag.Index.build(retriever, texts, factory=factory) for factory in ("flat", "hnsw"))
+    graph.save(tmp_path / "graph")
+    again = ds_rag.Index.open(tmp_path / "graph", retriever)
+    assert again.stored.manifest.factory == "hnsw"
+    np.testing.assert_array_equal(again.search(["kelp in pool 3"], k=5)[1], graph.search(["kelp in pool 3"], k=5)[1])
+    best, found = (set(index.search(["kelp in pool 3"], k=10)[1][0].tolist()) for index in (flat, again))
+    assert len(best & found) >= 8
+    with pytest.raises(ds_rag.UserError, match="copy its folder"):
+        again.save(tmp_path / "other")
 
 
 def test_an_index_is_opened_only_by_the_weights_that_made_it(tmp_path):
