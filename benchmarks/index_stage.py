@@ -28,7 +28,7 @@ from measure import interleave, quartiles, table
 from ds_rag.config import RunConfig
 from ds_rag.config.flags import parse
 from ds_rag.config.schedules import lr_factor
-from ds_rag.index.building import Corpus, Share, build, encode_share, update_share
+from ds_rag.index.building import Corpus, EncodedShare, Encoder, build, encode_share, update_share
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.faiss_index import build_index, search
@@ -130,17 +130,17 @@ def partial_refresh(first: int = 50, later: int = EVERY) -> list[dict[str, Any]]
         retriever, batch = parts.retriever, config.stage.per_device_eval_batch_size
         corpus = Corpus(parts.eval_tokens.passages, retriever, batch)
         walk(parts, config, 0, first)
-        old = encode_share(retriever, corpus, folder / "old", "old", first)
+        old = encode_share(Encoder(retriever, "old", first), corpus, folder / "old")
         walk(parts, config, first, first + later)
         queries = encode(retriever, parts.eval_tokens.queries, "query", batch)
         rows, full = [], np.zeros(0)
         for fraction in FRACTIONS:
             begin, where = time.perf_counter(), folder / f"f{fraction}"
             if fraction == "1.0":
-                share = encode_share(retriever, corpus, where, "new", first + later)
+                share = encode_share(Encoder(retriever, "new", first + later), corpus, where)
                 fresh = share
             else:
-                share = update_share(retriever, corpus, where, "new", first + later, old, fraction, 0)
+                share = update_share(Encoder(retriever, "new", first + later), corpus, where, old, fraction, 0)
             seconds = time.perf_counter() - begin
             nearest = build(corpus, share, where, config.stage).index.search(queries, 10)[1]
             full = nearest if fraction == "1.0" else full
@@ -159,7 +159,13 @@ def walk(parts: Parts, config: RunConfig, first: int, stop: int) -> None:
 
 
 def row(
-    parts: Parts, fraction: str, share: Share, fresh: Share, found: np.ndarray, full: np.ndarray, seconds: float
+    parts: Parts,
+    fraction: str,
+    share: EncodedShare,
+    fresh: EncodedShare,
+    found: np.ndarray,
+    full: np.ndarray,
+    seconds: float,
 ) -> dict[str, Any]:
     positives = [set(example.positives) for example in parts.data.evaluation]
     hits = np.array([[n in p for n in row] for row, p in zip(found.tolist(), positives, strict=True)])

@@ -11,7 +11,6 @@ after.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,14 +20,16 @@ from ds_rag.config.schedules import lr_factor
 from ds_rag.engines.joint import StepResult
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.run import checkpoint, resume_rules
+from ds_rag.run.active_run import Run, measure_before, record_index, refresh_candidates, take_up
 from ds_rag.run.assemble import Parts, assemble
 from ds_rag.run.checkpoint import TrainState
-from ds_rag.run.index_refresh import IndexStage, Landed
+from ds_rag.run.checkpoint_keeper import Keeper
+from ds_rag.run.early_stopping import is_time_to_stop
+from ds_rag.run.index_refresh import IndexStage
 from ds_rag.run.lm_warmup import lm_warmup
-from ds_rag.run.resume_rules import Keeper
-from ds_rag.run.step_metrics import Live, judge, summarise, without_gain
-from ds_rag.run.summary import introduce, leave
-from ds_rag.run.watchers import Guards
+from ds_rag.run.step_metrics import ProgressText, step_values
+from ds_rag.run.summary import say_beginning, write_results
+from ds_rag.run.watchers import Watchers
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, log, stop_signals
 from ds_rag.runtime.log import Console, Metrics
 from ds_rag.runtime.stop_agreement import Halt, meet
@@ -67,30 +68,15 @@ def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput]
     return outputs, totals | {"tokens": float(tokens)}, engines.step(factor, skip=bad)
 
 
-@dataclass
-class Run:
-    """What the loop and what stands around it work with."""
-
-    parts: Parts
-    config: RunConfig
-    index: IndexStage
-    keeper: Keeper
-    halt: Halt
-    guards: Guards
-    state: TrainState
-    console: Console
-    metrics: Metrics
-
-
 def train(run: Run) -> Evaluation | None:
     """The loop: steps, the index stage when it is due, checkpoints. Returns the evaluation of the last step, if one
     was made there. Raises Stopped, on all ranks, where one was asked to stop."""
-    parts, state, index, optim, guards, last = run.parts, run.state, run.index, run.config.optim, run.guards, None
-    live, stage = Live(state.before or {}), run.config.stage
+    parts, state, index, optim, watchers, last = run.parts, run.state, run.index, run.config.optim, run.watchers, None
+    text, stage = ProgressText(state.before or {}), run.config.stage
     with index, run.console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
-        catch_up(run, live)
+        catch_up(run, text)
         for step in range(state.step, parts.total_steps):
-            if without_gain(state, stage):  # so it may be resumed, too
+            if is_time_to_stop(state, stage):  # before the step, for a resumed run may have to stop at once
                 run.console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
                 break
             fault_injection.point("step")
@@ -99,79 +85,50 @@ def train(run: Run) -> Evaluation | None:
             parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
             outputs, totals, result = train_step(parts, step, factor)
-            values = summarise(outputs, totals, result, began, parts)
+            values = step_values(outputs, totals, result, began, parts)
             state.step = step + 1
             state.skipped += int(result.skipped)
-            values |= guards.count(state.step, state.skipped, result, outputs)
+            values |= watchers.count(state.step, state.skipped, result, outputs)
             if parts.candidates:
                 values["index_age"] = parts.candidates.age(step)
             run.metrics.write("train", state.step, values)
-            guards.after_step(values)
+            watchers.after_step(values)
             stop_signals.phase(f"the index stage after step {state.step}")
             landed = index.after_step(state.step)
             if landed is not None:
-                book(run, landed, live)
+                take_up(run, landed, text)
             last = landed.result if landed is not None and landed.step == state.step and landed.whole else None
             if due_for_saving(run):
                 save(run)
-            meter.advance(1, live.line(values["loss"]))
+            meter.advance(1, text.line(values["loss"]))
             stop_signals.phase(f"the end of step {state.step}")
             run.halt.check()
         stop_signals.phase("the index stage that is still under way")
         if late := index.drain(state.step):
-            book(run, late, live, more=False)
+            take_up(run, late, text, new_candidates=False)  # no row is read any more
     return last
 
 
 def due_for_saving(run: Run) -> bool:
     state, every = run.state, run.config.run.save_steps
     best_now = run.config.stage.load_best_model_at_end and state.best_step == state.step
-    return bool(every and state.step % every == 0 and run.guards.healthy) or best_now
+    return bool(every and state.step % every == 0 and run.watchers.healthy) or best_now
 
 
 def save(run: Run) -> None:
     """A checkpoint of this step; what it took is logged."""
-    run.state.watched = run.guards.memory
+    run.state.watched = run.watchers.memory
     if run.keeper.save(run.state):
         run.metrics.write("checkpoint", run.state.step, {"seconds": run.keeper.seconds})
 
 
-def catch_up(run: Run, live: Live) -> None:
-    """Where a run was stopped while it refreshed the index of its last step, or ended just before: that comes first."""
+def catch_up(run: Run, text: ProgressText) -> None:
+    """The index stage of the last step, for a run that was stopped in it or has ended just before it."""
     if run.state.step and run.state.refreshed < run.state.step:
         stop_signals.phase(f"the index stage after step {run.state.step}")
         landed = run.index.after_step(run.state.step)
         if landed is not None:
-            book(run, landed, live)
-
-
-def book(run: Run, landed: Landed, live: Live | None = None, more: bool = True) -> None:
-    """Writes down what an index and its evaluation gave; more: offers its candidates to the rows to come."""
-    parts, state, metrics = run.parts, run.state, run.metrics
-    metrics.write("refresh", landed.step, landed.figures)
-    if parts.candidates and more and state.step < parts.total_steps:
-        began = time.monotonic()
-        found = parts.candidates.refresh(landed.step, run.index.search, landed.retriever)
-        seconds = time.monotonic() - began
-        run.index.stalled += seconds  # no step is made meanwhile
-        metrics.write("candidates", landed.step, found | {"seconds": seconds})
-    if parts.data.evaluation:
-        metrics.write("eval", landed.step, landed.metrics)
-    if live is not None:
-        live.metrics = landed.result.metrics
-    state.refreshed = landed.step
-    run.guards.after_evaluation(landed.step, landed.result.retrieved)
-    run.index.best = judge(state, landed.result.metrics, run.config.stage, landed.step)
-
-
-def resume_candidates(run: Run, resumed: Path) -> None:
-    """The checkpoint's table; a new one where it holds none."""
-    parts, state = run.parts, run.state
-    if parts.candidates and state.step < parts.total_steps and not parts.candidates.restore(resumed):
-        stop_signals.phase("the index that offers rows their candidates")
-        landed = run.index.refresh(state.step, progress=True)
-        figures = parts.candidates.refresh(state.step, run.index.search, landed.retriever)
-        run.metrics.write("candidates", state.step, figures)
+            take_up(run, landed, text)
 
 
 def main(config: RunConfig, folder: Path, console: Console) -> int:
@@ -192,7 +149,7 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
             last = train(run)
             result = finish(run, last)
             run.metrics.close()
-            leave(run.parts, config, run.state, result, run.index, folder, console, began)
+            write_results(run, result, began)
         except Stopped as reason:
             return stop_here(run, str(reason), folder, console)  # another rank may be lost in this too
     except RuntimeError as error:
@@ -212,7 +169,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         resume_rules.fit_batch(resumed, config, console.say)
     stop_signals.phase("start: reading rows and models")
     parts = assemble(config, console, folder, device)
-    facts = resume_rules.facts(config, parts)
+    facts = resume_rules.run_facts(config, parts)
     if resumed:
         resume_rules.check_unchanged(resumed, config, facts, console.say)
     if config.run.resume != "never":
@@ -220,19 +177,17 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     saved = checkpoint.state_of(resumed) if resumed else None
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
     metrics = Metrics(folder if collectives.rank() == 0 else None, config.run.report_to, step, refreshed, console.say)
-    introduce(parts, config, folder, console)
-    evaluator = Evaluator(
-        parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage, console
-    )
-    index = IndexStage(parts, config.stage, evaluator, folder, console, config.optim.seed, parts.candidates is not None)
+    say_beginning(parts, config, folder, console)
+    evaluator = Evaluator(parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage)
+    index = IndexStage(parts, config.stage, evaluator, folder, console, parts.candidates is not None)
     here = step if step is not None and checkpoint.is_of(folder, resumed) else -1
     keeper = Keeper(folder, config.run.save_total_limit, parts, facts, here)
-    guards = Guards(config, folder, console, metrics)
-    run = Run(parts, config, index, keeper, halt, guards, TrainState(), console, metrics)
+    watchers = Watchers(config, folder, console, metrics)
+    run = Run(parts, config, folder, index, keeper, halt, watchers, TrainState(), console, metrics)
     if resumed:
         run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
         resume_rules.fit_best(run.state, resumed, folder, facts, console.say)
-        guards.remember(run.state.watched)
+        watchers.remember(run.state.watched)
         index.best = run.state.best_step
         console.say(f"resumed from {resumed} at step {run.state.step}")
         resume_candidates(run, resumed)
@@ -240,6 +195,14 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
         lm_warmup(parts, config, console, metrics)
         measure_before(run)
     return run
+
+
+def resume_candidates(run: Run, resumed: Path) -> None:
+    """The checkpoint's table; a new one where it holds none."""
+    candidates, state = run.parts.candidates, run.state
+    if candidates and state.step < run.parts.total_steps and not candidates.restore(resumed):
+        stop_signals.phase("the index that offers rows their candidates")
+        refresh_candidates(run, state.step, run.index.refresh(state.step, progress=True).retriever)
 
 
 def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> int:
@@ -259,24 +222,6 @@ def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> i
     return stop_signals.EXIT_CODE
 
 
-def measure_before(run: Run) -> None:
-    """The figures before the first step, and its candidates; these weights may be the best, so they are kept."""
-    parts, index, state, metrics = run.parts, run.index, run.state, run.metrics
-    stop_signals.phase("the first index and evaluation")
-    if index.wanted:
-        first = index.refresh(0, progress=True)
-        metrics.write("refresh", 0, first.figures)
-        if parts.candidates:
-            metrics.write("candidates", 0, parts.candidates.refresh(0, index.search, first.retriever))
-    if parts.data.evaluation:
-        state.before = first.result.metrics
-        metrics.write("eval", 0, state.before)
-    index.best = judge(state, state.before or {}, run.config.stage, 0)
-    state.refreshed = 0
-    if run.config.stage.load_best_model_at_end:
-        run.keeper.save(state)
-
-
 def finish(run: Run, last: Evaluation | None) -> Evaluation:
     """The last checkpoint and evaluation; under `load_best_model_at_end` the best weights, evaluated again."""
     state, stage = run.state, run.config.stage
@@ -285,19 +230,22 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
     if last is None:
         stop_signals.phase("the last evaluation")
         landed = run.index.refresh(state.step, progress=True)
-        refreshed = state.refreshed
-        book(run, landed, more=False)
-        state.refreshed = refreshed  # a run that is made longer would refresh here for the rows to come
+        record_index(run, landed)  # no `take_up`: a run that is made longer refreshes here for the rows to come
         last = landed.result
     if not stage.load_best_model_at_end or state.best_step is None or state.best_step == state.step:
         return last
     save(run)  # before other weights are loaded: from here on, too, a run may be stopped
-    best = run.keeper.folder / "checkpoints" / f"step-{state.best_step}"
+    load_best(run, state.best_step)
+    stop_signals.phase(f"the evaluation of the best step, {state.best_step}")
+    return run.index.refresh(state.best_step, progress=True).result
+
+
+def load_best(run: Run, step: int) -> None:
+    """The weights of the best step, which the run ends with. Raises UserError where its checkpoint is damaged."""
+    best = run.keeper.folder / "checkpoints" / f"step-{step}"
     if wrong := atomic_folders.damages_on_ranks(best):
         raise atomic_folders.refuse(
             best, wrong, "--resume auto --load_best_model_at_end false exports the last step instead"
         )
     checkpoint.load_engines(best, run.parts.engines, weights_only=True)
-    run.console.say(f"exporting step {state.best_step}, the best by {stage.metric_for_best_model}")
-    stop_signals.phase(f"the evaluation of the best step, {state.best_step}")
-    return run.index.refresh(state.best_step, progress=True).result
+    run.console.say(f"exporting step {step}, the best by {run.config.stage.metric_for_best_model}")

@@ -10,15 +10,15 @@ from typing import Any
 
 from ds_rag.config import ALIASES, DataConfig, ModelConfig, RunConfig, build
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
-from ds_rag.data.dataset import CHUNK, assemble, columns_of, corpus_source
+from ds_rag.data.dataset import CHUNK, build_table, columns_of, corpus_source
 from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
 from ds_rag.data.matching import texts_of
-from ds_rag.data.prompt import Prompt
+from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread
 from ds_rag.models.loading import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
-from ds_rag.run.open_saved import quiet_libraries
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.library_messages import quiet_libraries
 from ds_rag.runtime.log import Console
 from ds_rag.runtime.output_places import check_json, write_json
 
@@ -74,7 +74,7 @@ def look_together(
 ) -> tuple[list[str], str | None]:
     """What training would say of rows and corpus together, and for what it would refuse them."""
     try:
-        return assemble(corpus or passages_of([*rows, *evaluation]), rows, evaluation).notices, None
+        return build_table(corpus or passages_of([*rows, *evaluation]), rows, evaluation).notices, None
     except UserError as error:
         return [], str(error)
 
@@ -143,7 +143,7 @@ def named(model: str, config: RunConfig) -> bool:
 def prompt_of(model: ModelConfig) -> Prompt:
     folder = model_folder(model.generator, "--generator")
     tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
-    return Prompt(tokenizer, model.prompt_template, model.chat_template, version=model.prompt_version)
+    return make_prompt(model, tokenizer)
 
 
 def measure_all(

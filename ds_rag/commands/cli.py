@@ -18,8 +18,9 @@ from ds_rag.config.flags import Parser, add_number, as_text, build_parser, parse
 from ds_rag.run.folder import claim as claim_folder
 from ds_rag.runtime import stop_signals
 from ds_rag.runtime.errors import UserError, choose
-from ds_rag.runtime.launcher_env import adopt_srun, allow_open_files, check_launch, forbid_pickles
+from ds_rag.runtime.launcher_env import adopt_srun, allow_open_files, check_launch
 from ds_rag.runtime.log import Console, capture, run_command
+from ds_rag.runtime.safe_loading import forbid_pickles
 from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standard_streams, read_utf8
 
 

@@ -11,7 +11,8 @@ from ds_rag.config import BUILTIN
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import TokenTable, read_evaluation
-from ds_rag.evaluation.evaluator import Evaluator, tokenize_evaluation
+from ds_rag.data.token_tables import tokenize_evaluation
+from ds_rag.evaluation.evaluator import Evaluator
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import precision_of
@@ -80,9 +81,9 @@ def main(args: argparse.Namespace) -> int:
     say_notices(data.notices, console)
     check_factory(config.stage.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
-    evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage, console)
+    evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage)
     index = already_encoded(saved, tokens.passages, console)
-    result = evaluator.measure(index) if index is not None else evaluator.run(progress=True)
+    result = evaluator.measure(index) if index is not None else evaluator.run(console)
     figures = {"retrieval": result.retrieval, "answers": result.answers}
     if args.controls:
         figures |= {f"answers_{name}": values for name, values in evaluator.controls().items()}

@@ -9,17 +9,17 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from ds_rag.data.bad_rows import say_notices
-from ds_rag.data.dataset import RagData, TokenTable, assemble, reading_of
+from ds_rag.data.dataset import RagData, TokenTable, build_table, reading_of
 from ds_rag.data.formats import Passage, read_corpus
-from ds_rag.data.source import Source, look
+from ds_rag.data.source import source_of
+from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index.building import Corpus, index_corpus
-from ds_rag.index.encode import precision_of, tokenize_side
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.shards import remove_shards
-from ds_rag.index.store import check_replaceable, describe, hash_model, read_passages
+from ds_rag.index.store import check_replaceable, hash_model, read_passages
 from ds_rag.run.folder import check_beside_run, runs_of_index
 from ds_rag.run.open_saved import Saved, open_saved
-from ds_rag.run.publish_index import publish
+from ds_rag.run.publish_index import describe_and_publish
 from ds_rag.runtime import collectives, folder_lock
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
@@ -36,25 +36,26 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("no models to index with", expected="--run RUN")
     own = Path(args.run) / "index"
     folder = own if args.out is None else Path(args.out)
-    with claim(folder) if collectives.rank() == 0 else nullcontext():
+    with claim_place(folder) if collectives.rank() == 0 else nullcontext():
         collectives.start_if_several()
         console = Console(speaks=collectives.rank() == 0)
         saved = open_saved(args, {"out"})
         reading = reading_of(saved.config.data)
         given = "corpus" in args
-        source = look(args.corpus) if given else None  # of an index's own passages again: those of no file
+        source = source_of(args.corpus) if given else None  # an index's own passages again are those of no file
         corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
-        table = assemble(corpus, [], [], reading)  # a text that repeats is one passage
+        table = build_table(corpus, [], [], reading)  # a text that repeats is one passage
+        table.source = source
         say_notices(table.notices, console)
         check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
         tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
-        write(saved, tokens, table, folder, console, source)
+        encode_and_publish(saved, tokens, table, folder, console)
         collectives.stop()
     return 0
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim_place(folder: Path) -> Iterator[None]:
     """Held by this process are an index's place, and the run whose own index it is: RUN/index is a training's too, by
     whatever way it is reached. Raises UserError, before anything is opened, where one is held, or where something else
     is in the place or beside it, where the vectors are kept until then."""
@@ -82,9 +83,7 @@ def beside(place: Path) -> Path:
     return place.with_name(place.name + ".partial")
 
 
-def write(
-    saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console, source: Source | None
-) -> None:
+def encode_and_publish(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console) -> None:
     """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
     stopped got to; all ranks together."""
     assert saved.run is not None
@@ -92,15 +91,8 @@ def write(
     corpus = Corpus(tokens, saved.retriever, stage.per_device_eval_batch_size)
     partial = beside(Path(os.path.realpath(folder)))
     built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
-    shards = collectives.world() if stage.index_shards == "keep" else 0
-    settings, factory = saved.retriever.settings, stage.index_factory
-    made = corpus.digest, precision_of(saved.retriever)
-    path, files = (str(source.path), source.sealed()) if source and collectives.rank() == 0 else (None, None)
-    manifest = describe(
-        model, corpus.dimension, table.texts, factory, settings, shards, path, *made, source_files=files
-    )
-    publish(folder, built, table.ids, table.texts, manifest)
+    describe_and_publish(folder, built, corpus, saved.retriever, table, stage, model)
     collectives.barrier()
     if collectives.rank() == 0:
         remove_shards(partial)
-    console.say(f"{len(table.texts)} passages of {corpus.dimension} dimensions in {folder} ({factory})")
+    console.say(f"{len(table.texts)} passages of {corpus.dimension} dimensions in {folder} ({stage.index_factory})")

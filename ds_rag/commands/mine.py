@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 
 from ds_rag.data.bad_rows import MINE, Reading, say_notices
-from ds_rag.data.dataset import Example, RagData, assemble, columns_of, has_corpus, read_given_corpus, reading_of
+from ds_rag.data.dataset import Example, RagData, build_table, columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.matching import overlaps
+from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.answering import Answerer
 from ds_rag.evaluation.evaluator import log_softmax
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
-from ds_rag.index.encode import encode, tokenize_side
+from ds_rag.index.encode import encode
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.rows import Rows, Vectors
 from ds_rag.index.store import hash_model, open_vectors, read_index
@@ -168,7 +169,7 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
 
 def main(args: argparse.Namespace) -> int:
     """The command; its flags are in cli.py. Several ranks share the work; rank 0 speaks and writes."""
-    check(args)
+    check_arguments(args)
     limits = Limits(args.margin, args.absolute_margin, args.max_score, args.posterior)
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
@@ -232,7 +233,7 @@ def mine_chunks(
             yield [row for row in whole if row]
 
 
-def check(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Mistakes that show before any model is opened."""
     if "eval_data" not in args:
         raise UserError("no rows to mine for", expected="--data FILE or folder")
@@ -260,7 +261,7 @@ def encode_corpus(
         corpus = passages_of(rows)
     if not corpus:
         raise UserError("no passages to mine from", found="rows without any passage", expected="--corpus FILE")
-    table = assemble(corpus, rows, [], reading)
+    table = build_table(corpus, rows, [], reading)
     say_notices(table.notices, console)
     if stored is None:
         check_factory(stage.index_factory, saved.retriever.hidden_size, table.corpus_size)

@@ -15,7 +15,7 @@ from ds_rag.data.batch import Ids
 from ds_rag.data.columns import Columns
 from ds_rag.data.formats import Passage, Row, detect, passages_of, read_corpus, read_rows
 from ds_rag.data.matching import find_in_corpus, missing_note, positives_elsewhere, refuse_ids_as_texts, texts_of
-from ds_rag.data.source import Source, look
+from ds_rag.data.source import Source, source_of
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
 
@@ -94,10 +94,10 @@ def read_data(
         if data.eval_data:
             most = evaluation_limit(data, "--eval_data")
             evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False, reading, most)
-        source = look(given) if (given := corpus_source(data)) else None
+        source = source_of(given) if (given := corpus_source(data)) else None
         corpus = read_given_corpus(data, "--eval_data", reading) or passages_of(train + evaluation)
     train, evaluation = train[: data.max_train_samples], evaluation[: data.max_eval_samples]
-    table = assemble(corpus, train, evaluation, reading)
+    table = build_table(corpus, train, evaluation, reading)
     table.source = source
     if evaluation and from_index and not table.labelled:
         table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
@@ -120,13 +120,13 @@ def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False) -
     `read_data`."""
     if builtin:
         world = make_world(data.world_seed)
-        return assemble(world.corpus, [], world.evaluation[: data.max_eval_samples])
+        return build_table(world.corpus, [], world.evaluation[: data.max_eval_samples])
     assert data.eval_data
     reading, need_passages = reading_of(data), not (from_index and has_corpus(data, "--data"))
     most = evaluation_limit(data, "--data")
     rows = read_rows(data.eval_data, columns_of(data), "--data", need_passages, False, reading, most)
     corpus = read_given_corpus(data, "--data", reading) or passages_of(rows)
-    return assemble(corpus, [], rows[: data.max_eval_samples], reading)
+    return build_table(corpus, [], rows[: data.max_eval_samples], reading)
 
 
 def evaluation_limit(data: DataConfig, flag: str) -> int | None:
@@ -171,7 +171,7 @@ def read_given_corpus(data: DataConfig, flag: str, reading: Reading | None = Non
     return read_corpus(path, flag, reading)
 
 
-def assemble(
+def build_table(
     corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequence[Row], reading: Reading | None = None
 ) -> RagData:
     """One table: the corpus first, each text once, then texts that only rows have. reading: of these, for its

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_rag.config import DEFAULT_TEMPLATE
+from ds_rag.config import DEFAULT_TEMPLATE, ModelConfig
 from ds_rag.data.batch import Ids
 from ds_rag.data.seams import InText, Seam, first_seam, last_seam, middle_seam, of_its_own, special_prefix
 from ds_rag.data.truncation import CutIds
@@ -163,6 +163,11 @@ class Prompt:
         common = np.concatenate([self.literals[0], first, self.literals[1]])
         rest = np.concatenate([second, self.literals[2]])
         return (common, rest) if len(common) else (rest, common)
+
+
+def make_prompt(model: ModelConfig, tokenizer: Any, max_length: int = 1 << 30) -> Prompt:
+    """The prompt that the settings ask for. tokenizer: the generator's; max_length: tokens that it can read."""
+    return Prompt(tokenizer, model.prompt_template, model.chat_template, max_length, model.prompt_version)
 
 
 def seams_of(pieces: InText, literals: Sequence[str], gap: str) -> list[Seam]:

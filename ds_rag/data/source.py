@@ -32,7 +32,7 @@ class Source:
             files = {name: measure(place(self.path, name)) for name in self.times}
         except OSError:
             return {}
-        if not files or look(self.path) != self:
+        if not files or source_of(self.path) != self:
             return {}
         return {
             "kind": self.kind,
@@ -40,7 +40,7 @@ class Source:
         }
 
 
-def look(path: str | Path, flag: str = "--corpus") -> Source:
+def source_of(path: str | Path, flag: str = "--corpus") -> Source:
     """To be called before the files are read: what changes meanwhile then shows. No times where a file cannot be looked
     at, which whoever reads it will tell. Raises UserError as `detect` does."""
     path = Path(os.path.realpath(Path(path).expanduser()))
@@ -66,7 +66,7 @@ def unchanged(path: str | Path, sealed: dict[str, Any], read_all: bool = False) 
     if not sealed:
         return False
     try:
-        now, files = look(path), sealed["files"]
+        now, files = source_of(path), sealed["files"]
         same = now.kind == sealed["kind"] and now.times.keys() == files.keys()
         if not same or any(size != files[name]["size"] for name, (size, _) in now.times.items()):
             return False

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 from ds_rag.config import build
-from ds_rag.data.dataset import assemble
+from ds_rag.data.dataset import build_table
 from ds_rag.data.formats import passages_of
 from ds_rag.data.in_memory import corpus_from, rows_from
 from ds_rag.data.prompt import Prompt
-from ds_rag.evaluation.evaluator import Evaluation, Evaluator, tokenize_evaluation
+from ds_rag.data.token_tables import tokenize_evaluation
+from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
@@ -76,7 +77,7 @@ def evaluate(
         )
     config = build(values)
     read = rows_from(rows, need_passages=corpus is None, need_answers=False)
-    data = assemble(passages_of(read) if corpus is None else corpus_from(corpus), [], read)
+    data = build_table(passages_of(read) if corpus is None else corpus_from(corpus), [], read)
     check_factory(config.stage.index_factory, retriever.hidden_size, data.corpus_size)
     if generator is None:
         prompt = None
@@ -87,4 +88,4 @@ def evaluate(
     for module in (retriever, generator):
         if module is not None:
             module.eval()
-    return Evaluator(retriever, generator, prompt, data, tokens, stage, silent).run()
+    return Evaluator(retriever, generator, prompt, data, tokens, stage).run()

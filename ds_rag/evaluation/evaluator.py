@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ds_rag.config import DataConfig, StageConfig
-from ds_rag.data.dataset import Limit, RagData, TokenTable, tokenize
+from ds_rag.config import StageConfig
+from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
+from ds_rag.data.token_tables import EvalTokens
 from ds_rag.evaluation.answering import Answerer
 from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.metrics import answer_metrics, retrieval_metrics
 from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex
-from ds_rag.index.encode import encode, tokenize_side
+from ds_rag.index.encode import encode
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
@@ -59,37 +60,6 @@ class Evaluation:
         return {**self.retrieval, **self.answers}
 
 
-@dataclass
-class EvalTokens:
-    """Token ids of the corpus and of the evaluation queries; the generator's are None where none is measured."""
-
-    passages: TokenTable
-    queries: TokenTable
-    generator_passages: TokenTable | None = None
-    generator_queries: TokenTable | None = None
-
-
-def tokenize_evaluation(
-    retriever: Retriever, prompt: Prompt | None, data: RagData, lengths: DataConfig, console: Console
-) -> EvalTokens:
-    """For an evaluation by itself; while training the tables are those of training, made once."""
-    corpus, queries = data.texts[: data.corpus_size], [row.query for row in data.evaluation]
-    tokens = EvalTokens(
-        tokenize_side(retriever, "passage", corpus, console, "passages"),
-        tokenize_side(retriever, "query", queries, console, "queries"),
-    )
-    if prompt is None:
-        return tokens
-
-    def for_generator(texts: list[str], name: str, length: int, what: str) -> TokenTable:
-        limit = Limit(length, f"--max_{name}_length")
-        return tokenize(lambda t: prompt.encode(name, t, length), texts, console, f"{what} for the generator", limit)
-
-    tokens.generator_passages = for_generator(corpus, "passage", lengths.max_passage_length, "passages")
-    tokens.generator_queries = for_generator(queries, "query", lengths.max_query_length, "queries")
-    return tokens
-
-
 class Evaluator:
     """Holds what does not change between evaluations."""
 
@@ -101,20 +71,18 @@ class Evaluator:
         data: RagData,
         tokens: EvalTokens,
         stage: StageConfig,
-        console: Console,
     ):
         self.retriever, self.generator, self.prompt = retriever, generator, prompt
-        self.data, self.tokens, self.stage, self.console = data, tokens, stage, console
+        self.data, self.tokens, self.stage = data, tokens, stage
         self.corpus = data.texts[: data.corpus_size]
         wanted = stage.eval_answers and generator is not None
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
-    def run(self, progress: bool = False) -> Evaluation:
+    def run(self, console: Console | None = None) -> Evaluation:
         """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index. Where
-        there is one of these vectors (`already_encoded`), `measure` does."""
+        there is one of these vectors (`already_encoded`), `measure` does. console: for the progress of both."""
         corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
         with scratch() as folder:
-            console = self.console if progress else None
             # By no name, so that all of it is let go of: a folder that hosts share by NFS stays while a file is open.
             return self.measure(
                 index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index, console=console

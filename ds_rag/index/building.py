@@ -36,7 +36,23 @@ Watch = Callable[[int], None]  # told of every batch's passages; may raise to st
 
 
 @dataclass
-class Share:
+class Encoder:
+    """What encodes: a retriever with the hash of its weights and their step. watch: told of every batch's passages;
+    agree: see `embed_rows`."""
+
+    retriever: Retriever
+    model: str
+    step: int
+    watch: Watch = lambda count: None
+    agree: Agree | None = None
+
+    def embed(self, corpus: Corpus, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        """Vectors (b, D) of these passages, batch by batch."""
+        return embed_rows(self.retriever, corpus.tokens, numbers, "passage", corpus.budget, self.agree)
+
+
+@dataclass
+class EncodedShare:
     """One rank's passages, encoded: their numbers, vectors mapped from the disk, and the step of the weights that made
     each. figures: what an update learnt."""
 
@@ -51,7 +67,7 @@ class Built:
     """An index with what it was made of. vectors_ND: on rank 0, where shares are merged."""
 
     index: CorpusIndex
-    share: Share
+    share: EncodedShare
     vectors_ND: np.ndarray | None
 
 
@@ -80,59 +96,40 @@ def hash_tokens(tokens: TokenTable) -> str:
     return digest.hexdigest()
 
 
-def encode_share(
-    retriever: Retriever,
-    corpus: Corpus,
-    folder: Path,
-    model: str,
-    step: int,
-    watch: Watch = lambda count: None,
-    agree: Agree | None = None,
-) -> Share:
-    """This rank's whole share, in `folder`; goes on where an earlier call for the same model stopped. model: its hash;
-    agree: see `embed_rows`."""
+def encode_share(encoder: Encoder, corpus: Corpus, folder: Path) -> EncodedShare:
+    """This rank's whole share, in `folder`; goes on where an earlier call for the same model stopped."""
     path, numbers = corpus.path(folder), corpus.numbers_n
-    with ShardWriter(path, len(numbers), corpus.origin(model)) as writer:
-        watch(writer.done)
+    with ShardWriter(path, len(numbers), corpus.origin(encoder.model)) as writer:
+        encoder.watch(writer.done)
         rest = numbers[writer.done :]  # chunks end where batches do, so these are cut as they would have been
-        for rows_bD in embed_rows(retriever, corpus.tokens, rest, "passage", corpus.budget, agree):
+        for rows_bD in encoder.embed(corpus, rest):
             writer.append(rows_bD)
-            watch(len(rows_bD))
-    return Share(numbers, open_shard(path), np.full(len(numbers), step))
+            encoder.watch(len(rows_bD))
+    return EncodedShare(numbers, open_shard(path), np.full(len(numbers), encoder.step))
 
 
 def update_share(
-    retriever: Retriever,
-    corpus: Corpus,
-    folder: Path,
-    model: str,
-    step: int,
-    old: Share,
-    fraction: str,
-    seed: int,
-    watch: Watch = lambda count: None,
-    agree: Agree | None = None,
-) -> Share:
-    """This rank's share with those passages encoded again whose vectors are worst, as far as a sample tells (drift.py),
-    and the others moved as the sample has moved.
+    encoder: Encoder, corpus: Corpus, folder: Path, old: EncodedShare, fraction: str, seed: int
+) -> EncodedShare:
+    """This rank's share: those passages are encoded again whose vectors are worst, as far as a sample tells
+    (partial_update.py), and the others are moved as the sample has moved.
 
     figures: sums over this rank's passages, for the means over all ranks: over the sample, of the drift before anything
     is done (`drift`) and of that which moving leaves (`drift_moved`); the estimate of what is left (`drift_left`).
     """
-
-    def embed(rows: np.ndarray) -> Iterator[np.ndarray]:
-        return embed_rows(retriever, corpus.tokens, old.numbers_n[rows], "passage", corpus.budget, agree)
-
+    step = encoder.step
     sample_s = sample_rows(len(old.numbers_n), [seed, step, corpus.rank])
-    fresh_sD = np.concatenate([np.zeros((0, corpus.dimension), np.float32), *embed(sample_s)])
+    fresh_sD = np.concatenate(
+        [np.zeros((0, corpus.dimension), np.float32), *encoder.embed(corpus, old.numbers_n[sample_s])]
+    )
     map_DD, drift_s = fit_map(old.vectors_nD[sample_s], fresh_sD)
     estimate_n = estimate(old.vectors_nD, np.maximum(1, step - old.steps_n), sample_s, drift_s)
     chosen = choose_rows(estimate_n, sample_s, fraction)
     steps_n = old.steps_n.copy()
     steps_n[sample_s] = steps_n[chosen] = step
-    path, cursor, unit = corpus.path(folder), 0, retriever.settings.normalize
+    path, cursor, unit = corpus.path(folder), 0, encoder.retriever.settings.normalize
     path.with_suffix(".json").unlink(missing_ok=True)  # an update is not continued: it starts from the old vectors
-    with ShardWriter(path, len(steps_n), corpus.origin(model, whole=False)) as writer:
+    with ShardWriter(path, len(steps_n), corpus.origin(encoder.model, whole=False)) as writer:
 
         def copy_up_to(stop: int, rows: np.ndarray, rows_bD: np.ndarray) -> None:
             """The old vectors from the cursor on, moved, and the new ones in their places."""
@@ -145,11 +142,11 @@ def update_share(
                 writer.append(block)
 
         done = 0
-        for rows_bD in embed(chosen):
+        for rows_bD in encoder.embed(corpus, old.numbers_n[chosen]):
             rows = chosen[done : done + len(rows_bD)]
             copy_up_to(int(rows[-1]) + 1, rows, rows_bD)
             done, cursor = done + len(rows), int(rows[-1]) + 1
-            watch(len(rows))
+            encoder.watch(len(rows))
         copy_up_to(len(steps_n), chosen[:0], fresh_sD[:0])
     figures = {
         "drift": float(drift(old.vectors_nD[sample_s], fresh_sD).sum()),
@@ -158,10 +155,10 @@ def update_share(
         "drift_left": float(np.delete(estimate_n, np.concatenate([chosen, sample_s])).sum()),
         "encoded": float(len(chosen) + len(sample_s)),
     }
-    return Share(old.numbers_n, open_shard(path), steps_n, figures)
+    return EncodedShare(old.numbers_n, open_shard(path), steps_n, figures)
 
 
-def build(corpus: Corpus, share: Share, folder: Path, stage: StageConfig) -> Built:
+def build(corpus: Corpus, share: EncodedShare, folder: Path, stage: StageConfig) -> Built:
     """The index of all shares, which are on the disk by now. No collective: it may run in a thread."""
     count = len(corpus.tokens)
     if stage.index_shards == "keep":
@@ -184,7 +181,7 @@ def build(corpus: Corpus, share: Share, folder: Path, stage: StageConfig) -> Bui
     return Built(CorpusIndex([part] if part else [], count), share, vectors_ND)
 
 
-def build_together(corpus: Corpus, share: Share, folder: Path, stage: StageConfig) -> Built:
+def build_together(corpus: Corpus, share: EncodedShare, folder: Path, stage: StageConfig) -> Built:
     """The same on all ranks, once every share is on the disk, where the others wait for the rank that builds."""
     collectives.barrier()
     return together(lambda pause: build(corpus, share, folder, stage), "the making of the index")
@@ -201,7 +198,7 @@ def index_corpus(
 ) -> Built:
     """The whole way, all ranks together; what an earlier call for the same model has encoded is not done again."""
     with (console or Console(speaks=False)).progress(len(corpus.numbers_n), "encoding passages", unit="passage") as m:
-        share = encode_share(retriever, corpus, folder, model, step, m.advance)
+        share = encode_share(Encoder(retriever, model, step, m.advance), corpus, folder)
     return build_together(corpus, share, folder, stage)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ds_rag.data.batch import pad_right
-from ds_rag.data.dataset import Limit, TokenTable, tokenize
+from ds_rag.data.dataset import TokenTable
 from ds_rag.index.shards import share_of
 from ds_rag.models.adapters import has_adapters
 from ds_rag.models.retriever import Retriever
@@ -21,12 +21,6 @@ CPU_TOKENS = 512
 PAUSE = 16  # forwards between two places where the ranks may agree to stop
 
 Agree = Callable[[int], int]  # a rank's number of forwards -> all ranks' largest
-
-
-def tokenize_side(retriever: Retriever, side: str, texts: Sequence[str], console: Console, what: str) -> TokenTable:
-    """The texts of one side ('query' or 'passage') for its tokenizer; how many it cuts is said."""
-    limit = Limit(retriever.length(side), f"--max_{side}_length, or the model's own limit")
-    return tokenize(lambda t: retriever.tokenize(t, side), texts, console, what, limit)
 
 
 def encode(
@@ -44,7 +38,7 @@ def encode(
             parts.append(vectors)
             meter.advance(len(vectors))
     mine = np.concatenate(parts) if parts else np.zeros((0, retriever.hidden_size), np.float32)
-    return join(collectives.gather_objects((numbers, mine)), len(tokens))
+    return in_text_order(collectives.gather_objects((numbers, mine)), len(tokens))
 
 
 def precision_of(retriever: Retriever) -> str:
@@ -117,7 +111,7 @@ def cut(lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[slice]:
         start = stop
 
 
-def join(shares: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+def in_text_order(shares: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
     """The ranks' shares in the texts' own order."""
     vectors = np.zeros((count, shares[0][1].shape[1]), np.float32)
     for order, part in shares:

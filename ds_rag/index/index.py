@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index import store
 from ds_rag.index.corpus_index import CorpusIndex, build_part
-from ds_rag.index.encode import embed_rows, precision_of, token_budget, tokenize_side
+from ds_rag.index.encode import embed_rows, precision_of, token_budget
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.rows import Rows
 from ds_rag.index.shards import share_of

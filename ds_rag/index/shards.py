@@ -21,11 +21,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
 
 import numpy as np
 
 from ds_rag.runtime.own_files import SHARDS
+from ds_rag.runtime.whole_files import sync_file, write_whole
 
 CHUNK_BYTES = 8 << 20  # written, and kept in memory, at once; as much is encoded again after a crash, at most
 
@@ -113,9 +113,9 @@ class ShardWriter:
             self.file.write(data)
             self.chunks.append((self.done, zlib.crc32(data)))
             self.held = []
-        sync(self.file)
+        sync_file(self.file)
         note = {"origin": asdict(self.origin), "rows": self.rows, "chunks": self.chunks}
-        replace_text(self.progress, json.dumps(note))
+        write_whole(self.progress, json.dumps(note))
 
     def _known_chunks(self) -> list[tuple[int, int]]:
         """Those of the progress, where it is of this shard."""
@@ -174,18 +174,3 @@ def remove_shards(folder: Path) -> None:
 
 def slices(count: int, size: int) -> Iterator[slice]:
     return (slice(n, min(n + size, count)) for n in range(0, count, size))
-
-
-def sync(file: IO[Any]) -> None:
-    """To the disk, and not only to the system's memory."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """The file is the old one or the new one, whenever the process dies."""
-    beside = path.with_suffix(path.suffix + ".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        sync(file)
-    os.replace(beside, path)

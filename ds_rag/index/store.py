@@ -82,13 +82,10 @@ def describe(
     factory: str,
     settings: Any,
     shards: int = 0,
-    source: str | None = None,
-    tokens: str = "",
     precision: str = "",
-    source_files: dict[str, Any] | None = None,
 ) -> Manifest:
-    """The manifest of an index; `settings` are the retriever's (pooling, normalisation); source: the corpus's path, and
-    what was found there."""
+    """The manifest of an index over these texts, without what is known of their source. settings: the retriever's
+    (pooling, normalisation); precision: `precision_of` it."""
     return Manifest(
         model_hash=model_hash,
         count=len(texts),
@@ -98,10 +95,7 @@ def describe(
         pooling=settings.pooling,
         corpus_hash=hash_texts(texts),
         shards=shards,
-        source=os.path.realpath(Path(source).expanduser()) if source else "",
-        tokens=tokens,
         precision=precision,
-        source_files=source_files or {},
     )
 
 

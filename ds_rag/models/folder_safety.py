@@ -1,7 +1,7 @@
 """What a model folder may not do when it is opened: run code. Refusals of transformers and torch, in our words.
 
 Weights are safetensors, or a .bin of tensors alone: torch reads it with `weights_only`, which executes nothing. That
-this holds for every file, whichever library opens it, is `forbid_pickles` (launched.py). A class that transformers does
+this holds for every file, whichever library opens it, is `forbid_pickles`. A class that transformers does
 not have itself would come as Python from the folder; it is taken only under `--trust_remote_code`, and nobody is asked
 in mid-run. Where transformers has the class, its own is used, and the folder's code lies idle.
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ds_rag.data.batch import CellList, Cells, Ids, lay_out_plain
 from ds_rag.models.architecture import usable_positions
-from ds_rag.models.head import KEEP_BYTES, token_logprobs
+from ds_rag.models.head import KEEP_BYTES, target_logprobs
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import shape_of
 from ds_rag.models.shared_prefix import attention
@@ -86,7 +86,7 @@ class Generator(nn.Module):
         """Each prefix once; logits only where a target is predicted."""
         hidden_TD = attention.call(self.lm.base_model, cells)
         chosen = hidden_TD[cells.place_U], cells.target_U
-        logp_U = token_logprobs(self.logits, *chosen, self.vocabulary, self.keep_bytes)
+        logp_U = target_logprobs(self.logits, *chosen, self.vocabulary, self.keep_bytes)
         return F.pad(logp_U, (0, 1))[cells.pick_CA]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ CHUNK_BYTES = 1 << 27  # of logits that exist at once, as float32
 KEEP_BYTES = float(1 << 28)  # of logits that are kept for the backward pass; beyond it they are computed again there
 
 
-def token_logprobs(
+def target_logprobs(
     head: Callable[[torch.Tensor], torch.Tensor],
     hidden_UD: torch.Tensor,
     target_U: torch.Tensor,

@@ -13,13 +13,12 @@ from ds_rag.config import OptimConfig, RunConfig, deepspeed_config
 from ds_rag.config.effects import idle
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.bad_rows import say_notices
-from ds_rag.data.dataset import Example, Limit, RagData, TokenTable, read_data, tokenize
+from ds_rag.data.dataset import RagData, read_data
 from ds_rag.data.loader import Loader, TrainTokens
-from ds_rag.data.prompt import Prompt
+from ds_rag.data.prompt import Prompt, make_prompt
+from ds_rag.data.token_tables import EvalTokens, tokenize_run
 from ds_rag.engines.joint import Engines
 from ds_rag.engines.setup import deepspeed_files, make_engines
-from ds_rag.evaluation.evaluator import EvalTokens
-from ds_rag.index.encode import tokenize_side
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.spelling import check_spelling
 from ds_rag.models.generator import Generator
@@ -81,13 +80,13 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     for name, model, piece in zip(("retriever", "generator"), (retriever, generator), pieces, strict=True):
         if note := made_whole(name, getattr(config.model, name), model, piece):
             console.say(note, style="yellow")
-    prompt = make_prompt(config, generator) if generator else None
+    prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
     in_pieces = generator is not None and is_sharded(generator)  # then it works only once its engine is there
     if not in_pieces:
         ask_for_sharing(generator, config, console)
     share = collectives.world() if config.stage.index_shards == "keep" else 1
     check_factory(config.stage.index_factory, retriever.hidden_size, max(1, data.corpus_size // share))
-    train_tokens, eval_tokens = tokenize_run(config, data, retriever, prompt, console)
+    train_tokens, eval_tokens = tokenize_run(retriever, prompt, data, config.data, console)
     check_generator_ids(generator, train_tokens, eval_tokens)
     check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens, console)
     optim = config.optim
@@ -217,45 +216,6 @@ def load_models(
     return retriever, load_generator(config.model, texts, scratch, pieces[1]) if objective.needs_generator else None
 
 
-def make_prompt(config: RunConfig, generator: Generator) -> Prompt:
-    m = config.model
-    return Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
-
-
-def tokenize_run(
-    config: RunConfig, data: RagData, retriever: Retriever, prompt: Prompt | None, console: Console
-) -> tuple[TrainTokens, EvalTokens]:
-    """Every text once for each tokenizer; training and evaluation share the passages. What is cut is said."""
-
-    def for_retriever(texts: list[str], side: str, of: str = "") -> TokenTable:
-        return tokenize_side(retriever, side, texts, console, f"{len(texts)} {of}{side} texts")
-
-    train_queries, eval_queries = ([r.query for r in rows] for rows in (data.train, data.evaluation))
-    passages = for_retriever(data.texts, "passage")
-    train = TrainTokens(for_retriever(train_queries, "query"), passages)
-    evaluation = EvalTokens(passages.first(data.corpus_size), for_retriever(eval_queries, "query", "held-out "))
-    if prompt is None:
-        return train, evaluation
-    if prompt.tokenizer.eos_token_id is None:
-        console.say("note: the generator's tokenizer has no end-of-sequence token: no answer learns to end", "yellow")
-    lengths = {
-        "passage": config.data.max_passage_length,
-        "query": config.data.max_query_length,
-        "answer": config.data.max_answer_length,
-    }
-
-    def for_generator(texts: list[str], name: str, of: str = "") -> TokenTable:
-        what, limit = f"{len(texts)} {of}{name} texts for the generator", Limit(lengths[name], f"--max_{name}_length")
-        return tokenize(lambda t: prompt.encode(name, t, lengths[name]), texts, console, what, limit)
-
-    train.generator_passages = for_generator(data.texts, "passage")
-    train.generator_queries = for_generator(train_queries, "query")
-    train.generator_answers = for_generator([first_answer(r) for r in data.train], "answer")
-    evaluation.generator_passages = train.generator_passages.first(data.corpus_size)
-    evaluation.generator_queries = for_generator(eval_queries, "query", "held-out ")
-    return train, evaluation
-
-
 def check_room(
     prompt: Prompt | None, train: TrainTokens, evaluation: EvalTokens, max_new_tokens: int, console: Console
 ) -> None:
@@ -287,8 +247,3 @@ def check_generator_ids(generator: Generator | None, train: TrainTokens, evaluat
     for table in filter(None, tables):
         if generator is not None and len(table.flat):
             check_known(generator.tokenizer, int(table.flat.max()), generator.vocabulary, "a text for the generator")
-
-
-def first_answer(row: Example) -> str:
-    """The answer that is trained on."""
-    return row.answers[0]

@@ -34,6 +34,7 @@ from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import follow_umask
 from ds_rag.runtime.own_files import CHECKPOINT
 from ds_rag.runtime.random_state import random_states, set_random_states
+from ds_rag.runtime.whole_files import write_whole
 
 LATEST = "LATEST"
 LEAST_KEPT = 2  # one may turn out to be damaged
@@ -52,7 +53,7 @@ class TrainState:
     skipped: int = 0
     refreshed: int = -1  # the last step at which the index stage was done, before this one was saved
     before: dict[str, float] | None = None  # metrics before training
-    watched: dict[str, Any] = field(default_factory=dict)  # what the guards remember
+    watched: dict[str, Any] = field(default_factory=dict)  # what the watchers remember
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -89,7 +90,7 @@ def save(
 
     def name_it() -> None:
         fault_injection.point("before_latest")
-        atomic_folders.write_whole(root / LATEST, final.name)
+        write_whole(root / LATEST, final.name)
         fault_injection.point("after_latest")
 
     atomic_folders.agree(LATEST, atomic_folders.attempt(name_it) if collectives.rank() == 0 else None)
@@ -144,7 +145,7 @@ def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda tex
     if collectives.rank() == 0 and root.is_dir():
         for torn in atomic_folders.partials(root):
             shutil.rmtree(torn, ignore_errors=True)
-        for torn in root.glob(f"{LATEST}{atomic_folders.PARTIAL}*"):  # a file
+        for torn in root.glob(f"{LATEST}.tmp*"):  # a file
             torn.unlink(missing_ok=True)
         own = is_of(run, source)
         for other in checkpoints(run) if source is not None else []:
@@ -155,7 +156,7 @@ def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda tex
                 os.rename(other, aside)
                 say(f"note: {other} is not what the run goes on from; it goes when the next is saved")
         if own and source is not None:
-            atomic_folders.write_whole(root / LATEST, source.name)
+            write_whole(root / LATEST, source.name)
         elif source is not None:
             (root / LATEST).unlink(missing_ok=True)
     collectives.barrier()

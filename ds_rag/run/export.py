@@ -26,6 +26,7 @@ from ds_rag.run import run_files
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, folder_lock, json_files, stop_signals
 from ds_rag.runtime.atomic_folders import MANIFEST, Damage
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.whole_files import sync_folder
 
 PENDING = "export.pending"
 INDEX = "index"
@@ -84,19 +85,19 @@ def put_in_place(run: Path) -> None:
         old.mkdir(exist_ok=True)
         for name in NAMES:
             if name == MANIFEST:
-                atomic_folders.sync_folder(run)
+                sync_folder(run)
             fault_injection.point("exchange")
             comes = name in manifest["names"] or name == MANIFEST
             if comes or name != INDEX:  # one that does not come along stays: it says itself whose it is
-                move(pending / name, run / name, old / name, comes)
-        atomic_folders.sync_folder(run)
+                move_entry(pending / name, run / name, old / name, comes)
+        sync_folder(run)
     fault_injection.point("exchange")
-    clear(run, old)
+    remove_replaced(run, old)
     with suppress(OSError):
         pending.rmdir()
 
 
-def move(new: Path, place: Path, old: Path, comes: bool) -> None:
+def move_entry(new: Path, place: Path, old: Path, comes: bool) -> None:
     """`new` to its place, and what stood there to `old`; where none comes (no generator any more) that alone. A `new`
     that is gone was moved before."""
     waits = os.path.lexists(new)
@@ -107,11 +108,11 @@ def move(new: Path, place: Path, old: Path, comes: bool) -> None:
         os.rename(new, place)
 
 
-def clear(run: Path, old: Path) -> None:
+def remove_replaced(run: Path, old: Path) -> None:
     """Removes what was replaced; the user's own files in it are kept, in RUN/replaced-N."""
     if not old.is_dir():
         return
-    own = known(run, old)
+    own = own_files_of(run, old)
     files = [f for f in old.rglob("*") if f.is_symlink() or not f.is_dir()]
     for file in sorted(files, key=lambda f: f.name == MANIFEST):  # manifests last: after a crash they are needed again
         if not file.is_symlink() and own(file.relative_to(old).as_posix(), file):
@@ -124,7 +125,7 @@ def clear(run: Path, old: Path) -> None:
         os.rename(old, run / f"{OLD}-{number}")
 
 
-def known(run: Path, old: Path) -> Callable[[str, Path], bool]:
+def own_files_of(run: Path, old: Path) -> Callable[[str, Path], bool]:
     """Tells the run's own files among what was replaced: those its manifest names, or, where it had none (a run
     from before there were manifests), those of the same names as today's."""
     before, now = atomic_folders.read_manifest(old), atomic_folders.read_manifest(run) or {"files": {}}
@@ -158,14 +159,14 @@ def ready(run: Path, hashes: bool = True, only: Collection[str] = NAMES) -> dict
     """Before these files and folders of `run` are opened, on all ranks together: finishes its export, and holds them
     against its manifest, which is returned; empty where there is none. Raises UserError for what is damaged."""
 
-    def look() -> None:
+    def check_all() -> None:
         settle(run)
         json_files.check_kinds(run)
         if wrong := [d for d in damages(run, hashes) if Path(d.file).parts[0] in only]:
             fix = f"{json_files.AGAIN}; of models changed on purpose: --retriever FOLDER --generator FOLDER"
             raise atomic_folders.refuse(run, wrong, fix)
 
-    by_first(look)
+    by_first(check_all)
     return atomic_folders.read_manifest(run) or {}
 
 

@@ -23,7 +23,16 @@ import torch
 from ds_rag.config import StageConfig
 from ds_rag.engines.snapshot import snapshot
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
-from ds_rag.index.building import Built, Corpus, Share, build, build_together, encode_share, update_share
+from ds_rag.index.building import (
+    Built,
+    Corpus,
+    EncodedShare,
+    Encoder,
+    build,
+    build_together,
+    encode_share,
+    update_share,
+)
 from ds_rag.index.encode import Agree, most_forwards
 from ds_rag.index.shards import remove_shards
 from ds_rag.models.fingerprint import fingerprint
@@ -79,11 +88,10 @@ class IndexStage:
         evaluator: Evaluator,
         folder: Path,
         console: Console,
-        seed: int = 0,
         needed: bool = False,
     ):
         """folder: the run's. needed: the index is refreshed on schedule also where there is nothing to evaluate."""
-        self.parts, self.stage, self.evaluator, self.console, self.seed = parts, stage, evaluator, console, seed
+        self.parts, self.stage, self.evaluator, self.console = parts, stage, evaluator, console
         self.wanted = needed or bool(parts.data.evaluation)
         self.folder = folder / "refresh"
         self.corpus = Corpus(parts.eval_tokens.passages, parts.retriever, stage.per_device_eval_batch_size)
@@ -143,7 +151,7 @@ class IndexStage:
             self.stream.wait_stream(torch.cuda.current_stream())  # for the copy
         alone = self.corpus.world == 1 or self.stage.index_shards == "keep"  # no other rank's share is waited for
 
-        def work() -> Share | Built:
+        def work() -> EncodedShare | Built:
             with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
                 share = self._encode(retriever, model, step, whole, int, Console(speaks=False))
             return build(self.corpus, share, self._folder(step), self.stage) if alone else share
@@ -181,9 +189,9 @@ class IndexStage:
 
     def _encode(
         self, retriever: Retriever, model: str, step: int, whole: bool, agree: Agree, console: Console
-    ) -> Share:
+    ) -> EncodedShare:
         """This rank's share; whole, or what has moved most. agree: `int` without the other ranks, as in a thread."""
-        where, seed = self._folder(step), self.seed
+        where = self._folder(step)
 
         def watch(count: int) -> None:
             if self.cancel.is_set():
@@ -191,11 +199,13 @@ class IndexStage:
             meter.advance(count)
 
         with console.progress(len(self.corpus.numbers_n), "encoding passages", unit="passage") as meter:
+            encoder = Encoder(retriever, model, step, watch, agree)
             if whole:
-                return encode_share(retriever, self.corpus, where, model, step, watch, agree)
+                return encode_share(encoder, self.corpus, where)
             assert self.built is not None
-            old, fraction = self.built.share, self.stage.refresh_fraction
-            return update_share(retriever, self.corpus, where, model, step, old, fraction, seed, watch, agree)
+            return update_share(
+                encoder, self.corpus, where, self.built.share, self.stage.refresh_fraction, self.parts.loader.seed
+            )
 
     def _folder(self, step: int) -> Path:
         return self.folder / f"step-{step}"
@@ -264,7 +274,7 @@ class IndexStage:
                 self.folder.rmdir()
 
 
-def share_figures(share: Share, at: int, count: int, device: torch.device) -> dict[str, float]:
+def share_figures(share: EncodedShare, at: int, count: int, device: torch.device) -> dict[str, float]:
     """Over all ranks: how old vectors are, in steps at `at`, and what an update learnt."""
     every = collectives.gather_objects((np.unique(at - share.steps_n, return_counts=True), share.figures))
     ages, counts = (np.concatenate([pair[n] for pair, _ in every]) for n in (0, 1))

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from ds_rag.config import ALIASES, DataConfig, RunConfig, build
-from ds_rag.data.prompt import Prompt
+from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import load_generator, load_pair, load_retriever
 from ds_rag.models.retriever import Retriever
 from ds_rag.run import export, run_files
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.library_messages import quiet_libraries
 
 OF_ITS_ROWS = {"corpus", "max_eval_samples", "on_bad_row"} | {
     f.name for f in fields(DataConfig) if f.name.endswith("_column")
@@ -86,15 +87,5 @@ def open_saved(args: argparse.Namespace, own: set[str], hashes: bool = True) -> 
     for module in (retriever, generator):
         if module is not None:
             module.eval().requires_grad_(False).to(device)
-    m, prompt = config.model, None
-    if generator:
-        prompt = Prompt(generator.tokenizer, m.prompt_template, m.chat_template, generator.max_length, m.prompt_version)
+    prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
     return Saved(run, config, retriever, generator, prompt)
-
-
-def quiet_libraries() -> None:
-    """A command's answer is not mixed with transformers' progress bars and remarks; errors still show."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from ds_rag.run import checkpoint
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime import atomic_folders, collectives, json_files
-from ds_rag.runtime.errors import UserError, not_written
+from ds_rag.runtime.errors import UserError
 
 # What may differ and leaves the mathematics as it was: where and how often things are written, how much is done at
 # once, and in which pieces. (The batch's own rule is `fit_batch`'s; how long the run is, the note's.)
 FREE = {"output_dir", "resume", "resume_changed", "save_steps", "save_total_limit", "report_to", "debug", "corpus"}
-FREE |= {"train_data", "eval_data", "max_eval_samples"}  # what is in them counts (`facts`), not where they lie
+FREE |= {"train_data", "eval_data", "max_eval_samples"}  # what is in them counts (`run_facts`), not where they lie
 FREE |= {"deepspeed", "deepspeed_retriever", "deepspeed_generator", "memory_budget", "micro_cells", "retriever_chunk"}
 FREE |= {"gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps", "collective_timeout"}
 FREE |= {"per_device_eval_batch_size", "index_shards", "top_k", "decode", "max_new_tokens", "eval_answers"}
@@ -38,32 +37,7 @@ OF_INDEX = {"refresh_index", "refresh_mode", "refresh_staleness", "refresh_fract
 LENGTH = {"max_steps", "num_train_epochs"}
 
 
-class Keeper:
-    """Saves this run's checkpoints. `saved`: the last step there is one of."""
-
-    def __init__(self, folder: Path, limit: int, parts: Parts, facts: dict[str, Any], saved: int = -1):
-        """limit: how many are kept; facts: for their manifests."""
-        self.folder, self.limit, self.parts = folder, limit, parts
-        self.facts, self.saved = facts, saved
-        self.seconds = 0.0  # spent on the last one
-
-    def save(self, state: TrainState) -> bool:
-        """A checkpoint of this step; False where there is one already. Raises RunError where it could not be written:
-        the one before still stands."""
-        if state.step == self.saved:
-            return False
-        began = time.monotonic()
-        arrays = self.parts.candidates.arrays if self.parts.candidates else {}  # so that a resumed run reads the same
-        try:
-            checkpoint.save(self.folder, self.parts.engines, state, self.limit, self.facts, arrays)
-        except OSError as error:
-            fix = "free some, then --resume auto: the checkpoint before it is whole"
-            raise not_written(f"the checkpoint of step {state.step}", error, self.folder, fix) from None
-        self.saved, self.seconds = state.step, time.monotonic() - began
-        return True
-
-
-def facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
+def run_facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
     """What the run is, for a checkpoint's manifest. A collective."""
     return {
         "global_batch": parts.loader.global_batch,
@@ -148,7 +122,7 @@ def literal(files: list[dict[str, Any]], key: str) -> int | None:
 
 def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: Callable[[str], None]) -> None:
     """Raises UserError for other rows, another tokenizer or other settings than the checkpoint's; with
-    `--resume_changed` says so instead. now: `facts`."""
+    `--resume_changed` says so instead. now: `run_facts`."""
     then = atomic_folders.read_manifest(folder) or {}
     if "config" not in then:
         return
@@ -205,7 +179,7 @@ def check_facts(folder: Path, then: dict[str, Any]) -> None:
 
 def fit_best(state: TrainState, folder: Path, run: Path, now: dict[str, Any], say: Callable[[str], None]) -> None:
     """Forgets the best step so far where it cannot be held against those to come: judged by another metric or other
-    rows, or kept by another run. folder: the checkpoint's; run: the run that goes on; now: `facts`."""
+    rows, or kept by another run. folder: the checkpoint's; run: the run that goes on; now: `run_facts`."""
     then = atomic_folders.read_manifest(folder) or {}
     metric = "metric_for_best_model"
     why = ""

@@ -1,22 +1,19 @@
-"""The figures of a step: its line in metrics.jsonl, the text beside the progress bar, and which step was the best."""
+"""The figures of a step: its line in metrics.jsonl, and the text beside the progress bar."""
 
 from __future__ import annotations
 
 import math
 import time
 
-from ds_rag.config import StageConfig
 from ds_rag.engines.joint import StepResult
 from ds_rag.run.assemble import Parts
-from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime import collectives, log
-from ds_rag.runtime.errors import UserError
 from ds_rag.step.objective import StepOutput
 
 MEANS = ("embedding_spread", "kept_cells", "dropped_mass")  # over micro-batches and ranks
 
 
-def summarise(
+def step_values(
     outputs: list[StepOutput], totals: dict[str, float], result: StepResult, began: float, parts: Parts
 ) -> dict[str, float]:
     """A step's line in metrics.jsonl: sums over micro-batches and ranks, turned into the step's values."""
@@ -43,7 +40,7 @@ def summarise(
     }
 
 
-class Live:
+class ProgressText:
     """The text beside the progress bar."""
 
     def __init__(self, metrics: dict[str, float]):
@@ -56,26 +53,3 @@ class Live:
         shown = {"recall@1": "recall@1", "exact_match": "answers"}
         parts = [f"{text} {self.metrics[name]:.2f}" for name, text in shown.items() if name in self.metrics]
         return "  ".join([f"loss {loss if self.loss is None else self.loss:.3f}", *parts])
-
-
-def judge(state: TrainState, metrics: dict[str, float], stage: StageConfig, step: int) -> int | None:
-    """Books the chosen metric of the weights of `step`; returns the best step so far. All metrics here are better when
-    higher."""
-    name = stage.metric_for_best_model
-    if name not in metrics:
-        if stage.early_stopping_patience or stage.load_best_model_at_end:
-            raise UserError(
-                f"--metric_for_best_model {name}: not among the metrics",
-                expected=" | ".join(metrics) or "--eval_data",
-            )
-        return state.best_step
-    if state.best is None or metrics[name] > state.best:
-        state.best, state.best_step, state.evaluations_without_gain = metrics[name], step, 0
-    else:
-        state.evaluations_without_gain += 1
-    return state.best_step
-
-
-def without_gain(state: TrainState, stage: StageConfig) -> bool:
-    """Is it time to stop early?"""
-    return 0 < stage.early_stopping_patience <= state.evaluations_without_gain

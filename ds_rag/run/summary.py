@@ -11,25 +11,23 @@ from typing import Any
 
 from ds_rag import __version__
 from ds_rag.config import RunConfig
-from ds_rag.data.dataset import corpus_source
 from ds_rag.engines.joint import Engines
 from ds_rag.evaluation.evaluator import Evaluation
-from ds_rag.index.encode import precision_of
-from ds_rag.index.store import describe, hash_model
+from ds_rag.index.store import hash_model
 from ds_rag.models.sharded import count_of
 from ds_rag.run import export, run_files
+from ds_rag.run.active_run import Run
 from ds_rag.run.assemble import Parts
-from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.html_report import write_report
-from ds_rag.run.index_refresh import IndexStage
 from ds_rag.run.model_cards import card, warmed
-from ds_rag.run.publish_index import publish
+from ds_rag.run.publish_index import describe_and_publish
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
 from ds_rag.runtime.errors import not_written
 from ds_rag.runtime.log import Console
+from ds_rag.runtime.whole_files import write_whole
 
 
-def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
+def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
     """What is about to happen, in four lines; the resolved configuration goes to the run's folder."""
     optim, data = config.optim, parts.data
     sizes = {n: count_of(m) / 1e6 for n, m in parts.engines.modules.items()}
@@ -55,34 +53,24 @@ def introduce(parts: Parts, config: RunConfig, folder: Path, console: Console) -
     if collectives.rank() == 0 and not export.exported(
         folder
     ):  # else it belongs to the models there, until new ones come
-        atomic_folders.write_whole(folder / json_files.CONFIG, run_files.configuration_text(config))
+        write_whole(folder / json_files.CONFIG, run_files.configuration_text(config))
 
 
-def leave(
-    parts: Parts,
-    config: RunConfig,
-    state: TrainState,
-    result: Evaluation,
-    index: IndexStage,
-    folder: Path,
-    console: Console,
-    began: float,
-) -> None:
+def write_results(run: Run, result: Evaluation, began: float) -> None:
     """Writes models with their cards, index, results.json and config.json, which come to their places together, and
-    report.html; shows the outcome. Raises RunError on every rank where one could not write."""
-    steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
-    cards = {
-        name: card(name, config, steps, result.metrics, facts(name, parts, config)) for name in parts.engines.modules
-    }
+    report.html; shows the outcome. result: of the exported weights; began: when the run did, by time.monotonic.
+    Raises RunError on every rank where one could not write."""
+    config, folder = run.config, run.folder
+    cards = make_cards(run, result)
     linked = collectives.from_first((folder / export.INDEX).is_symlink())  # to a disk with more room, perhaps
     fix = "free some, then --resume auto, which goes on from the last checkpoint"
-    results = outcome(config, state, result, index)
+    results = outcome(run, result)
     try:
         with export.staged(folder) as place:
-            export_models(place, parts.engines, cards)
+            export_models(place, run.parts.engines, cards)
             model = hash_model(place / "retriever")
             if not linked:
-                save_index(parts, config, index, place / export.INDEX, model)
+                save_index(run, place / export.INDEX, model)
             results["seconds"] = round(time.monotonic() - began, 1)
             stop_signals.phase("writing the figures")
             failure = (
@@ -94,10 +82,20 @@ def leave(
     except OSError as error:
         raise not_written("the trained models", error, folder, fix) from None
     if linked:
-        save_index(parts, config, index, folder / export.INDEX, model)
-    index.clear()
+        save_index(run, folder / export.INDEX, model)
+    run.index.clear()
     if collectives.rank() == 0:
-        show(results, write_report(folder), console)
+        show_outcome(results, write_report(folder), run.console)
+
+
+def make_cards(run: Run, result: Evaluation) -> dict[str, str]:
+    """Each exported model's README.md."""
+    config, state = run.config, run.state
+    steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
+    return {
+        name: card(name, config, steps, result.metrics, card_lines(name, run.parts, config))
+        for name in run.parts.engines.modules
+    }
 
 
 def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
@@ -121,8 +119,9 @@ def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     atomic_folders.agree("a model", failure)
 
 
-def outcome(config: RunConfig, state: TrainState, result: Evaluation, index: IndexStage) -> dict[str, Any]:
-    """What results.json says."""
+def outcome(run: Run, result: Evaluation) -> dict[str, Any]:
+    """What results.json says, but for the seconds."""
+    config, state, index = run.config, run.state, run.index
     return {
         "before": state.before or {},
         "after": result.metrics,
@@ -142,7 +141,8 @@ def write_figures(place: Path, results: dict[str, Any], config: RunConfig) -> No
     (place / json_files.CONFIG).write_text(run_files.configuration_text(config), encoding="utf-8")
 
 
-def facts(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
+def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
+    """What a model's card says beside its training: how to use it as it was trained."""
     if name == "retriever":
         s = parts.retriever.settings
         return {
@@ -154,22 +154,14 @@ def facts(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
     return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template}
 
 
-def save_index(parts: Parts, config: RunConfig, index: IndexStage, folder: Path, model: str) -> None:
-    """The last index, with what made it; all ranks together. model: the saved retriever's hash."""
+def save_index(run: Run, folder: Path, model_hash: str) -> None:
+    """The last index, with what made it; all ranks together. model_hash: the saved retriever's."""
+    index, parts = run.index, run.parts
     assert index.built is not None and index.whole
-    data, stage = parts.data, config.stage
-    ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
-    shards = collectives.world() if stage.index_shards == "keep" else 0
-    settings, dimension = parts.retriever.settings, index.corpus.dimension
-    source, made = corpus_source(config.data), (index.corpus.digest, precision_of(parts.retriever))
-    files = data.source.sealed() if data.source and collectives.rank() == 0 else {}
-    manifest = describe(
-        model, dimension, texts, stage.index_factory, settings, shards, source, *made, source_files=files
-    )
-    publish(folder, index.built, ids, texts, manifest)
+    describe_and_publish(folder, index.built, index.corpus, parts.retriever, parts.data, run.config.stage, model_hash)
 
 
-def show(results: dict[str, Any], report: Path, console: Console) -> None:
+def show_outcome(results: dict[str, Any], report: Path, console: Console) -> None:
     """The table before and after, three questions, and where the report lies."""
     before, after = results["before"], results["after"]
     if after:

@@ -15,7 +15,7 @@ from ds_rag.step.non_finite import BadSteps
 from ds_rag.step.objective import StepOutput
 
 
-class Guards:
+class Watchers:
     """All ranks call every method alike. Warnings go to the console, and as lines of their kind into metrics.jsonl."""
 
     def __init__(self, config: RunConfig, folder: Path, console: Console, metrics: Metrics):

@@ -23,6 +23,7 @@ from typing import Any
 
 from ds_rag.runtime import collectives, fault_injection, own_files, stop_signals
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.whole_files import sync_folder, write_whole
 
 MANIFEST = "manifest.json"
 PARTIAL = ".tmp-"
@@ -139,21 +140,6 @@ def measure(file: Path, to_disk: bool = False) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file so that it is there whole or as it was."""
-    part = file.with_name(f"{file.name}{PARTIAL}{uuid.uuid4().hex}")
-    try:
-        with part.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)
-
-
 def replace_folder(folder: Path, final: Path) -> None:
     """One rename; with a folder that is there already it changes places. Where a file system cannot do that, the old
     one is put aside until the new one has its name; see `put_back`."""
@@ -190,14 +176,6 @@ def put_back(final: Path) -> None:
     for old in partials(final.parent, final.name, aside=True):
         with suppress(OSError):  # another process was faster
             os.rename(old, final)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

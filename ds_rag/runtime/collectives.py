@@ -45,7 +45,7 @@ def start(
         if int(os.environ["WORLD_SIZE"]) > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             met = Meeting(timeout_minutes, say, look).wait()  # torchrun's ranks have met
         try:
-            join(timeout_minutes, engines)
+            join_ranks(timeout_minutes, engines)
         except torch_dist.DistError as error:
             address = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
             raise not_met(error, address) from None
@@ -57,7 +57,7 @@ def start(
     return device
 
 
-def join(timeout_minutes: float, engines: bool) -> None:
+def join_ranks(timeout_minutes: float, engines: bool) -> None:
     backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", datetime.timedelta(minutes=timeout_minutes)
     if engines:
         import deepspeed

@@ -88,12 +88,6 @@ def allow_open_files(env: Mapping[str, str]) -> None:
         )
 
 
-def forbid_pickles() -> None:
-    """From now on torch reads no file that could run code, whichever library asks it to. Before torch is used."""
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # torch refuses to have both
-
-
 def adopt_srun() -> None:
     """One of several tasks of `srun` becomes a rank. Raises UserError where they have no address to meet at."""
     try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ds_rag.runtime.errors import PlaceError, UserError
+from ds_rag.runtime.whole_files import replacing
 
 NAME_MAX, PATH_MAX = 255, 4095  # bytes of a name and of a path that Linux's file systems take
 BESIDE = 48  # bytes that a name beside a folder has more, as it is written: NAME.tmp-old-(32 digits)
@@ -28,7 +29,7 @@ NO_WAY = {  # errors of a path that is wrong, rather than of a disk: what they m
     errno.ENOTDIR: ("it lies below a file", "another path, or move that file"),
     errno.EISDIR: ("a folder is there", "another path, or move that folder"),
     errno.ENAMETOOLONG: ("the name or the path is too long", "a shorter one"),
-    errno.ELOOP: ("links that lead in a circle", "another path, or mend the links"),
+    errno.ELOOP: ("links that lead in a circle", "another path, or correct the links"),
 }
 
 
@@ -146,18 +147,12 @@ def writing(path: Path, replace: bool = True) -> Iterator[IO[str]]:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(f".ds_rag-{uuid.uuid4().hex}.tmp")
-    try:
-        with beside.open("x", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+    with replacing(place, beside) as stream:
+        yield stream
         if place.exists():
             if not replace:
                 raise exists_already(place, "--out")
             beside.chmod(stat.S_IMODE(place.stat().st_mode))
-        os.replace(beside, place)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def exists_already(place: Path, flag: str) -> UserError:

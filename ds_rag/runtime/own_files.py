@@ -11,7 +11,7 @@ from pathlib import Path
 
 MODELS = r"(retriever|generator)"
 INDEX = r"manifest\.json|ids\.json|texts\.jsonl|vectors\.npy|index\.faiss|shard-\d+-of-\d+(\.numbers)?\.(npy|faiss)"
-SHARDS = r"shard-\d+-of-\d+\.(npy|json|json\.new)|vectors\.npy"  # of an index while its passages are encoded
+SHARDS = r"shard-\d+-of-\d+\.(npy|json|json\.(tmp|new))|vectors\.npy"  # of an index while its passages are encoded
 CHECKPOINT = (
     r"(manifest|state)\.json|random-rank\d+\.safetensors|[\w-]+\.npy|"
     rf"{MODELS}/(numbers\.json|rank\d+-\d+\.safetensors)"
@@ -36,7 +36,7 @@ RUN = "|".join(
         rf"{MODELS}/({MODEL})",
         rf"index{LEFT}?/({INDEX})|index\.partial/({SHARDS})|index\.ds_rag-lock",
         rf"refresh/step-\d+/({SHARDS})",
-        rf"checkpoints/(abandoned-)?step-\d+{LEFT}?/({CHECKPOINT})|checkpoints/LATEST{LEFT}?",
+        rf"checkpoints/(abandoned-)?step-\d+{LEFT}?/({CHECKPOINT})|checkpoints/LATEST({LEFT}|\.tmp)?",
     )
 )
 

@@ -27,7 +27,7 @@ def meet(run: Path, minutes: float, console: Console) -> torch.device:
     RankError where they do not come."""
     say = console.say if console.speaks else collectives.say_on_standard_error
     try:
-        device = collectives.start(minutes, say=say, look=lambda: stop_signals.look(run))
+        device = collectives.start(minutes, say=say, look=lambda: stop_signals.raise_if_asked(run))
         collectives.barrier()
     except RuntimeError as error:
         raise lost(error, "the start") or error from error

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ds_rag.runtime.whole_files import PARTIAL, write_whole
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_FILE = "STOP"  # in the run's folder
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
@@ -67,7 +69,7 @@ def phase(operation: str) -> None:
         _name(operation)
 
 
-def look(folder: Path) -> None:
+def raise_if_asked(folder: Path) -> None:
     """Raises Stopped where this process alone was asked to stop: while the ranks have not met yet."""
     if reason := wish(folder):
         raise Stopped(reason)
@@ -109,9 +111,7 @@ def leave_word(folder: Path, reason: str, step: int | None) -> None:
     """`exit.json`: why the run ended before its end, and that it may simply be started again."""
     word: dict[str, Any] = {"reason": reason, "step": step, "requeue": True, "code": EXIT_CODE}
     word["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    part = folder / f"{EXIT_FILE}.tmp"
-    part.write_text(json.dumps(word, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / EXIT_FILE)
+    write_whole(folder / EXIT_FILE, json.dumps(word, indent=1) + "\n")
 
 
 def last_word(folder: Path) -> dict[str, Any] | None:
@@ -132,5 +132,5 @@ def take_back(folder: Path) -> None:
 
 def forget(folder: Path) -> None:
     """At a start: what an earlier one was told does not count for this one."""
-    for name in (EXIT_FILE, f"{EXIT_FILE}.tmp", STOP_FILE):
+    for name in (EXIT_FILE, EXIT_FILE + PARTIAL, STOP_FILE):
         (folder / name).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ class CellCost:
     def of(self, tokens: int, targets: int, keep_bytes: float = KEEP_BYTES) -> float:
         """Peak bytes of a forward and backward pass over `tokens` read tokens and `targets` predicted ones.
 
-        keep_bytes: as in `head.token_logprobs`.
+        keep_bytes: as in `head.target_logprobs`.
         """
         logits = targets * self.vocabulary
         if not self.shared:

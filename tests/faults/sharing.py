@@ -10,9 +10,10 @@ import torch
 from small import small_parts, small_retriever
 
 from ds_rag.config import StageConfig
+from ds_rag.data.token_tables import tokenize_side
 from ds_rag.engines.joint import Engines, StepResult
 from ds_rag.index.building import Corpus, index_corpus
-from ds_rag.index.encode import encode, tokenize_side
+from ds_rag.index.encode import encode
 from ds_rag.index.store import describe, read_index
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime import collectives

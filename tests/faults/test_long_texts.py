@@ -16,15 +16,13 @@ from commands import train
 from small import gradients, small_generator, small_parts, small_retriever
 
 from ds_rag.config import DataConfig, build
-from ds_rag.data.dataset import Limit, TokenTable, assemble, tokenize
+from ds_rag.data.dataset import Limit, TokenTable, build_table, tokenize
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
+from ds_rag.data.token_tables import tokenize_evaluation, tokenize_run, tokenize_side
 from ds_rag.engines.joint import Engines, StepResult
-from ds_rag.evaluation.evaluator import tokenize_evaluation
-from ds_rag.index.encode import tokenize_side
 from ds_rag.losses import LOSSES
 from ds_rag.models.tokenizer import open_tokenizer
-from ds_rag.run.assemble import tokenize_run
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
 from ds_rag.train import train_step
@@ -108,16 +106,16 @@ def test_row_20_a_long_passage_never_takes_from_the_answer():
 
 def test_row_20_evaluation_says_what_it_cuts():
     console, stream = listening()
-    data = assemble([Passage("a", "zor " * 300), Passage("b", "via")], [], [row("q " * 99), row("q")])
+    data = build_table([Passage("a", "zor " * 300), Passage("b", "via")], [], [row("q " * 99), row("q")])
     generator = small_generator()
     prompt = Prompt(generator.tokenizer, "{passage} {query}", max_length=96)
     tokenize_evaluation(small_retriever(), prompt, data, DataConfig(), console)
     said = re.findall(r"note: (.*)", stream.getvalue())
     assert [text.split(":")[0] for text in said] == [
-        "passages",
-        "queries",
-        "passages for the generator",
-        "queries for the generator",
+        "2 passage texts",
+        "2 held-out query texts",
+        "2 passage texts for the generator",
+        "2 held-out query texts for the generator",
     ]
     assert all(": 1 is longer than" in text for text in said)
 
@@ -196,6 +194,6 @@ def test_row_22_with_neither_pad_nor_end_of_sequence_it_says_what_to_set(tmp_pat
 def test_row_22_a_pad_without_an_end_of_sequence_is_said_and_answers_have_tokens():
     parts, (console, stream) = small_parts(), listening()
     parts.prompt.tokenizer.eos_token = None
-    tokens, _ = tokenize_run(build({}), parts.data, parts.retriever, parts.prompt, console)
+    tokens, _ = tokenize_run(parts.retriever, parts.prompt, parts.data, build({}).data, console)
     assert "no end-of-sequence token: no answer learns to end" in stream.getvalue()
     assert tokens.generator_answers.lengths.min() >= 1 and 2 not in tokens.generator_answers.flat

@@ -21,9 +21,11 @@ from ds_rag.config import ModelConfig, RunConfig, build
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.almanac import make_world
 from ds_rag.data.batch import Batch, CellList
-from ds_rag.data.dataset import RagData, assemble
+from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Row
 from ds_rag.data.loader import Loader
+from ds_rag.data.prompt import make_prompt
+from ds_rag.data.token_tables import tokenize_run
 from ds_rag.engines.joint import Engines
 from ds_rag.losses import LOSSES, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.adapters import add_adapters, wanted_by
@@ -33,7 +35,7 @@ from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.shared_prefix.probe import share_prefixes
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.run import export, run_files
-from ds_rag.run.assemble import Parts, make_prompt, tokenize_run
+from ds_rag.run.assemble import Parts
 from ds_rag.runtime import collectives, folder_lock
 from ds_rag.runtime.log import Console
 from ds_rag.step.generator_side import Scoring
@@ -135,7 +137,7 @@ def small_data(rows: int = 12) -> RagData:
             positives, others = table[-1].passages[:1], table[-1].positives
         answer = " and ".join([row.answers[0]] * (1 + n % 3))
         table.append(Row(f"r{n}", row.query, (answer,), positives, others, (), f"small:{n}"))
-    return assemble(make_world(0).corpus[:20], table, [])
+    return build_table(make_world(0).corpus[:20], table, [])
 
 
 def small_parts(
@@ -157,10 +159,10 @@ def small_parts(
     adapt(config.model, {"retriever": retriever.encoder, "generator": generator and generator.lm})
     if config.model.gradient_checkpointing:
         checkpoint_activations([retriever.encoder, *([generator.lm] if generator else [])], True)
-    prompt = make_prompt(config, generator) if generator else None
+    prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
     if generator is not None and config.scoring.share_prefixes:
         assert share_prefixes(generator) is None
-    train, evaluation = tokenize_run(config, data, retriever, prompt, Console(speaks=False))
+    train, evaluation = tokenize_run(retriever, prompt, data, config.data, Console(speaks=False))
     pad = retriever.tokenizer.pad_token_id
     shared, source = config.objective.pool == "world", config.objective.candidates_from
     loader = Loader(

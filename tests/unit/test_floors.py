@@ -98,6 +98,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 LIGHT = ["config/", "commands/plan/", "commands/cli.py", "run/folder.py", "run/run_files.py"]
 LIGHT += [f"runtime/{name}.py" for name in ("errors", "launcher_env", "credentials", "folder_lock", "own_files")]
 LIGHT += [f"runtime/{name}.py" for name in ("output_places", "json_files", "standard_streams", "stop_signals")]
+LIGHT += ["runtime/safe_loading.py", "runtime/whole_files.py"]
 HEAVY = {"transformers", "deepspeed", "datasets", "faiss", "matplotlib", "torchmetrics", "ir_measures", "pandas"}
 
 

@@ -21,11 +21,11 @@ from ds_rag.commands.mine import Limits, Miner, check, faults, mine_chunks, post
 from ds_rag.config import DEFAULT_TEMPLATE, RunConfig, StageConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells
-from ds_rag.data.dataset import Example, assemble
+from ds_rag.data.dataset import Example, build_table
 from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
+from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index.building import Corpus, index_corpus
-from ds_rag.index.encode import tokenize_side
 from ds_rag.index.store import describe, hash_model
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime.errors import UserError
@@ -41,7 +41,7 @@ def row(positives=(), passages=(), negatives=(), answers=("a",)) -> Row:
 
 def make(rows: list[Row], limits: Limits, negatives: int = 4, posterior: Any = None, seed: int = 0):
     """(miner, examples, query vectors): the corpus' vectors and the queries' are random."""
-    table = assemble([Passage(f"p{n}", text) for n, text in enumerate(CORPUS)], rows, [])
+    table = build_table([Passage(f"p{n}", text) for n, text in enumerate(CORPUS)], rows, [])
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(len(table.texts), 5)).astype(np.float32)
     return Miner(table, vectors, limits, negatives, posterior), table.train, rng.normal(size=(len(rows), 5))

@@ -9,7 +9,7 @@ import pytest
 import pytrec_eval
 
 from ds_rag.data.bad_rows import Reading
-from ds_rag.data.dataset import assemble
+from ds_rag.data.dataset import build_table
 from ds_rag.data.formats import Columns, read_corpus, read_rows
 from ds_rag.evaluation.metrics import retrieval_metrics
 
@@ -92,7 +92,7 @@ def test_a_query_of_which_nothing_is_relevant_counts_in_evaluation_and_teaches_n
     path = small(files, DOCS, "q0\td0\t0\nq0\td1\t-1\nq1\td0\t1\n")
     rows = read_rows(path, flag="--eval_data")
     assert [(row.positives, row.judged) for row in rows] == [((), True), (("x",), True)]
-    assert assemble(read_corpus(path), [], rows).labelled == [0, 1]
+    assert build_table(read_corpus(path), [], rows).labelled == [0, 1]
     reading = Reading()
     assert [row.id for row in read_rows(path, reading=reading)] == ["q1"]
     assert "1 queries of which no passage is relevant are left out" in reading.notices[0]
@@ -115,7 +115,7 @@ def test_empty_documents_are_left_out_and_count_as_never_found(files: Any) -> No
     corpus, rows = read_corpus(path, reading=reading), read_rows(path, flag="--eval_data")
     assert [passage.id for passage in corpus] == ["d0", "d1", "d2", "d3"]
     assert f"2 documents without any text are left out, the first at {path}/corpus.jsonl:5" in reading.notices[0]
-    data = assemble(corpus, [], rows)
+    data = build_table(corpus, [], rows)
     assert [(row.positives, row.absent) for row in rows] == [(("x",), (2,)), ((), ())]
     found = retrieval_metrics(
         [["d0", "d1", "d3"]] * 2, [[3.0, 2.0, 1.0]] * 2, [data.qrels(e) for e in data.evaluation], corpus_size=3
@@ -156,7 +156,7 @@ def test_public_reports(number: str, shared_dir: Path, files: Any) -> None:
         assert message.startswith(f"--data: {path}: 40 bad places") and "is not in corpus.jsonl" in message
         return
     rows = read_rows(path, flag="--data", need_answers=False)
-    data = assemble(read_corpus(path), [], rows)
+    data = build_table(read_corpus(path), [], rows)
     if number == "31":
         bare = [row.id for row in rows if not row.positives]
         assert bare and all(row.judged for row in rows) and len(data.labelled) == len(rows)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ds_rag.config import BUILTIN, DataConfig
-from ds_rag.data.dataset import Example, assemble, assume_first, read_data, read_evaluation, tokenize
+from ds_rag.data.dataset import Example, assume_first, build_table, read_data, read_evaluation, tokenize
 from ds_rag.data.formats import Passage, Row
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
@@ -34,7 +34,7 @@ def write(tmp_path):
 
 def test_the_corpus_comes_first_and_each_text_once():
     train = [row(positives=("new", "two"), passages=("one",)), row(passages=("new", "three"))]
-    data = assemble(corpus("one", "two", "one"), train, [])
+    data = build_table(corpus("one", "two", "one"), train, [])
     assert data.texts == ["one", "two", "new", "three"]
     assert data.ids == ["c0", "c1", "row-passage-2", "row-passage-3"]
     assert data.corpus_size == 2
@@ -43,7 +43,7 @@ def test_the_corpus_comes_first_and_each_text_once():
 
 
 def test_positives_and_others_are_apart():
-    data = assemble([], [row(positives=("p",), passages=("u",), negatives=("n", "u"))], [])
+    data = build_table([], [row(positives=("p",), passages=("u",), negatives=("n", "u"))], [])
     example = data.train[0]
     assert [data.texts[n] for n in example.positives] == ["p"]
     assert [data.texts[n] for n in example.others] == ["u", "n"]
@@ -52,7 +52,7 @@ def test_positives_and_others_are_apart():
 
 def test_labelled_passages_of_evaluation_join_the_corpus_with_a_notice():
     evaluation = [row(positives=("gold", "one")), row(passages=("other",))]
-    data = assemble(corpus("one"), [row(passages=("train",))], evaluation)
+    data = build_table(corpus("one"), [row(passages=("train",))], evaluation)
     assert data.texts[: data.corpus_size] == ["one", "gold"]
     assert set(data.texts[data.corpus_size :]) == {"train", "other"}
     assert (
@@ -64,7 +64,7 @@ def test_labelled_passages_of_evaluation_join_the_corpus_with_a_notice():
 
 
 def test_nothing_to_say_of_clean_data():
-    assert assemble(corpus("one", "two"), [row(passages=("one",))], [row(positives=("two",))]).notices == []
+    assert build_table(corpus("one", "two"), [row(passages=("one",))], [row(positives=("two",))]).notices == []
 
 
 def test_first_candidate_as_positive():
@@ -198,7 +198,7 @@ def test_one_bare_row_among_others_needs_the_index_too(write):
 
 
 def test_a_labelled_negative_is_no_first_candidate():
-    data = assemble([], [row(passages=("u", "v"), negatives=("n",)), row(negatives=("n",))], [])
+    data = build_table([], [row(passages=("u", "v"), negatives=("n",)), row(negatives=("n",))], [])
     first, bare = (assume_first(example) for example in data.train)
     assert [data.texts[p] for p in first.positives] == ["u"]
     assert [data.texts[p] for p in first.others] == ["v", "n"] and first.negatives == data.train[0].negatives

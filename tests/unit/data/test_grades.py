@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ds_rag.data.dataset import assemble
+from ds_rag.data.dataset import build_table
 from ds_rag.data.formats import read_corpus, read_rows
 from ds_rag.evaluation.metrics import retrieval_metrics
 
@@ -22,7 +22,7 @@ def beir(folder: Path, scores: dict[str, int]) -> Path:
 
 def read(folder: Path):
     rows = read_rows(folder, flag="--eval_data", need_answers=False)
-    return assemble(read_corpus(folder), [], rows)
+    return build_table(read_corpus(folder), [], rows)
 
 
 def ndcg(data, order: list[str]) -> float:

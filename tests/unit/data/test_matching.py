@@ -11,7 +11,7 @@ import pytest
 
 from ds_rag.config import DataConfig
 from ds_rag.data.bad_rows import Reading, say_notices
-from ds_rag.data.dataset import RagData, assemble, read_data
+from ds_rag.data.dataset import RagData, build_table, read_data
 from ds_rag.data.formats import Passage, Row, read_corpus, read_rows
 from ds_rag.data.matching import overlaps, words
 from ds_rag.runtime.errors import UserError
@@ -27,7 +27,9 @@ PLAIN = [{"id": d["id"], "text": d["text"]} for d in CORPUS]
 
 def read(files: Any, corpus: list[dict], row: dict, **changes: Any) -> RagData:
     rows = files.jsonl("r.jsonl", [{"query": "q", "answer": "a"} | row])
-    return assemble(read_corpus(files.jsonl("c.jsonl", corpus)), read_rows(rows), read_rows(rows, flag="--eval_data"))
+    return build_table(
+        read_corpus(files.jsonl("c.jsonl", corpus)), read_rows(rows), read_rows(rows, flag="--eval_data")
+    )
 
 
 BODY = "the tavern of Zor is amber"
@@ -73,7 +75,7 @@ def test_what_the_corpus_has_under_several_titles_is_all_of_them(files: Any) -> 
 def test_grades_follow_the_passages_that_are_meant() -> None:
     corpus = [Passage("a", "T x", 2), Passage("b", "S x", 2), Passage("c", "y")]
     row = Row("r", "q", (), ("x", "y"), (), (), "f:1", grades=(3, 1))
-    (example,) = assemble(corpus, [], [row]).evaluation
+    (example,) = build_table(corpus, [], [row]).evaluation
     assert example.qrels == {0: 3, 1: 3, 2: 1}
 
 
@@ -87,9 +89,9 @@ def test_labels_that_the_corpus_lacks_are_counted_loudly_from_a_tenth_on(lost: i
     texts = [f"the text {chr(97 + n)}" for n in range(20)]
     corpus = [Passage(f"c{n}", text) for n, text in enumerate(texts[lost:])]
     rows = [Row(f"r{n}", f"q{n}", (), (text,), (), (), "f:1") for n, text in enumerate(texts)]
-    said = assemble(corpus or [Passage("c", "other")], rows, []).notices
+    said = build_table(corpus or [Passage("c", "other")], rows, []).notices
     assert said == [f"{'warning: ' * loud}{lost} of 20 labelled passages of training rows are not in the corpus"]
-    held = assemble(corpus or [Passage("c", "other")], [], rows).notices
+    held = build_table(corpus or [Passage("c", "other")], [], rows).notices
     assert held == [f"{'warning: ' * loud}{lost} of 20 labelled passages of evaluation rows are not in the corpus "
                     "and were added to it"]  # fmt: skip
 

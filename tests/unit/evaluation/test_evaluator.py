@@ -12,9 +12,10 @@ import torch
 
 from ds_rag.config import DataConfig, StageConfig
 from ds_rag.data.dataset import Example, RagData, TokenTable
+from ds_rag.data.token_tables import EvalTokens, tokenize_evaluation
 from ds_rag.evaluation import evaluator as module
 from ds_rag.evaluation.answering import Answer
-from ds_rag.evaluation.evaluator import EvalTokens, Evaluator, log_softmax, tokenize_evaluation
+from ds_rag.evaluation.evaluator import Evaluator, log_softmax
 from ds_rag.index import building
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
@@ -67,7 +68,7 @@ def evaluator(
     data = RagData([f"text {n}" for n in range(N)], ids or [f"p{n}" for n in range(N)], N, [], rows)
     tokens = EvalTokens(numbers(N), numbers(len(queries)), numbers(N), numbers(len(queries)))
     config = StageConfig(**{"per_device_eval_batch_size": 2, "top_k": 2} | stage)
-    return Evaluator(Chosen(queries, passages), generator, generator, data, tokens, config, SILENT)
+    return Evaluator(Chosen(queries, passages), generator, generator, data, tokens, config)
 
 
 @pytest.fixture

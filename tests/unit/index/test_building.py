@@ -15,14 +15,15 @@ from small import small_retriever
 from ds_rag.commands import index
 from ds_rag.config import StageConfig
 from ds_rag.data.almanac import make_world
-from ds_rag.data.dataset import TokenTable, tokenize
+from ds_rag.data.dataset import RagData, TokenTable, tokenize
+from ds_rag.data.source import source_of
 from ds_rag.index import building as module
 from ds_rag.index import shards
-from ds_rag.index.building import Corpus, build, encode_share, hash_tokens, index_corpus, update_share
-from ds_rag.index.encode import encode
+from ds_rag.index.building import Corpus, Encoder, build, encode_share, hash_tokens, index_corpus, update_share
+from ds_rag.index.encode import encode, precision_of
 from ds_rag.index.partial_update import drift
 from ds_rag.index.store import describe, hash_model, read_index
-from ds_rag.run.publish_index import publish
+from ds_rag.run.publish_index import describe_and_publish, publish
 from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
@@ -68,7 +69,7 @@ def forwards(retriever: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_share_is_what_encode_gives(retriever, tmp_path):
     tokens = table(retriever)
-    share = encode_share(retriever, Corpus(tokens, retriever, 4), tmp_path, "m", 7)
+    share = encode_share(Encoder(retriever, "m", 7), Corpus(tokens, retriever, 4), tmp_path)
     assert np.array_equal(share.vectors_nD, encode(retriever, tokens, "passage", 4)[share.numbers_n])
     assert sorted(share.numbers_n.tolist()) == list(range(101)) and (share.steps_n == 7).all()
 
@@ -76,7 +77,7 @@ def test_a_share_is_what_encode_gives(retriever, tmp_path):
 @pytest.mark.parametrize("stop", [1, 30, 95])
 def test_a_stopped_encoding_goes_on_and_is_the_same_to_the_last_bit(retriever, tmp_path, monkeypatch, stop):
     corpus = Corpus(table(retriever), retriever, 4)
-    whole = encode_share(retriever, corpus, tmp_path / "whole", "m", 0)
+    whole = encode_share(Encoder(retriever, "m", 0), corpus, tmp_path / "whole")
     done = 0
 
     def watch(count: int) -> None:
@@ -86,15 +87,15 @@ def test_a_stopped_encoding_goes_on_and_is_the_same_to_the_last_bit(retriever, t
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_share(retriever, corpus, tmp_path / "cut", "m", 0, watch)
+        encode_share(Encoder(retriever, "m", 0, watch), corpus, tmp_path / "cut")
     counts = forwards(retriever, monkeypatch)
-    again = encode_share(retriever, corpus, tmp_path / "cut", "m", 0)
+    again = encode_share(Encoder(retriever, "m", 0), corpus, tmp_path / "cut")
     assert np.array_equal(again.vectors_nD, whole.vectors_nD)
     assert 0 < sum(counts) <= 101 - max(0, stop - 20), "what was on the disk is not encoded again"
     counts.clear()
-    encode_share(retriever, corpus, tmp_path / "cut", "m", 0)
+    encode_share(Encoder(retriever, "m", 0), corpus, tmp_path / "cut")
     assert counts == []
-    encode_share(retriever, corpus, tmp_path / "cut", "another model", 0)
+    encode_share(Encoder(retriever, "another model", 0), corpus, tmp_path / "cut")
     assert sum(counts) == 101
 
 
@@ -110,10 +111,10 @@ def test_an_update_encodes_that_share_and_keeps_the_rest(retriever, moved, tmp_p
     monkeypatch.setattr("ds_rag.index.partial_update.LEAST_SAMPLE", 10)
     tokens = table(retriever)
     corpus = Corpus(tokens, retriever, 4)
-    old = encode_share(retriever, corpus, tmp_path / "old", "m", 3)
+    old = encode_share(Encoder(retriever, "m", 3), corpus, tmp_path / "old")
     fresh = encode(moved, tokens, "passage", 4)[old.numbers_n]
     counts = forwards(moved, monkeypatch)
-    new = update_share(moved, corpus, tmp_path / "new", "n", 5, old, fraction, 0)
+    new = update_share(Encoder(moved, "n", 5), corpus, tmp_path / "new", old, fraction, 0)
     done = new.steps_n == 5
     assert (new.steps_n[~done] == 3).all() and (old.steps_n == 3).all()
     share = {"0.1": 11, "0.4": 41, "1.0": 101, "auto": 101}[fraction]  # all have moved far
@@ -125,9 +126,9 @@ def test_an_update_encodes_that_share_and_keeps_the_rest(retriever, moved, tmp_p
     mean = new.figures["drift"] / new.figures["sampled"]
     assert mean == pytest.approx(drift(old.vectors_nD, fresh).mean(), rel=0.5) and new.figures["sampled"] == 10
     assert new.figures["drift_left"] == pytest.approx(rest.sum(), rel=0.7)
-    third = update_share(moved, corpus, tmp_path / "third", "n", 6, new, "auto", 0)  # nothing moves any more
+    third = update_share(Encoder(moved, "n", 6), corpus, tmp_path / "third", new, "auto", 0)  # nothing moves any more
     assert third.figures["drift"] == pytest.approx(0 if share == 101 else third.figures["drift"], abs=1e-6)
-    assert encode_share(moved, corpus, tmp_path / "new", "n", 5).vectors_nD.shape == (101, 16)
+    assert encode_share(Encoder(moved, "n", 5), corpus, tmp_path / "new").vectors_nD.shape == (101, 16)
     assert sum(counts) >= share + 101, "a share in part is not taken for a whole one"
 
 
@@ -161,7 +162,7 @@ def test_publish_and_open(retriever, tmp_path, shards):
 
 def test_a_shard_that_is_missing_is_said(retriever, tmp_path, monkeypatch):
     corpus = Corpus(table(retriever), retriever, 8)
-    share = encode_share(retriever, corpus, tmp_path, "m", 0)
+    share = encode_share(Encoder(retriever, "m", 0), corpus, tmp_path)
     corpus.world = 2
     with pytest.raises(UserError, match="not all ranks") as caught:
         build(corpus, share, tmp_path, StageConfig())
@@ -204,3 +205,20 @@ def test_the_command_goes_on_after_it_was_stopped(retriever, tmp_path, monkeypat
     assert stored.texts == TEXTS and stored.index.count == 101
     expected = encode(retriever, table(retriever), "passage", 4)
     np.testing.assert_allclose(np.load(tmp_path / "run/index/vectors.npy"), expected, atol=1e-6)
+
+
+def test_a_manifest_says_what_made_the_index_and_holds_no_passage_of_rows_alone(retriever, tmp_path):
+    corpus_file = tmp_path / "c.jsonl"
+    corpus_file.write_text("".join(json.dumps({"id": f"p{n}", "text": text}) + "\n" for n, text in enumerate(TEXTS)))
+    data = RagData([*TEXTS, "of a row alone"], [f"p{n}" for n in range(len(TEXTS) + 1)], len(TEXTS))
+    data.source = source_of(corpus_file)
+    corpus, stage = Corpus(table(retriever), retriever, 8), StageConfig(index_factory="flat")
+    built = index_corpus(retriever, corpus, stage, tmp_path / "work", "m")
+    describe_and_publish(tmp_path / "index", built, corpus, retriever, data, stage, "m")
+    stored = read_index(tmp_path / "index", "m", retriever=retriever)
+    assert stored.texts == TEXTS and stored.ids[-1] == f"p{len(TEXTS) - 1}"
+    found = stored.manifest
+    assert (found.tokens, found.precision) == (hash_tokens(corpus.tokens), precision_of(retriever))
+    assert (found.factory, found.shards, found.dimension) == ("flat", 0, 16)
+    assert found.source == str(corpus_file.resolve()) and found.source_files == data.source.sealed()
+    assert found.source_files["files"]["."]["size"] == corpus_file.stat().st_size

@@ -16,7 +16,7 @@ import pytest
 from ds_rag.commands.verify import look as verify
 from ds_rag.data import source as module
 from ds_rag.data.formats import read_corpus
-from ds_rag.data.source import look, unchanged
+from ds_rag.data.source import source_of, unchanged
 from ds_rag.index import corpus_check
 from ds_rag.index.corpus_check import check_corpus, source_note
 from ds_rag.index.store import Manifest, StoredIndex, describe
@@ -64,9 +64,9 @@ def made(request, tmp_path) -> tuple[StoredIndex, Path, str]:
 
 
 def index_of(path: Path) -> StoredIndex:
-    found = look(path)
+    found = source_of(path)
     texts = [p.text for p in read_corpus(path)]
-    manifest = describe("m", 8, texts, "Flat", SETTINGS, 0, str(path), source_files=found.sealed())
+    manifest = replace(describe("m", 8, texts, "Flat", SETTINGS), source=str(found.path), source_files=found.sealed())
     facts = json.loads(json.dumps(asdict(manifest)))  # as from the disk
     return StoredIndex(None, [f"c{n}" for n in range(len(texts))], texts, Manifest(**facts))  # type: ignore[arg-type]
 
@@ -175,7 +175,7 @@ def test_an_old_manifest_without_the_key_opens():
 
 def test_a_source_that_changes_while_it_is_used_is_not_vouched_for(tmp_path):
     path = put(tmp_path / "c.jsonl", "jsonl", TEXTS)
-    found = look(path)
+    found = source_of(path)
     put(path, "jsonl", TEXTS[:2])
     assert found.sealed() == {} and not unchanged(path, {})
     path.unlink()

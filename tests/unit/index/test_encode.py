@@ -11,7 +11,7 @@ from small import small_retriever
 from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import TokenTable, tokenize
 from ds_rag.index import encode as module
-from ds_rag.index.encode import cut, embed_rows, encode, join
+from ds_rag.index.encode import cut, embed_rows, encode, in_text_order
 from ds_rag.runtime.log import Console
 
 TEXTS = [" ".join(p.text for p in make_world(0).corpus[n : n + 1 + n % 3]) for n in range(23)]  # of many lengths
@@ -89,7 +89,7 @@ def test_every_rank_encodes_its_share_and_all_get_everything(retriever, monkeypa
     assert sorted(np.concatenate([order for order, _ in shares]).tolist()) == list(range(len(TEXTS)))
     work = [sum(tokens.lengths[order]) for order, _ in shares]
     assert max(work) - min(work) <= 2 * max(tokens.lengths)
-    np.testing.assert_allclose(join(shares, len(TEXTS)), direct(retriever, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(in_text_order(shares, len(TEXTS)), direct(retriever, TEXTS), atol=1e-5)
 
 
 def test_a_rank_without_a_share(retriever, monkeypatch):

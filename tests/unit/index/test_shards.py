@@ -95,14 +95,14 @@ def test_a_progress_that_says_nothing_is_none(tmp_path, text):
 def test_the_progress_names_no_row_before_it_is_on_the_disk(tmp_path, monkeypatch):
     path = tmp_path / "s.npy"
     seen: list[tuple[int, int]] = []
-    replace_text = module.replace_text
+    write_whole = module.write_whole
 
     def watch(file: Path, text: str) -> None:
         rows = json.loads(text)["chunks"][-1][0]
         seen.append((rows, path.stat().st_size))
-        replace_text(file, text)
+        write_whole(file, text)
 
-    monkeypatch.setattr(module, "replace_text", watch)
+    monkeypatch.setattr(module, "write_whole", watch)
     write(path)
     header = path.stat().st_size - ROWS.nbytes
     assert [rows for rows, _ in seen] == [6, 12, 18, 23]

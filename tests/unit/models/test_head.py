@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ds_rag.models import head
-from ds_rag.models.head import token_logprobs
+from ds_rag.models.head import target_logprobs
 
 
 def case(dtype: torch.dtype) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -30,7 +30,7 @@ def test_values_and_gradients(rows, kept, monkeypatch):
         return linear(x)
 
     leaves = [hidden_UD, linear.weight, linear.bias]
-    found_U = token_logprobs(counted, hidden_UD, target_U, 50, keep)
+    found_U = target_logprobs(counted, hidden_UD, target_U, 50, keep)
     found = torch.autograd.grad((found_U * weight_U).sum(), leaves)
     assert max(calls) <= rows and sum(calls) == 23 * (1 if kept else 2)
     expected_U = -F.cross_entropy(linear(hidden_UD), target_U, reduction="none")
@@ -41,7 +41,7 @@ def test_values_and_gradients(rows, kept, monkeypatch):
 
 def test_half_types_are_summed_in_float32():
     linear, hidden_UD, target_U, weight_U = case(torch.bfloat16)
-    found_U = token_logprobs(linear, hidden_UD, target_U, 50)
+    found_U = target_logprobs(linear, hidden_UD, target_U, 50)
     assert found_U.dtype == torch.float32
     expected_U = -F.cross_entropy(linear(hidden_UD).float(), target_U, reduction="none")
     torch.testing.assert_close(found_U, expected_U, rtol=1e-5, atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ds_rag.data.dataset import Example, TokenTable, assemble
+from ds_rag.data.dataset import Example, TokenTable, build_table
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.loader import Loader, TrainTokens
 from ds_rag.index.faiss_index import build_index, search
@@ -111,7 +111,7 @@ def test_fewer_passages_than_wanted_are_padded_and_never_read():
 def test_a_positive_under_two_ids_is_no_negative():
     """Equal texts are one passage of the table, so a copy in the corpus is the positive itself."""
     corpus = [Passage("1", "gold"), Passage("2", "other"), Passage("3", "gold")]
-    data = assemble(corpus, [Row("q", "q", ("a",), ("gold",), (), (), "f:1")], [])
+    data = build_table(corpus, [Row("q", "q", ("a",), ("gold",), (), (), "f:1")], [])
     assert data.corpus_size == 2
     made_of, find, _ = made(data.train, corpus=2)
     made_of.again(0, find)

@@ -32,7 +32,7 @@ class Ending:
         self.keeper = SimpleNamespace(folder=folder, save=lambda state: self.done.append(f"save {state.step}"))
         self.index = SimpleNamespace(refresh=self.refresh)
         self.last, nothing = last, lambda *_: None
-        self.guards = SimpleNamespace(memory={}, after_evaluation=nothing)
+        self.watchers = SimpleNamespace(memory={}, after_evaluation=nothing)
         self.console, self.metrics = SimpleNamespace(say=nothing), SimpleNamespace(write=nothing)
 
     def refresh(self, step: int, progress: bool) -> Landed:
@@ -63,6 +63,14 @@ def test_a_better_step_before_is_loaded_once_the_last_is_saved(tmp_path, sound, 
 def test_a_last_step_that_is_the_best_is_what_the_run_ends_with(tmp_path, sound, monkeypatch):
     run = Ending(tmp_path, last=0.6)
     assert finish(run, monkeypatch) == ["evaluate 6"] and run.state.best_step == 6
+
+
+def test_the_last_evaluation_is_no_index_stage_of_a_run_that_is_made_longer(tmp_path, sound, monkeypatch):
+    """That run refreshes the index of step 6 again, for its rows to come: step 4's is the last of the loop."""
+    run, offered = Ending(tmp_path, last=0.6), []
+    run.parts.candidates = SimpleNamespace(refresh=lambda *inputs: offered.append(inputs))
+    finish(run, monkeypatch)
+    assert run.state.refreshed == 4 and not offered
 
 
 def test_without_the_flag_the_last_stays(tmp_path, sound, monkeypatch):

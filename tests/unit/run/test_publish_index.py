@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from ds_rag.commands import cli, index
-from ds_rag.index.building import Built, Share
+from ds_rag.index.building import Built, EncodedShare
 from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.index.store import Manifest
 from ds_rag.run import checkpoint
@@ -167,7 +167,7 @@ def test_two_at_the_same_place_at_once(here: Path, capsys: pytest.CaptureFixture
     """The second is refused while the first works, and not after it."""
     child = os.fork()
     if not child:
-        with index.claim(here / "new"):
+        with index.claim_place(here / "new"):
             (here / "claimed").touch()
             signal.pause()
     try:
@@ -189,7 +189,7 @@ def write(folder: Path, text: str) -> None:
     vectors = np.ones((1, 2), np.float32)
     flat = faiss.IndexFlatIP(2)
     flat.add(vectors)
-    share = Share(np.arange(1), vectors, np.zeros(1))
+    share = EncodedShare(np.arange(1), vectors, np.zeros(1))
     built = Built(CorpusIndex([type("Part", (), {"index": flat})()], 1), share, vectors)
     publish(folder, built, [text], [text], Manifest("m", 1, 2, "flat", True, "mean", "c"))
 

@@ -92,7 +92,7 @@ def test_two_processes_of_one_rank(rank):
 def test_a_signal_ends_the_wait(rank, monkeypatch, tmp_path, number):
     monkeypatch.setattr(stop_signals, "_wish", "SIGTERM")
     with pytest.raises(Stopped, match="SIGTERM"):
-        rank(number, 2, minutes=10, look=lambda: stop_signals.look(tmp_path)).wait()
+        rank(number, 2, minutes=10, look=lambda: stop_signals.raise_if_asked(tmp_path)).wait()
 
 
 @pytest.mark.parametrize(("world", "agent", "meets"), [("1", "", False), ("2", "", True), ("2", "True", False)])
@@ -111,6 +111,6 @@ def test_who_meets(monkeypatch, world, agent, meets):
             pass
 
     monkeypatch.setattr(collectives, "Meeting", Met)
-    monkeypatch.setattr(collectives, "join", lambda *args: done.append("joined"))
+    monkeypatch.setattr(collectives, "join_ranks", lambda *args: done.append("joined"))
     collectives.start(1)
     assert done == ["met", "joined"][not meets :]

@@ -15,7 +15,8 @@ from ds_rag.engines.joint import Engines, StepResult
 from ds_rag.losses import LOSSES
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
-from ds_rag.run.step_metrics import Live, judge, summarise, without_gain
+from ds_rag.run.early_stopping import is_time_to_stop, note_metric
+from ds_rag.run.step_metrics import ProgressText, step_values
 from ds_rag.runtime.errors import UserError
 from ds_rag.train import train_step
 
@@ -154,7 +155,7 @@ def test_every_micro_batch_announces_whether_it_is_the_last():
 def test_summarise_turns_sums_into_means():
     parts = small_parts(2, objective="rag_sequence", contrastive_weight=0.5)
     outputs, totals, _ = train_step(parts, 0, 1.0)
-    line = summarise(outputs, totals, StepResult(2.5, True), began=0.0, parts=parts)
+    line = step_values(outputs, totals, StepResult(2.5, True), began=0.0, parts=parts)
     assert line["loss"] == pytest.approx(sum(o.loss for o in outputs))
     assert line["prior_entropy"] == pytest.approx(sum(o.sums["prior_entropy"] for o in outputs) / totals["queries"])
     shares = [value for name, value in line.items() if name.startswith("grad_share/")]
@@ -181,8 +182,8 @@ def test_judge_keeps_the_best_and_counts_patience():
     stops = []
     for step, value in enumerate([0.2, 0.5, 0.5, 0.6, 0.1, 0.6]):
         state.step = step
-        judge(state, {"mrr@10": value}, stage, state.step)
-        stops.append(without_gain(state, stage))
+        note_metric(state, {"mrr@10": value}, stage, state.step)
+        stops.append(is_time_to_stop(state, stage))
     assert stops == [False, False, False, False, False, True]
     assert (state.best, state.best_step) == (0.6, 3)
 
@@ -190,17 +191,17 @@ def test_judge_keeps_the_best_and_counts_patience():
 def test_without_patience_nothing_stops_and_an_unknown_metric_is_an_error_only_where_it_matters():
     state = TrainState()
     for _ in range(9):
-        judge(state, {"recall@1": 0.1}, build({}).stage, 0)
-        assert not without_gain(state, build({}).stage)
-    judge(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"}).stage, 0)
+        note_metric(state, {"recall@1": 0.1}, build({}).stage, 0)
+        assert not is_time_to_stop(state, build({}).stage)
+    note_metric(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"}).stage, 0)
     for wish in ({"load_best_model_at_end": True}, {"early_stopping_patience": 1}):
         with pytest.raises(UserError, match="bleu") as caught:
-            judge(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"} | wish).stage, 0)
+            note_metric(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"} | wish).stage, 0)
         assert "recall@1" in str(caught.value)
 
 
 def test_the_live_line_smooths_the_loss_and_shows_the_last_evaluation():
-    live = Live({"recall@1": 0.25, "rougeL": 0.5})
+    live = ProgressText({"recall@1": 0.25, "rougeL": 0.5})
     assert live.line(10.0) == "loss 10.000  recall@1 0.25"
     live.metrics = {"recall@1": 0.5, "exact_match": 1.0}
     assert live.line(float("nan")) == live.line(float("inf")) == "loss 10.000  recall@1 0.50  answers 1.00"
