@@ -7,7 +7,7 @@ VENV := .venv
 INSTALL := $(VENV)/bin/pip install --quiet $(PIP_ARGS) --constraint constraints.txt
 ACTIVATE := source $(VENV)/bin/activate
 
-.PHONY: quickstart install dev check test test-all clean
+.PHONY: quickstart install dev check test test-all docs clean
 
 quickstart: install
 	$(ACTIVATE) && deepspeed launch/train.py --deepspeed ds_configs/zero2.json
@@ -36,5 +36,13 @@ test: dev
 test-all: dev
 	$(ACTIVATE) && OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 
+docs: $(VENV)/documented
+	$(ACTIVATE) && sphinx-build -W --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+$(VENV)/documented: $(VENV)/installed
+	$(INSTALL) --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -1,1 +1,1 @@
-"""Rows, corpora and batches."""
+"""From files to batches: readers, rows, the corpus, the prompt, tokens."""

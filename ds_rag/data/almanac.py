@@ -1,10 +1,9 @@
-"""The built-in world: an invented almanac that only a true marginal can learn from.
+"""The built-in almanac: an invented corpus from which only a true marginal can learn to retrieve.
 
 Every entity has one passage for each of four relations. A question names the entity and, in words that no
-passage uses, the relation; so word overlap leads to the right entity but says nothing about which of its
-four passages holds the answer. A training row carries those four passages shuffled and unlabelled: the only
-hint at the right one is that it makes the answer likely. Values come from one shared set, so an answer does
-not betray its relation.
+passage uses, the relation; so word overlap leads to the right entity, but not to the one of its four passages that
+holds the answer. A training row carries those four passages shuffled and unlabelled: the only hint at the right one is
+that it makes the answer likely. All relations share one set of values, so an answer does not reveal its relation.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ FIRST = _words("zor mel tav rin qua bol fen gar hul jix kel lom nad osk pry rud 
 SECOND = _words("via dor mun tesh lar bry cald esk fim gwen hest ilo jarn kov lisk morn nyx orb pell quin")
 VALUES = _words("amber basalt cobalt damask ebony flint garnet hazel indigo jasper kelp linen maple nickel opal pearl")
 
-# (question, passage): no question shares a word with any passage, the name apart.
+# (question, passage): but for the name, no question shares a word with any passage.
 RELATIONS = (
     ("who leads {name} ?", "the chancellor of {name} is {value}"),
     ("where can travellers sleep near {name} ?", "the tavern of {name} is {value}"),

@@ -1,4 +1,4 @@
-"""What is wrong with the rows of a file, gathered so that a user sees it at once, and what becomes of such rows."""
+"""Bad rows of a file: collected, so that the user sees all of them at once; then skipped or raised as one error."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from ds_rag.runtime.log import Console
 
 LOG = logging.getLogger("ds_rag.data")
 MAX_LISTED = 20
-WARNING = "warning: "  # how a notice begins that the user should act on
-MINE = "mine --data"  # how messages call the flag of rows that are mined for
+WARNING = "warning: "  # the beginning of a notice that the user should act on
+MINE = "mine --data"  # the flag of the rows to mine negatives for, as messages name it
 
 
 @dataclass
 class Reading:
-    """How bad rows are met, and what there is to tell of all that was read.
+    """What to do with bad rows, and the notices of everything that was read.
 
-    skip: bad rows are left out, counted and named once, instead of being an error. notices: for the console, see
-    `say_notices`.
+    skip: bad rows are left out and counted, and the first is named, instead of raising an error. notices: for the
+    console, see `say_notices`.
     """
 
     skip: bool = False
     notices: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Once: a BEIR folder's corpus is read for its rows and for itself."""
+        """Adds a notice, unless it is there already: a BEIR folder's corpus is read twice, for its rows and as the
+        corpus."""
         if text not in self.notices:
             self.notices.append(text)
             LOG.info(text)
@@ -37,7 +38,7 @@ class Reading:
 
 @dataclass
 class Faults:
-    """What is wrong in one input. most: rows that are wanted of it; None: all."""
+    """The faults of one input. most: the number of rows to read from it; None: all."""
 
     flag: str
     path: str
@@ -46,8 +47,8 @@ class Faults:
     before: int = 0  # added to line numbers, so that the files of a folder stay in order
     found: list[tuple[int, str]] = field(default_factory=list)
     places: set[str] = field(default_factory=set)  # "file:line" of all of them
-    merged: int = 0  # rows that were there before, with the same id and content
-    broken: bool = False  # what follows a fault cannot be told apart, so it is not one row that is bad
+    merged: int = 0  # rows that repeat an earlier one, id and content
+    broken: bool = False  # rows after a fault cannot be separated, so more than one row may be bad
 
     @property
     def source(self) -> str:
@@ -55,7 +56,7 @@ class Faults:
 
     @property
     def of_training(self) -> bool:
-        """Rows to train on: of several splits that of training is meant."""
+        """Are these rows to train on? Then of several splits the training split is read."""
         return self.flag in ("--train_data", MINE)
 
     def add(self, number: int, where: str, message: str, broken: bool = False) -> None:
@@ -67,13 +68,13 @@ class Faults:
         self.reading.note(f"{WARNING if warning else ''}{self.source}: {text}")
 
     def note_unused(self, columns: Iterable[str]) -> None:
-        """Names what the file has and nothing reads, for it may have been meant."""
+        """Names the columns of the file that nothing reads: the user may have meant them to be read."""
         if unused := list(columns):
             self.note(*unused_note(unused))
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """A column error gives way to these faults: bytes that cannot be read may be its cause."""
+        """Raises these faults in place of a column error: unreadable bytes may be its cause."""
         try:
             yield
         except UserError:
@@ -81,9 +82,10 @@ class Faults:
             raise
 
     def settle(self, good: int) -> None:
-        """The end of reading, which left `good` rows: raises what was found, or where bad rows are skipped counts it.
+        """To be called at the end of reading, with the number of good rows. Raises the faults, or reports their number
+        where bad rows are skipped.
 
-        Skipped is not all there is, nor what may hide good rows.
+        Raises all the same where no good row is left, or where a fault may hide good rows.
         """
         if self.found and self.reading.skip and good and not self.broken:
             many = len(self.places)
@@ -93,7 +95,7 @@ class Faults:
         self.raise_any()
 
     def listed(self, count: int = MAX_LISTED) -> list[str]:
-        """The first of them in file order."""
+        """The first `count` faults in file order."""
         return [message for _, message in sorted(self.found, key=lambda item: item[0])[:count]]
 
     def raise_any(self) -> None:
@@ -111,11 +113,11 @@ class Faults:
 
 
 def say_notices(notices: Iterable[str], console: Console) -> None:
-    """Notes, and more loudly warnings."""
+    """Prints notices, warnings in bold."""
     for notice in notices:
         loud = notice.startswith(WARNING)
         console.say(notice if loud else f"note: {notice}", style="bold yellow" if loud else "yellow")
 
 
 class Bad(ValueError):
-    """A value that cannot be used; becomes one entry of Faults."""
+    """A value that cannot be used. Whoever catches it adds one entry to Faults."""

@@ -35,7 +35,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank embeds, and reads with the generator, of a pool that belongs to the whole world."""
+    """The part of a pool shared by all ranks that one rank embeds and scores with the generator."""
 
     rows: list[int]  # of B
     columns: list[int]  # of N
@@ -43,10 +43,10 @@ class Share:
 
 @dataclass
 class Batch:
-    """One micro-batch: the retriever's tokens, and the pieces of the generator's cells.
+    """One micro-batch: the retriever's tokens, and the token ids from which the generator's cells are made.
 
-    With a pool of the whole world every rank holds the same batch but for `queries` and `passages`, the texts that it
-    embeds itself; `shares` says which rows and columns those are, rank by rank. Else there are no shares.
+    With `--pool world` every rank holds the same batch, except that `queries` and `passages` are only the texts that it
+    embeds itself; `shares[rank]` says which rows and columns these are. With `--pool rank`, `shares` is empty.
     """
 
     queries: Tokens  # of this rank's rows, the retriever's tokenizer
@@ -62,12 +62,13 @@ class Batch:
 
     @property
     def copies(self) -> int:
-        """Ranks that hold this same batch."""
+        """Number of ranks that hold this same batch."""
         return max(1, len(self.shares))
 
     @property
     def answer_mask_BT(self) -> torch.Tensor:
-        """bool: real answer tokens; by position, an end-of-sequence token that is also the pad counts."""
+        """(B, T) bool: real answer tokens, by position, so an end-of-sequence token counts even where it is also the
+        padding token."""
         return lengths_to_mask([len(a) for a in self.answer_ids])
 
     def to(self, device: torch.device | str) -> Batch:
@@ -83,10 +84,10 @@ class Batch:
 
 @dataclass
 class CellList:
-    """(query, passage) sequences for the generator, before they are laid out in rows.
+    """(query, passage) sequences for the generator, before they are laid out for its forward.
 
-    Cell c is the tokens `prefixes[prefix_C[c]]` followed by `suffixes[c]`; the last `target_lengths[c]` of them are
-    the target, which begins after at least one token. Cells that read the same passage name the same prefix.
+    Cell c is `prefixes[prefix_C[c]]` followed by `suffixes[c]`; its last `target_lengths[c]` tokens are the target,
+    which has at least one token before it. Cells of the same passage share one prefix.
     """
 
     prefixes: list[Ids]
@@ -100,7 +101,7 @@ class CellList:
         return len(self.prefix_C)
 
     def take(self, cells: Sequence[int]) -> CellList:
-        """These cells, in this order, with the prefixes that they name."""
+        """These cells, in this order, and only the prefixes that they use."""
         kept = {p: n for n, p in enumerate(dict.fromkeys(self.prefix_C[c] for c in cells))}
         return CellList(
             [self.prefixes[p] for p in kept],
@@ -118,7 +119,7 @@ class CellList:
 
 
 def list_cells(prefixes: Sequence[Ids], suffixes: Sequence[Ids], target_lengths: Sequence[int]) -> CellList:
-    """Cells of prefixes[c] + suffixes[c]; equal prefixes become one."""
+    """Cells of prefixes[c] + suffixes[c]; equal prefixes are stored once."""
     number: dict[bytes, int] = {}
     prefix_C = [number.setdefault(p.tobytes(), len(number)) for p in prefixes]
     first = {n: p for n, p in zip(reversed(prefix_C), reversed(list(prefixes)), strict=True)}
@@ -127,8 +128,8 @@ def list_cells(prefixes: Sequence[Ids], suffixes: Sequence[Ids], target_lengths:
 
 @dataclass
 class Cells:
-    """Plain sequences, a row each: context padded on the left, target on the right, so that all targets begin in
-    one column."""
+    """Cells as plain sequences, one in each row: context padded on the left, target on the right, so that all targets
+    begin in one column."""
 
     ids_CT: torch.Tensor  # int64
     mask_CT: torch.Tensor  # 1: real

@@ -32,7 +32,7 @@ Judged = dict[str, dict[str, Judgment]]  # query id -> document id -> its judgme
 
 def read_beir(path: Path, what: str, faults: Faults) -> Iterator[Record]:
     """The corpus; or the judged queries with their positives (score > 0) and negatives (score < 0), in the order of
-    queries.jsonl. A query of which nothing is relevant is one too: it is judged."""
+    queries.jsonl. A judged query without any relevant document is included."""
     for name in ("corpus.jsonl",) if what == "corpus" else ("corpus.jsonl", "queries.jsonl", "qrels"):
         if not (path / name).exists():
             found = ", ".join(sorted(entry.name for entry in path.iterdir()))
@@ -58,7 +58,7 @@ def read_beir(path: Path, what: str, faults: Faults) -> Iterator[Record]:
 
 
 def _row(id_: str, record: Record, judged: dict[str, Judgment], documents: _Found) -> Record:
-    """A text that stands under several ids has the highest of their grades."""
+    """One row. A text with several ids gets the highest of their grades."""
     fields, grades = record.fields, dict[str, int]()
     absent = []
     for document, judgment in judged.items():
@@ -83,7 +83,7 @@ def _row(id_: str, record: Record, judged: dict[str, Judgment], documents: _Foun
 
 @dataclass
 class _Found:
-    """Documents that judgments name."""
+    """The documents that judgments name."""
 
     texts: dict[str, str] = field(default_factory=dict)
     empty: set[str] = field(default_factory=set)
@@ -95,7 +95,7 @@ class _Found:
 
 
 def _documents(path: Path, faults: Faults) -> Iterator[Record]:
-    """The corpus, without documents that have no text at all, which public data sets have."""
+    """The corpus without documents that have no text at all; public data sets have such documents."""
     empty: list[str] = []
     for record in read_jsonl(path / "corpus.jsonl", "corpus", faults):
         if _is_empty(record, LAYOUT):
@@ -112,8 +112,8 @@ def _is_empty(record: Record, names: dict[str, str]) -> bool:
 
 
 def _find(path: Path, wanted: set[str], faults: Faults) -> _Found:
-    """The documents that are wanted; what is bad among all that are read goes to the faults. Where only some rows are
-    wanted, reading ends with the last document of theirs."""
+    """The wanted documents; bad ones among all that are read are added to `faults`. Where only some rows are wanted,
+    reading ends with the last of their documents."""
     stream = read_jsonl(path / "corpus.jsonl", "rows", faults)
     first = list(islice(stream, 1000))
     found, places = _Found(), dict[str, str]()
@@ -221,8 +221,8 @@ def _is_score(cell: str) -> bool:
 
 
 def _judgment(cells: list[str]) -> tuple[str, str, int]:
-    """Query, document and grade, a whole number as trec_eval reads it: a score between 0 and 1 would be neither a
-    positive nor none. Raises Bad."""
+    """(query, document, grade). The grade is a whole number, as in trec_eval: a score between 0 and 1 would be neither
+    relevant nor irrelevant. Raises Bad."""
     if len(cells) != 3 or not _is_score(cells[2]):
         four = " (TREC's four columns? leave out the second)" if len(cells) == 4 or len(cells[0].split()) == 4 else ""
         raise Bad(f"{cells}, expected query-id, corpus-id and a score between tabs{four}")

@@ -1,4 +1,4 @@
-"""Which column is which: the names users and other toolkits give to the parts of a row or of a corpus."""
+"""Which column plays which role: the names that users and other toolkits give to the parts of a row or a corpus."""
 
 from __future__ import annotations
 
@@ -114,18 +114,18 @@ def match_row_columns(
 
 
 def _number(name: str, stems: tuple[str, ...]) -> int | None:
-    """n of a column named like `negative_n`; None for any other."""
+    """n for a column named like `negative_n`; None for any other."""
     match = re.fullmatch(r"(.+?)_?(\d{1,6})", _key(name))
     return int(match[2]) if match and match[1] in stems else None
 
 
 def is_id_name(name: str) -> bool:
-    """Is a column named as one of ids? What it holds is no text to train on."""
+    """Does the name say that a column holds ids, not texts to train on?"""
     return re.fullmatch(r"(.*_)?(id|ids|docid|docids|pid|pids|qid)", _key(name)) is not None
 
 
 def unused_note(unused: list[str]) -> tuple[str, bool]:
-    """What to say of columns that are not used; True where one of them would change the meaning of rows."""
+    """(notice about unused columns, True if one of them would change the meaning of rows)."""
     known = {name: UNREAD[_key(name)] for name in unused if _key(name) in UNREAD}
     text = f"columns that are not used: {_quoted(unused)}"
     return text + "".join(f"; '{name}': {why}" for name, why in known.items()), bool(known)
@@ -186,7 +186,7 @@ def _require(
     roles: tuple[str, ...],
     source: str,
 ) -> None:
-    """At least one of `roles` has its column."""
+    """Raises UserError unless at least one of `roles` has a column."""
     if any(role in names for role in roles):
         return
     wanted = [alias for role in roles for alias in known[role]]

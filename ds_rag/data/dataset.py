@@ -19,23 +19,23 @@ from ds_rag.data.source import Source, source_of
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
 
-CHUNK = 512  # texts handed to a tokenizer at once
-ROW_PASSAGE = "row-passage-"  # how the ids of passages begin that only rows have
+CHUNK = 512  # texts per call of a tokenizer
+ROW_PASSAGE = "row-passage-"  # prefix of the ids of passages that are in rows but not in the corpus
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row whose passages are numbers in the passage table."""
+    """A row whose passages are given by their numbers in the passage table."""
 
     query: str
     answers: tuple[str, ...]
     positives: tuple[int, ...]
     others: tuple[int, ...]  # unlabelled candidates and labelled negatives
     grades: tuple[int, ...] = ()  # of the positives; empty: 1 each
-    negatives: tuple[int, ...] = ()  # those of the others that are labelled
-    also: tuple[int, ...] = ()  # positives of other rows with the same query: no positives of this row, nor negatives
-    judged: bool = False  # its positives are known, even where there are none
-    absent: tuple[int, ...] = ()  # grades of relevant passages that are nowhere
+    negatives: tuple[int, ...] = ()  # those of `others` that are labelled
+    also: tuple[int, ...] = ()  # positives of other rows with this query: not its own, and no negatives
+    judged: bool = False  # its positives are known, even if there are none
+    absent: tuple[int, ...] = ()  # grades of relevant passages that are not in the table
 
     @property
     def qrels(self) -> dict[int, int]:
@@ -49,7 +49,7 @@ class Example:
 
 @dataclass
 class RagData:
-    """Everything that was read. The first `corpus_size` passages are the corpus that is searched."""
+    """Rows and passages as read. The first `corpus_size` passages are the corpus that is searched."""
 
     texts: list[str]
     ids: list[str]
@@ -61,11 +61,11 @@ class RagData:
 
     @property
     def labelled(self) -> list[int]:
-        """Evaluation rows whose positives are known: those that retrieval metrics can be taken of."""
+        """Numbers of the evaluation rows whose positives are known: retrieval metrics are computed over these."""
         return [n for n, row in enumerate(self.evaluation) if row.positives or row.judged]
 
     def qrels(self, row: Example) -> dict[str, int]:
-        """Passage id -> grade; relevant passages that are nowhere count as such that nothing finds."""
+        """Passage id -> grade. Relevant passages that are not in the table are included, and count as never found."""
         nowhere = {f"\0absent-{n}": grade for n, grade in enumerate(row.absent)}
         return {self.ids[p]: grade for p, grade in row.qrels.items()} | nowhere
 
@@ -79,8 +79,8 @@ def read_data(
 ) -> RagData:
     """Training rows, evaluation rows and corpus as the flags name them. Raises UserError.
 
-    need_positive: the objective cannot do without labelled positives. need_answers: it, or evaluation,
-    reads answers. from_index: candidates are retrieved, so beside a corpus rows need no passage.
+    need_positive: the objective requires labelled positives. need_answers: the objective or the evaluation reads
+    answers. from_index: candidates are retrieved, so rows need no passages where there is a corpus.
     """
     reading, source = reading_of(data), None
     evaluation: list[Row] = []
@@ -116,8 +116,7 @@ def read_data(
 
 
 def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False) -> RagData:
-    """The evaluation side alone, for `ds-rag evaluate`: rows, and the corpus they are asked of. from_index: as in
-    `read_data`."""
+    """Only the evaluation rows and the corpus to search, for `ds-rag evaluate`. from_index: as in `read_data`."""
     if builtin:
         world = make_world(data.world_seed)
         return build_table(world.corpus, [], world.evaluation[: data.max_eval_samples])
@@ -130,7 +129,8 @@ def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False) -
 
 
 def evaluation_limit(data: DataConfig, flag: str) -> int | None:
-    """How many evaluation rows are read. All where their passages are the corpus: fewer would be easier to search."""
+    """How many evaluation rows to read; None: all. Where their passages are the corpus all are read, for fewer passages
+    would be easier to search."""
     return data.max_eval_samples if has_corpus(data, flag) else None
 
 
@@ -152,19 +152,19 @@ def columns_of(data: DataConfig) -> Columns:
 
 
 def has_corpus(data: DataConfig, flag: str) -> bool:
-    """Is a corpus given? A BEIR evaluation folder, which `flag` names, brings its own."""
+    """Is a corpus given? A BEIR folder with the evaluation rows, named by `flag`, contains its own."""
     if data.corpus or not data.eval_data:
         return bool(data.corpus)
     return detect(Path(data.eval_data).expanduser(), flag) == "beir"
 
 
 def corpus_source(data: DataConfig) -> str | None:
-    """Where that corpus lies."""
+    """The path of the corpus; None where none is given."""
     return (data.corpus or data.eval_data) if has_corpus(data, "--eval_data") else None
 
 
 def read_given_corpus(data: DataConfig, flag: str, reading: Reading | None = None) -> list[Passage]:
-    """That corpus; empty where none is given."""
+    """The passages of the given corpus; empty where none is given."""
     if not has_corpus(data, flag):
         return []
     path, flag = (data.corpus, "--corpus") if data.corpus else (str(data.eval_data), flag)
@@ -174,8 +174,8 @@ def read_given_corpus(data: DataConfig, flag: str, reading: Reading | None = Non
 def build_table(
     corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequence[Row], reading: Reading | None = None
 ) -> RagData:
-    """One table: the corpus first, each text once, then texts that only rows have. reading: of these, for its
-    notices. Raises UserError where rows name passages by their ids."""
+    """One table of passages: the corpus first, each text once, then texts that are only in rows. reading: how the files
+    were read, for its notices. Raises UserError where rows name passages by their ids."""
     number: dict[str, int] = {}
     ids: list[str] = []
     for passage in corpus:
@@ -201,7 +201,7 @@ def build_table(
         return tuple(n for n in dict.fromkeys(numbers) if n not in without)
 
     def example(row: Row) -> Example:
-        # The order of the table: what only rows have is numbered as it is met, others first.
+        # This order decides the numbers of passages that are only in rows: others first.
         others, positives = place(row.passages + row.negatives), place(row.positives)
         grades: dict[int, int] = {}
         for text, grade in zip(row.positives, row.grades, strict=False):  # without grades there are none
@@ -223,7 +223,7 @@ def build_table(
 
 
 def with_also(rows: Sequence[Example]) -> list[Example]:
-    """Training rows that know of the positives which other rows have for their query."""
+    """Training rows with `also` filled in: the positives that other rows have for the same query."""
     positives = [row.positives for row in rows]
     labelled = [row.positives + row.negatives for row in rows]
     elsewhere = positives_elsewhere([row.query for row in rows], positives, labelled)
@@ -231,7 +231,7 @@ def with_also(rows: Sequence[Example]) -> list[Example]:
 
 
 def assume_first(row: Example) -> Example:
-    """An unlabelled row with its first candidate taken for the positive."""
+    """An unlabelled row with its first candidate taken as the positive; a labelled row as it is."""
     first = next((p for p in row.others if p not in row.negatives), None)
     if row.positives or first is None:
         return row
@@ -239,7 +239,8 @@ def assume_first(row: Example) -> Example:
 
 
 class TokenTable:
-    """Token ids of many texts, in one flat int32 array: `table[n]` is text n's ids. cut: texts that lost their end."""
+    """Token ids of many texts in one flat int32 array: `table[n]` are the ids of text n. cut: how many texts were
+    truncated."""
 
     def __init__(self, flat: Ids, ends: np.ndarray, cut: int = 0):
         self.flat, self.starts, self.cut = flat, np.concatenate([[0], ends]), cut
@@ -251,7 +252,7 @@ class TokenTable:
         return len(self.starts) - 1
 
     def first(self, count: int) -> TokenTable:
-        """The first `count` texts, without a copy."""
+        """A table of the first `count` texts, without copying."""
         return TokenTable(self.flat[: self.starts[count]], self.starts[1 : count + 1])
 
     @property
@@ -261,7 +262,7 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class Limit:
-    """Where texts are cut, and the flag that says so."""
+    """At how many tokens texts are truncated, and the flag that sets it."""
 
     tokens: int
     flag: str
@@ -274,9 +275,10 @@ def tokenize(
     what: str,
     limit: Limit | None = None,
 ) -> TokenTable:
-    """Tokenises all texts, once, with progress. limit: of `encode`; how many texts it cut is then said.
+    """Tokenises all texts once, showing progress. limit: where `encode` truncates; the number of truncated texts is
+    then reported.
 
-    Raises UserError for a text without any token, which no model could read."""
+    Raises UserError for a text without a single token, which no model could read."""
     parts, lengths, cut = [], [], 0
     with console.progress(len(texts), f"tokenising {what}", unit="text") as meter:
         for start in range(0, len(texts), CHUNK):

@@ -22,7 +22,7 @@ from ds_rag.runtime.errors import UserError, nearest
 __all__ = ["READERS", "Columns", "Passage", "Row", "detect", "passages_of", "read_corpus", "read_rows"]
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-LOOK = 1000  # records beyond a limit that are looked at for their columns
+LOOK = 1000  # records read beyond a limit to find the columns
 KINDS = "a .csv, .jsonl or .parquet file, a folder of their numbered pieces, of datasets' save_to_disk, or of BEIR"
 
 
@@ -35,12 +35,12 @@ def read_rows(
     reading: Reading | None = None,
     limit: int | None = None,
 ) -> list[Row]:
-    """The rows of `path`, in file order, checked; the first `limit` of them, without reading on.
+    """The checked rows of `path` in file order; with `limit` the first ones only, without reading further.
 
-    `flag` is the flag the path came from: it opens the messages, and `--train_data` prefers train splits.
-    Relative paths are relative to the working directory. The layout of a BEIR folder is fixed, so `columns`
-    does not apply to it. reading: what becomes of bad rows, and where notices go. Raises UserError with file:line, what
-    was found and what was expected.
+    `flag` is the flag that gave the path: messages begin with it, and `--train_data` prefers train splits. Relative
+    paths start at the working directory. A BEIR folder has a fixed layout, so `columns` does not apply to it. reading:
+    what to do with bad rows, and where to put notices. Raises UserError with file:line, what was found and what was
+    expected.
     """
     rows, faults = scan_rows(path, columns, flag, need_passages, need_answers, reading, limit)
     faults.settle(len(rows))
@@ -58,9 +58,9 @@ def scan_rows(
     reading: Reading | None = None,
     limit: int | None = None,
 ) -> tuple[list[Row], Faults]:
-    """The good rows, and what is wrong with the others. need_*: None where a column for it decides.
+    """The good rows, and the faults of the others. need_*: None: needed if a column for it exists.
 
-    Raises UserError for what concerns the whole file: its kind, its columns.
+    Raises UserError for faults of the file itself: its format, its columns.
     """
     kind, faults = _open(path, flag, reading, limit)
     stream = _records(kind, "rows", faults)
@@ -114,14 +114,14 @@ def read_corpus(path: str | Path, flag: str = "--corpus", reading: Reading | Non
 
 
 def scan_corpus(path: str | Path, flag: str, reading: Reading | None = None) -> tuple[list[Passage], Faults]:
-    """The good passages, and what is wrong with the others. Raises as `scan_rows`."""
+    """The good passages, and the faults of the others. Raises as `scan_rows`."""
     kind, faults = _open(path, flag, reading, None)
     return corpus_passages(list(_records(kind, "corpus", faults)), faults), faults
 
 
 def passages_of(rows: Iterable[Row]) -> list[Passage]:
-    """The corpus where none is given: the distinct passages of the rows, as `passage-<n>`. Raises UserError where all
-    of them are ids."""
+    """The corpus where none is given: the distinct passages of the rows, with ids `passage-<n>`. Raises UserError where
+    all of them are ids."""
     texts = dict.fromkeys(text for row in rows for text in (*row.positives, *row.passages, *row.negatives))
     if texts and all(ID_LIKE.fullmatch(text) for text in texts):
         raise UserError(
@@ -134,7 +134,7 @@ def passages_of(rows: Iterable[Row]) -> list[Passage]:
 
 
 def detect(path: Path, flag: str) -> str:
-    """The key of READERS for this path. Raises UserError where nothing is there or nothing fits."""
+    """The key of READERS for this path. Raises UserError where the path does not exist or no format fits."""
     if not path.exists():
         around = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         close = nearest(path.name, around)
@@ -182,7 +182,7 @@ def _read_pieces(path: Path, what: str, faults: Faults) -> Iterator[Record]:
     return read_shards(path, what, faults, {suffix: READERS[kind] for suffix, kind in SUFFIXES.items()})
 
 
-# (path, "rows" or "corpus", faults) -> records; what cannot be read goes to the faults.
+# (path, "rows" or "corpus", faults) -> records; what cannot be read is added to `faults`.
 READERS: dict[str, Callable[[Path, str, Faults], Iterator[Record]]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,

@@ -1,8 +1,7 @@
 """From tokenised rows to micro-batches: order, length groups, collation.
 
-The stream of rows is one permutation an epoch, joined end to end and cut into global batches, so every row
-is seen equally often and the last batch of an epoch is as large as any. Position in the stream is the step
-number alone.
+The stream of rows is one permutation per epoch, concatenated and cut into global batches: every row is seen equally
+often, and the last batch of an epoch has full size. The position in the stream depends on the step number only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ GROUP = 16  # global batches that are sorted by length together
 
 @dataclass
 class TrainTokens:
-    """What training reads, tokenised; the generator's tables are None where it plays no part."""
+    """The tokenised training data; the generator's tables are None where no generator is used."""
 
     queries: TokenTable  # of rows, the retriever's
     passages: TokenTable  # of the passage table, the retriever's
@@ -34,11 +33,11 @@ class Loader:
     """`micro_batches(step)` are this rank's micro-batches of one optimizer step.
 
     Micro-batch m of rank r is slice m * world + r of the step's global batch, so that two ranks see
-    together what one rank sees in two micro-batches. shared_pool: the slices of all ranks are one batch,
-    held by all of them; each embeds and reads its share, a passage stays with one rank.
+    together what one rank sees in two micro-batches. shared_pool: the slices of all ranks are one batch that every rank
+    holds; each rank embeds and scores its part of it, and each passage belongs to one rank.
 
-    From an `offer` on, rows bring the passages that an index found for them: instead of their own unlabelled ones, or
-    besides them (keep_own). The order of rows does not depend on it.
+    After `offer`, rows contribute the passages that an index found for them, instead of their own unlabelled ones, or
+    in addition to them (keep_own). The order of rows does not depend on it.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Loader:
         return [self.collate(part) for part in parts]
 
     def rows_of(self, step: int) -> list[int]:
-        """Row numbers of a step's whole global batch, the same on every rank."""
+        """Row numbers of a step's global batch, the same on every rank."""
         stream = np.arange(step * self.global_batch, (step + 1) * self.global_batch)
         epochs, places = np.divmod(stream, len(self.rows))
         needed = np.unique(epochs).tolist()
@@ -94,10 +93,9 @@ class Loader:
         return [int(self._orders[e][p]) for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """(rows,) a permutation in which neighbours in length share a global batch, in random order of
-        batches.
+        """(rows,) a permutation: rows of similar length share a global batch, and the batches come in random order.
 
-        Only whole batches of one epoch are grouped: across epochs, a row would meet itself in its batch.
+        Only full batches within one epoch are grouped: across epochs a row could be twice in a batch.
         """
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.rows))
@@ -110,12 +108,14 @@ class Loader:
         return order
 
     def offer(self, found_RK: np.ndarray | None) -> None:
-        """Takes (rows, K) passage numbers, best first, -1 for none, the same on every rank; None: rows as they are."""
+        """Sets the retrieved candidates: (rows, K) passage numbers, best first, -1 for none, the same on every rank.
+        None: no retrieved candidates."""
         assert found_RK is None or len(found_RK) == len(self.rows), (found_RK.shape, len(self.rows))
         self.found_RK = found_RK
 
     def passages_of(self, row: int) -> tuple[int, ...]:
-        """What the row brings to its micro-batch, each passage once. A positive that was found too is a positive."""
+        """The passages that the row contributes to its micro-batch, each once. A positive that was also retrieved stays
+        a positive."""
         example = self.rows[row]
         if self.found_RK is None:
             return example.own
@@ -124,7 +124,7 @@ class Loader:
         return tuple(dict.fromkeys([*kept, *found[found >= 0].tolist()]))
 
     def collate(self, rows: Sequence[int]) -> Batch:
-        """One micro-batch: the passages that its rows bring are the pool, each once."""
+        """One micro-batch: its pool is the passages that its rows contribute, each once."""
         brought = [self.passages_of(r) for r in rows]
         pool = list(dict.fromkeys(p for passages in brought for p in passages))
         column = {p: n for n, p in enumerate(pool)}
@@ -148,7 +148,7 @@ class Loader:
         )
 
     def collate_share(self, rows: Sequence[int]) -> Batch:
-        """The batch of all ranks, with the tokens that this rank's retriever embeds."""
+        """The batch of all ranks, holding the tokens that this rank's retriever embeds."""
         batch = self.collate(rows)
         lengths = (batch.passages.mask_BT.sum(1)).tolist()
         columns = deal(lengths, self.world)
@@ -157,7 +157,7 @@ class Loader:
             for r in range(self.world)
         ]
         own = shares[self.rank]
-        # A rank without a passage embeds the first one in vain: every forward needs both sides.
+        # A rank without a passage embeds the first one and ignores it: every forward needs queries and passages.
         batch.queries = batch.queries.take(own.rows)
         batch.passages = batch.passages.take(own.columns or [0])
         batch.shares = shares

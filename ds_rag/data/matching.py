@@ -1,8 +1,8 @@
-"""Which passages of the corpus the rows mean, and which rows ask the same.
+"""Matches the passages of rows to those of the corpus, and finds rows with the same query.
 
-A row may hold a passage as its text, with a title in front or without, or as an object that names its id; the corpus
-may have joined a title to it. All of these are one passage: otherwise it would stand in the corpus twice, once as
-the positive and once as its best hard negative.
+A row may hold a passage as its text, with or without a title, or as an object with an id; the corpus may have put a
+title before the text. All of these are one passage. Otherwise the passage would be in the table twice, once as the
+positive and once as its own hardest negative.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ds_rag.data.statistics import plain
 from ds_rag.runtime.errors import UserError
 
 WORDS = {n: chr(n).lower() if re.match(r"\w", chr(n)) else " " for n in range(128)}  # of ASCII
-LOUD = 0.1  # of labelled passages that are not in the corpus: from here on a warning
+LOUD = 0.1  # fraction of labelled passages missing in the corpus from which the notice is a warning
 
 
 def texts_of(rows: Iterable[Row]) -> set[str]:
@@ -28,11 +28,10 @@ def texts_of(rows: Iterable[Row]) -> set[str]:
 def find_in_corpus(
     corpus: Sequence[Passage], number: Mapping[str, int], rows: Sequence[Row]
 ) -> dict[str, tuple[int, ...]]:
-    """Text of a row -> numbers of the corpus passages that it means, for texts that are not there as they are.
+    """Text in a row -> numbers of the corpus passages that it stands for, for texts that are not in the corpus exactly.
 
-    number: text -> number of a corpus passage. Tried are, case and blanks aside, the passage with and without its title
-    and the row's text with and without its own, whatever marks stand between title and text; and its id, where one of
-    the two texts contains the other.
+    number: text -> number of a corpus passage. Ignoring case and blanks, it compares both texts with and without their
+    titles, whatever punctuation is between title and text; and ids, where one of the two texts contains the other.
     """
     missing = texts_of(rows) - number.keys()
     if not missing:
@@ -67,22 +66,23 @@ def find_in_corpus(
 
 
 def joins(passage: Passage, whole: str) -> bool:
-    """Is a text, as `plain` has it, this passage's title and body, with marks alone (a colon, a bar) between them?"""
+    """Is `whole`, normalised by `plain`, the title and body of this passage with only punctuation (a colon, a bar)
+    between them?"""
     title, body = plain(passage.text[: passage.lead]), plain(passage.body)
     between = whole[len(title) : len(whole) - len(body)]
     return whole.startswith(title) and whole.endswith(body) and not re.search(r"\w", between)
 
 
 def words(text: str) -> str:
-    """A text's words between blanks, without case and punctuation; as `plain` has it where it has none."""
-    if text.isascii():  # the same in a tenth of the time
+    """The words of a text separated by blanks, without case and punctuation; `plain(text)` if it has no words."""
+    if text.isascii():  # the same result in a tenth of the time
         return " ".join(text.translate(WORDS).split()) or plain(text)
     return " ".join(re.findall(r"\w+", text.casefold())) or plain(text)
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Does one of two texts contain the other, as whole words, but for case, blanks and punctuation? Scripts other than
-    ASCII may write no blanks: there any place counts."""
+    """Does one of two texts contain the other, ignoring case, blanks and punctuation? ASCII texts must match whole
+    words; other scripts may have no blanks, so there any position counts."""
     one, other = words(one), words(other)
     if one.isascii() and other.isascii():
         one, other = f" {one} ", f" {other} "
@@ -90,9 +90,9 @@ def overlaps(one: str, other: str) -> bool:
 
 
 def refuse_ids_as_texts(corpus: Sequence[Passage], rows: Sequence[Row], missing: set[str]) -> None:
-    """Raises UserError where rows name passages of the corpus by their ids: these would become passages themselves.
+    """Raises UserError where rows name passages of the corpus by their ids: the ids would be taken as passages.
 
-    missing: texts of rows that the corpus lacks.
+    missing: texts in rows that are not in the corpus.
     """
     lost = texts_of(rows) & missing
     if not lost:
@@ -111,8 +111,8 @@ def refuse_ids_as_texts(corpus: Sequence[Passage], rows: Sequence[Row], missing:
 
 
 def missing_note(rows: Sequence[Row], missing: set[str], of: str, then: str) -> list[str]:
-    """How many of the rows' labelled passages are not in the corpus; loudly where they are many. then: what becomes of
-    them."""
+    """A notice of how many labelled passages are not in the corpus, a warning where they are many. then: what happens
+    to them."""
     labelled = {text for row in rows for text in row.positives}
     lost = len(labelled & missing)
     if not lost:
@@ -124,9 +124,10 @@ def missing_note(rows: Sequence[Row], missing: set[str], of: str, then: str) -> 
 def positives_elsewhere(
     queries: Sequence[str], positives: Sequence[tuple[int, ...]], labelled: Sequence[tuple[int, ...]]
 ) -> list[tuple[int, ...]]:
-    """For each row the positives of other rows with the same query, case and blanks aside: no negatives of it.
+    """For each row the positives of other rows with the same query, ignoring case and blanks: these must not be its
+    negatives.
 
-    positives: of each row; labelled: what the row has labels of itself, which hold.
+    positives: of each row; labelled: passages that the row itself has a label for; its own label wins.
     """
     every: dict[str, dict[int, None]] = defaultdict(dict)
     names = [plain(query) for query in queries]

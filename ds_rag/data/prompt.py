@@ -1,8 +1,8 @@
-"""The generator's prompt, in token ids: one template for training, evaluation and `ask`.
+"""The generator's prompt as token ids: the same template in training, evaluation and `ask`.
 
-Its ids are those of the whole text, the tokenizer's own special tokens included, and yet it is joined from pieces,
-each tokenised once (see seams.py): a passage is read once for all its queries, and is cut where the model's length
-requires it.
+The ids are those that the tokenizer gives for the complete text, its own special tokens included. Still, the prompt is
+joined from parts that are each tokenised once (see seams.py): the generator reads a passage once for all its queries,
+and a passage can be truncated where the model's length requires it.
 """
 
 from __future__ import annotations
@@ -25,34 +25,35 @@ FIELDS = ("passage", "query")
 
 @dataclass(frozen=True)
 class Around:
-    """What is tokenised with each text of a field: `lead` before it, `trail` after it."""
+    """The parts of the template that are tokenised together with each text of a field: `lead` before it, `trail` after
+    it."""
 
     lead: str
     trail: str
-    fresh: bool  # `lead` is tokenised as at a text's beginning
-    head: int  # tokens of `lead`, its last spaces left out: these are in the text's first token
+    fresh: bool  # `lead` is tokenised as at the beginning of a text
+    head: int  # tokens of `lead` without its last spaces, which become part of the text's first token
     tail: list[int]  # ids of `trail`
-    empty: list[int]  # ids of an empty text with both
+    empty: list[int]  # ids of an empty text with `lead` and `trail`
 
     @property
     def size(self) -> int:
-        """Tokens beside the text's own."""
+        """Number of tokens that are not the text's own."""
         return self.head + len(self.tail)
 
 
 class Prompt:
     """The template around passage and query, as token ids: those that the tokenizer gives for the whole text.
 
-    `encode` makes the ids of a field's texts; `context(passage_ids, query_ids, answer_room)` joins them. `ds_rag.cells`
-    does both.
+    `encode` tokenises the texts of a field; `context(passage_ids, query_ids, answer_room)` joins their ids to a
+    prompt. `ds_rag.cells` does both.
 
     Args:
         tokenizer: the generator's.
         template: has {passage} and {query}, each once; {{ and }} are braces.
         chat: put the tokenizer's chat template around it.
         max_length: tokens that the generator can read, `generator.max_length`; a passage is cut to fit.
-        version: '1' makes the tokens that the first version of this made, for runs that were trained on them: literals
-            tokenised by themselves, and a BOS in front wherever the tokenizer has one.
+        version: '1' gives the tokens of the first version of this class, for runs that were trained with it: literals
+            tokenised separately, and a BOS at the beginning whenever the tokenizer has one.
 
     Raises:
         UserError: other placeholders, `chat` without a chat template, a query and an answer that leave no room.
@@ -83,7 +84,7 @@ class Prompt:
             gap = "" if literals[-1][-1:].isspace() else " "
         self.pieces = InText(tokenizer)
         seams = (seams_before if version == "1" else seams_of)(self.pieces, literals, gap)
-        begin = [] if chat else special_prefix(tokenizer)  # a chat template brings its own
+        begin = [] if chat else special_prefix(tokenizer)  # a chat template contains its own
         if version == "1" and not chat:
             begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         fixed = [begin + self.pieces.ids([seams[0].fixed], fresh=True)[0]]
@@ -102,10 +103,10 @@ class Prompt:
         return Around(seam.lead, trail, seam.fresh, len(head), tail, empty if keep_empty else [])
 
     def encode(self, name: str, texts: Sequence[str], length: int) -> CutIds:
-        """Token ids of the texts of one field ('passage', 'query', 'answer'), cut at `length` tokens, with what of
-        the template is tokenised with them; of a text without any token, none.
+        """Token ids of the texts of one field ('passage', 'query', 'answer'), truncated to `length` tokens, including
+        the parts of the template that are tokenised with them. A text without any token has no ids.
 
-        What looks like a special token in them is text: a passage cannot end the prompt with "</s>".
+        Special tokens inside the texts are tokenised as plain text: a passage cannot end the prompt with "</s>".
         """
         around = self.around[name]
         most = around.size + length
@@ -117,7 +118,7 @@ class Prompt:
         return ids
 
     def _cut(self, name: str, ids: Any, length: int) -> Any:
-        """The field's ids with at most `length` tokens of the text."""
+        """The ids of one field, with at most `length` tokens of the text."""
         around = self.around[name]
         if len(ids) <= around.size + length:
             return ids
@@ -127,26 +128,26 @@ class Prompt:
         return np.concatenate([start, np.array(around.tail, dtype=np.int32)])
 
     def own_length(self, name: str, ids: Sized) -> int:
-        """How many of a field's ids are the text's own."""
+        """How many of a field's ids belong to the text itself."""
         end = name == "answer" and self.tokenizer.eos_token_id is not None
         return max(0, len(ids) - self.around[name].size - end)
 
     def alone(self, name: str, ids: Ids) -> Ids:
-        """A field's ids without what of the template follows the text."""
+        """A field's ids without the part of the template after the text."""
         return ids[: len(ids) - len(self.around[name].tail)]
 
     def room(self, query_length: int, answer_room: int) -> int:
-        """Tokens that are left for the passage itself, beside query ids of this length."""
+        """Number of tokens left for the passage itself, given query ids of this length."""
         return self.max_length - self.fixed - max(0, query_length - self.around["query"].size) - answer_room
 
     def context(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> Ids:
-        """What the answer follows. If model length requires it, the passage is cut, never query or answer. No ids
-        of a passage: the prompt of an empty one."""
+        """The prompt before the answer. If the model's length requires it, the passage is truncated, never query or
+        answer. Empty `passage_ids` give the prompt of an empty passage."""
         return np.concatenate(self.split(passage_ids, query_ids, answer_room))
 
     def split(self, passage_ids: Ids, query_ids: Ids, answer_room: int) -> tuple[Ids, Ids]:
-        """`context` in two pieces: what all cells of one passage (of one query, where the template begins with it)
-        have in common, and the rest. The first piece has at least one token."""
+        """`context` in two parts: the part that all cells of one passage share (of one query, where the template begins
+        with the query), and the rest. The first part has at least one token."""
         room = self.room(len(query_ids), answer_room)
         if room < 0:
             raise UserError(
@@ -171,22 +172,23 @@ def make_prompt(model: ModelConfig, tokenizer: Any, max_length: int = 1 << 30) -
 
 
 def seams_of(pieces: InText, literals: Sequence[str], gap: str) -> list[Seam]:
-    """How each literal is shared out to the texts around it. gap: between the last one and the answer."""
+    """Where each literal is split between the texts around it. gap: the text between the last literal and the
+    answer."""
     kept = literals[2].rstrip(" ")
     last = last_seam(pieces, kept, literals[2][len(kept) :] + gap)
     return [first_seam(pieces, literals[0]), middle_seam(pieces, literals[1]), last]
 
 
 def seams_before(pieces: InText, literals: Sequence[str], gap: str) -> list[Seam]:
-    """The same as the first version had it: only spaces go with the text that they precede."""
+    """The same for prompt version 1: only spaces are tokenised with the text after them."""
     seams = [of_its_own(literal) for literal in literals[:2]] + [Seam("", literals[2], gap)]
-    if pieces.anchor and not seams[0].fixed:  # at the start of all, the tokenizer's own space
+    if pieces.anchor and not seams[0].fixed:  # at the very beginning, the space that the tokenizer adds
         seams[0] = Seam("", "", " ")
     return seams
 
 
 def split_template(template: str) -> tuple[list[str], list[str]]:
-    """The literals around the placeholders, one more than these, and the placeholders' names."""
+    """(literals, names of the placeholders); there is one literal more than placeholders."""
     literals, names = [""], []
     for literal, name, spec, conversion in string.Formatter().parse(template):
         literals[-1] += literal  # an escaped brace ends a literal too
@@ -197,7 +199,7 @@ def split_template(template: str) -> tuple[list[str], list[str]]:
 
 
 def check_template(template: str) -> None:
-    """Raises UserError unless each of FIELDS stands in it once, plainly."""
+    """Raises UserError unless the template has each of FIELDS once, without a format or conversion."""
     try:
         _, names = split_template(template)
     except ValueError as error:
@@ -211,8 +213,8 @@ def check_template(template: str) -> None:
 
 
 def render_chat(tokenizer: Any, template: str) -> tuple[str, str | None]:
-    """The tokenizer's chat template around ours, as one template whose placeholders are still open; and what it puts
-    between its opening of an answer and the answer, None where that cannot be told."""
+    """(our template inside the tokenizer's chat template, placeholders still open; the text that the chat template puts
+    between the generation prompt and the answer, None where that cannot be found out)."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             "--chat_template: the generator's tokenizer has none",

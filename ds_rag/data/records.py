@@ -1,4 +1,4 @@
-"""Rows and passages, and what the fields of a record become of: checked, cleaned texts."""
+"""Rows and passages, and how the fields of a record become checked and cleaned texts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import CORPUS_NAMES, match_corpus_columns
 from ds_rag.data.structures import unfold
 
-INVISIBLE = ("Zs", "Zl", "Zp", "Cf")  # blanks and marks of format: a text of nothing else is empty to a tokenizer too
+INVISIBLE = ("Zs", "Zl", "Zp", "Cf")  # blanks and format characters: a text of these alone is empty to a tokenizer too
 
 
 @dataclass(frozen=True)
 class Passage:
     id: str
     text: str  # "title text" where there is a title
-    lead: int = field(default=0, compare=False)  # characters of the text that are its title and the blank behind it
+    lead: int = field(default=0, compare=False)  # number of characters of the title and the blank after it
 
     @property
     def body(self) -> str:
@@ -28,7 +28,8 @@ class Passage:
 
 @dataclass(frozen=True)
 class Row:
-    """One question: texts only, stripped and distinct; no text is in two of the three passage fields."""
+    """One query with its answers and passages, as stripped, distinct texts; no text is in two of the three passage
+    fields."""
 
     id: str
     query: str
@@ -41,8 +42,8 @@ class Row:
     given: tuple[Passage, ...] = field(
         default=(), compare=False
     )  # those of the passages that came with an id or a title
-    judged: bool = False  # its relevant passages are known, even where there are none
-    absent: tuple[int, ...] = ()  # grades of relevant passages that no corpus can hold: they have no text
+    judged: bool = False  # its relevant passages are known, even if there are none
+    absent: tuple[int, ...] = ()  # grades of relevant passages without any text, which no corpus can hold
 
 
 class Record(NamedTuple):
@@ -51,7 +52,7 @@ class Record(NamedTuple):
     fields: Mapping[str, Any]
     number: int  # line or row, from 1
     where: str
-    grades: Mapping[str, int] | None = None  # text of a positive -> its grade, where a format grades
+    grades: Mapping[str, int] | None = None  # text of a positive -> its grade, for formats with grades
     judged: bool = False
     absent: tuple[int, ...] = ()
 
@@ -62,9 +63,9 @@ def field_names(records: Iterable[Record]) -> list[str]:
 
 
 def corpus_passages(records: list[Record], faults: Faults) -> list[Passage]:
-    """Passages of the good records; the others go to `faults`. A repeated id with the same text is merged.
+    """Passages of the good records; bad ones are added to `faults`. A repeated id with the same text is merged.
 
-    Raises UserError where no column holds the text, or more than one can.
+    Raises UserError where no column, or more than one, can hold the text.
     """
     if not records:
         return []
@@ -90,7 +91,7 @@ def corpus_passages(records: list[Record], faults: Faults) -> list[Passage]:
 
 
 def to_passage(fields: Mapping[str, Any], names: Mapping[str, str], default_id: str) -> Passage:
-    """names: role -> column, as `match_corpus_columns` has them. Raises Bad."""
+    """The passage of one record. names: role -> column, from `match_corpus_columns`. Raises Bad."""
     title = fields.get(names["title"]) if "title" in names else None
     text = single(fields.get(names["text"]), names["text"])
     id_ = to_id(fields.get(names["id"]), names["id"]) if "id" in names else default_id
@@ -98,7 +99,7 @@ def to_passage(fields: Mapping[str, Any], names: Mapping[str, str], default_id: 
 
 
 def join_title(id_: str, text: object, title: object, column: str) -> Passage:
-    """The one rule for a passage with a title: "title text"."""
+    """Joins title and text to "title text": the only place that does so. Raises Bad."""
     if title is not None and not isinstance(title, str):
         raise Bad(f"the title of '{column}' is {short(title)}, expected text")
     head = title.strip() if title else ""
@@ -109,7 +110,7 @@ def join_title(id_: str, text: object, title: object, column: str) -> Passage:
 
 
 def single(value: object, column: str) -> object:
-    """The text of a field that holds one: also where it is written as a list of one, or as an object with 'text'."""
+    """The single text of a field, also where it is written as a list of one text, or as an object with 'text'."""
     found = unfold(value, column)
     if found is value or not found or (isinstance(found, Mapping) and "text" not in found):  # a document may be JSON
         return value
@@ -120,7 +121,7 @@ def single(value: object, column: str) -> object:
 
 
 def clean(value: object, column: str) -> str:
-    """The text without outer blanks; a fault where there is none or where it cannot be written as UTF-8."""
+    """The text without outer blanks. Raises Bad where there is none or where it cannot be encoded as UTF-8."""
     if value is None:
         raise Bad(f"'{column}' is missing or null, expected text")
     if not isinstance(value, str):
@@ -149,8 +150,8 @@ def to_id(value: object, column: str) -> str:
 
 
 def items(value: object, column: str, drop_empty: bool = False) -> Iterator[Passage]:
-    """The texts of a cell, in order: a text, an object with `text` and perhaps `title` and an id, or a list of these;
-    each of them perhaps written as text. Without an id of its own a text's is "". Raises Bad."""
+    """The passages of a cell, in order. A cell holds a text, an object with `text` and optionally `title` and an id, or
+    a list of these, any of them possibly written as text. The id of a plain text is "". Raises Bad."""
     value = unfold(value, column)
     if value is None:
         return
@@ -179,7 +180,7 @@ def items(value: object, column: str, drop_empty: bool = False) -> Iterator[Pass
 
 
 def id_of(item: Mapping[str, Any]) -> str:
-    """The passage's own id, under one of the names that a corpus has for it; "" where there is none."""
+    """The passage's id, under any name that a corpus may use for it; "" where there is none."""
     found = next((item[name] for name in CORPUS_NAMES["id"] if item.get(name) is not None), "")
     return str(found) if isinstance(found, str | int) else ""
 

@@ -1,4 +1,4 @@
-"""From records to rows: one record a row, or one record a (query, passage) pair with a label."""
+"""From records to rows. A record is a row, or a (query, passage) pair with a label."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def to_rows(
     need_passages: bool,
     need_answers: bool,
 ) -> list[Row]:
-    """Rows of the good records; the others go to `faults`. Repeated rows are merged, with a notice. Reads no more
-    records than it takes to have `faults.most` rows."""
+    """Rows of the good records; bad ones are added to `faults`. Repeated rows are merged, with a notice. Stops reading
+    once there are `faults.most` rows."""
     if "label" in names:
         rows = list(_labelled_rows(records, names, faults, need_answers))
     else:
@@ -49,7 +49,7 @@ def to_rows(
 def _plain_rows(
     records: Iterable[Record], names: Names, faults: Faults, need_answers: bool, need_passages: bool
 ) -> Iterator[Row]:
-    """A record a row. A query's id may repeat, a row's id only with the same content."""
+    """Each record is a row. The id of a query may repeat; the id of a row only with the same content."""
     first: dict[str, Row] = {}
     times: dict[str, list[Row]] = {}  # rows of one query id
     merged = 0
@@ -90,7 +90,7 @@ def _to_row(record: Record, names: Names, count: int, need_answers: bool) -> Row
     given: list[Passage] = []
 
     def texts(role: str, *, drop_empty: bool = False) -> tuple[str, ...]:
-        several = len(names.get(role, ())) > 1  # of numbered columns some may be empty
+        several = len(names.get(role, ())) > 1  # some of the numbered columns may be empty
         found: dict[str, None] = {}
         for column in names.get(role, ()):
             for passage in items(record.fields.get(column), column, drop_empty or several):
@@ -105,7 +105,7 @@ def _to_row(record: Record, names: Names, count: int, need_answers: bool) -> Row
         raise Bad(f"'{names['answers'][0]}' holds no answer, expected a text or a list of texts")
     given.clear()
     positives, negatives = texts("positives"), texts("negatives")
-    # Labels decide: a positive is nothing else, and a labelled negative is no unlabelled candidate.
+    # Labels win: a positive is not also a negative, and a labelled negative not also an unlabelled candidate.
     negatives = tuple(text for text in negatives if text not in positives)
     passages = tuple(text for text in texts("passages") if text not in positives + negatives)
     return Row(
@@ -137,7 +137,7 @@ def _id(record: Record, names: Names, count: int) -> str:
 
 @dataclass
 class _Pairs:
-    """What the pairs of one query say."""
+    """What the labelled pairs of one query say."""
 
     id: str
     query: str
@@ -150,8 +150,8 @@ class _Pairs:
 
 
 def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need_answers: bool) -> Iterator[Row]:
-    """Pairs of a query and a passage with a label, gathered by query in the order in which queries first appear. A
-    label of 0 (or less) makes a negative of that query, one above 0 a positive of that grade."""
+    """Labelled (query, passage) pairs, grouped by query in the order of first appearance. A label of 0 or less makes
+    the passage a negative of its query, one above 0 a positive with that grade."""
     queries: dict[str, _Pairs] = {}
     target = "positives" if "positives" in names else "passages"
     for count, record in enumerate(records, start=1):
@@ -220,8 +220,8 @@ def _row_of(pairs: _Pairs, id_: str) -> Row:
 
 
 def to_label(value: object, column: str) -> int:
-    """A whole number, however it is written. Raises Bad for anything else: of a score between 0 and 1 nobody can say
-    whether it means relevant."""
+    """The label as a whole number, however it is written. Raises Bad for anything else: a score between 0 and 1 does
+    not say whether the passage is relevant."""
     text = str(int(value)) if isinstance(value, bool) else str(value).strip().lower()
     text = {"true": "1", "false": "0"}.get(text, text)
     if is_number(text) and float(text) == int(float(text)):
@@ -237,7 +237,8 @@ def is_number(value: object) -> bool:
 
 
 def labels_relevance(records: Iterable[Record], column: str) -> bool:
-    """Is a column named `label` one of relevance? Not where no value of it is a number or truth value: classes."""
+    """Does a column named `label` hold relevance labels? Not if none of its values is a number or a truth value: then
+    it holds classes."""
 
     def some(test: Callable[[object], bool], value: object) -> bool:
         value = unfold(value, column)
@@ -250,8 +251,7 @@ def labels_relevance(records: Iterable[Record], column: str) -> bool:
 
 
 def refuse_ids(records: Iterable[Record], names: Names, source: str) -> None:
-    """Raises UserError for a column of passages that is named as one of ids and holds nothing else: they would become
-    the passages."""
+    """Raises UserError for a column of passages whose name and values are ids: the ids would be taken as passages."""
     for role in ("positives", "passages", "negatives"):
         for column in names.get(role, ()):
             values = [record.fields.get(column) for record in records] if is_id_name(column) else []

@@ -1,7 +1,8 @@
-"""Where a prompt may be cut so that its pieces, each tokenised by itself, have the ids of the whole text.
+"""Where to split a prompt so that its parts, each tokenised separately, have the ids of the complete text.
 
-A placeholder's text is tokenised together with the literal after it, up to a seam in that literal. Where the seam is
-best depends on the tokenizer: before a space for byte-level ones, whose words begin with it. So it is tried out.
+The text of a placeholder is tokenised together with the literal after it, up to a seam in that literal. The best
+position of the seam depends on the tokenizer: before a space for byte-level tokenizers, whose words begin with a space.
+So positions are tried out.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-# What the text of a placeholder may end and begin with.
+# Examples of what the text of a placeholder may end and begin with.
 ENDS = ("word", "end.", "7", "x)", 'x"', "é", "中", "x?", "x ", "x\n", "x. \n", "")
 STARTS = ("what", "Who", "7", "(x", '"x', "'s", "é", "中", "-x", "...", " x", "\nx", "  x")
-REACH = 32  # characters before a placeholder in which a seam is looked for
+REACH = 32  # number of characters before a placeholder to try as seams
 
 
 class InText:
-    """The token ids of pieces of a text."""
+    """Token ids of parts of a text, as the tokenizer would give them within the text."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -30,34 +31,35 @@ class InText:
         self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def raw(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
-        """As at a text's beginning."""
+        """Token ids as at the beginning of a text."""
         return self.tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
 
     def ids(self, texts: Sequence[str], fresh: bool = False, limit: int = 0, **options: Any) -> list[list[int]]:
-        """As in the middle of a text, where no tokenizer adds a space; fresh: as at its beginning. limit: of tokens
-        that are wanted, where the tokenizer can leave out the end."""
+        """Token ids as in the middle of a text, where no tokenizer adds a space; fresh: as at its beginning. limit: the
+        number of tokens wanted; used where the tokenizer truncates on the right."""
         anchor, skipped = ("", 0) if fresh else (self.anchor, self.anchor_length)
         if limit and self.tokenizer.truncation_side == "right":
             options |= {"truncation": True, "max_length": limit + skipped}
         return [x[skipped:] for x in self.raw([anchor + t for t in texts], **options)]
 
     def begins_anew(self, special: str) -> bool:
-        """Is text after this special token tokenised as at a text's beginning?"""
+        """Is text after this special token tokenised as at the beginning of a text?"""
         whole, token, start = self.raw([special + "a", special, "a"])
         return whole == token + start
 
 
 def anchor_of(tokenizer: Any) -> str:
-    """A line break where the tokenizer begins every text with a space (Llama 2, Mistral), else nothing.
+    """A line break if the tokenizer begins every text with a space (Llama 2, Mistral), else "".
 
-    A piece of a prompt is tokenised behind it, whose ids are then dropped: only there does no space appear.
+    A part of a prompt is tokenised after this line break, whose ids are then dropped: there no space is added.
     """
     start, line, middle = tokenizer(["a", "\n", "\n a"], add_special_tokens=False)["input_ids"]
     return "\n" if line + start == middle else ""
 
 
 def special_prefix(tokenizer: Any) -> list[int]:
-    """The tokens that the tokenizer itself puts before a text: a BOS, or for many none, although they have one."""
+    """The tokens that the tokenizer itself puts before a text: a BOS, or nothing, even for many tokenizers that have a
+    BOS."""
     (plain,), (whole,) = tokenizer(["x"], add_special_tokens=False)["input_ids"], tokenizer(["x"])["input_ids"]
     starts = (n for n in range(len(whole) - len(plain) + 1) if whole[n : n + len(plain)] == plain)
     return whole[: next(starts, 0)]
@@ -65,7 +67,7 @@ def special_prefix(tokenizer: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class Seam:
-    """A literal in three: what is tokenised with the text before it, by itself, and with the text after it."""
+    """A literal in three parts: tokenised with the text before it, separately, and with the text after it."""
 
     trail: str
     fixed: str
@@ -74,7 +76,7 @@ class Seam:
 
 
 def first_seam(pieces: InText, literal: str) -> Seam:
-    """Of the literal before the first placeholder."""
+    """The seam of the literal before the first placeholder."""
     special, plain = at_last_special(pieces, literal)
     fresh = pieces.begins_anew(special) if special else True
     k = best_split(pieces, [special], plain, fresh)
@@ -83,7 +85,7 @@ def first_seam(pieces: InText, literal: str) -> Seam:
 
 
 def middle_seam(pieces: InText, literal: str) -> Seam:
-    """Of the literal between the placeholders. Special tokens cut a text themselves."""
+    """The seam of the literal between the placeholders. A special token splits a text by itself."""
     if not pieces.special.search(literal):
         k = best_split(pieces, ENDS, literal, False)
         return Seam(literal[:k], "", literal[k:])
@@ -93,7 +95,8 @@ def middle_seam(pieces: InText, literal: str) -> Seam:
 
 
 def last_seam(pieces: InText, literal: str, lead: str) -> Seam:
-    """Of the literal before the answer: all of it is the prompt, which the generator continues. lead: see `Seam`."""
+    """The seam of the literal before the answer: all of it belongs to the prompt that the generator continues. lead:
+    see `Seam`."""
     found = pieces.special.search(literal)
     trail = literal[: found.start()] if found else literal
     special, plain = at_last_special(pieces, literal)
@@ -101,22 +104,23 @@ def last_seam(pieces: InText, literal: str, lead: str) -> Seam:
 
 
 def of_its_own(literal: str) -> Seam:
-    """A literal that is tokenised by itself, but for its last spaces."""
+    """The seam of a literal that is tokenised separately, except for its last spaces."""
     kept = literal.rstrip(" ")
     return Seam("", kept, literal[len(kept) :])
 
 
 def at_last_special(pieces: InText, literal: str) -> tuple[str, str]:
-    """The last special token in it, and what follows that; nothing, and all of it, where there is none."""
+    """(last special token in the literal, the text after it); ("", literal) if there is none."""
     found = list(pieces.special.finditer(literal))
     return (found[-1].group(), literal[found[-1].end() :]) if found else ("", literal)
 
 
 def best_split(pieces: InText, before: Sequence[str], literal: str, fresh: bool) -> int:
-    """Where to cut `literal`, so that for most texts around it both sides together have the ids of the whole: before a
-    space rather than elsewhere (which words a vocabulary joins to it, no trial shows), and as late as may be.
+    """Where to split `literal` so that, for most texts around it, both sides together have the ids of the complete
+    text: before a space if possible (trials cannot show which words a vocabulary joins to a space), and as late as
+    possible.
 
-    before: what may stand before it; fresh: that is nothing, or a token that begins a text anew.
+    before: texts that may precede the literal; fresh: nothing precedes it, or a token after which a text begins anew.
     """
     pairs = list(product(before, STARTS))
     wholes = pieces.raw([b + literal + s for b, s in pairs])

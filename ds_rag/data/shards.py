@@ -1,4 +1,4 @@
-"""A folder of files that are one data set in pieces, as the hub, Spark and `to_parquet` loops write them."""
+"""A data set in several numbered files (shards), as the hub, Spark and `to_parquet` loops write them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reader = Callable[[Path, str, Faults], Iterator[Record]]
 
 
 def split_of(file: Path) -> str | None:
-    """What its name has before the number; None where it has no number."""
+    """The part of the file name before the number; None where it has no number."""
     if SPARK.fullmatch(file.stem):
         return "part"
     match = NUMBER.fullmatch(file.stem)
@@ -25,15 +25,16 @@ def split_of(file: Path) -> str | None:
 
 
 def find_shards(folder: Path, suffixes: set[str]) -> list[Path]:
-    """The files of a folder that are pieces: all of one kind, all numbered. Empty where that is not so."""
+    """The shards in a folder: files of one format, all numbered. Empty where the files differ in format or have no
+    number."""
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith((".", "_")))
     one_kind = len({file.suffix.lower() for file in files}) == 1
     return files if one_kind and all(split_of(file) is not None for file in files) else []
 
 
 def choose_split(files: list[Path], faults: Faults) -> list[Path]:
-    """The pieces of the one split, or for training rows of the split `train`, in the order of their numbers. Raises
-    UserError for several splits, and where pieces are missing that the names tell of."""
+    """The shards of the only split, or of the split `train` for training rows, in the order of their numbers. Raises
+    UserError for several splits, and where shards are missing according to the names."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(split_of(file) or "", []).append(file)
@@ -59,7 +60,7 @@ def choose_split(files: list[Path], faults: Faults) -> list[Path]:
 
 
 def read_shards(folder: Path, what: str, faults: Faults, readers: dict[str, Reader]) -> Iterator[Record]:
-    """One piece after the other. readers: suffix -> reader."""
+    """The records of all shards in order. readers: suffix -> reader."""
     for file in choose_split(find_shards(folder, set(readers)), faults):
         last = 0
         for record in readers[file.suffix.lower()](file, what, faults):

@@ -1,7 +1,7 @@
-"""What a corpus's files were when it was read, so that they need not be read again to see that they still are that.
+"""The state of a corpus's files when they were read, to find out later whether they changed without reading them again.
 
-Size and time of change are compared first; the contents are hashed only where a time differs. A file that was edited
-with its size kept and its time put back passes for the same; `ds-rag verify` hashes it whatever its time.
+Size and time of change are compared first; the contents are hashed only where a time differs. A file edited without
+changing its size and with its time set back counts as unchanged; `ds-rag verify` hashes all files.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ds_rag.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """Of the files that the passages are read from: (bytes, time of change in ns) by name, "." for a file by itself.
-    kind: how they are read."""
+    """The files that passages are read from. times: name -> (bytes, time of change in ns); "." where `path` is a file.
+    kind: their format."""
 
     path: Path
     kind: str
     times: dict[str, tuple[int, int]]
 
     def sealed(self) -> dict[str, Any]:
-        """For a manifest: the same with the contents' hashes. Empty where a file has changed since, for what was read
-        cannot be told any more."""
+        """The entry for a manifest, with hashes of the contents. Empty where a file has changed since: then nobody
+        knows what was read."""
         try:
             files = {name: measure(place(self.path, name)) for name in self.times}
         except OSError:
@@ -41,8 +41,8 @@ class Source:
 
 
 def source_of(path: str | Path, flag: str = "--corpus") -> Source:
-    """To be called before the files are read: what changes meanwhile then shows. No times where a file cannot be looked
-    at, which whoever reads it will tell. Raises UserError as `detect` does."""
+    """To be called before the files are read, so that changes during reading are noticed. `times` is empty where a file
+    is not accessible; reading it will raise the error. Raises UserError as `detect` does."""
     path = Path(os.path.realpath(Path(path).expanduser()))
     kind = detect(path, flag)
     try:
@@ -61,8 +61,8 @@ def place(path: Path, name: str) -> Path:
 
 
 def unchanged(path: str | Path, sealed: dict[str, Any], read_all: bool = False) -> bool:
-    """Do these files hold what those of the manifest's entry did? No: they were changed, or nobody knows. read_all:
-    hashed even where size and time are as they were."""
+    """Are these files the same as in the manifest's entry? False: they were changed, or nobody knows. read_all: hash
+    them even where size and time are the same."""
     if not sealed:
         return False
     try:
@@ -72,5 +72,5 @@ def unchanged(path: str | Path, sealed: dict[str, Any], read_all: bool = False) 
             return False
         again = [name for name, (_, time) in now.times.items() if read_all or time != files[name]["time"]]
         return all(measure(place(now.path, name))["sha256"] == files[name]["sha256"] for name in again)
-    except (OSError, UserError):  # gone, or of no known kind: whoever reads it will say so
+    except (OSError, UserError):  # deleted, or of no known format: reading it will raise the error
         return False

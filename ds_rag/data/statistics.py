@@ -1,4 +1,5 @@
-"""What rows and a corpus hold: labels, repetitions, lengths, what two sets of rows share. Counted, not judged."""
+"""Statistics of rows and a corpus: labels, repetitions, lengths, overlap of two sets of rows. It counts, and does not
+judge."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ Spread = dict[str, float]  # min, median, 95%, max
 
 
 def plain(text: str) -> str:
-    """A text but for case and blanks: copies that differ in these are the same passage."""
+    """A text normalised for case and blanks: texts that differ only in these are the same passage."""
     return " ".join(text.casefold().split())
 
 
 def spread(values: Sequence[int]) -> Spread:
-    """Of whole numbers; empty where there are none."""
+    """Minimum, median, 95th percentile and maximum of whole numbers; empty where there are none."""
     if not len(values):
         return {}
     points = np.percentile(np.asarray(values), [0, 50, 95, 100], method="higher")
@@ -25,7 +26,7 @@ def spread(values: Sequence[int]) -> Spread:
 
 
 def labels(rows: Sequence[Row]) -> dict[str, int]:
-    """How many rows have what."""
+    """Property -> number of rows that have it."""
     tests: dict[str, Callable[[Row], object]] = {
         "with labelled positives": lambda row: row.positives,
         "without labelled positives": lambda row: not row.positives,
@@ -39,7 +40,7 @@ def labels(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def per_row(rows: Sequence[Row]) -> dict[str, Spread]:
-    """Passages of a row, by their role."""
+    """The number of passages in a row, by their role, and of answers."""
     return {
         "positives": spread([len(row.positives) for row in rows]),
         "candidates, all": spread([len(row.positives + row.passages + row.negatives) for row in rows]),
@@ -48,7 +49,7 @@ def per_row(rows: Sequence[Row]) -> dict[str, Spread]:
 
 
 def repeated_queries(rows: Sequence[Row]) -> dict[str, int]:
-    """Queries that are there more than once, case and blanks aside, and those of them whose answers differ."""
+    """The number of queries that occur more than once, ignoring case and blanks, and of those whose answers differ."""
     answers: dict[str, set[tuple[str, ...]]] = {}
     for row in rows:
         answers.setdefault(plain(row.query), set()).add(tuple(sorted(map(plain, row.answers))))
@@ -59,7 +60,7 @@ def repeated_queries(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def repeated_texts(corpus: Sequence[Passage]) -> dict[str, int]:
-    """Passages whose text another has too: exactly, and case and blanks aside."""
+    """The number of passages that repeat the text of another: exactly, and ignoring case and blanks."""
     texts = [passage.text for passage in corpus]
     return {
         "repeated texts": len(texts) - len(set(texts)),
@@ -68,8 +69,8 @@ def repeated_texts(corpus: Sequence[Passage]) -> dict[str, int]:
 
 
 def overlap(train: Sequence[Row], evaluation: Sequence[Row]) -> dict[str, int]:
-    """What of the evaluation was seen in training, case and blanks aside: its queries, and its labelled passages among
-    those of training rows (which a corpus for both makes common and harmless)."""
+    """The number of evaluation queries, and of labelled evaluation passages, that are in training rows too, ignoring
+    case and blanks. With one corpus for both, shared passages are common and harmless."""
 
     def passages(rows: Iterable[Row], role: str) -> set[str]:
         return {plain(text) for row in rows for text in getattr(row, role)}

@@ -1,5 +1,5 @@
 """Lists and objects that were written as text: as JSON, or as Python and NumPy print them. pandas writes such cells to
-CSV, and other tools put JSON into strings; taken for the text itself, a model would train on brackets and quotes."""
+CSV, and other tools put JSON into strings. Without this a model would train on brackets and quotes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ds_rag.data.bad_rows import Bad
 
-# What a list or object of texts begins with; "[1]", "[sic]" and "(a)" begin texts.
+# How a list or object of texts begins; "[1]", "[sic]" and "(a)" are beginnings of plain texts.
 BEGIN = re.compile(r"""(\[|\{|\(\s*(?=['"\[{])|(np\.)?array\()\s*(?=['"\[{\](]|\}|array|np\.|None|null)""")
 BROKEN = re.compile(
     r"""\[\s*(['"]).*\1\s*\]  |  \{\s*(['"])text\2\s*:.*\}  |  (np\.)?array\(\[.*\].*\)""", re.DOTALL | re.VERBOSE
@@ -23,10 +23,10 @@ UNREADABLE = object()
 
 
 def unfold(value: object, column: str) -> object:
-    """The list or object that a text is from its first to its last character; any other value as it is.
+    """The list or object that a complete text spells out; any other value unchanged.
 
     A list without a text in it ("[2020]") stays text. Raises Bad for what looks like a list or object of texts but
-    cannot be read: that which NumPy prints without commas or with dots for what it leaves out.
+    cannot be parsed, such as NumPy arrays printed without commas or with dots for omitted items.
     """
     if not isinstance(value, str):
         return value
@@ -46,14 +46,14 @@ def holds_text(items: list[object]) -> bool:
 
 
 def parsed(text: str) -> object:
-    """What JSON, or else a Python literal, says; UNREADABLE where it is neither."""
+    """The value of a JSON text, or else of a Python literal; UNREADABLE where it is neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of backslashes in somebody's text
+            warnings.simplefilter("ignore")  # about backslashes in the text
             tree = ast.parse(text, mode="eval")
         return UNREADABLE if joins_strings(text) else value_of(tree.body)
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
@@ -61,7 +61,8 @@ def parsed(text: str) -> object:
 
 
 def value_of(node: ast.expr) -> object:
-    """Of literals, and of NumPy's array([...], dtype=...) and np.str_('...'). Raises ValueError for anything else."""
+    """The value of a literal, or of NumPy's array([...], dtype=...) and np.str_('...'). Raises ValueError for anything
+    else."""
     if isinstance(node, ast.Constant) and not isinstance(node.value, bytes) and node.value is not Ellipsis:
         return node.value
     if isinstance(node, ast.List | ast.Tuple | ast.Set):
@@ -79,7 +80,8 @@ def value_of(node: ast.expr) -> object:
 
 
 def joins_strings(text: str) -> bool:
-    """Are there two strings without a comma between them? Python would join them; NumPy prints several texts so."""
+    """Are there two strings without a comma between them? Python would join them; NumPy prints several texts this
+    way."""
     blank = (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT)
     kinds = [t.type for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in blank]
     return any(pair == (tokenize.STRING, tokenize.STRING) for pair in itertools.pairwise(kinds))

@@ -27,10 +27,10 @@ def read_parquet(path: Path, what: str, faults: Faults) -> Iterator[Record]:
 
 
 def _arrow_records(table: Any, before: int, path: Path, faults: Faults) -> Iterator[Record]:
-    """The rows of an Arrow table or batch; `before` rows came before it. A value that is no Python one (bytes that are
-    no UTF-8, a date beyond the calendar) is a fault of its row."""
+    """The rows of an Arrow table or batch; before: the number of rows already read. A value that cannot be converted to
+    Python (invalid UTF-8, a date beyond the calendar) is a fault of its row."""
     try:
-        table.validate(full=True)  # offsets of a damaged file that is mapped would be followed anywhere
+        table.validate(full=True)  # wrong offsets in a damaged, memory-mapped file would lead to arbitrary memory
         for number, fields in enumerate(table.to_pylist(), start=before + 1):
             yield Record(fields, number, f"{path}:row {number}")
         return
@@ -45,7 +45,7 @@ def _arrow_records(table: Any, before: int, path: Path, faults: Faults) -> Itera
 
 
 def _why(table: Any) -> str | None:
-    """The first byte of the one row's texts that is no UTF-8, where that is what is wrong."""
+    """A message about the first byte that is not UTF-8 in this one row; None where that is not the cause."""
     import pyarrow
 
     for name, column in zip(table.schema.names, table.columns, strict=True):

@@ -1,4 +1,4 @@
-"""Readers of text files, by line so that a fault has one: CSV and JSONL."""
+"""Readers of CSV and JSONL, line by line so that a fault has a line number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ds_rag.runtime.errors import UserError
 
 
 def read_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file; a line ends with LF, CRLF or (old Macs) CR. Bytes that are no text are faults,
+    """Numbered lines of a UTF-8 file; a line ends with LF, CRLF or (old Macs) CR. Invalid bytes are added to `faults`,
     with their offset in the file."""
     refuse_wide(path, faults.flag)
     offset = 0
@@ -57,8 +57,8 @@ def refuse_wide(path: Path, flag: str) -> None:
 
 
 def read_csv(path: Path, what: str, faults: Faults) -> Iterator[Record]:
-    """Comma-separated with a header. A record's line is the one it starts on; an empty cell is no value. A first line
-    `sep=;`, as Excel writes it, names another separator."""
+    """Comma-separated values with a header. The line number of a record is that of its first line; an empty cell has no
+    value. A first line `sep=;`, as Excel writes it, names another separator."""
     csv.field_size_limit(sys.maxsize)  # the default refuses cells over 128 KiB
     lines: Iterator[str] = (line for _, line in read_lines(path, faults))
     first = next(lines, "")
@@ -85,7 +85,7 @@ def read_csv(path: Path, what: str, faults: Faults) -> Iterator[Record]:
                 yield Record(fields, number, where)
             number = end
     except csv.Error as error:
-        # Where a quote is astray, so is every line after it.
+        # After a stray quote every later line is unreliable.
         message = f'stray or unclosed quote in the row that starts here ({error}), expected " doubled inside quotes'
         faults.add(number, f"{path}:{number}", message + "; what follows cannot be told apart", broken=True)
 
@@ -106,7 +106,7 @@ def _header(cells: list[str], where: str, flag: str) -> list[str]:
 
 
 def read_jsonl(path: Path, what: str, faults: Faults) -> Iterator[Record]:
-    """One JSON object a line; blank lines are passed over."""
+    """One JSON object per line; blank lines are skipped."""
     started, opened = False, 0
     for number, line in read_lines(path, faults):
         where = f"{path}:{number}"

@@ -1,4 +1,4 @@
-"""Token ids that know how many of their texts were cut: nothing is lost without a word."""
+"""Token ids that record how many texts were truncated, so that it can be reported."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 
 class CutIds(list[list[int]]):
-    """Token ids of several texts; `cut` of these were longer than the limit."""
+    """Token ids of several texts; cut: the number of texts that were longer than the limit."""
 
     cut: int = 0
 
 
 def cut_ids(tokenizer: Any, texts: Sequence[str], length: int, **options: Any) -> CutIds:
-    """The ids of each text with the tokenizer's own special tokens (unless `options` say otherwise), at most `length`
-    of them."""
+    """The ids of each text, at most `length`, with the tokenizer's own special tokens (unless `options` say
+    otherwise)."""
     batch = tokenizer(list(texts), truncation=True, max_length=length, **options)
     ids = CutIds(batch["input_ids"])
     inner = getattr(batch, "encodings", None)
-    if inner:  # the fast tokenizers keep what they cut off
+    if inner:  # fast tokenizers keep what they truncated
         ids.cut = sum(bool(encoding.overflowing) for encoding in inner)
     else:
         full = [n for n, x in enumerate(ids) if len(x) >= length]

@@ -7,7 +7,7 @@ other ranks, and so that a checkpoint is plain tensors (safetensors) and numbers
     parameter p, flat:   |------- rank 0's piece -------|------- rank 1's piece -------|   (a stage may pad, or cut
                           start, views = held(...)                                          at another place)
 
-Where a piece lies, by what DeepSpeed makes of a stage (the table in engine.py):
+Where a piece lies, by what DeepSpeed makes of a stage (the table in joint.py):
 
     plain torch optimizer       p itself and optimizer.state[p]; all ranks alike
     FP16_UnfusedOptimizer       fp32_groups and the inner optimizer's state of it; all ranks alike

@@ -1,1 +1,1 @@
-"""The index over the corpus: FAISS, and what is stored beside it."""
+"""The index over the corpus: encoding, building, searching, and its folder on disk."""

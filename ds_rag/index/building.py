@@ -1,5 +1,5 @@
-"""From a retriever to an index of the corpus: every rank encodes its share to disk, then one index is made of all the
-shares, or one of each.
+"""From a retriever to an index of the corpus: every rank encodes its shard to disk, then one index is built from all
+shards, or one from each.
 
 `index_corpus` is the whole way, all ranks together. Training's index stage takes the steps one by one: `encode_share`
 and `update_share` in a thread too, for they use no collective where `agree` is `int`.
@@ -32,7 +32,7 @@ from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.log import Console
 from ds_rag.runtime.long_waits import together
 
-Watch = Callable[[int], None]  # told of every batch's passages; may raise to stop
+Watch = Callable[[int], None]  # called with the number of passages of every batch; may raise to stop
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Encoder:
 
 @dataclass
 class EncodedShare:
-    """One rank's passages, encoded: their numbers, vectors mapped from the disk, and the step of the weights that made
-    each. figures: what an update learnt."""
+    """One rank's encoded passages: their numbers, vectors memory-mapped from disk, and for each the step of the weights
+    that encoded it. figures: statistics of a partial update."""
 
     numbers_n: np.ndarray
     vectors_nD: np.ndarray
@@ -64,7 +64,7 @@ class EncodedShare:
 
 @dataclass
 class Built:
-    """An index with what it was made of. vectors_ND: on rank 0, where shares are merged."""
+    """An index with the vectors it was built from. vectors_ND: on rank 0, if shards are merged."""
 
     index: CorpusIndex
     share: EncodedShare
@@ -72,7 +72,7 @@ class Built:
 
 
 class Corpus:
-    """The passages as this rank encodes them."""
+    """The passages, and how this rank encodes them."""
 
     def __init__(self, tokens: TokenTable, retriever: Retriever, batch: int):
         self.tokens, self.rank, self.world = tokens, collectives.rank(), collectives.world()
@@ -89,7 +89,7 @@ class Corpus:
 
 
 def hash_tokens(tokens: TokenTable) -> str:
-    """Of the passages as the model reads them: texts, prefix, tokenizer and length at once."""
+    """A hash of the passages as token ids, which covers texts, prefix, tokenizer and length."""
     digest = hashlib.sha256()
     for array in (tokens.starts, tokens.flat):
         digest.update(np.ascontiguousarray(array).data)
@@ -132,7 +132,7 @@ def update_share(
     with ShardWriter(path, len(steps_n), corpus.origin(encoder.model, whole=False)) as writer:
 
         def copy_up_to(stop: int, rows: np.ndarray, rows_bD: np.ndarray) -> None:
-            """The old vectors from the cursor on, moved, and the new ones in their places."""
+            """Appends the mapped old vectors from the cursor on, with the new ones in their places."""
             for part in slices(stop - cursor, chunk_rows(corpus.dimension)):
                 first, last = cursor + part.start, cursor + part.stop
                 block = move(old.vectors_nD[first:last], map_DD, unit)
@@ -159,7 +159,7 @@ def update_share(
 
 
 def build(corpus: Corpus, share: EncodedShare, folder: Path, stage: StageConfig) -> Built:
-    """The index of all shares, which are on the disk by now. No collective: it may run in a thread."""
+    """The index of all shards, which must be on disk. Uses no collective, so it may run in a thread."""
     count = len(corpus.tokens)
     if stage.index_shards == "keep":
         part = build_part(share.vectors_nD, stage.index_factory, share.numbers_n)
@@ -204,8 +204,8 @@ def index_corpus(
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary folder, the same path on every rank, gone at the end. Ranks on several hosts have it in the working
-    directory, which they share as they do the checkout: a host's own /tmp the others do not see."""
+    """A temporary folder, the same path on every rank, deleted at the end. With several hosts it is in the working
+    directory, which all hosts see, unlike /tmp."""
     where = Path.cwd() if collectives.several_hosts() else None
     folder = Path(
         collectives.from_first(tempfile.mkdtemp(prefix="ds_rag-index-", dir=where) if collectives.rank() == 0 else None)

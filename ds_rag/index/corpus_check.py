@@ -1,4 +1,4 @@
-"""Is an index still that of its corpus? Passages that were edited, added or removed since are not in its vectors."""
+"""Checks that an index still fits its corpus: its vectors do not cover passages that were edited or added since."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ds_rag.runtime.errors import UserError
 
 
 def check_corpus(stored: StoredIndex, folder: Path, given: str | None = None) -> None:
-    """Refuses an index whose passages are not those of the corpus: `given`, or else what the index was made from, where
-    that is still there. The order of the passages does not count, nor those that came from rows. It is read only where
-    its files are others than the manifest says, or where another version read them.
+    """Raises UserError for an index whose passages differ from those of the corpus: `given`, or else the one that the
+    index was made from, if it still exists. The order of passages does not matter, nor do passages that came from rows.
+    The corpus is read only if its files differ from the manifest, or if another version read them.
 
-    Raises UserError with both counts, and how many texts are in one of the two alone.
+    The error gives both counts, and how many texts are in only one of the two.
     """
     source = given or stored.manifest.source
     if not source or (given is None and not Path(source).exists()):
@@ -43,7 +43,8 @@ def check_corpus(stored: StoredIndex, folder: Path, given: str | None = None) ->
 
 
 def source_note(manifest: dict[str, Any]) -> str:
-    """For a sealed index's manifest: what is to be said of its source, read through; "" where it is as it was."""
+    """A notice about changes of the corpus files named in the manifest, which are read completely; "" if they are
+    unchanged."""
     source, files = manifest.get("source"), manifest.get("source_files")
     if not source or not files or not Path(source).exists() or unchanged(source, files, read_all=True):
         return ""

@@ -1,4 +1,4 @@
-"""The index over a corpus, whole on rank 0 or in shards on all ranks; every rank searches it, and finds the same.
+"""The index over a corpus, on rank 0 or in shards on all ranks. Searches give every rank the same results.
 
 Shape legend: B queries, n passages of a part, N of the corpus, D embedding, k results of a query.
 """
@@ -16,8 +16,8 @@ from ds_rag.index.faiss_index import build_index, flat_vectors, search, threads
 from ds_rag.runtime import collectives
 from ds_rag.runtime.long_waits import Pause, together
 
-# Queries searched at once, and between two places where a search may end: as many as one block of FAISS's holds, or
-# fewer where a core would take minutes (products of two numbers).
+# Queries searched at once, between two places where a search may be stopped: one block of FAISS, or fewer if that would
+# take a core minutes. WORK counts products of two numbers.
 MOST_QUERIES, LEAST_QUERIES, WORK = 4096, 64, 1 << 42
 
 Found = tuple[np.ndarray, np.ndarray]  # scores_Bk float32, numbers_Bk int64
@@ -30,15 +30,15 @@ def ignore(count: int) -> None:
 
 @dataclass
 class Part:
-    """A FAISS index and the numbers of the passages in it; None: they are 0 .. n - 1."""
+    """A FAISS index with the numbers of its passages; None: 0 .. n - 1."""
 
     index: Any
     numbers_n: np.ndarray | None = None
-    norm: float | None = None  # the longest vector's length, where the index is flat; found when it is needed
+    norm: float | None = None  # length of the longest vector of a flat index; computed when needed
 
     def search(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(scores_Bk float32, numbers_Bk int64), best first: flat exactly, by exact.py; another kind as FAISS has it.
-        Where there are fewer than k, or an approximate index found fewer, the rest is (MISS, -1)."""
+        """(scores_Bk float32, numbers_Bk int64), best first: exact for a flat index (exact.py), else the results of
+        FAISS. If there are fewer than k results, the rest is (MISS, -1)."""
         queries_BD, most = np.ascontiguousarray(queries_BD, dtype=np.float32), min(k, self.index.ntotal)
         vectors_nD = flat_vectors(self.index)
         if vectors_nD is not None:
@@ -55,7 +55,7 @@ class Part:
 
 
 def longest(vectors_nD: np.ndarray) -> float:
-    """The length of the longest vector; those that are no number do not count."""
+    """The length of the longest vector, ignoring NaN."""
     step = max(1, BLOCK // max(1, vectors_nD.shape[1]))
     norms = [
         np.linalg.norm(vectors_nD[n : n + step].astype(np.float64), axis=1) for n in range(0, len(vectors_nD), step)
@@ -64,39 +64,42 @@ def longest(vectors_nD: np.ndarray) -> float:
 
 
 def build_part(vectors_nD: np.ndarray, factory: str, numbers_n: np.ndarray | None = None) -> Part | None:
-    """None where there are no vectors. They may be mapped from the disk: FAISS reads them through."""
+    """The part over these vectors, which may be memory-mapped; None if there are no vectors."""
     return Part(build_index(vectors_nD, factory), numbers_n) if len(vectors_nD) else None
 
 
 @dataclass
 class CorpusIndex:
-    """`parts`: what this rank searches. Merged, rank 0 has one part and the others none; in shards, each rank its own.
+    """parts: what this rank searches. With a merged index rank 0 has one part and the others none; with shards each
+    rank has its own.
 
-    A flat index gives the same scores and numbers, ties included, however many parts there are; of an approximate one
-    each part is searched as deep as the whole would be.
+    A flat index gives the same scores and numbers, ties included, for any number of parts; each part of an approximate
+    index is searched with the parameters of a single index.
     """
 
     parts: list[Part]
     count: int  # passages of the corpus
 
     def search(self, queries_BD: np.ndarray, k: int, watch: Watch = ignore) -> Found:
-        """(scores_Bk float32, numbers_Bk int64) on every rank, by (score descending, number ascending); all ranks call
-        it with the same queries. k is cut to the corpus; (MISS, -1) where an approximate index found fewer.
+        """(scores_Bk float32, numbers_Bk int64) on every rank, by (score descending, number ascending). To be called on
+        all ranks with the same queries. k is at most the size of the corpus; (MISS, -1) fills up if an approximate
+        index finds fewer.
 
-        watch: told how many queries more are done. However long it takes, no rank that waits runs into a time-out.
-        Raises Stopped where the ranks agree to stop meanwhile.
+        watch: called with the number of further queries done. Waiting ranks do not time out, however long it takes.
+        Raises Stopped if the ranks agree to stop meanwhile.
         """
         k = min(k, self.count)
         found = together(lambda pause: self._search_parts(queries_BD, k, self._cores(), pause, watch), "the search")
         return merge_results([pair for rank in collectives.gather_objects(found) for pair in rank], k)
 
     def search_here(self, queries_BD: np.ndarray, k: int) -> Found:
-        """The same where this rank has all the parts, without the other ranks, which may search meanwhile."""
+        """The same on this rank alone, which must have all parts; other ranks may search at the same time."""
         k = min(k, self.count)
         return merge_results(self._search_parts(queries_BD, k, collectives.cores_of_rank(), lambda: None, ignore), k)
 
     def _search_parts(self, queries_BD: np.ndarray, k: int, cores: int, pause: Pause, watch: Watch) -> list[Found]:
-        """Of each part, some queries at a time. cores: that may be used; in one process OMP_NUM_THREADS says it."""
+        """The results of each part, for some queries at a time. cores: the number to use; with one process
+        OMP_NUM_THREADS decides."""
         step = min(MOST_QUERIES, max(LEAST_QUERIES, WORK // max(1, self.count * queries_BD.shape[1])))
         found: list[list[Found]] = [[] for _ in self.parts]
         with threads(cores if collectives.world() > 1 else 1):
@@ -109,13 +112,13 @@ class CorpusIndex:
         return [(np.concatenate([s for s, _ in pairs]), np.concatenate([n for _, n in pairs])) for pairs in found]
 
     def _cores(self) -> int:
-        """Where the other ranks have nothing to search, those of the whole host."""
+        """The cores to use: all of the host, if the other ranks have nothing to search."""
         whole = sum(part.index.ntotal for part in self.parts) == self.count
         return collectives.cores() if whole else collectives.cores_of_rank()
 
 
 def merge_results(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of several searches of the same queries in different passages; misses come last."""
+    """The k best results of several searches with the same queries in different passages; misses come last."""
     if len(found) == 1:
         return found[0]
     scores, numbers = (np.concatenate([pair[n] for pair in found], axis=1) for n in (0, 1))

@@ -1,4 +1,5 @@
-"""Texts to vectors across ranks: sorted by length, batches of equally many tokens, each rank its share."""
+"""From texts to vectors on all ranks: sorted by length, in batches of about equally many tokens, split among the
+ranks."""
 
 from __future__ import annotations
 
@@ -15,18 +16,18 @@ from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
 from ds_rag.runtime.log import Console
 
-# Tokens a thread of a CPU encodes at once. More is slower there: activations leave the cache, are mapped anew for
-# every layer, and a wider batch holds more padding (benchmarks/encode.py).
+# Tokens that a CPU thread encodes at once. More is slower: activations do not fit the cache, are mapped again for every
+# layer, and a larger batch has more padding (benchmarks/encode.py).
 CPU_TOKENS = 512
-PAUSE = 16  # forwards between two places where the ranks may agree to stop
+PAUSE = 16  # forwards between two places where the ranks can agree to stop
 
-Agree = Callable[[int], int]  # a rank's number of forwards -> all ranks' largest
+Agree = Callable[[int], int]  # number of forwards of this rank -> maximum over ranks
 
 
 def encode(
     retriever: Retriever, tokens: TokenTable, side: str, batch: int, console: Console | None = None
 ) -> np.ndarray:
-    """(N, D) float32 vectors of all texts, in their own order, on every rank: for queries, which are few.
+    """(N, D) float32 vectors of all texts, in their order, on every rank. Meant for queries, which are few.
 
     `side`: 'query' or 'passage'. Each rank encodes every world-th text of the length-sorted order, so shares are equal
     in work.
@@ -42,23 +43,23 @@ def encode(
 
 
 def precision_of(retriever: Retriever) -> str:
-    """In what its vectors are computed: only where that is the same are those of the same weights the same. (Adapters
-    beside the weights round otherwise than merged ones.)"""
+    """The precision in which vectors are computed: vectors of the same weights are the same only in the same precision.
+    (Unmerged adapters round differently from merged ones.)"""
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in retriever.parameters()})
     beside = ["with adapters"] if has_adapters(retriever) else []
     return " ".join([*kinds, "on", retriever.log_temperature.device.type, *beside])
 
 
 def token_budget(retriever: Retriever, tokens: TokenTable, batch: int) -> int:
-    """Tokens of one forward, padding included: `batch` texts of the longest length. On a CPU it is less where
-    CPU_TOKENS says so."""
+    """The most tokens of one forward, padding included: `batch` texts of the longest length; on a CPU at most
+    CPU_TOKENS per thread."""
     budget = batch * int(tokens.lengths.max(initial=1))
     on_cpu = retriever.log_temperature.device.type == "cpu"
     return min(budget, CPU_TOKENS * torch.get_num_threads()) if on_cpu else budget
 
 
 def most_forwards(retriever: Retriever) -> Agree:
-    """The ranks' agreement on a number of forwards: one small reduction. All call it together."""
+    """A function with which all ranks agree on the maximum number of forwards, by one small reduction."""
     device = retriever.log_temperature.device
     return lambda count: int(collectives.all_max({"forwards": count}, device)["forwards"])
 
@@ -100,9 +101,9 @@ def embed_rows(
 
 
 def cut(lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[slice]:
-    """Batches of texts, longest first: each as long as its texts, padded to its first, are at most `budget` tokens.
+    """Batches of texts, longest first: as many texts as fit into `budget` tokens when padded to the first.
 
-    A text longer than that is a batch by itself.
+    A text longer than the budget is a batch by itself.
     """
     start = 0
     while start < len(lengths):

@@ -1,11 +1,11 @@
-"""Exact search that gives the same bits however the corpus is cut: scores by one kernel, ties by passage number.
+"""Exact search with results that are bitwise the same for any sharding: one kernel for scores, ties by passage number.
 
-FAISS's flat scores differ in their last bits with the shapes of the matrices (products of blocks from
-`faiss_index.MATRIX_FROM` numbers on, another kernel below) and with its threads, and its order of ties is arbitrary.
-Here it only finds candidates, by whichever kernel is fastest: all whose float32 score comes within twice its rounding
-error of the k-th best. They are scored anew by `pair_scores` and ordered by (score descending, number
-ascending). Whoever belongs to the k best by those scores is a candidate in the shard that holds it, whatever the
-shards are, so the best of all shards' k best are the k best of all. The proof is at `threshold`.
+The last bits of FAISS's flat scores depend on the shapes of the matrices (products of blocks from
+`faiss_index.MATRIX_FROM` numbers on, another kernel below) and on its threads, and its order of ties is arbitrary. So
+FAISS only finds candidates, with whichever kernel is fastest: all passages whose float32 score is within twice its
+rounding error of the k-th best. These are scored again by `pair_scores` and ordered by (score descending, number
+ascending). Each of the k best by these scores is a candidate in its shard, for any sharding, so the best of the k best
+of all shards are the k best of all. The proof is at `threshold`.
 
 The error bound of an inner product in floating point, in any order of summation: Higham, Accuracy and Stability of
 Numerical Algorithms, section 3.1: |fl(x.y) - x.y| <= gamma_D |x|.|y|, gamma_D = D u / (1 - D u).
@@ -20,18 +20,19 @@ from collections.abc import Callable
 import numpy as np
 
 MISS = np.finfo(np.float32).min  # FAISS's score of a passage that was not found; its number is -1
-EXTRA = 32  # candidates fetched beyond k at first: enough but for ties
-WIDEST = 1024  # more than so many candidates are looked for by a scan: FAISS's heap is slow there
-BLOCK = 1 << 19  # float64 numbers worked on at once: they stay in the cache
+EXTRA = 32  # candidates fetched beyond k at first: enough unless there are ties
+WIDEST = 1024  # more candidates than this are found by a scan: FAISS's heap is slow for them
+BLOCK = 1 << 19  # float64 numbers processed at once, so that they stay in the cache
 
 Near = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # (queries_BD, k) -> (scores_Bk, rows_Bk)
 
 
 def pair_scores(left_PD: np.ndarray, right_PD: np.ndarray) -> np.ndarray:
-    """(P,) float32 inner products of float32 rows, each a function of its two rows alone.
+    """(P,) float32 inner products of float32 rows; each depends only on its two rows, to the last bit.
 
-    Products of float32 are exact in float64; they are added by halving, in an order that only D decides, each addition
-    by itself and so rounded as IEEE says on any machine, in any block. Rounded to float32 once, at the end.
+    Products of float32 are exact in float64. They are added pairwise, in an order that depends only on D; each addition
+    is a separate IEEE operation, so it rounds the same on any machine and in any block. The sum is rounded to float32
+    once, at the end.
     """
     width = left_PD.shape[1]
     sums_PD = left_PD.astype(np.float64)
@@ -44,7 +45,7 @@ def pair_scores(left_PD: np.ndarray, right_PD: np.ndarray) -> np.ndarray:
 
 
 def error_bound(dimension: int, norm_products: np.ndarray, kind: type = np.float32) -> np.ndarray:
-    """How far an inner product summed in `kind`, in any order, may be from the true one. norm_products: |x| |y|."""
+    """A bound on the error of an inner product summed in `kind`, in any order. norm_products: |x| |y|."""
     nu = dimension * float(np.finfo(kind).eps) / 2
     return norm_products * (1 + 1e-6) * nu / (1 - nu) + np.finfo(np.float32).tiny
 
@@ -98,7 +99,7 @@ def search_flat(
 
 
 def scan(vectors_ND: np.ndarray, query_D: np.ndarray, k: int, error: float) -> np.ndarray:
-    """Rows of all candidates by scores in float64: where many are equal, or nearly, only the equal ones remain."""
+    """Rows of all candidates by scores in float64: of many nearly equal scores only the equal ones remain."""
     query, block = query_D.astype(np.float64), max(1, BLOCK // max(1, len(query_D)))
     starts = range(0, len(vectors_ND), block)
     scores_N = np.concatenate([vectors_ND[n : n + block].astype(np.float64) @ query for n in starts])
@@ -110,7 +111,7 @@ def scan(vectors_ND: np.ndarray, query_D: np.ndarray, k: int, error: float) -> n
 def best_rows(
     vectors_ND: np.ndarray, query_D: np.ndarray, rows: np.ndarray, k: int, numbers_N: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and numbers of the k best of these rows."""
+    """Scores and numbers of the k best among these rows."""
     block = max(1, BLOCK // max(1, len(query_D)))
     starts = range(0, max(1, len(rows)), block)
     parts = [vectors_ND[rows[n : n + block]] for n in starts]
@@ -120,6 +121,6 @@ def best_rows(
 
 
 def best(scores: np.ndarray, numbers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of one query's results by (score descending, number ascending)."""
+    """The k best results of one query by (score descending, number ascending): the ranking rule of every search."""
     order = np.lexsort((numbers, -scores))[:k]
     return scores[order], numbers[order]

@@ -1,4 +1,4 @@
-"""FAISS: building by name or factory string, and searching. Inner product throughout."""
+"""FAISS indexes: building by name or factory string, searching, opening. All use the inner product."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from ds_rag.index.spelling import INDEXES, check_spelling, spell
 from ds_rag.runtime.errors import UserError
 
-# From so many numbers (queries x dimension) in a call on, FAISS multiplies matrices. Its own limit, 128,000 since 1.15,
-# leaves 300 queries of 384 to another kernel that takes six to eleven times as long; from four queries on matrices are
-# faster (benchmarks/index.py). They are blocks of 4096 queries x 1024 passages, however many there are of either.
+# FAISS multiplies matrices if a call has at least this many numbers (queries x dimension). Its default, 128,000 since
+# 1.15, leaves 300 queries of 384 to another kernel that takes six to eleven times as long; matrices are faster from
+# four queries on (benchmarks/index.py). FAISS works on blocks of 4096 queries x 1024 passages in any case.
 MATRIX_FROM = 1536
-MOST_POINTS = 64  # vectors that place a list's centroid: of more (FAISS would take 256) only the time grows
+MOST_POINTS = 64  # vectors to place the centroid of a list: more (FAISS would use 256) only take more time
 
 
 def check_factory(factory: str, dimension: int, count: int = 0) -> None:
-    """Raises UserError for a factory string that FAISS refuses, or that wants more vectors than `count` (0: not known
-    yet) to learn from. Before any is encoded."""
+    """Raises UserError for a factory string that FAISS refuses, or that needs more than `count` vectors for training
+    (0: not known yet). To be called before encoding."""
     import faiss
 
     check_spelling(factory)
@@ -39,7 +39,7 @@ def check_factory(factory: str, dimension: int, count: int = 0) -> None:
 
 
 def least_vectors(index: Any) -> int:
-    """How many an index learns its lists and codes from, at the least."""
+    """The least number of vectors that an index needs to train its lists and codes."""
     import faiss
 
     index = faiss.downcast_index(index)
@@ -71,14 +71,14 @@ def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
     name, parameters = spell(factory, len(vectors_ND), vectors_ND.shape[1])
     if name == "Flat":
         return flat_over(vectors_ND)
-    space: Any = faiss.ParameterSpace()  # faiss's annotations know one of its overloads only
+    space: Any = faiss.ParameterSpace()  # the annotations of faiss have only one of its overloads
     try:
         index: Any = faiss.index_factory(vectors_ND.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         if factory in INDEXES and "IVF" in name:
             inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
             inner.cp.max_points_per_centroid = MOST_POINTS
             if hasattr(inner, "pq"):
-                inner.pq.cp.min_points_per_centroid = 1  # else a line of complaint for each part
+                inner.pq.cp.min_points_per_centroid = 1  # otherwise FAISS prints a warning for each part
         if not index.is_trained:
             index.train(vectors_ND)
         index.add(vectors_ND)
@@ -89,8 +89,8 @@ def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
 
 
 def search(index: Any, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(scores_Bk float32, numbers_Bk int64), best first; k is cut to the index's size. -1 where an approximate
-    index found fewer."""
+    """(scores_Bk float32, numbers_Bk int64), best first; k is at most the size of the index. -1 where an approximate
+    index finds fewer."""
     import faiss
 
     limits: Any = faiss.cvar
@@ -101,7 +101,7 @@ def search(index: Any, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.n
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """FAISS works with at least so many in this thread."""
+    """Inside the block FAISS uses at least `count` threads when called from this thread."""
     import faiss
 
     before = faiss.omp_get_max_threads()
@@ -113,7 +113,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def flat_over(vectors_ND: np.ndarray) -> Any:
-    """A flat inner-product index that searches these vectors (N, D) in place; float32 and contiguous, else a copy."""
+    """A flat inner-product index over these vectors (N, D), without a copy if they are float32 and contiguous."""
     import faiss
 
     rows_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)
@@ -123,13 +123,13 @@ def flat_over(vectors_ND: np.ndarray) -> Any:
         bytes_ = faiss.swig_ptr(rows_ND.reshape(-1).view(np.uint8))
         index.codes = kind.create_view(bytes_, rows_ND.nbytes, index.codes.owner)
     index.ntotal = len(rows_ND)
-    index.referenced_objects = [rows_ND]  # FAISS's own name for what lives as long as the index
+    index.referenced_objects = [rows_ND]  # the attribute in which FAISS keeps objects alive as long as the index
     return index
 
 
 def open_index(file: Path, vectors: Path) -> Any:
-    """The index of a file, mapped as far as FAISS can; a flat one over its vectors, which another file holds again:
-    there they are aligned."""
+    """Opens an index, memory-mapped as far as FAISS supports it. A flat index is opened over the file `vectors`
+    instead, where the vectors are aligned."""
     import faiss
 
     index: Any = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
@@ -140,7 +140,7 @@ def open_index(file: Path, vectors: Path) -> Any:
 
 
 def flat_vectors(index: Any) -> np.ndarray | None:
-    """(N, D) vectors of a flat inner-product index, not a copy; None of any other kind."""
+    """(N, D) vectors of a flat inner-product index, without a copy; None for any other kind."""
     import faiss
 
     if type(index) not in (faiss.IndexFlat, faiss.IndexFlatIP) or index.metric_type != faiss.METRIC_INNER_PRODUCT:

@@ -1,4 +1,4 @@
-"""May these vectors be searched with that retriever's queries? Held against the manifest before any search."""
+"""Checks by the manifest, before any search, that an index can be searched with the queries of a retriever."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ METRIC = "inner product"
 
 
 def check_fits(folder: Path, manifest: Any, retriever: Any) -> None:
-    """retriever: what embeds the queries (`hidden_size`, `settings`). Raises UserError where dimension, metric,
-    normalisation or pooling is another: scores would mean nothing, whatever the weights are."""
+    """retriever: embeds the queries (`hidden_size`, `settings`). Raises UserError if dimension, metric, normalisation
+    or pooling differ: scores would be meaningless, whatever the weights."""
     settings = retriever.settings
     pairs = {
         "dimension": (manifest.dimension, retriever.hidden_size),
@@ -31,8 +31,7 @@ def check_fits(folder: Path, manifest: Any, retriever: Any) -> None:
 
 
 def mend(wrong: set[str]) -> str:
-    """What brings the index and the retriever together again; a flag that makes other vectors than the model was
-    trained for never does."""
+    """The advice of the error. It never recommends a flag that changes the vectors of a trained model."""
     flags = [f"--{name}" for name in ("pooling", "normalize") if name in wrong]
     if len(flags) == len(wrong):
         return f"leave {' and '.join(flags)} out; where none was given, ds-rag index --run RUN"
@@ -40,7 +39,7 @@ def mend(wrong: set[str]) -> str:
 
 
 def check_parts(folder: Path, manifest: Any, parts: list[Any]) -> None:
-    """The same of the FAISS files themselves. Raises UserError."""
+    """The same check for the FAISS files. Raises UserError."""
     import faiss
 
     for part in parts:

@@ -1,11 +1,11 @@
-"""Encoding only a part of the corpus again: how vectors have moved, learnt from a sample that is encoded anew.
+"""Encoding only a part of the corpus again: a sample that is encoded again shows how vectors have changed.
 
-Most of what training does to vectors it does to all alike, nearly a linear map; an index in which some are moved and
-some are not answers worse than one in which none is (docs/index_stage.md has figures). So the map is fitted on the
-sample by ridge regression, and what is not encoded again is moved by it. What the map leaves, the drift, is known for
-the sample alone (`leave-one-out`, or the fit would flatter itself); another passage is taken to drift as its neighbours
-in the sample do, per step since it was last encoded, times its own steps: one that is left alone comes up again.
-Those of the largest estimates are encoded again.
+Training changes all vectors in a similar way, nearly by a linear map. An index in which only some vectors are new
+retrieves worse than one in which none is (docs/index_stage.md has measurements). So the map is fitted on the sample by
+ridge regression and applied to the vectors that are not encoded again. The error of the map, the drift, is known only
+for the sample (leave-one-out, so that the fit is not judged on its own data). The drift of another passage is estimated
+as that of its neighbours in the sample, per step since they were last encoded, times its own number of steps; so a
+passage that is not encoded for long is chosen in the end. The passages with the largest estimates are encoded again.
 
 Drift is 1 - cos(vector in the index, vector by today's weights).
 
@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import numpy as np
 
-SAMPLE = 0.02  # of a rank's passages
-LEAST_SAMPLE, MOST_SAMPLE = 128, 4096  # the most: so that looking up neighbours stays far below encoding
+SAMPLE = 0.02  # fraction of a rank's passages
+LEAST_SAMPLE, MOST_SAMPLE = 128, 4096  # the maximum keeps finding neighbours much cheaper than encoding
 RIDGE = 0.1  # times the mean squared length of a vector
 NEIGHBOURS = 4
-TOLERATED = 2e-3  # drift that `auto` leaves alone: the vector is turned by less than 4 degrees
+TOLERATED = 2e-3  # drift that `auto` accepts: the vector is rotated by less than 4 degrees
 BLOCK = 4096  # passages compared with the sample at once
 
 
 def sample_rows(count: int, seed: list[int]) -> np.ndarray:
-    """Rows of the sample, ascending: SAMPLE of them, within bounds."""
+    """Rows of the sample, ascending: the fraction SAMPLE of all, within LEAST_SAMPLE and MOST_SAMPLE."""
     size = min(count, MOST_SAMPLE, max(LEAST_SAMPLE, round(SAMPLE * count)))
     return np.sort(np.random.default_rng(seed).choice(count, size=size, replace=False))
 
@@ -39,7 +39,7 @@ def drift(old_nD: np.ndarray, new_nD: np.ndarray) -> np.ndarray:
 
 
 def fit_map(old_sD: np.ndarray, new_sD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(map_DD float32 of `move`, drift_s that it leaves in a passage it was not fitted on).
+    """(map_DD float32 for `move`, leave-one-out drift_s that remains after mapping).
 
     Displacements new - old are regressed on old: M = (A'A + r I)^-1 A'(new - old). A passage's own residual, had it
     been left out, is e / (1 - h), h its leverage (Hastie et al., The Elements of Statistical Learning, 7.10.1).
@@ -55,7 +55,7 @@ def fit_map(old_sD: np.ndarray, new_sD: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def move(vectors_nD: np.ndarray, map_DD: np.ndarray, unit: bool) -> np.ndarray:
-    """(n, D) float32, moved by the map; unit: to length 1 again."""
+    """(n, D) float32 vectors after applying the map; unit: normalised to length 1."""
     moved_nD = np.asarray(vectors_nD) + np.asarray(vectors_nD) @ map_DD
     if unit:
         moved_nD /= np.maximum(np.linalg.norm(moved_nD, axis=1, keepdims=True), 1e-12)
@@ -63,8 +63,8 @@ def move(vectors_nD: np.ndarray, map_DD: np.ndarray, unit: bool) -> np.ndarray:
 
 
 def estimate(vectors_nD: np.ndarray, ages_n: np.ndarray, sample_s: np.ndarray, drift_s: np.ndarray) -> np.ndarray:
-    """(n,) estimated drift of every passage, float64: the mean of its nearest of the sample's, per step of age, times
-    its age. ages_n: steps since each was encoded, at least 1."""
+    """(n,) estimated drift of every passage, float64: the mean drift per step of its nearest neighbours in the sample,
+    times its own age. ages_n: steps since each was encoded, at least 1."""
     anchors_sD = vectors_nD[sample_s].astype(np.float32)
     rates_s = drift_s / ages_n[sample_s]
     count = min(NEIGHBOURS, len(sample_s))
@@ -77,8 +77,8 @@ def estimate(vectors_nD: np.ndarray, ages_n: np.ndarray, sample_s: np.ndarray, d
 
 
 def choose_rows(estimate_n: np.ndarray, sample_s: np.ndarray, fraction: str) -> np.ndarray:
-    """Rows to encode again beside the sample, ascending: those of the largest estimates, as many as make that share of
-    all with it; 'auto': all above TOLERATED."""
+    """Rows to encode again in addition to the sample, ascending: those with the largest estimates, so that both
+    together are `fraction` of all; 'auto': all above TOLERATED."""
     others = np.delete(np.arange(len(estimate_n)), sample_s)
     if fraction == "auto":
         return others[estimate_n[others] > TOLERATED]

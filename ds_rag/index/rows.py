@@ -1,4 +1,4 @@
-"""Vectors that lie in several arrays, on the disk or in memory, read by number and never put together."""
+"""Vectors in several arrays, on disk or in memory, read by number without concatenating the arrays."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Piece = tuple[np.ndarray, np.ndarray]  # rows (n, D), and the numbers (n,) of the passages they are of
+Piece = tuple[np.ndarray, np.ndarray]  # vectors (n, D), and the numbers (n,) of their passages
 
 
 class Rows:
-    """(N, D) float32; the pieces' numbers are together 0 .. N - 1, each once."""
+    """(N, D) float32 vectors; the numbers of all pieces together are 0 .. N - 1, each once."""
 
     def __init__(self, pieces: Sequence[Piece]):
         self.arrays = [array for array, _ in pieces]

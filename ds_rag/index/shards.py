@@ -1,11 +1,11 @@
-"""A corpus's vectors on disk while they are made: each rank writes its shard as it encodes, and goes on where it
-stopped.
+"""The vectors of a corpus on disk while they are encoded: each rank writes its shard, and continues it after an
+interruption.
 
-Rank r of W holds every W-th passage of the corpus sorted by length, longest first: shares that are equal in work. In
-a folder those are `shard-r-of-W.npy` (float32, in that order) and `shard-r-of-W.json`, its progress: what is encoded
-with what, and for each chunk written where it ends and its CRC-32. Chunks are on the disk before the progress names
-them, and the progress is replaced whole. So what a crash cuts short is a chunk without a line, which is written again;
-one whose bytes are not those of its line (a torn page, a file copied in part) is found by its CRC.
+Rank r of W holds every W-th passage of the corpus sorted by length, longest first, so that shards take equal work. A
+folder has `shard-r-of-W.npy` (float32, in that order) and `shard-r-of-W.json`, its progress: what is encoded with what,
+and for each chunk its end and its CRC-32. Chunks are on disk before the progress lists them, and the progress is
+replaced by a rename. So a crash interrupts only a chunk that is not listed, which is written again; a listed chunk with
+wrong bytes (a torn page, a partially copied file) is found by its CRC.
 
 Shape legend: n passages of a shard, N of the corpus, D embedding.
 """
@@ -27,12 +27,13 @@ import numpy as np
 from ds_rag.runtime.own_files import SHARDS
 from ds_rag.runtime.whole_files import sync_file, write_whole
 
-CHUNK_BYTES = 8 << 20  # written, and kept in memory, at once; as much is encoded again after a crash, at most
+CHUNK_BYTES = 8 << 20  # size of a chunk, which is held in memory; at most this much is encoded again after a crash
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What vectors are made of. A shard of another origin is not continued. `whole`: every row by this model."""
+    """What vectors were computed from. A shard of another origin is not continued. whole: every row is from this
+    model."""
 
     model: str  # a hash of weights and settings
     corpus: str  # a hash of the passages' token ids
@@ -42,7 +43,7 @@ class Origin:
 
 
 def share_of(lengths_N: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The numbers (int64) of a rank's passages, longest first; together the ranks hold each passage once."""
+    """The numbers (int64) of a rank's passages, longest first; each passage belongs to one rank."""
     return np.argsort(-lengths_N, kind="stable")[rank::world]
 
 
@@ -55,15 +56,15 @@ def chunk_rows(dimension: int) -> int:
 
 
 class ShardWriter:
-    """Writes a shard from its first row to its last; `done` rows are there already when it is opened.
+    """Writes a shard from its first row to its last; when it is opened, `done` rows exist already.
 
     with ShardWriter(path, len(numbers), origin) as writer:
         for rows_bD in vectors_from(writer.done):
             writer.append(rows_bD)
     vectors_nD = open_shard(path)
 
-    Left by an exception it keeps its whole chunks; the rows of a chunk not yet full are lost. Plain writes and no
-    memory map: a full disk is an OSError, not a signal that kills the process.
+    After an exception complete chunks are kept; rows of an incomplete chunk are lost. It uses plain writes instead of a
+    memory map, so that a full disk is an OSError, not a signal that kills the process.
     """
 
     def __init__(self, path: Path, rows: int, origin: Origin):
@@ -74,10 +75,10 @@ class ShardWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         known = self._known_chunks()
         if not known:
-            path.unlink(missing_ok=True)  # who maps the old file keeps it
+            path.unlink(missing_ok=True)  # processes that map the old file keep it
         self.file = path.open("r+b" if known else "w+b")
         shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, origin.dimension)}
-        np.lib.format.write_array_header_1_0(self.file, shape)  # the same bytes again where it goes on
+        np.lib.format.write_array_header_1_0(self.file, shape)  # when continuing, these are the same bytes
         self.start = self.file.tell()
         self.chunks = self._verified(known)
         self.done = self.written
@@ -106,7 +107,7 @@ class ShardWriter:
                 assert self.written == self.rows, f"{self.path}: {self.written} of {self.rows} rows"
 
     def _write(self) -> None:
-        """The held rows to the disk, then their line to the progress."""
+        """Writes the buffered rows to disk, then adds them to the progress."""
         if self.held:
             data = np.concatenate(self.held).tobytes()
             self.file.seek(self.start + 4 * self.origin.dimension * self.written)
@@ -118,7 +119,7 @@ class ShardWriter:
         write_whole(self.progress, json.dumps(note))
 
     def _known_chunks(self) -> list[tuple[int, int]]:
-        """Those of the progress, where it is of this shard."""
+        """The chunks in the progress file, if it belongs to this shard."""
         try:
             note = json.loads(self.progress.read_text(encoding="utf-8"))
             same = note["origin"] == asdict(self.origin) and note["rows"] == self.rows and self.path.is_file()
@@ -127,7 +128,7 @@ class ShardWriter:
             return []
 
     def _verified(self, known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The first of them, up to one whose bytes are not there."""
+        """The known chunks up to the first one whose bytes are missing or wrong."""
         self.file.seek(self.start)
         first = 0
         for place, (stop, crc) in enumerate(known):
@@ -139,19 +140,20 @@ class ShardWriter:
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """(n, D) float32 of a finished shard, mapped from the disk."""
+    """(n, D) float32 vectors of a finished shard, memory-mapped."""
     return np.load(path, mmap_mode="r")
 
 
 def merge_shards(shards: Sequence[np.ndarray], numbers: Sequence[np.ndarray], path: Path) -> np.ndarray:
-    """Writes `path`, (N, D) float32 in the corpus's order, and opens it mapped. A chunk of it is in memory at a time.
+    """Writes `path`, (N, D) float32 in the order of the corpus, and returns it memory-mapped. One chunk is in memory at
+    a time.
 
     numbers[r]: the passages of shards[r]'s rows; together they are 0 .. N - 1.
     """
     count, dimension = sum(len(n) for n in numbers), shards[0].shape[1]
     path.unlink(missing_ok=True)
     whole_ND = np.lib.format.open_memmap(path, "w+", np.float32, (count, dimension))
-    with path.open("r+b") as file:  # a full disk shows here, as an OSError, and not as a signal at some page
+    with path.open("r+b") as file:  # so that a full disk is an OSError here, not a signal at some page
         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     for shard_nD, own in zip(shards, numbers, strict=True):
         for rows in slices(len(own), chunk_rows(dimension)):
@@ -161,7 +163,7 @@ def merge_shards(shards: Sequence[np.ndarray], numbers: Sequence[np.ndarray], pa
 
 
 def remove_shards(folder: Path) -> None:
-    """A folder of shards goes, and what was made of them in it; anything else in it stays. Whoever maps a file keeps
+    """Deletes a folder of shards and the files made from them; other files in it stay. Processes that map a file keep
     it."""
     known = re.compile(SHARDS)
     for file in folder.iterdir() if folder.is_dir() else ():

@@ -1,4 +1,4 @@
-"""Short names of indexes spelt out as FAISS's factory strings, and what a factory string may hold. No FAISS here."""
+"""Short names of index types as FAISS factory strings, and limits on factory strings. Does not import FAISS."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import re
 
 from ds_rag.runtime.errors import UserError
 
-# Short names for common choices: FAISS's factory string, and its search parameters (kept in the index's file). Any
-# other text is handed to faiss.index_factory as it is, with FAISS's own parameters.
-# np: without it FAISS anneals the order of a product quantizer's codes for half a minute, however few the vectors,
-# for a filter ("polysemous codes") that no search here turns on; what is found is the same.
+# Short names for common choices: factory string, and search parameters (saved in the index file). Any other text is
+# passed to faiss.index_factory unchanged, with the default parameters of FAISS. np: without it FAISS anneals the order
+# of a product quantizer's codes for half a minute, however few the vectors, for a filter ("polysemous codes") that no
+# search here turns on; what is found is the same.
 INDEXES = {
     "flat": ("Flat", ""),
     "hnsw": ("HNSW32", "efSearch=64"),
     "ivf": ("IVF{lists},Flat", "nprobe={probes}"),
     "ivfpq": ("{pad}IVF{lists},PQ{parts}np", "nprobe={probes}"),
 }
-LEAST_POINTS = 39  # vectors that place the centroid of a list: below FAISS warns that it is poorly placed
-CODEBOOK = 256  # centroids of each part of a product quantizer, and the fewest vectors that can place them
-PARTS = 48  # bytes of a vector's code, about
+LEAST_POINTS = 39  # vectors per list for training: with fewer FAISS warns that centroids are poorly placed
+CODEBOOK = 256  # centroids of each part of a product quantizer, and the least number of vectors to train them
+PARTS = 48  # about the bytes of a vector's code
 
-# What a factory string may ask for; a number that stands elsewhere is of dimensions. A graph of 10^9 links a point, or
-# as many lists, takes all memory before there is one vector.
+# Limits on the numbers in a factory string; numbers elsewhere are dimensions. A graph with 10^9 links per point, or as
+# many lists, would take all memory before there is a single vector.
 LIMITS = (
     (r"(?:HNSW|NSG)(\d+)", 2, 512, "links of a point"),
     (r"IVF(\d+)", 1, 2**20, "lists"),
@@ -36,16 +36,17 @@ MOST_LETTERS = 200
 
 
 def lists_of(count: int) -> int:
-    """Lists over `count` vectors: the least that FAISS's guidelines advise below a million, 4 sqrt(count), or fewer
-    where too few vectors are there to place them."""
+    """The number of lists for `count` vectors: 4 sqrt(count), the least that FAISS's guidelines advise below a million,
+    or fewer if there are too few vectors to train them."""
     return max(1, min(round(4 * math.sqrt(count)), count // LEAST_POINTS))
 
 
 def parts_of(dimension: int) -> tuple[int, int]:
     """(parts of a product quantizer, the dimension that they divide).
 
-    A byte each. They are the divisor of the dimension nearest to 48, of 32 to 64; below 32 dimensions one each. Where
-    no such number divides it (a prime, say) the vectors are lengthened by zeros, which change no inner product.
+    Each part takes a byte. Their number is the divisor of the dimension from 32 to 64 that is nearest to 48; below 32
+    dimensions there is one part for each dimension. If no such number divides the dimension (a prime, say), vectors are
+    padded with zeros, which changes no inner product.
     """
     if dimension < 32:
         return dimension, dimension
@@ -58,9 +59,9 @@ def parts_of(dimension: int) -> tuple[int, int]:
 def spell(factory: str, count: int, dimension: int) -> tuple[str, str]:
     """Factory string and search parameters of an index over `count` vectors.
 
-    A search of a short name visits 2 sqrt(lists) lists, no fewer than 8: of one list, FAISS's own default, come a fifth
-    to three fifths of the nearest (benchmarks/index.py has the recall). Too few vectors to place the centroids of codes
-    stay whole.
+    With a short name a search visits 2 sqrt(lists) lists, at least 8: one list, the default of FAISS, contains only a
+    fifth to three fifths of the nearest vectors (benchmarks/index.py has the recall). If there are too few vectors to
+    train codes, full vectors are stored.
     """
     if factory not in INDEXES:
         return factory, ""
@@ -72,7 +73,7 @@ def spell(factory: str, count: int, dimension: int) -> tuple[str, str]:
 
 
 def check_spelling(factory: str) -> None:
-    """Raises UserError for a factory string with a number that no index has a use for."""
+    """Raises UserError for a factory string with a number out of bounds."""
     if factory in INDEXES:
         return
     if len(factory) > MOST_LETTERS:

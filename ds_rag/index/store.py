@@ -1,4 +1,4 @@
-"""An index on disk: vectors, ids, texts, the FAISS file, and a manifest that names what they were made with."""
+"""An index on disk: vectors, ids, texts, the FAISS file, and a manifest that says what they were made with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ds_rag.runtime.own_files import INDEX, listed
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index was made with; a model other than `model_hash`'s must not search it."""
+    """What an index was made with. Only the model with hash `model_hash` may search it."""
 
     model_hash: str
     count: int
@@ -33,11 +33,11 @@ class Manifest:
     pooling: str
     corpus_hash: str
     metric: str = METRIC
-    shards: int = 0  # files of a part of the passages each; 0: one index of all
-    source: str = ""  # file or folder that the passages were read from; "": they are those of rows
+    shards: int = 0  # number of shards; 0: one index of all passages
+    source: str = ""  # file or folder of the corpus; "": the passages came from rows
     tokens: str = ""  # a hash of the passages' token ids, as they were encoded; "": not known
-    precision: str = ""  # and in what (`encode.precision_of`)
-    source_files: dict[str, Any] = field(default_factory=dict)  # what they were then (data/source.py); empty: not known
+    precision: str = ""  # precision of the encoding (`encode.precision_of`)
+    source_files: dict[str, Any] = field(default_factory=dict)  # of the corpus (data/source.py); empty: not known
     version: str = ds_rag.__version__
 
 
@@ -46,13 +46,13 @@ REQUIRED = tuple(f.name for f in fields(Manifest) if f.default is MISSING and f.
 
 @dataclass
 class StoredIndex:
-    """An opened index: number n is passage `ids[n]`, `texts[n]`."""
+    """An opened index. Passage number n has id `ids[n]` and text `texts[n]`."""
 
     index: CorpusIndex
     ids: list[str]
     texts: list[str]
     manifest: Manifest
-    stale: bool = False  # of other weights than it was opened for
+    stale: bool = False  # the index was made by other weights
 
 
 def hash_model(folder: Path) -> str:
@@ -100,7 +100,7 @@ def describe(
 
 
 def write_index(folder: Path, index: Any, vectors_ND: np.ndarray) -> None:
-    """The files of one index of all passages."""
+    """Writes the files of one index of all passages."""
     import faiss
 
     np.save(folder / "vectors.npy", vectors_ND)
@@ -110,8 +110,8 @@ def write_index(folder: Path, index: Any, vectors_ND: np.ndarray) -> None:
 def write_shard(
     folder: Path, rank: int, parts: list[Part], vectors_nD: np.ndarray, numbers_n: np.ndarray, manifest: Manifest
 ) -> None:
-    """One rank's files of an index in shards: vectors, the passages' numbers, and the FAISS index where there is any
-    passage."""
+    """Writes one rank's files of an index in shards: vectors, numbers of the passages, and the FAISS index if there is
+    any passage."""
     import faiss
 
     name = f"shard-{rank}-of-{manifest.shards}"
@@ -133,11 +133,11 @@ def read_ids_and_texts(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def read_passages(folder: Path) -> list[tuple[str, str]]:
-    """(id, text) of every passage of an index, whatever model made it. Raises UserError where there is none."""
+    """(id, text) of every passage of an index of any model. Raises UserError if there is no index."""
     atomic_folders.put_back(folder)
     if not (folder / "ids.json").is_file() or not (folder / "texts.jsonl").is_file():
         raise UserError(f"{folder}: holds no passages", expected="ids.json and texts.jsonl", fix="pass --corpus FILE")
-    # Only these: an index whose FAISS file is damaged is made again from them.
+    # Checks only these files: an index with a damaged FAISS file can be made again from them.
     if wrong := [
         d for d in atomic_folders.damages(folder) if d.file in ("ids.json", "texts.jsonl", atomic_folders.MANIFEST)
     ]:
@@ -147,15 +147,17 @@ def read_passages(folder: Path) -> list[tuple[str, str]]:
 
 
 def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriever: Any = None) -> StoredIndex:
-    """Opens an index for the model of that hash. Raises UserError: none there, another model's, or inconsistent.
+    """Opens an index for the model with that hash. Raises UserError if there is none, or it is of another model, or
+    inconsistent.
 
-    allow_stale: another model's too, marked so. retriever: what will embed the queries, which must fit (fits.py).
+    allow_stale: accept an index of another model, and mark it as stale. retriever: will embed the queries, and must fit
+    (fits.py).
     """
     atomic_folders.put_back(folder)
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: no index", expected="manifest.json in it", fix="ds-rag index --run RUN")
-    if damage := atomic_folders.damages(folder):  # before FAISS reads what may be damaged, or made to harm
+    if damage := atomic_folders.damages(folder):  # before FAISS reads files that may be damaged or malicious
         raise atomic_folders.refuse(folder, damage, "ds-rag index --run RUN")
     facts = atomic_folders.read_manifest(folder) or {}
     facts = {name: value for name, value in facts.items() if name not in ("kind", "files")}
@@ -192,10 +194,9 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
 
 
 def check_replaceable(place: Path, of_run: bool = False) -> None:
-    """Before an index is written at `place`, links followed: there is nothing, an empty folder, or an index of ours and
-    no more. of_run: it is a run's own, whose files are known by their names where its manifest is damaged.
-
-    Raises UserError.
+    """To be called before an index is written to `place` (links are followed): raises UserError unless there is
+    nothing, an empty folder, or an index of ours without other files. of_run: the index is in a run's folder, so its
+    files are recognised by name if its manifest is damaged.
     """
     if not place.exists() or (place.is_dir() and not os.path.ismount(place) and not any(place.iterdir())):
         return
@@ -216,7 +217,7 @@ def check_replaceable(place: Path, of_run: bool = False) -> None:
 
 
 def read_parts(folder: Path, shards: int) -> list[Part]:
-    """The index of all passages, or those of all shards; what can be is mapped. Raises UserError where a file is
+    """The index of all passages, or the indexes of all shards, memory-mapped if possible. Raises UserError if a file is
     missing."""
     if not shards:
         return [Part(open_index(folder / "index.faiss", folder / "vectors.npy"))]
@@ -232,7 +233,7 @@ def read_parts(folder: Path, shards: int) -> list[Part]:
 
 
 def open_vectors(folder: Path, shards: int) -> list[Piece]:
-    """The vectors of a sealed index, mapped."""
+    """The vectors of a complete index, memory-mapped."""
     if not shards:
         whole_ND = np.load(folder / "vectors.npy", mmap_mode="r")
         return [(whole_ND, np.arange(len(whole_ND)))]

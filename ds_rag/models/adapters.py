@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv:2106.09685) through peft, and 4-bit loading of what stays frozen."""
+"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv:2106.09685) through peft, and loading frozen weights in 4 bits."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
 
 ADAPTER_FILE = "adapter_config.json"
-# What peft puts around a weight's own name, in a model and in a file.
+# What peft adds to the name of a weight, in a model and in a file: pattern -> replacement.
 WITHIN = {r"^base_model\.model\.": "", r"\.default(?=\.|$)": ""}
 
 
 def wanted_by(choice: str, name: str) -> bool:
-    """Does the flag's value (none, retriever, generator, both) mean this model?"""
+    """Does the value of a flag (none, retriever, generator, both) include this model?"""
     return choice in (name, "both")
 
 
 def add_adapters(model: Any, config: ModelConfig, base: Path) -> None:
-    """Adapters on every linear layer but the head, in place; all else stops learning. base: the folder of the weights,
-    which a saved adapter names."""
+    """Adds adapters to the linear layers, except the head, in place, and freezes all other parameters. base: the folder
+    of the weights; a saved adapter names it."""
     from peft import LoraConfig
 
     target: Any = [t.strip() for t in config.lora_target_modules.split(",")]
@@ -35,7 +35,7 @@ def add_adapters(model: Any, config: ModelConfig, base: Path) -> None:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules="all-linear" if target == ["all-linear"] else target,
-        exclude_modules=r".*pooler.*",  # a pooler's output is not used: no gradient would reach its adapters
+        exclude_modules=r".*pooler.*",  # the output of a pooler is not used, so its adapters would get no gradient
     )
     try:
         model.add_adapter(settings)
@@ -55,7 +55,7 @@ def has_adapters(module: nn.Module) -> bool:
 
 
 def base_folder(folder: Path, flag: str) -> Path:
-    """Where the weights lie of what `folder` holds: itself, or the base that its adapter names."""
+    """The folder with the full weights: `folder` itself, or the base model that its adapter names."""
     if not (folder / ADAPTER_FILE).is_file():
         return folder
     file = folder / ADAPTER_FILE
@@ -70,7 +70,7 @@ def base_folder(folder: Path, flag: str) -> Path:
             expected=f"the model folder that {ADAPTER_FILE} names as base_model_name_or_path",
             fix="put it back, or correct the path",
         )
-    if (base / ADAPTER_FILE).is_file():  # whose own base from_pretrained would look for, on the hub too
+    if (base / ADAPTER_FILE).is_file():  # from_pretrained would look for that one's base, on the hub too
         raise UserError(
             f"{flag} {folder}: an adapter whose base is itself an adapter",
             found=f"{ADAPTER_FILE} in {base}",
@@ -81,7 +81,7 @@ def base_folder(folder: Path, flag: str) -> Path:
 
 
 def apply_adapters(model: Any, folder: Path, merge: bool) -> Any:
-    """`model` with the adapter of `folder`, where it holds one: added to its weights, or beside them as in training
+    """`model` with the adapter of `folder`, if it holds one: merged into the weights, or kept separate as in training
     (weights in 4 bits would round the sum once more)."""
     if not (folder / ADAPTER_FILE).is_file():
         return model
@@ -97,8 +97,8 @@ def apply_adapters(model: Any, folder: Path, merge: bool) -> Any:
 
 
 def check_adapter(model: Any, folder: Path) -> None:
-    """Did every weight of the adapter find its place, and every place its weight? peft would begin the others anew, as
-    adapters that do nothing. Raises UserError."""
+    """Raises UserError unless the stored weights of the adapter are exactly those that the model has: peft would
+    initialise missing ones as adapters that do nothing."""
     from peft.utils import load_peft_weights
 
     own = {plain(name, WITHIN) for name, _ in model.named_parameters() if "lora_" in name}
@@ -114,8 +114,8 @@ def check_adapter(model: Any, folder: Path) -> None:
 
 
 def four_bit(config: ModelConfig, name: str) -> dict[str, Any]:
-    """Arguments of from_pretrained for weights in 4 bits (NF4 of QLoRA: Dettmers et al. 2023, arXiv:2305.14314), where
-    the flags want them; else none."""
+    """Arguments of from_pretrained for weights in 4 bits (NF4 of QLoRA: Dettmers et al. 2023, arXiv:2305.14314), if the
+    flags ask for them; else empty."""
     if not wanted_by(config.load_in_4bit, name):
         return {}
     try:

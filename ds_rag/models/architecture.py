@@ -1,8 +1,8 @@
-"""What a model is, by what its folder says: asked before any weight is read and any module built.
+"""Checks the kind of a model by its configuration, before any weight is read or any module built.
 
-That a class can be built says nothing. transformers builds a causal LM of a masked one, whose tokens then see those
-after them, and one of an encoder-decoder, whose encoder is then left out; either would be trained, and its figures
-would mean nothing.
+It is not enough that transformers can build the class. It builds a causal LM from a masked LM, whose tokens then attend
+to later ones, and from an encoder-decoder, whose encoder is then left out. Either could be trained, with meaningless
+metrics.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ds_rag.models.folder_safety import opening, out_of_reach
 from ds_rag.models.size import check_least, stored_bytes
 from ds_rag.runtime.errors import UserError
 
-# The implementations of attention and experts that come with torch and transformers; any other name is fetched.
+# Implementations of attention and experts in torch and transformers; any other name is downloaded.
 BUILT_IN = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
-INSTALLED = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}  # with a package, or else fetched
-# Kinds of quantised weights whose kernels transformers takes from the hub.
+INSTALLED = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}  # else downloaded
+# Kinds of quantised weights whose kernels transformers downloads from the hub.
 FETCHING = ("mxfp4", "nvfp4", "fp8", "fbgemm_fp8", "gguf", "metal", "sinq")
-# Types whose position table begins after the padding token's id: so many places fewer than it has rows.
+# Types whose positions begin after the id of the padding token, so that many rows of the table are unusable.
 AFTER_PADDING = {
     "camembert",
     "data2vec-text",
@@ -40,8 +40,8 @@ AFTER_PADDING = {
 
 
 def read_config(folder: Path, what: str, trusted: bool) -> Any:
-    """The folder's configuration, once it is known that nothing in it has code fetched or memory exhausted. Raises
-    UserError."""
+    """The folder's configuration, after checking that it makes transformers download no code and exhaust no memory.
+    Raises UserError."""
     from transformers import AutoConfig
 
     check_folder(folder, what, trusted)
@@ -50,16 +50,16 @@ def read_config(folder: Path, what: str, trusted: bool) -> Any:
 
 
 def check_folder(folder: Path, what: str, trusted: bool) -> None:
-    """No configuration of the folder names an implementation that would be fetched from the hub, unless
-    --trust_remote_code is given, and none has sizes beyond its weights. Raises UserError."""
-    with opening(what):  # structures may be too deep to be looked through
+    """Raises UserError where a configuration of the folder names an implementation that would be downloaded, unless
+    --trust_remote_code is given, or sizes that its weights cannot fill."""
+    with opening(what):  # the JSON may be nested too deeply to walk
         check_least(readable(folder / "config.json"), what, stored_bytes(folder))
         for file in () if trusted else sorted(folder.glob("*config*.json")):
             check_entries(readable(file), file.name, what)
 
 
 def check_entries(config: Any, name: str, what: str) -> None:
-    """The same of one file's content."""
+    """Raises UserError where the content of one file names code to download."""
     for key, value in entries(config):
         if (key.endswith("_implementation") and not at_hand(value)) or (key == "quant_method" and value in FETCHING):
             raise UserError(
@@ -71,7 +71,7 @@ def check_entries(config: Any, name: str, what: str) -> None:
 
 
 def readable(file: Path) -> Any:
-    """The content of a JSON file; nothing of one that is no JSON, which whoever opens it in earnest will say."""
+    """The content of a JSON file; {} where it is not JSON: opening the model will raise that error."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -79,15 +79,15 @@ def readable(file: Path) -> Any:
 
 
 def at_hand(name: Any) -> bool:
-    """May an implementation of this name be used without fetching anything?"""
+    """Can an implementation of this name be used without downloading anything?"""
     if name in INSTALLED:
         return importlib.util.find_spec(INSTALLED[name]) is not None
     return name is None or name in BUILT_IN
 
 
 def entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key with its value that is no structure, at any depth; what an `..._implementation` holds is under that
-    key (transformers takes a dictionary there, one name a part of the model)."""
+    """(key, value) of every plain value at any depth. Values nested in an `..._implementation` are yielded under that
+    key (transformers accepts a dictionary there, with one name for each part of the model)."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if str(key).endswith("_implementation") and isinstance(inner, dict):
@@ -102,7 +102,7 @@ def entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_causal(config: Any, what: str, trusted: bool = False) -> None:
-    """Is this the configuration of a causal LM? Raises UserError."""
+    """Raises UserError unless this is the configuration of a causal LM."""
     from transformers.models.auto import modeling_auto as auto
 
     causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -131,8 +131,8 @@ def check_causal(config: Any, what: str, trusted: bool = False) -> None:
 
 
 def check_encoder(config: Any, what: str) -> None:
-    """Can this be the configuration of a text encoder? Raises UserError for what certainly is none; whether it gives a
-    state for every token the model itself is asked (probe.py)."""
+    """Raises UserError where this is certainly not the configuration of a text encoder. Whether the model gives a state
+    for every token is tested on the model itself (probe.py)."""
 
     kind = config.model_type
     why = None
@@ -151,8 +151,8 @@ def check_encoder(config: Any, what: str) -> None:
 
 
 def is_half_of_two(config: Any) -> bool:
-    """Is this the type of an encoder-decoder whose encoder transformers has alone, as T5? A folder of that encoder says
-    itself that it is no encoder-decoder."""
+    """Is this the type of an encoder-decoder, such as T5, for which transformers also has the encoder alone? The folder
+    of such an encoder says that it is not an encoder-decoder."""
     from transformers.models.auto import modeling_auto as auto
 
     alone, both = auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
@@ -160,7 +160,7 @@ def is_half_of_two(config: Any) -> bool:
 
 
 def check_pad(config: Any, what: str) -> None:
-    """Is the padding token of the configuration one of its embeddings? Raises UserError."""
+    """Raises UserError unless the model has an embedding for the padding token of its configuration."""
     config = config.get_text_config()
     pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
     if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
@@ -173,7 +173,7 @@ def check_pad(config: Any, what: str) -> None:
 
 
 def usable_positions(config: Any) -> int | None:
-    """Tokens that a text may have by the model's positions; None: as many as one likes."""
+    """The number of tokens that a text may have by the model's positions; None: no limit."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     rows = getattr(config, "max_position_embeddings", None)
     if not rows or rows < 0:  # XLNet's -1

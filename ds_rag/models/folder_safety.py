@@ -1,12 +1,13 @@
-"""What a model folder may not do when it is opened: run code. Refusals of transformers and torch, in our words.
+"""Opening a model folder runs no code from it and downloads nothing; errors of transformers and torch become
+UserErrors.
 
 Weights are safetensors, or a .bin of tensors alone: torch reads it with `weights_only`, which executes nothing. That
 this holds for every file, whichever library opens it, is `forbid_pickles`. A class that transformers does
 not have itself would come as Python from the folder; it is taken only under `--trust_remote_code`, and nobody is asked
 in mid-run. Where transformers has the class, its own is used, and the folder's code lies idle.
 
-Nor may it have anything fetched: whatever a key names (an attention kernel, a base model, a tokenizer), the hub is out
-of reach while a folder is opened, but under `--trust_remote_code`.
+Whatever a key names (an attention kernel, a base model, a tokenizer), the hub cannot be reached while a folder is
+opened, unless `--trust_remote_code` is given.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ COPY_AGAIN = "a whole copy of the folder; of a run's, what `ds-rag verify RUN` s
 
 @contextmanager
 def out_of_reach(trusted: bool) -> Iterator[None]:
-    """Inside the block huggingface_hub, which every library here asks, reaches no network and says so; not where
-    `trusted` (--trust_remote_code), and what the user's own HF_HUB_OFFLINE says stays."""
+    """Inside the block huggingface_hub, which every library here uses, is offline and raises an error when asked to
+    download; with `trusted` (--trust_remote_code) it stays as the user's HF_HUB_OFFLINE says."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -39,8 +40,9 @@ def out_of_reach(trusted: bool) -> Iterator[None]:
 
 @contextmanager
 def opening(what: str) -> Iterator[None]:
-    """Around a `from_pretrained`. what: flag and folder. Raises UserError for a folder that wants its code run, whose
-    weights hold more than tensors, whose architecture is unknown, or whose files are damaged."""
+    """To be put around a `from_pretrained`. what: flag and folder, for messages. Raises UserError for a folder that
+    needs its own code, whose weights hold more than tensors, whose architecture is unknown, or whose files are
+    damaged."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -78,14 +80,14 @@ def opening(what: str) -> Iterator[None]:
         raise damaged(what, error) from error
     except (UserError, MemoryError, torch.OutOfMemoryError, ImportError):
         raise
-    except Exception as error:  # of the libraries that read the files each has its own, tokenizers the plain one
-        if isinstance(error, OSError) and error.errno is not None:  # the system's
+    except Exception as error:  # each library has its own, tokenizers a plain Exception
+        if isinstance(error, OSError) and error.errno is not None:  # raised by the operating system
             raise
         raise damaged(what, error) from error
 
 
 def damaged(what: str, error: Exception) -> UserError:
-    """The error for a folder whose files a library cannot make a model of."""
+    """The error for a folder from whose files a library cannot build a model."""
     text = " ".join(str(error).split())
     return UserError(
         f"{what}: cannot be opened: a file of it is missing, cut short or changed",

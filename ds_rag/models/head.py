@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens from hidden states, a chunk of logits at a time.
+"""Log-probabilities of given tokens from hidden states, computing the logits in chunks.
 
 Shape legend: U places, D hidden size, V vocabulary.
 """
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 1 << 27  # of logits that exist at once, as float32
-KEEP_BYTES = float(1 << 28)  # of logits that are kept for the backward pass; beyond it they are computed again there
+CHUNK_BYTES = 1 << 27  # bytes of logits that exist at once, in float32
+KEEP_BYTES = float(1 << 28)  # bytes of logits kept for the backward pass; larger ones are recomputed there
 
 
 def target_logprobs(
@@ -24,8 +24,8 @@ def target_logprobs(
 ) -> torch.Tensor:
     """(U,) log P(target_U) under `head(hidden)`, logits (U, V), in float32 or wider.
 
-    keep_bytes: logits that take more than this are computed again in the backward pass, a chunk at a time. Values
-    and gradients are those of cross-entropy over all logits at once.
+    keep_bytes: logits that take more than this are recomputed in the backward pass, chunk by chunk. Values and
+    gradients equal those of cross-entropy over all logits at once.
     """
     rows = max(1, CHUNK_BYTES // (4 * vocabulary))
     again = hidden_UD.requires_grad and len(hidden_UD) * vocabulary * 4 > keep_bytes

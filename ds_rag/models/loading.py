@@ -36,21 +36,21 @@ from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_readable
 
 Texts = Callable[[], Iterable[str]]
-# With these flags a retriever's folder decides.
+# With these values of flags the retriever's folder decides.
 AS_SAVED: dict[str, Any] = {"pooling": "auto", "normalize": "auto"} | dict.fromkeys(
     ("query_prefix", "passage_prefix", "temperature")
 )
-# As `Retriever.embed` is fed; as transformers' generate needs it.
+# As `Retriever.embed` expects it; as the generate method of transformers needs it.
 PADDING_SIDE = {"--retriever": "right", "--generator": "left"}
 
 
 def load_retriever(
     model: ModelConfig, data: DataConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None
 ) -> Retriever:
-    """The retriever that the flags describe, in float32 on the CPU; an adapter that its folder holds is merged.
+    """The retriever that the flags describe, in float32 on the CPU. An adapter in its folder is merged.
 
-    texts: the corpus, read only to train the tokenizer of a `config:FILE`. scratch: where that is kept.
-    pieces: see `loading_in_pieces`; a folder's weights are then on their ranks, in the configuration's precision.
+    texts: the corpus, read only to train the tokenizer of a `config:FILE`. scratch: the folder for that tokenizer.
+    pieces: see `loading_in_pieces`; the weights of a folder are then sharded, in the configuration's precision.
     """
     if model.retriever.startswith("config:"):
         place = ("AutoModel", model.retriever, "--retriever", texts, scratch / "retriever")
@@ -77,7 +77,7 @@ def load_retriever(
 def settings_of(
     folder: Path | None, config: Any, tokenizer: Any, model: ModelConfig, data: DataConfig
 ) -> RetrieverSettings:
-    """What the folder says and the flags change of it; the tokenizer is told of do_lower_case."""
+    """The settings of the folder, with changes by flags; sets do_lower_case in the tokenizer."""
     settings = described(folder, config, model)
     apply_flags(settings, model, data, config, tokenizer)
     if settings.do_lower_case:
@@ -86,7 +86,7 @@ def settings_of(
 
 
 def retriever_texts(model: ModelConfig, data: DataConfig) -> tuple[Any, RetrieverSettings]:
-    """The tokenizer of a retriever's folder and what it is given, without the weights."""
+    """The tokenizer and settings of a retriever's folder, without its weights."""
     folder = model_folder(model.retriever, "--retriever")
     place = transformer_folder(folder)
     base = base_folder(place, "--retriever")
@@ -108,7 +108,7 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict
     check_ids(tokenizer, rows_of(lm), f"--generator {model.generator}")
     fuse_activations(lm)
     generator = Generator(lm, tokenizer)
-    if not is_sharded(lm):  # else once its engine is there
+    if not is_sharded(lm):  # else once it has its engine
         check_looks_back(generator, f"--generator {model.generator}")
     checkpoint_activations((lm,), model.gradient_checkpointing)
     return generator
@@ -119,9 +119,10 @@ def load_pair(
 ) -> tuple[Retriever, Generator | None]:
     """The models that a run left in `run/retriever` and `run/generator` (None after `infonce`).
 
-    What turns texts into scores is as the run saved it (a temperature may have been learned), not as its
-    configuration began; only `flags`, keys that the user gives now, win over that. A base that was in 4 bits while its
-    adapter learned is so again: the adapter, the index and the run's figures are those of the rounded weights.
+    Everything that turns texts into scores is taken from what the run saved (a temperature may have been trained), not
+    from its configuration; only `flags`, the keys that the user gives now, override it. A base model that was in 4 bits
+    while its adapter was trained is loaded in 4 bits again: the adapter, the index and the metrics of the run belong to
+    the rounded weights.
     """
     adapted = [name for name in ("retriever", "generator") if (run / name / ADAPTER_FILE).is_file()]
     small = [name for name in adapted if wanted_by(model.load_in_4bit, name)]
@@ -129,8 +130,8 @@ def load_pair(
         model,
         retriever=str(run / "retriever"),
         generator=str(run / "generator"),
-        encoders="shared",  # the folder itself knows of a second one
-        lora="none",  # what was learned is merged when it is opened
+        encoders="shared",  # the folder itself says whether there is a second one
+        lora="none",  # a trained adapter is merged when the folder is opened
         load_in_4bit="both" if len(small) == 2 else next(iter(small), "none"),
         **{key: default for key, default in AS_SAVED.items() if key not in flags},
     )
@@ -201,8 +202,8 @@ def open_encoder(folder: Path, model: ModelConfig, pieces: dict[str, Any] | None
 def open_weights(
     kind: Callable[[Any], Any], folder: Path, name: str, model: ModelConfig, pieces: dict[str, Any] | None
 ) -> Any:
-    """`from_pretrained`, with the folder's own adapter merged (beside weights in 4 bits), and new ones where --lora
-    wants them. kind: configuration -> transformers' class that opens it."""
+    """`from_pretrained`, with the folder's own adapter merged (kept separate for weights in 4 bits), and new adapters
+    if --lora asks for them. kind: configuration -> class of transformers to open it with."""
     what, trusted = f"--{name} {folder}", model.trust_remote_code
     base = base_folder(folder, f"--{name}")
     config = read_config(base, what, trusted)
@@ -211,7 +212,7 @@ def open_weights(
     check_counted(lambda: auto.from_config(config, trust_remote_code=trusted), what, stored_bytes(base))
     small = four_bit(model, name)
     merges = base != folder
-    if merges and wanted_by(model.lora, name):  # saved alone, the new one would name the base without the first
+    if merges and wanted_by(model.lora, name):  # saved alone, the new one would name a base without this one
         raise UserError(
             f"--lora {model.lora}: the {name}'s folder is itself an adapter",
             found=f"{ADAPTER_FILE} in {folder}",
@@ -236,7 +237,7 @@ def open_weights(
 
 
 def check_kind(config: Any, name: str, what: str, trusted: bool) -> None:
-    """Is it the configuration of such a model at all? Raises UserError."""
+    """Raises UserError unless the configuration is that of a model of this kind."""
     with opening(what):  # values may be of any type
         if name == "generator":
             check_causal(config, what, trusted)
@@ -246,15 +247,16 @@ def check_kind(config: Any, name: str, what: str, trusted: bool) -> None:
 
 
 def checkpoint_activations(models: Iterable[Any], on: bool) -> None:
-    """Non-reentrant only: the reentrant form fails or is silently wrong under ZeRO."""
+    """Turns activation checkpointing on, in its non-reentrant form: the reentrant one fails, or is silently wrong,
+    under ZeRO."""
     for model in models:
         if on and model is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """GPT-2's GELU as one operation instead of eight: the same function (torch's GELU with approximate="tanh"), in
-    less time and without the intermediate tensors."""
+    """Replaces GPT-2's GELU, eight operations, by one: the same function (torch's GELU with approximate="tanh"), faster
+    and without intermediate tensors."""
     from transformers.activations import NewGELUActivation
 
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""What a model does, asked of itself with a few tokens: what no configuration says for certain."""
+"""Tests on the model itself, with a few tokens, what no configuration says for certain."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ds_rag.data.batch import lay_out_cells
 from ds_rag.models.sharded import shape_of
 from ds_rag.runtime.errors import UserError
 
-# Of the largest value: what rounding may make of equal sums. A later token that is read moves far more.
+# Fraction of the largest value that rounding may change. Attending to a later token changes far more.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-TOKENS, KEPT = 8, 4  # of a probe, and its first ones, which stay the same
+TOKENS, KEPT = 8, 4  # tokens in a probe; the first ones, which stay the same
 
 
 def rows_of(model: Any) -> int:
-    """Token ids that the model has an embedding for."""
+    """The number of token ids that the model has an embedding for."""
     return int(shape_of(model.get_input_embeddings().weight)[0])
 
 
 @torch.no_grad()
 def check_looks_back(generator: Any, what: str) -> None:
-    """Raises UserError where a later token changes the log-probability of one before it: an answer would be scored
-    with the answer in sight. Under ZeRO-3 to be called on all ranks together."""
+    """Raises UserError where a later token changes the log-probability of an earlier one: the model would see the
+    answer while scoring it. Under ZeRO-3 to be called on all ranks together."""
     ids = np.arange(4, 4 + 2 * TOKENS, dtype=np.int32).reshape(2, TOKENS) % generator.vocabulary
     ids[1, :KEPT] = ids[0, :KEPT]
     cells = lay_out_cells(list(ids[:, :2]), list(ids[:, 2:]), 0)
@@ -43,13 +43,13 @@ def check_looks_back(generator: Any, what: str) -> None:
 
 @torch.no_grad()
 def check_states(encoder: Any, what: str) -> None:
-    """Raises UserError where the model does not give each token a state of `hidden_size` numbers. Not under ZeRO-3,
-    where the first forward says so (`states`)."""
+    """Raises UserError where the model does not return a state of `hidden_size` numbers for each token. Not for ZeRO-3,
+    where the first forward raises it (`states`)."""
     ids = torch.arange(4, 4 + TOKENS, device=encoder.device)[None] % rows_of(encoder)
     with quiet(encoder):
         try:
             output = encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
-        except Exception as error:  # whatever its code raises that wants pixels, boxes or a decoder's tokens
+        except Exception as error:  # whatever a model raises that expects pixels, boxes or decoder tokens
             raise no_encoder(encoder, what, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from None
     shape, wanted = tuple(states(encoder, output, what).shape), (1, TOKENS, int(encoder.config.hidden_size))
     if shape != wanted:
@@ -57,7 +57,7 @@ def check_states(encoder: Any, what: str) -> None:
 
 
 def states(encoder: Any, output: Any, what: str = "--retriever") -> torch.Tensor:
-    """(B, T, D) of an encoder's output. Raises UserError where there are none."""
+    """The last hidden states (B, T, D) in an encoder's output. Raises UserError where there are none."""
     found = getattr(output, "last_hidden_state", None)
     if found is None:
         raise no_encoder(encoder, what, "no last_hidden_state in its output")
@@ -74,7 +74,7 @@ def no_encoder(encoder: Any, what: str, found: str) -> UserError:
 
 @contextmanager
 def quiet(model: Any) -> Iterator[None]:
-    """Inside the block without dropout, so that nothing is drawn either."""
+    """Inside the block the model is in evaluation mode: no dropout, so no random numbers are drawn."""
     training = model.training
     model.eval()
     try:

@@ -28,7 +28,7 @@ from ds_rag.models.st_folder import RetrieverSettings, describe_sentence_transfo
 from ds_rag.models.tokenizer import check_known
 from ds_rag.runtime.errors import choose
 
-PASSAGE_ENCODER = "passage_encoder"  # subfolder of the second encoder, where there are two
+PASSAGE_ENCODER = "passage_encoder"  # subfolder of the passage encoder, if there are two encoders
 
 
 class Retriever(nn.Module):
@@ -71,14 +71,14 @@ class Retriever(nn.Module):
         self.tokenizer, self.settings = tokenizer, settings
         self.pool = choose(POOLERS, settings.pooling, "pooling")
         start = torch.tensor(math.log(settings.temperature))
-        # In the wrapper and returned with the embeddings, or a learned temperature would get no gradient.
+        # Part of this module and returned with the embeddings: otherwise a trainable temperature would get no gradient.
         if settings.learn_temperature:
             self.log_temperature = nn.Parameter(start[None])  # DeepSpeed cannot broadcast a 0-d parameter
         else:
             self.register_buffer("log_temperature", start, persistent=False)
         for part in filter(None, (encoder, passage_encoder)):
             pooler = getattr(part, "pooler", None)
-            if isinstance(pooler, nn.Module):  # its output is not used: a trainable one would get no gradient
+            if isinstance(pooler, nn.Module):  # its output is not used, so its parameters would get no gradient
                 pooler.requires_grad_(False)
 
     @property
@@ -95,9 +95,9 @@ class Retriever(nn.Module):
 
     @property
     def temperature(self) -> torch.Tensor:
-        """0-d float32; a fixed one is exact, which a buffer that the engine cast to bfloat16 would not be.
+        """0-d float32. A fixed temperature is exact; a buffer would be cast to bfloat16 by the engine.
 
-        To be asked on all ranks alike: under ZeRO-3 a learned one is gathered outside of a forward."""
+        To be called on all ranks: under ZeRO-3 a trainable temperature is gathered, outside of a forward."""
         if self.settings.learn_temperature:
             with gathered([self.log_temperature]):
                 return self.log_temperature[0].float().exp()

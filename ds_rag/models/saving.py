@@ -12,10 +12,10 @@ from ds_rag.runtime.output_places import follow_umask
 
 
 def save_model(model: Any, state: dict[str, torch.Tensor], prefix: str, folder: Path) -> None:
-    """`model.save_pretrained` with the entries of `state` below `prefix`, floating ones in float32.
+    """`model.save_pretrained` with the entries of `state` under `prefix`, floating-point ones in float32.
 
-    The written configuration says float32 as well: from_pretrained opens in the precision that it names. Of a model
-    with adapters only these are written, with the folder of their base.
+    The configuration says float32 as well: from_pretrained uses the precision that it names. For a model with adapters
+    only the adapters are written, with the folder of their base model.
     """
     weights = {
         name.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
@@ -25,7 +25,7 @@ def save_model(model: Any, state: dict[str, torch.Tensor], prefix: str, folder: 
     model.save_pretrained(folder, state_dict=weights)
     follow_umask(folder.glob("*.safetensors"))
     if getattr(model, "_hf_peft_config_loaded", False):
-        return  # adapters alone: beside a config.json of its own transformers would look for whole weights there
+        return  # adapters only: with a config.json beside them transformers would look for full weights there
     config = copy.deepcopy(model.config)
     config.dtype = torch.float32
     config.save_pretrained(folder)

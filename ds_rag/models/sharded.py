@@ -1,7 +1,7 @@
-"""Parameters that ZeRO-3 keeps in pieces: their sizes, reading them whole, and loading without ever holding all.
+"""Parameters sharded by ZeRO-3: their sizes, gathering them, and loading a model without any rank holding all of it.
 
-Between forwards a rank holds its piece only (`p.ds_tensor`), and `p` itself is empty; the engine's hooks gather a
-layer before it is called and let it go after. Everything here also serves ordinary models.
+Between forwards a rank holds only its shard (`p.ds_tensor`), and `p` itself is empty; hooks of the engine gather a
+layer before it is called and free it afterwards. Everything here works for ordinary models too.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any
 import torch
 from torch import nn
 
-LARGE = 1_000_000_000  # parameters of a model that a rank should not hold whole without a word
+LARGE = 1_000_000_000  # number of parameters from which a rank holding all of a model is reported
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Does ZeRO-3 hold this module? Every rank must then run as many forwards of it as the others."""
+    """Is this module sharded by ZeRO-3? Then every rank must run the same number of forwards."""
     return any(hasattr(p, "ds_id") for p in module.parameters())
 
 
 def shape_of(p: torch.Tensor) -> torch.Size:
-    """Of the whole parameter."""
+    """The shape of the full parameter."""
     return getattr(p, "ds_shape", p.shape)
 
 
 def count_of(module: nn.Module) -> int:
-    """Parameters of the whole module."""
+    """The number of parameters of the full module."""
     return sum(shape_of(p).numel() for p in module.parameters())
 
 
 def made_whole(name: str, source: str, module: nn.Module | None, config: dict[str, Any] | None) -> str | None:
-    """What is to be said of a large new model at stage 3: `zero.Init` would draw other first weights than the other
-    stages do, so every rank makes it whole. config: see `loading_in_pieces`."""
+    """A notice for a large new model at stage 3, else None: `zero.Init` would draw other initial weights than the other
+    stages do, so every rank builds the full model. config: see `loading_in_pieces`."""
     if module is None or config is None or not source.startswith("config:") or (count := count_of(module)) < LARGE:
         return None
     return (
@@ -43,10 +43,10 @@ def made_whole(name: str, source: str, module: nn.Module | None, config: dict[st
 
 
 def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
-    """Inside the block the parameters are whole, for reading. A collective: to be entered on all ranks alike."""
+    """Inside the block the full parameters can be read. A collective: to be entered on all ranks."""
     apart: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]
     apart = [p for p in apart if p.ds_status.name != "AVAILABLE"]
-    if not apart:  # those that are whole must stay so: leaving the block would take them apart
+    if not apart:  # parameters that are gathered already must stay so: leaving the block would shard them
         return nullcontext()
     import deepspeed
 
@@ -54,9 +54,9 @@ def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
 
 
 def whole_state(module: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
-    """The module's `state_dict` with whole parameters: of a sharded module copies on the CPU, gathered one after the
-    other, so that no device ever holds more than one of them. keep: False on ranks that only help. Of an engine's
-    module nothing may be on its way: see `Engines.whole_state`."""
+    """The module's `state_dict` with full parameters. For a sharded module these are copies on the CPU, gathered one
+    after the other, so that no device holds more than one of them. keep: False on ranks that need no copy but take part
+    in gathering. No prefetch of an engine may be under way: see `Engines.whole_state`."""
     if not is_sharded(module):
         return module.state_dict() if keep else {}
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -71,8 +71,8 @@ def whole_state(module: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]
 
 
 def keep_todays_names(model: Any) -> None:
-    """Loading in pieces notes every renaming that transformers knows of old files, used or not, and saving would undo
-    them all (a LayerNorm's weight would be called gamma)."""
+    """Forgets renamings of weights. Sharded loading records every renaming that transformers knows for old files, used
+    or not, and saving would undo them all (the weight of a LayerNorm would be called gamma)."""
     from transformers.core_model_loading import WeightConverter
 
     noted = getattr(model, "_weight_conversions", None) or []
@@ -80,8 +80,8 @@ def keep_todays_names(model: Any) -> None:
 
 
 def allow_another() -> None:
-    """To be called before ZeRO-3 takes hold of a model: DeepSpeed makes the groups of hierarchical partitioning
-    (`zero_hpz_partition_size`) once a process, and stops at the second model, though its groups are the same."""
+    """To be called before ZeRO-3 shards a model: DeepSpeed makes the groups of hierarchical partitioning
+    (`zero_hpz_partition_size`) once per process, and fails at the second model, although its groups are the same."""
     from deepspeed.utils import groups
 
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
@@ -89,11 +89,11 @@ def allow_another() -> None:
 
 @contextmanager
 def loading_in_pieces(config: dict[str, Any] | None) -> Iterator[None]:
-    """Inside the block transformers' from_pretrained gives every parameter to its ranks as soon as it is made
-    (`zero.Init`), and rank 0 alone reads the files. config: a DeepSpeed configuration of stage 3; None: does nothing.
+    """Inside the block from_pretrained of transformers shards every parameter as soon as it is created (`zero.Init`),
+    and only rank 0 reads the files. config: a DeepSpeed configuration of stage 3; None: does nothing.
 
-    What transformers keeps for this is process-wide, so it is taken back at the end of the block: the other model may
-    have another stage.
+    transformers keeps this setting for the process, so it is removed at the end of the block: the other model may use
+    another stage.
     """
     if config is None:
         yield

@@ -1,8 +1,8 @@
-"""A retriever's folder as sentence-transformers describes it, read and written: pooling, normalisation, prompts,
-lengths; and ours beside it.
+"""Reads and writes a retriever's folder in the format of sentence-transformers (pooling, normalisation, prompts,
+lengths), with a file of our own settings.
 
-Every key that is set there is honoured, so that vectors (of unit length, where its similarity is the cosine) and their
-order are `SentenceTransformer`'s, or the folder is refused with the key's name.
+Every key that is set there either has the same effect as in `SentenceTransformer`, so that vectors (of unit length for
+cosine similarity) and ranking are the same, or the folder is refused with an error that names the key.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ds_rag.models.pooling import POOLERS
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError, choose
 
-OWN_SETTINGS = "ds_rag.json"  # what sentence-transformers' own files have no place for
-# sentence-transformers reads the first of these that is there.
+OWN_SETTINGS = "ds_rag.json"  # settings for which the files of sentence-transformers have no key
+# sentence-transformers reads the first of these files that exists.
 TRANSFORMER_FILES = [
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 ]
 PIPELINES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
-# Keys of those files, and of the dictionaries in them, with the values that change nothing here.
+# Keys of these files, and of the dictionaries in them, with the values that change nothing here.
 HONOURED = {"max_seq_length", "do_lower_case", "query_length", "document_length", "unpad_inputs"}
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "transformer_task": ("feature-extraction",),
@@ -34,7 +34,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "module_output_name": ("token_embeddings",),
 }
 ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
-# Which precision, device and kernel a model is computed with is decided here; trusting code is the user's flag.
+# We decide precision, device and kernels ourselves; trusting code is a flag of the user.
 IDLE_ARGUMENTS = {
     "torch_dtype", "dtype", "device_map", "attn_implementation", "use_safetensors", "add_pooling_layer", "use_cache",
     "trust_remote_code", "padding_side",
@@ -44,7 +44,10 @@ PASSAGE_PROMPTS = ("document", "passage", "corpus")
 
 @dataclass
 class RetrieverSettings:
-    """What turns hidden states into embeddings and texts into tokens; saved beside the weights.
+    """Settings that turn texts into tokens and hidden states into embeddings; saved beside the weights.
+
+    Fields with `repr=False` are not part of the fingerprint of an index (fingerprint.py), so that older indexes stay
+    valid.
 
     Lengths are in tokens, special ones included; the temperature, which divides the scores, has no unit.
 
@@ -52,8 +55,6 @@ class RetrieverSettings:
         >>> settings = ds_rag.RetrieverSettings(pooling="cls", temperature=0.02, query_prefix="query: ")
         >>> ds_rag.Retriever(retriever.encoder, retriever.tokenizer, settings).temperature
         tensor(0.0200)
-
-    Fields without a place in `repr` are not in the fingerprint of an index (snapshot.py), which older indexes keep.
     """
 
     pooling: str = "mean"
@@ -64,14 +65,14 @@ class RetrieverSettings:
     max_passage_length: int = 200
     temperature: float = 0.05
     learn_temperature: bool = False
-    do_lower_case: bool = field(default=False, repr=False)  # of the texts, before the tokenizer's own rules
-    prompts: dict[str, str] = field(default_factory=dict, repr=False)  # all that the folder has, by name
+    do_lower_case: bool = field(default=False, repr=False)  # lower-case texts before the tokenizer's own rules
+    prompts: dict[str, str] = field(default_factory=dict, repr=False)  # all prompts of the folder, by name
     default_prompt_name: str | None = field(default=None, repr=False)
-    limits: dict[str, int] = field(default_factory=dict, repr=False)  # side -> tokens, where the folder says so
+    limits: dict[str, int] = field(default_factory=dict, repr=False)  # side -> most tokens, if the folder says so
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Where weights and tokenizer lie: the folder itself, or a subfolder that its modules.json names, as older versions
+    """The folder with weights and tokenizer: `folder` itself, or a subfolder named in modules.json, as older versions
     of sentence-transformers wrote it (0_Transformer)."""
     modules = modules_of(folder)
     if not modules or (folder / OWN_SETTINGS).is_file():
@@ -92,7 +93,7 @@ def modules_of(folder: Path) -> list[dict[str, str]] | None:
 
 
 def is_decoder(config: Any) -> bool:
-    """Is there a causal LM of this type, and no masked one?"""
+    """Does transformers have a causal LM of this type, and no masked LM?"""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
     )
@@ -106,7 +107,7 @@ def is_decoder(config: Any) -> bool:
 def described(folder: Path | None, config: Any, model: ModelConfig) -> RetrieverSettings:
     """Pooling, normalisation and prompts as the folder's own files describe them, else the usual defaults.
 
-    model: its flags; where they choose, what the folder says there is no error.
+    model: the flags. What a flag sets is not checked in the folder.
     """
     settings = RetrieverSettings(pooling="last" if is_decoder(config) else "mean")
     if folder is None:
@@ -138,7 +139,8 @@ def described(folder: Path | None, config: Any, model: ModelConfig) -> Retriever
 
 
 def check_modules(folder: Path, modules: list[dict[str, str]], model: ModelConfig) -> dict[str, str]:
-    """Kind of module -> its folder. Raises UserError for modules, or an order, that would give other vectors."""
+    """Kind of module -> its folder. Raises UserError for modules, or an order of modules, that would give other
+    vectors."""
     foreign = [m["type"] for m in modules if not m["type"].startswith("sentence_transformers.")]
     if foreign:
         raise UserError(
@@ -161,7 +163,7 @@ def check_modules(folder: Path, modules: list[dict[str, str]], model: ModelConfi
 
 
 def transformer_settings(folder: Path) -> dict[str, Any]:
-    """The keys of the Transformer module's own file. Raises UserError for one that is not honoured here."""
+    """The settings of the Transformer module. Raises UserError for a key that is not supported here."""
     place = transformer_folder(folder)
     keys: dict[str, Any] = next(filter(None, (read_json(place / name) for name in TRANSFORMER_FILES)), {})
     for key, value in keys.items():
@@ -175,13 +177,13 @@ def transformer_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_whole(folder: Path, settings: RetrieverSettings, normalized: bool, model: ModelConfig) -> None:
-    """What config_sentence_transformers.json says of the whole model: similarity, dimension, prompts."""
+    """Reads config_sentence_transformers.json: similarity, dimension, prompts."""
     whole = read_json(folder / "config_sentence_transformers.json") or {}
     refuse_unless(folder, "model_type", whole.get("model_type"), (None, "SentenceTransformer"))
     refuse_unless(folder, "truncate_dim", whole.get("truncate_dim"), (None,))
     similarity = whole.get("similarity_fn_name")
     settings.normalize = normalized or similarity == "cosine"
-    if model.normalize == "auto":  # of unit vectors all three rank as the dot product does
+    if model.normalize == "auto":  # for unit vectors all three similarities rank like the dot product
         known = (None, "cosine", "dot", "dot_score", *(("euclidean",) if normalized else ()))
         fix = "choose one with --normalize: true (cosine) or false (dot)"
         refuse_unless(folder, "similarity_fn_name", similarity, known, fix)
@@ -197,7 +199,7 @@ def read_whole(folder: Path, settings: RetrieverSettings, normalized: bool, mode
     if default not in prompts:
         refuse_unless(folder, "default_prompt_name", default, tuple(prompts), "correct it there")
     settings.default_prompt_name = default
-    # `encode` puts it before every text, `encode_query` and `encode_document` never: only the user knows which is meant
+    # `encode` puts it before every text, `encode_query` and `encode_document` never: only the user knows which to use
     sides = {"query": (("query",), model.query_prefix), "passage": (PASSAGE_PROMPTS, model.passage_prefix)}
     for side, (names, flag) in sides.items():
         if prompts[default] and flag is None and not set(names) & set(prompts):
@@ -206,7 +208,7 @@ def read_whole(folder: Path, settings: RetrieverSettings, normalized: bool, mode
 
 
 def refuse_unless(folder: Path, key: str, value: Any, known: tuple[Any, ...], fix: str | None = None) -> None:
-    """Raises UserError where the value is none of those known."""
+    """Raises UserError unless the value is one of `known`."""
     if value not in known:
         raise UserError(
             f"--retriever {folder}: sentence-transformers' {key} is not supported",
@@ -217,14 +219,14 @@ def refuse_unless(folder: Path, key: str, value: Any, known: tuple[Any, ...], fi
 
 
 def length_limit(settings: RetrieverSettings, side: str, config: Any, tokenizer: Any) -> int:
-    """The longest text of a side that positions, tokenizer and a sentence-transformers folder allow. As there, what the
-    folder says takes the place of the tokenizer's own."""
+    """The most tokens of a text of one side that positions, tokenizer and folder allow. As in sentence-transformers,
+    the folder's limit replaces that of the tokenizer."""
     own = settings.limits.get(side) or tokenizer.model_max_length
     return min(int(n) for n in (usable_positions(config), own) if n)
 
 
 def read_pooling(folder: Path, config: dict[str, Any]) -> str:
-    """The one pooling of a sentence-transformers Pooling module, in its old or new form."""
+    """The pooling of a Pooling module, in the old or new format of sentence-transformers."""
     old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
     flagged = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
     new = config.get("pooling_mode")
@@ -241,7 +243,7 @@ def read_pooling(folder: Path, config: dict[str, Any]) -> str:
 
 
 def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfig, config: Any, tokenizer: Any) -> None:
-    """Flags win over what the folder says; no length exceeds its limit."""
+    """Applies the flags, which override the folder, and limits the lengths."""
     if model.pooling != "auto":
         choose(POOLERS, model.pooling, "--pooling")
         settings.pooling = model.pooling
@@ -260,7 +262,8 @@ def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfi
 
 
 def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings, folder: Path) -> None:
-    """sentence-transformers' own description of pooling, normalisation and prompts, and ours beside it."""
+    """Writes the files of sentence-transformers for pooling, normalisation and prompts, and the file of our own
+    settings."""
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * settings.normalize
     names = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
     write = {
@@ -288,5 +291,5 @@ def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings,
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """None where there is no such file. Raises UserError where it holds no `kind`."""
+    """The content of a JSON file; None where there is no such file. Raises UserError where it is not a `kind`."""
     return json_files.read_json(path, kind, COPY_AGAIN) if path.is_file() else None

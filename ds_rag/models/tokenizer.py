@@ -1,4 +1,4 @@
-"""Tokenizers: one trained with sentencepiece on a corpus, and the mending of those without a pad token."""
+"""Tokenizers: training one with sentencepiece on a corpus, opening one, and checking its ids against a model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     """Trains a sentencepiece BPE model on `texts` and writes a folder that AutoTokenizer opens.
 
     At most `vocab_size` pieces (a small corpus may yield fewer), byte fallback for unseen characters, ids
-    <pad> 0, <s> 1, </s> 2, <unk> 3. No normalisation and no dummy prefix: only so are transformers' ids equal
-    to sentencepiece's own for every text, leading and double spaces included.
+    <pad> 0, <s> 1, </s> 2, <unk> 3. Without normalisation and dummy prefix: otherwise the ids of transformers differ
+    from those of sentencepiece for some texts, such as those with leading or double spaces.
     """
     import sentencepiece
 
@@ -69,8 +69,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
 def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer; one without a pad token pads with its end-of-sequence token.
 
-    That is safe because masks here go by position, never by token id. Padding here is not the tokenizer's
-    work: `padding_side` is for those who open what we save.
+    That is safe because masks here are made by position, never by token id. We pad ourselves, not by the tokenizer:
+    `padding_side` is for those who open the saved folder.
     """
     from transformers import AutoTokenizer
 
@@ -79,8 +79,8 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
     with opening(f"tokenizer of {folder}"), out_of_reach(trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), padding_side=padding_side, trust_remote_code=trust_remote_code
-        )  # padding_side is set here, or it would not be saved
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one of the settings alone
+        )  # padding_side must be set here to be saved
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made from the settings alone, it is empty
         raise UserError(
             f"{folder}: a tokenizer that knows no token but the special ones",
             found=f"{len(tokenizer)} tokens",
@@ -106,12 +106,12 @@ def open_tokenizer(folder: str | Path, padding_side: str, trust_remote_code: boo
 
 
 def check_ids(tokenizer: Any, rows: int, what: str) -> None:
-    """Has every token of the tokenizer one of the model's `rows` embeddings? Raises UserError for those that any text
-    may bring: its vocabulary, padding, and what it adds itself. A further added token (Gemma 3 has one for images) is
-    an error where a text holds it (`check_known`)."""
+    """Raises UserError where a token that any text may contain has none of the model's `rows` embeddings: tokens of the
+    vocabulary, padding, and tokens that the tokenizer adds itself. Another added token (Gemma 3 has one for images) is
+    an error only if a text contains it (`check_known`)."""
     added = {n: str(token) for n, token in tokenizer.added_tokens_decoder.items()}
     own = {name: getattr(tokenizer, f"{name}_id") for name in ("pad_token", "eos_token", "unk_token")}
-    with opening(what):  # settings of any type: this is the first use of them
+    with opening(what):  # settings may have any type, and are used here first
         own |= {"a special token of every text": max(tokenizer("a")["input_ids"], default=None)}
     own |= {"the vocabulary": max((n for n in tokenizer.get_vocab().values() if n not in added), default=None)}
     beyond = [f"{name} {n} {added.get(n, '')}".strip() for name, n in own.items() if n is not None and n >= rows]
@@ -126,7 +126,7 @@ def check_ids(tokenizer: Any, rows: int, what: str) -> None:
 
 
 def check_known(tokenizer: Any, largest: int, rows: int, what: str) -> None:
-    """largest: the largest id in some texts. Raises UserError where the model has no embedding for it."""
+    """Raises UserError where the model has no embedding for `largest`, the largest id in some texts."""
     if largest >= rows:
         raise UserError(
             f"{what} with a token that the model has no embedding for",
@@ -137,8 +137,8 @@ def check_known(tokenizer: Any, largest: int, rows: int, what: str) -> None:
 
 
 def lower_cased(tokenizer: Any, what: str) -> Any:
-    """The tokenizer with texts in lower case before its own rules, as sentence-transformers' do_lower_case has it: what
-    stands for a special token stays. Raises UserError for one that cannot."""
+    """The tokenizer, lower-casing texts before its own rules, like do_lower_case of sentence-transformers: special
+    tokens in texts are not changed. Raises UserError for a tokenizer that cannot do this."""
     from tokenizers.normalizers import Lowercase, Sequence
 
     inner = getattr(tokenizer, "backend_tokenizer", None)

@@ -1,8 +1,8 @@
-"""Weights from a folder, all of them: whatever its files leave out would silently be random.
+"""Loads all weights of a folder, or raises an error: missing weights would silently be random.
 
-transformers reports which weights of a model it did not find (and starts at random), which ones of the files it did not
-use, and which have another shape. Here a weight that is missing is an error, unless nothing reads it (a pooler);
-names that only begin otherwise, as torch.compile, DDP and Lightning save them, are read under their own.
+transformers reports the weights of a model that it did not find (and initialised at random), those in the files that it
+did not use, and those of another shape. Here a missing weight is an error, unless nothing uses it (a pooler). Names
+with a prefix, as torch.compile, DDP and Lightning save them, are read without the prefix.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from ds_rag.models.sharded import keep_todays_names
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError
 
-# What may stand before a weight's own name: the pattern that is taken away, and what stays of it.
+# Prefixes of names of weights: pattern -> replacement.
 WRAPPED = {r"((?:^|\.))(?:(?:module|_orig_mod)\.)+": r"\1"}
-UNREAD = re.compile(r"(^|\.)pooler\.")  # a part whose output nothing here uses
-# Tables that older versions kept in files and today's models compute.
+UNREAD = re.compile(r"(^|\.)pooler\.")  # a module whose output is not used here
+# Tables that older versions stored and today's models compute.
 COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 SHOWN = 3
-Open = Callable[..., Any]  # transformers' from_pretrained with all but what is said here
+Open = Callable[..., Any]  # from_pretrained of transformers, with all other arguments bound
 
 
 def open_all(load: Open, folder: Path, what: str, pieces: bool) -> Any:
-    """The model of `folder` with every weight that it reads. load: from_pretrained, to be called with keywords.
+    """The model of `folder`, with every weight that it uses. load: from_pretrained, called with keywords.
 
-    what: flag and folder, for messages. pieces: is the model loaded at ZeRO stage 3? Then to be called on all ranks
-    together. Raises UserError where weights are missing, have other shapes, or belong to parts that the model's
-    configuration does not have.
+    what: flag and folder, for messages. pieces: the model is loaded at ZeRO stage 3; then to be called on all ranks.
+    Raises UserError where weights are missing, have other shapes, or belong to modules that the configuration of the
+    model does not have.
     """
     model, report = attempt(load, what, pieces)
     absent = missing(report)
     if absent and (mapping := renaming(model, absent, stored_names(folder), pieces)):
         del model
         model, report = attempt(load, what, pieces, key_mapping=mapping)
-        keep_todays_names(model)  # or saving would put the wrapper's names back
+        keep_todays_names(model)  # otherwise saving would restore the wrapper's names
         absent = missing(report)
     left = unread(model, report["unexpected_keys"])
     if absent or left:
@@ -55,8 +55,8 @@ def open_all(load: Open, folder: Path, what: str, pieces: bool) -> Any:
 
 
 def attempt(load: Open, what: str, pieces: bool, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The model and transformers' report. A weight of another shape is a UserError, on all ranks where the model is
-    loaded in pieces: only rank 0 reads the files then."""
+    """The model and the report of transformers. Raises UserError for a weight of another shape; on all ranks if the
+    model is loaded sharded, since only rank 0 reads the files then."""
     model, report, wrong = None, {}, None
     try:
         model, report = load(output_loading_info=True, **options)
@@ -78,7 +78,7 @@ def attempt(load: Open, what: str, pieces: bool, **options: Any) -> tuple[Any, d
 
 
 def shapes(load: Open, options: dict[str, Any]) -> str | None:
-    """Which weights these are, and how often."""
+    """A message with the weights of another shape and their number; None where there are none."""
     _, report = load(output_loading_info=True, ignore_mismatched_sizes=True, **options)
     wrong = sorted((name, tuple(stored), tuple(own)) for name, stored, own in report["mismatched_keys"])
     return named([f"{name} {stored} instead of {own}" for name, stored, own in wrong], "of another shape")
@@ -89,7 +89,7 @@ def missing(report: dict[str, Any]) -> list[str]:
 
 
 def unread(model: Any, names: Iterable[str]) -> list[str]:
-    """Those of `names` that lie within parts which the model itself has. Another task's head is none of them."""
+    """Those of `names` that belong to modules of this model. The head of another task does not."""
     parts = {name for name, _ in model.named_children()} - {"pooler"}
     prefix = f"{model.base_model_prefix}."
     inside = (n for n in names if {n.split(".")[0], n.removeprefix(prefix).split(".")[0]} & parts)
@@ -97,12 +97,13 @@ def unread(model: Any, names: Iterable[str]) -> list[str]:
 
 
 def renaming(model: Any, absent: Iterable[str], stored: set[str], pieces: bool) -> dict[str, str] | None:
-    """How the files' names become the model's: the pattern under which most of what is absent is there, if any is."""
+    """How to rename the weights in the files: the pattern that finds most of the absent weights; None if no pattern
+    finds any."""
     prefix = model.base_model_prefix
     choices = [WRAPPED]
     for first in filter(None, (prefix, "model", f"model.{prefix}" if prefix else None, "auto_model", "0.auto_model")):
         choices.append({rf"^(?:(?:module|_orig_mod)\.)*{re.escape(first)}\.": ""})
-    # transformers itself puts the base model's prefix before a name, and takes it away where it does not load in pieces
+    # transformers itself adds the prefix of the base model to a name, and removes it unless it loads sharded
     wanted = set(absent) | {name.removeprefix(f"{prefix}.") for name in absent}
     found = []
     for choice in choices:
@@ -120,7 +121,7 @@ def plain(name: str, mapping: dict[str, str]) -> str:
 
 
 def stored_names(folder: Path) -> set[str]:
-    """The names of the weights in a folder's files, without the weights."""
+    """The names of the weights in a folder's files, without reading the weights."""
     for index in sorted(folder.glob("*.index.json")):
         return set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}))
     names: set[str] = set()
@@ -136,6 +137,6 @@ def stored_names(folder: Path) -> set[str]:
 
 
 def named(names: list[str], what: str) -> str | None:
-    """How many, and the first of them."""
+    """A message with the number of names and the first of them; None where there are none."""
     more = ", ..." if len(names) > SHOWN else ""
     return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}" if names else None

@@ -2,12 +2,12 @@
 
     RUN/checkpoints/LATEST                      the newest one's name
     RUN/checkpoints/step-N/manifest.json        size and hash of every file, and what the run was (facts)
-                    /retriever/, /generator/    whole parameters and optimizer (engine_state.py)
+                    /retriever/, /generator/    whole parameters and optimizer (engines/state.py)
                     /random-rankR.safetensors   what each rank draws from
                     /state.json                 where the run stands
                     /*.npy                      what the index had offered the rows
 
-A checkpoint is there whole or not at all (commit.py), and is verified before it is opened.
+A checkpoint is there whole or not at all (atomic_folders.py), and is verified before it is opened.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def save(
 ) -> None:
     """A checkpoint of `state.step`, by all ranks; older ones beyond `keep` go, except the best one.
 
-    facts: what the run is (see `resume.py`); arrays: what rank 0 keeps beside the engines, as NAME.npy. Raises OSError
-    on every rank where one could not write: what was there before is still there.
+    facts: what the run is (see `resume_rules.py`); arrays: what rank 0 keeps beside the engines, as NAME.npy. Raises
+    OSError on every rank where one could not write: what was there before is still there.
     """
     stop_signals.phase(f"saving the checkpoint of step {state.step}")
     root, final = run / "checkpoints", run / "checkpoints" / f"step-{state.step}"

@@ -1,8 +1,9 @@
 """What a run leaves at its end (models, index, figures, configuration) takes the place of what was there all together.
 
-Several files and folders have no common rename. So they are written into a folder beside (commit.py), which one rename
-makes whole; from then on it is what the run has left. Its entries are moved to their places one after the other, and
-a crash in between leaves the rest in that folder: whoever opens the run next moves it first (`settle`).
+Several files and folders have no common rename. So they are written into a folder beside them (atomic_folders.py),
+which one rename makes complete; from then on it is what the run has left. Its entries are moved to their places one
+after the other, and a crash in between leaves the rest in that folder: whoever opens the run next moves it first
+(`settle`).
 
     RUN/export.pending.tmp-X/    being written; after a crash it is nothing, and what was there before stands
     RUN/export.pending/          whole, on its way to the places below

@@ -56,7 +56,7 @@ def check_path(output_dir: str) -> Path:
 
 
 def claim(config: RunConfig) -> Path:
-    """The run's folder: new, empty, or to be resumed, and from now on held by this process (lock.py).
+    """The run's folder: new, empty, or to be resumed, and from now on held by this process (folder_lock.py).
 
     Replaced are the built-in run's own default folder, where that run has finished or never begun, and what a run left
     that failed before its first figure; both only where no file of the user's lies there. Raises UserError.

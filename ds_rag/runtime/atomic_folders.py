@@ -1,8 +1,8 @@
-"""Folders that are there whole or not at all.
+"""Folders that are either complete or absent.
 
-All ranks write into a folder beside the final one; then every file is brought to the disk and hashed, `manifest.json`
-is written last, the folder gets its final name by one rename, and the parent is brought to the disk. Who reads checks
-every file against the manifest first, so that nothing half-written, cut or altered is ever opened.
+All ranks write into a folder beside the final one. Then every file is flushed to the disk and hashed, `manifest.json`
+is written last, one rename gives the folder its final name, and the parent folder is flushed. A reader first checks
+every file against the manifest, so that no incomplete, truncated or altered file is ever opened.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEFT = re.compile(r"(?P<of>.+)\.tmp-(?P<aside>old-)?([0-9a-f]{32}|(?=\d*[a-f])[0
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong with a file of a folder."""
+    """One fault of a file in a folder."""
 
     file: str
     found: str
@@ -46,9 +46,9 @@ class Damage:
 
 
 def begin(final: Path) -> Path:
-    """A new, empty folder beside `final`, the same on every rank, for all of them to write into. What earlier attempts
-    left behind goes. Where `final` is a link it is written beside what that leads to. A collective; raises OSError on
-    every rank where rank 0 could not make it."""
+    """A new, empty folder beside `final`, the same on every rank, for all ranks to write into. Deletes what earlier
+    attempts left behind. If `final` is a link, the new folder is beside its target. A collective; raises OSError on
+    every rank if rank 0 could not create it."""
     final = Path(os.path.realpath(final))
     name = collectives.from_first(f"{final.name}{PARTIAL}{uuid.uuid4().hex}")
     folder = final.with_name(name)
@@ -66,7 +66,8 @@ def begin(final: Path) -> Path:
 
 
 def partials(parent: Path, of: str = "", aside: bool = False) -> list[Path]:
-    """Folders in `parent` that were begun and never finished. of: for that name; aside: only what was put aside."""
+    """Folders in `parent` that were begun and never finished. of: only those for that final name; aside: only those
+    that were moved aside."""
     found = []
     for folder in sorted(parent.glob(f"*{PARTIAL}*")):
         left = LEFT.fullmatch(folder.name)
@@ -78,8 +79,8 @@ def partials(parent: Path, of: str = "", aside: bool = False) -> list[Path]:
 def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None = None, apart: str = "") -> None:
     """`folder` becomes `final`, which it replaces. A collective; `facts` are rank 0's and go into the manifest.
 
-    failure: what went wrong on this rank while it wrote. apart: a folder within that has a manifest of its own, and is
-    not in this one. Raises OSError on every rank where any failed: then `folder` is removed, and what was there before
+    failure: the error of this rank while writing, if any. apart: a subfolder that has a manifest of its own and is left
+    out of this one. Raises OSError on every rank if any rank failed; then `folder` is removed, and the old `final`
     stays.
     """
     final = Path(os.path.realpath(final))
@@ -109,7 +110,7 @@ def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None =
 
 
 def agree(what: str, failure: str | None, begun: Path | None = None) -> None:
-    """Every rank goes on, or every rank raises what the first of them that failed has met, and `begun` goes."""
+    """Every rank continues, or every rank raises the error of the first rank that failed, and `begun` is deleted."""
     failures = [(r, f) for r, f in enumerate(collectives.gather_objects(failure)) if f]
     if not failures:
         return
@@ -120,11 +121,11 @@ def agree(what: str, failure: str | None, begun: Path | None = None) -> None:
 
 
 def attempt(work: Callable[[], None]) -> str | None:
-    """What went wrong in writing, if anything: other ranks must hear of it before this one may stop."""
+    """Runs `work`; returns the error message, or None. Other ranks must learn of an error before this one may stop."""
     try:
         work()
         return None
-    except Exception as error:  # safetensors and faiss have their own for a full disk
+    except Exception as error:  # safetensors and faiss raise their own errors for a full disk
         return f"{type(error).__name__}: {error}"
 
 
@@ -179,7 +180,7 @@ def put_back(final: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None where there is none that is as it was written."""
+    """The manifest, or None if there is none or it has been altered."""
     file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -194,19 +195,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def strangers(folder: Path, names: str) -> list[str]:
-    """What in a folder is the user's: neither in its manifest nor of the table `names` (own_files.py)."""
+    """The user's own files in a folder: neither in its manifest nor in the table `names` (own_files.py)."""
     named = (read_manifest(folder) or {}).get("files", {})
     return [path for path in own_files.strangers(folder, names) if path not in named]
 
 
 def seal_of(manifest: dict[str, Any]) -> str:
-    """sha256 of what a manifest says, so that it too cannot change unseen."""
+    """sha256 of the content of a manifest, so that changes of the manifest are noticed too."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def damages(folder: Path, hashes: bool = True) -> list[Damage]:
-    """What is wrong with a sealed folder: empty where all is well. Reads every file; without `hashes` the manifest
-    alone, and of the others the size."""
+    """The faults of a sealed folder; empty if there are none. Reads every file; without `hashes` only the manifest, and
+    the sizes of the others."""
     manifest = read_manifest(folder)
     if manifest is None:
         found = "one that is damaged" if (folder / MANIFEST).is_file() else "none"
@@ -233,7 +234,8 @@ def contained(folder: Path, name: object) -> bool:
 
 
 def damages_on_ranks(folder: Path) -> list[Damage]:
-    """`damages`, found by rank 0 and known to all: no rank opens what another found wrong. A collective."""
+    """`damages`, determined by rank 0 and the same on all ranks, so that no rank opens what another found damaged. A
+    collective."""
     stop_signals.phase(f"checking the files of {folder.name}")
     return collectives.from_first(damages(folder) if collectives.rank() == 0 else None)
 

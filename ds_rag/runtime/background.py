@@ -1,4 +1,4 @@
-"""Work beside the main thread: a function in a thread of its own, and what became of it."""
+"""Work beside the main thread: a function in a thread, with its result or error."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Cancelled(Exception):
-    """Ends the thread of a run that ends."""
+    """Raised in the thread to end it, when the run ends."""
 
 
 class Background:
-    """A function in a thread; what it raised is kept."""
+    """A function in a thread; an exception that it raises is kept in `error`."""
 
     def __init__(self, work: Callable[[], Any]):
         self.value: Any = None
@@ -27,7 +27,7 @@ class Background:
             self.error = error
 
     def join(self, seconds: float | None = None) -> None:
-        """Until it is done, or for so long."""
+        """Waits until it is done, or for that many seconds."""
         self.thread.join(seconds)
 
     @property

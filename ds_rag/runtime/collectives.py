@@ -1,10 +1,10 @@
 """Ranks: start-up, small reductions and gathers. Every helper also works in one process.
 
 The rule for means across ranks: DeepSpeed *averages* gradients over ranks, so a loss that is a mean over the
-optimizer step's rows must be, on each rank, `world * (sum over the local rows) / (rows of the whole step)`. With a pool
-of the world every rank computes that loss over all rows, times `world`, on gathered tensors without a graph, and sends
-on the gradients of its own share only: each share has one sender, so the average over ranks is again the whole
-gradient. What all ranks send alike (the temperature's) must not have the factor.
+optimizer step's rows must be, on each rank, `world * (sum over the local rows) / (rows of the whole step)`. With
+`--pool world` every rank computes the loss over all rows, times `world`, on gathered tensors without a graph, and
+backpropagates only the gradients of its own rows and columns. Each of these has one owner, so the average over ranks is
+again the full gradient. A gradient that all ranks compute alike (that of the temperature) must not have the factor.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch.distributed as torch_dist
 from ds_rag.runtime.launcher_env import set_launch_defaults
 from ds_rag.runtime.rendezvous import Meeting, not_met, say_on_standard_error
 
-BEAT = 5.0  # seconds at most between two meetings of ranks that wait for one
-_timeout = 60 * 30.0  # seconds that a collective is waited for, as the ranks were started
+BEAT = 5.0  # at most this many seconds between two meetings of ranks that wait for another rank
+_timeout = 60 * 30.0  # time-out of a collective in seconds, set when the ranks start
 
 
 def start(
@@ -33,8 +33,8 @@ def start(
 ) -> torch.device:
     """Joins the process group (NCCL with a GPU, else gloo) and returns this rank's device.
 
-    Without engines DeepSpeed is left out of it: it would take seconds to import and speak on the console. say, look: of
-    a wait for other ranks (meeting.py). Raises RankError where they do not come.
+    Without engines DeepSpeed is not used: importing it takes seconds and prints to the console. say, look: called while
+    waiting for other ranks (rendezvous.py). Raises RankError if they do not come.
     """
     global _timeout
     set_launch_defaults()
@@ -43,7 +43,7 @@ def start(
     if not torch_dist.is_initialized():
         met = None  # kept until the group is made
         if int(os.environ["WORLD_SIZE"]) > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            met = Meeting(timeout_minutes, say, look).wait()  # torchrun's ranks have met
+            met = Meeting(timeout_minutes, say, look).wait()  # torchrun has made its ranks meet already
         try:
             join_ranks(timeout_minutes, engines)
         except torch_dist.DistError as error:
@@ -70,35 +70,35 @@ def join_ranks(timeout_minutes: float, engines: bool) -> None:
 
 
 def start_if_several() -> None:
-    """For a command that one process can do alone: joins the group only where a launcher started several ranks."""
+    """For commands that one process can run alone: joins the process group only if a launcher started several ranks."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         start(engines=False)
 
 
 def own_gpu(local: int, visible: int) -> int:
-    """The number of this rank's GPU among those it sees: all of its host, or, as under `srun --gpus-per-task`, its
-    own alone, which is then the first."""
+    """The number of this rank's GPU among the visible ones: all of its host, or, as under `srun --gpus-per-task`, only
+    its own, which is then the first."""
     return local if local < visible else 0
 
 
 def share_cores() -> None:
-    """One process of several on a host takes its share of the cores; no launcher does this by itself."""
+    """Limits torch to this process's share of the cores where a host has several processes; no launcher does this."""
     if "OMP_NUM_THREADS" not in os.environ and local_world() > 1:
         torch.set_num_threads(cores_of_rank())
 
 
 def cores() -> int:
-    """What this process may use of the host's: its affinity, and no more than a container is given."""
+    """The number of cores that this process may use: by its affinity and by the limit of its container."""
     return min(len(os.sched_getaffinity(0)), container_cores() or 1 << 20)
 
 
 def cores_of_rank() -> int:
-    """This rank's share of them."""
+    """The number of cores for this rank, if all ranks of the host share them equally."""
     return max(1, cores() // local_world())
 
 
 def container_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """The cores' time that a container may use, rounded up; 0: as much as it likes."""
+    """The CPU limit of the container in cores, rounded up; 0: no limit."""
     try:
         quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
         return -(-int(quota) // int(period))
@@ -107,7 +107,7 @@ def container_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def beat() -> float:
-    """Seconds between two meetings of ranks that wait for one: well below what a collective is waited for."""
+    """Seconds between two meetings of ranks that wait for another rank: well below the time-out of a collective."""
     return min(BEAT, _timeout / 4)
 
 
@@ -118,7 +118,7 @@ def local_world() -> int:
 
 
 def several_hosts() -> bool:
-    """Has the run ranks elsewhere too?"""
+    """Does the run have ranks on other hosts?"""
     return world() > local_world()
 
 
@@ -131,7 +131,7 @@ def world() -> int:
 
 
 def device() -> torch.device:
-    """Where the tensors of a collective lie: on this rank's GPU under NCCL, else on the host."""
+    """The device for tensors of a collective: this rank's GPU under NCCL, else the CPU."""
     nccl = torch_dist.is_initialized() and torch_dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
@@ -172,8 +172,8 @@ def add_over_ranks(x: torch.Tensor) -> torch.Tensor:
 
 
 def gather_rows(local: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The whole (n, ...) tensor on every rank, without a graph. rows[r]: the row numbers that rank r holds, in the
-    order of its `local`, whose further rows do not count; together they are 0 .. n - 1."""
+    """The full (n, ...) tensor on every rank, without a graph. rows[r]: the row numbers that rank r holds, in the order
+    of its `local`, which may have further rows that are ignored; together they are 0 .. n - 1."""
     width = max(len(r) for r in rows)
     padded = local.new_zeros(width, *local.shape[1:])
     padded[: len(rows[rank()])] = local[: len(rows[rank()])]

@@ -1,4 +1,4 @@
-"""What a command says: lines, tables, progress."""
+"""Console output of a command: lines, tables, progress."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.table import Table
 from ds_rag.runtime.credentials import one_line, printable
 from ds_rag.runtime.standard_streams import guarded
 
-QUIET_LINE_SECONDS = 10.0  # without a terminal, how often progress is a line
+QUIET_LINE_SECONDS = 10.0  # without a terminal, seconds between two lines of progress
 
 
 class Console:
-    """Rank 0's voice: lines, tables, progress with rate and time left. Other ranks are silent."""
+    """Prints lines, tables, and progress with rate and time left, on rank 0. On other ranks it prints nothing."""
 
     def __init__(self, stream: IO[str] | None = None, speaks: bool = True):
         out = guarded(stream or sys.stdout)
@@ -26,8 +26,8 @@ class Console:
         self.speaks = speaks
 
     def say(self, text: str, style: str | None = None, lines: bool = False) -> None:
-        """Prints text as it is: brackets and control codes in data are not markup, and a line end in them begins no
-        line. lines: the text's line ends are the program's own, and stay."""
+        """Prints text literally: brackets and control codes in data are not interpreted, and line ends in data are
+        replaced. lines: the line ends in the text are the program's own, and are kept."""
         self.rich.print(escape(printable(text) if lines else one_line(text)), style=style, soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -53,11 +53,11 @@ class Meter:
         self.bar: Progress | None = None
         if console.rich.is_terminal and console.speaks:
             self.bar = Progress(
-                BarColumn(bar_width=8 if console.rich.width < 100 else 24),  # 80 columns hold the whole line
+                BarColumn(bar_width=8 if console.rich.width < 100 else 24),  # the full line fits into 80 columns
                 TextColumn("{task.description}"),
                 console=console.rich,
                 transient=True,
-                redirect_stdout=False,  # else the libraries' lines reach the terminal while a bar is live
+                redirect_stdout=False,  # otherwise output of libraries reaches the terminal while a bar is shown
                 redirect_stderr=False,
             )
             self.task = self.bar.add_task(what, total=total, completed=done)
@@ -72,7 +72,7 @@ class Meter:
             self.bar.stop()
 
     def advance(self, by: int, note: str | None = None) -> None:
-        """`note` is the live text beside the bar, such as the loss."""
+        """`note` is text shown beside the bar, such as the loss."""
         self.done += by
         self.note = self.note if note is None else note
         now = time.monotonic()
@@ -83,14 +83,14 @@ class Meter:
             self.console.say(self.line(now))
 
     def line(self, now: float) -> str:
-        """What, how far, how fast, how long still, and the live text."""
+        """The line: what, how far, how fast, time left, and the note."""
         rate = (self.done - self.first) / max(now - self.begin, 1e-9)
         left = duration((self.total - self.done) / max(rate, 1e-9))
         return f"{self.what} {self.done}/{self.total}  {rate:.1f}{self.unit}/s  {left} left  {self.note}".rstrip()
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that still tells something."""
+    """The duration in a readable unit."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

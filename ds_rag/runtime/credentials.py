@@ -1,7 +1,6 @@
-"""What is not shown as it is: credentials, which are not written down either, and characters that act instead of being
-seen.
+"""Removes credentials from texts before they are shown or stored, and control characters before texts are shown.
 
-Credentials are those in an address: https://user:password@host, https://TOKEN@host, https://host/x?token=TOKEN.
+Credentials are recognised in addresses: https://user:password@host, https://TOKEN@host, https://host/x?token=TOKEN.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ import re
 from typing import Any
 from unicodedata import category
 
-# One slash too: pathlib takes the second away.
+# One slash too, since pathlib removes the second.
 CREDENTIALS = re.compile(r"(\w:/{1,2})[^\s/]+@")
 ADDRESS = re.compile(r"\w:/{1,2}[^\s\"'<>]+")
 # Whole names, and what a longer name holds: token, access_token, private-token; sig, X-Amz-Signature, AWSAccessKeyId.
 WHOLE = "key|sig|sas|auth|authorization|jwt|pass|pwd|code|session|sid"
 WITHIN = "token(?!iz)|secret|passw|passphrase|credential|signature|session[-_]?id|(?:api|access|private)[-_]?key"
-NAME = "[^=&;#?]{0,64}"  # bounded, as a row's text may be built to be slow to search
+NAME = "[^=&;#?]{0,64}"  # bounded: the text of a row could be made to be slow to search
 PARAMETER = re.compile(rf"(?i)([?&;#](?:{WHOLE}|{NAME}(?:{WITHIN}){NAME})=)[^&;#]+")
 
 # Controls, format characters (bidirectional overrides, invisible ones), halves of surrogate pairs, line separators.
@@ -24,7 +23,7 @@ ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def masked(value: Any) -> Any:
-    """A text without its credentials; anything else as it is."""
+    """A text with its credentials masked; any other value unchanged."""
     if not isinstance(value, str):
         return value
     value = CREDENTIALS.sub(r"\1***@", value)
@@ -32,8 +31,8 @@ def masked(value: Any) -> Any:
 
 
 def printable(text: str, keep: str = "\n") -> str:
-    """Without credentials, and without characters by which a passage could write over the terminal, turn the order of
-    what stands around it, or hide. keep: those of them that stay."""
+    """The text without credentials, and without characters by which a passage could overwrite the terminal, reverse the
+    text around it, or hide. keep: such characters to keep."""
     text = masked(text)
     if text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend: what was found, what was expected, what to do."""
+"""The exception for mistakes that a user can fix: what was found, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ class UserError(Exception):
     def __init__(self, message: str, *, found: object = None, expected: object = None, fix: str | None = None):
         self.message, self.found, self.expected, self.fix = message, found, expected, fix
         fields = {"": message, "  found:    ": found, "  expected: ": expected, "  to mend:  ": fix}
-        # Lines within a field are indented: what it quotes of a file cannot look like a message of its own.
+        # Further lines of a field are indented, so that text quoted from a file cannot look like a message of ours.
         super().__init__("\n".join(b + BEGUN.sub("    ", str(text)) for b, text in fields.items() if text is not None))
 
 
 class LaunchError(UserError):
-    """How this process was started. Each tells of it itself: which of them is the first is not known."""
+    """A mistake in how this process was started. Every process prints it: it is not known which one is rank 0."""
 
 
 class RunError(UserError):
-    """What ends a run that was rightly begun, and that the user may be able to mend."""
+    """An error that ends a correctly started run, and that the user may be able to fix."""
 
     code = 1
 
 
 class RankError(RunError):
-    """What one rank has met and the others may not have: it tells of it itself."""
+    """An error that only this rank may have met, so it prints the message itself."""
 
 
 class PlaceError(RankError):
-    """A path that cannot be used, by this rank at least."""
+    """A path that this rank cannot use."""
 
     code = 2
 
 
 def not_written(what: str, error: object, where: object, fix: str) -> RunError:
-    """The error for what found no room, or no disk that takes it."""
+    """The error for data that could not be written: the disk is full or broken."""
     return RunError(f"{what} could not be saved", found=error, expected=f"room in {where}", fix=fix)
 
 

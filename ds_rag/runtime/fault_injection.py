@@ -1,6 +1,7 @@
-"""Places where a test may break a run. Inert unless DS_RAG_FAULT says so.
+"""Places where a test may inject a fault. Does nothing unless DS_RAG_FAULT is set.
 
-DS_RAG_FAULT=point:rank:action[:times]     several with commas; the action happens at the times-th passing (1)
+DS_RAG_FAULT=point:rank:action[:times]     several with commas; the action happens the times-th time the point is passed
+(1)
 
 kill   SIGKILL to this process        term, usr1, hup, int   that signal to it
 stop   SIGSTOP: it hangs              full         the error of a full disk

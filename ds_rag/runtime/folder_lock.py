@@ -1,9 +1,9 @@
-"""One job at a time in a run's folder, `RUN/lock`, and at an index, `INDEX.ds_rag-lock`: held by `flock` for the life
-of the process, or until it lets go.
+"""One job at a time in a run's folder (`RUN/lock`) and at an index (`INDEX.ds_rag-lock`): a lock file held by `flock`
+until the process ends or releases it.
 
-The kernel lets go of it when the process ends, however it ends: a file that a dead one left behind keeps nobody out.
-The file tells who holds it. It is no protection where a file system has no locks between hosts (some mounts of Lustre):
-there the run goes on without one.
+The kernel releases the lock when the process ends in any way, so a file left behind by a dead process locks nobody out.
+The file says who holds the lock. File systems without locks between hosts (some mounts of Lustre) give no protection;
+there the run continues without a lock.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pathlib import Path
 from ds_rag.runtime.errors import UserError
 
 FILE = "lock"
-BESIDE = ".ds_rag-lock"  # after the name of a folder that will be replaced, and so cannot have its lock inside
-MOST_BYTES = 4096  # of what a lock file says
+BESIDE = ".ds_rag-lock"  # suffix for the lock of a folder that will be replaced, and so cannot have the lock inside
+MOST_BYTES = 4096  # most bytes to read of a lock file
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 _held: dict[str, int] = {}  # path of the file -> descriptor
 
 
 def hold(folder: Path) -> bool:
-    """From now on this process holds `folder`, which is there. False where the file system has no locks.
+    """Locks `folder`, which must exist, for this process. False where the file system has no locks.
 
     Raises UserError, which names the holder, where another process does, and where `lock` is no such file.
     """
@@ -38,18 +38,19 @@ def hold(folder: Path) -> bool:
 
 
 def holding(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """The same inside a block."""
+    """Holds the lock of `folder` inside a block."""
     return inside(folder.resolve() / FILE, folder)
 
 
 def holding_place(place: Path) -> contextlib.AbstractContextManager[None]:
-    """The same for a folder that is written beside `place` and then put there; its parent is there."""
+    """Holds the lock, inside a block, for a folder that is written beside `place` and then moved there. The parent must
+    exist."""
     return inside(place.with_name(place.name + BESIDE), place)
 
 
 @contextlib.contextmanager
 def inside(file: Path, what: Path) -> Iterator[None]:
-    """A process that held it before goes on holding it."""
+    """Holds the lock inside the block; a process that held it before still holds it afterwards."""
     before = str(file) in _held
     take(file, what)
     try:
@@ -74,7 +75,7 @@ def take(file: Path, what: Path) -> bool:
             raise taken(what, file) from None
         if still_there(path, descriptor):
             break
-        os.close(descriptor)  # its holder ended, and took the file along, between the two calls
+        os.close(descriptor)  # between the two calls the holder ended and removed the file
     if not is_ours(os.read(descriptor, MOST_BYTES)):
         os.close(descriptor)
         raise UserError(
@@ -88,7 +89,7 @@ def take(file: Path, what: Path) -> bool:
 
 
 def is_ours(content: bytes) -> bool:
-    """Did a process leave this that held the file? One that was killed at once left it empty."""
+    """Is this the content of a lock file of ours? Empty: the process was killed before it wrote."""
     try:
         return not content or {"host", "pid"} <= set(json.loads(content))
     except (ValueError, TypeError):
@@ -96,7 +97,7 @@ def is_ours(content: bytes) -> bool:
 
 
 def let_go(path: str, pid: int) -> None:
-    """Removes the file and the lock; a forked process leaves its parent's alone."""
+    """Removes the file and the lock; a forked process does not remove those of its parent."""
     if pid != os.getpid() or path not in _held:
         return
     descriptor = _held.pop(path)
@@ -107,7 +108,7 @@ def let_go(path: str, pid: int) -> None:
 
 
 def release(folder: Path) -> None:
-    """Before the process ends."""
+    """Releases the lock of `folder` before the process ends."""
     let_go(str(folder.resolve() / FILE), os.getpid())
 
 
@@ -119,7 +120,7 @@ def open_file(path: str) -> int:
 
 
 def still_there(path: str, descriptor: int) -> bool:
-    """Does the path still lead to the open file?"""
+    """Is the file at `path` still the open one?"""
     try:
         found, own = os.stat(path), os.fstat(descriptor)
     except OSError:
@@ -138,7 +139,7 @@ def taken(what: Path, file: Path) -> UserError:
         who = json.loads(file.read_text(encoding="utf-8"))
         job = f", job {who['job']}" if who["job"] else ""
         holder = f"process {who['pid']} on {who['host']}{job}, since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+    except (OSError, ValueError, KeyError, TypeError):  # it is being written at this moment
         holder = "a process that has not given its name yet"
     return UserError(
         f"{what}: another job works in this folder",

@@ -1,7 +1,7 @@
-"""The files of a run's folder, as they are opened: one place, one kind of error. It says which file, what was found
-and what to do; keys of a newer version are named as such.
+"""Opens the JSON files of a run's folder. All errors are of one kind, which says which file, what was found and what to
+do; keys of a newer version are reported as such.
 
-Used for the models' own small files too (settings, adapters), and for what describes checkpoints and indexes.
+Also used for small files of models (settings, adapters), and for the manifests of checkpoints and indexes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.own_files import FOLDERS
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
-VERSION = "ds_rag"  # key: what wrote the file
+VERSION = "ds_rag"  # key: the version that wrote the file
 AGAIN = "the training's own command with --resume auto leaves models, figures and configuration again"
 FILES = [CONFIG, RESULTS, METRICS, "manifest.json", "report.html", "exit.json", "STOP", "lock", "run.log"]
 FILES += ["checkpoints/LATEST"]
@@ -26,7 +26,7 @@ Record = TypeVar("Record")
 
 
 def check_kinds(run: Path) -> None:
-    """Raises UserError where a folder stands in a file's place, or the other way round."""
+    """Raises UserError where there is a folder in place of a file, or the reverse."""
     for names, is_kind, kind in ((FOLDERS, Path.is_dir, "a folder"), (FILES, Path.is_file, "a file")):
         for name in names:
             path = run / name
@@ -36,7 +36,7 @@ def check_kinds(run: Path) -> None:
 
 
 def read_text(file: Path, fix: str | None = None) -> str:
-    """Raises UserError for a file that is not there, cannot be read, or is not UTF-8."""
+    """The text of a file. Raises UserError for a file that does not exist, cannot be read, or is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -47,7 +47,7 @@ def read_text(file: Path, fix: str | None = None) -> str:
 
 
 def read_json(file: Path, kind: type[Record], fix: str | None = None) -> Record:
-    """What the file holds. Raises UserError where that is not JSON, or no `kind` (dict, list)."""
+    """The content of a JSON file. Raises UserError if it is not JSON, or not a `kind` (dict, list)."""
     text = read_text(file, fix)
     try:
         value = json.loads(text)
@@ -67,8 +67,8 @@ def name_of(kind: type) -> str:
 def record(
     cls: Callable[..., Record], values: dict[str, Any], file: Path, by: object, fix: str | None = None
 ) -> Record:
-    """The dataclass `cls` of what a file says. by: the version that wrote it, where known. Raises UserError for keys
-    that are not its fields, values of another type, and missing keys without a default."""
+    """The dataclass `cls` made from the values in a file. by: the version that wrote it, if known. Raises UserError for
+    keys that are not its fields, values of another type, and missing keys without a default."""
     every = fields(cls)  # type: ignore[arg-type]
     check_known(values, [f.name for f in every], file, by)
     hints = get_type_hints(cls)
@@ -82,7 +82,7 @@ def record(
 
 
 def check_known(values: dict[str, Any], known: Collection[str], file: Path, by: object) -> None:
-    """Raises UserError for further keys: they would not be heeded."""
+    """Raises UserError for unknown keys: they would be ignored."""
     unknown = sorted(set(values) - set(known))
     if not unknown:
         return
@@ -96,13 +96,13 @@ def check_known(values: dict[str, Any], known: Collection[str], file: Path, by: 
 
 
 def version_in(facts: dict[str, Any]) -> object:
-    """The version that wrote a checkpoint, by its manifest; None where that does not say."""
+    """The version that wrote a checkpoint, from its manifest; None if it is not given."""
     versions = facts.get("versions")
     return versions.get("ds_rag") if isinstance(versions, dict) else None
 
 
 def is_newer(version: object) -> bool:
-    """Than this one."""
+    """Is this version newer than the running one?"""
 
     def parts(text: object) -> list[int]:
         return [int(p) for p in str(text).split("+")[0].split(".") if p.isdigit()]
@@ -111,7 +111,7 @@ def is_newer(version: object) -> bool:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Is a value from JSON of this type? A whole number is a float too, and true is no number."""
+    """Does a value from JSON have this type? A whole number is a float too; true is not a number."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in get_args(hint))

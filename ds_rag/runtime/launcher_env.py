@@ -1,7 +1,7 @@
-"""What the launcher told this process: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+"""The environment variables of the launcher: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
 torchrun and the `deepspeed` launcher set them. Under Slurm's `srun` they are read from SLURM_*, and without any of
-these this process is the world. No torch here: the command line asks for its rank before it loads the libraries.
+these the world is this one process. Imports no torch: the command line needs its rank before it loads the libraries.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Mapping
 
 from ds_rag.runtime.errors import LaunchError, UserError
 
-# The variables that are numbers, and the least value of each.
+# The variables that are numbers, with the least value of each.
 NUMBERS = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 1, "LOCAL_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 1}
 FILES, FILES_PER_RANK = 64, 8  # open at once: 35 were seen in a process alone; ranks have connections to each other
-COMFORT = 4096  # what the limit is raised to where that is allowed
+COMFORT = 4096  # the limit is raised to this where allowed
 PORTS = range(20000, 32000)  # services are below, the ports that outgoing connections take begin at 32768
 
 
 def set_launch_defaults() -> None:
     """Fills in what a launcher would have set, so that plain `python launch/train.py` is a world of one.
 
-    A world of one meets nobody: an address in its environment, as in a batch job's, is for others to meet at.
+    A world of one needs no address: one in its environment, as in a batch job, is for other processes.
     """
     adopt_srun()
     given = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
@@ -38,8 +38,8 @@ def set_launch_defaults() -> None:
 
 
 def check_launch(env: Mapping[str, str]) -> None:
-    """Raises LaunchError where these variables are no numbers, or contradict each other. To be called before any of
-    them is read."""
+    """Raises LaunchError if these variables are not numbers, or contradict each other. To be called before any of them
+    is used."""
     number, wrong = {}, []
     for name, least in NUMBERS.items():
         if name in env and re.fullmatch("[0-9]{1,9}", env[name]) and int(env[name]) >= least:
@@ -72,8 +72,8 @@ def check_launch(env: Mapping[str, str]) -> None:
 
 
 def allow_open_files(env: Mapping[str, str]) -> None:
-    """Raises the soft limit on open files as far as the hard one allows. Raises UserError where that is too few: what
-    comes of it later is seldom told as such."""
+    """Raises the soft limit on open files as far as the hard limit allows. Raises UserError if that is too low: the
+    later errors seldom name the cause."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < COMFORT:
         soft = COMFORT if hard == resource.RLIM_INFINITY else max(soft, min(COMFORT, hard))
@@ -89,18 +89,18 @@ def allow_open_files(env: Mapping[str, str]) -> None:
 
 
 def adopt_srun() -> None:
-    """One of several tasks of `srun` becomes a rank. Raises UserError where they have no address to meet at."""
+    """Makes one of several tasks of `srun` a rank. Raises UserError if the tasks have no address at which to meet."""
     try:
         ranks = from_srun(os.environ)
     except (KeyError, ValueError, IndexError) as error:
         raise LaunchError("Slurm's variables of this step are not whole", found=repr(error), fix="srun ...") from None
-    os.environ.update(ranks)  # first: of the ranks that meet a mistake one speaks
+    os.environ.update(ranks)  # first, so that only one of the ranks reports a mistake
     if ranks:
         os.environ.update(meeting_point(os.environ))
 
 
 def from_srun(env: Mapping[str, str]) -> dict[str, str]:
-    """The ranks that torchrun would have set, for one of several tasks that `srun` started; else nothing.
+    """The variables that torchrun would have set, for one of several tasks that `srun` started; else empty.
 
     Only a step has several ranks. A batch script's own shell also has SLURM_PROCID (0) and SLURM_NTASKS (the job's),
     and a shell of salloc has SLURM_NTASKS, but neither is in a step: they have no SLURM_STEP_ID. A job submitted from
@@ -118,8 +118,8 @@ def from_srun(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def meeting_point(env: Mapping[str, str]) -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT of a step's ranks, where launch/slurm/common.sh has not set them. Only of one node
-    is the address known here. Raises UserError."""
+    """MASTER_ADDR and MASTER_PORT for the ranks of a step, if launch/slurm/common.sh has not set them. The address is
+    known here only for a single node. Raises UserError."""
     found = {}
     if "MASTER_ADDR" not in env:
         if env["LOCAL_WORLD_SIZE"] != env["WORLD_SIZE"]:
@@ -136,7 +136,7 @@ def meeting_point(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Slurm's short form written out: '2(x3),1' is [2, 2, 2, 1]."""
+    """Expands Slurm's short form: '2(x3),1' is [2, 2, 2, 1]."""
     found: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         found += [int(count)] * int(times or 1)
@@ -144,5 +144,6 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def port_of_job(job: int) -> int:
-    """The same on every rank and after a requeue, another for the jobs beside it; launch/slurm/common.sh has it too."""
+    """A port that is the same on every rank and after a requeue, and differs between jobs; launch/slurm/common.sh
+    computes the same."""
     return PORTS[job % len(PORTS)]

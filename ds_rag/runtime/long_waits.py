@@ -1,7 +1,7 @@
-"""Long work of one rank while the others wait for it: they meet every few seconds meanwhile.
+"""Long work of one rank while the others wait: all ranks meet every few seconds.
 
-So no collective outlasts `--collective_timeout`, however long the work takes; each meeting is a sign of life, and a
-wish to stop is heard at it.
+So no collective exceeds `--collective_timeout`, however long the work takes. Each meeting is a sign of life, and a
+request to stop is noticed there.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from ds_rag.runtime.background import Background, Cancelled
 from ds_rag.runtime.errors import RunError
 
 T = TypeVar("T")
-Pause = Callable[[], None]  # called between two parts of the work; raises to end it
+Pause = Callable[[], None]  # called between two parts of the work; may raise to end it
 
 
 def together(work: Callable[[Pause], T], what: str) -> T:
-    """What this rank's `work` gives, once every rank's is done. All ranks call it together; it uses no collective.
+    """The result of this rank's `work`, once that of every rank is done. To be called on all ranks; `work` must use no
+    collective.
 
-    It runs in a thread of its own, or, in one process alone, where it is called. Raises on all ranks where one failed:
-    its own error there, RunError elsewhere. Raises Stopped on all where one was asked to stop: then the work ends at
-    its next pause, which is waited for.
+    `work` runs in a thread, or, with one process, in the calling thread. If one rank fails, it raises its own error
+    there, and RunError on the others. If one rank was asked to stop, it raises Stopped on all, after the work has ended
+    at its next pause.
     """
     if collectives.world() == 1:
         return work(stop_signals.safe_place)
@@ -46,10 +47,10 @@ def together(work: Callable[[Pause], T], what: str) -> T:
 
 
 def meet(job: Background, what: str, seconds: float) -> bool:
-    """One meeting, a small reduction: does any rank's job still run? Each comes when its own is done, or after so many
-    seconds. Raises as `together`."""
+    """One meeting, a small reduction: is the job of any rank still running? A rank joins when its own is done, or after
+    that many seconds. Raises as `together`."""
     job.join(seconds)
-    running, error = job.running, job.error  # in this order: one that does not run has all its error
+    running, error = job.running, job.error  # in this order: once it is not running, its error is set
     found = collectives.all_max({"running": float(running), "failed": float(error is not None)}, collectives.device())
     if error is not None:
         raise error

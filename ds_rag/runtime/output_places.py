@@ -1,6 +1,6 @@
-"""Where a command writes: looked at before the work begins, and written so that what is there is not lost by half.
+"""The places where a command writes: checked before the work begins, and written so that a file is either old or new.
 
-A place is a path with its links followed: a link stays, and what it leads to is written.
+A place is a path with links resolved: a link stays, and its target is written.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import IO, Any
 from ds_rag.runtime.errors import PlaceError, UserError
 from ds_rag.runtime.whole_files import replacing
 
-NAME_MAX, PATH_MAX = 255, 4095  # bytes of a name and of a path that Linux's file systems take
-BESIDE = 48  # bytes that a name beside a folder has more, as it is written: NAME.tmp-old-(32 digits)
-STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # names of what is open already, which must not be replaced by a file
+NAME_MAX, PATH_MAX = 255, 4095  # most bytes of a name and of a path on Linux
+BESIDE = 48  # bytes that the temporary name of a folder has more: NAME.tmp-old-(32 digits)
+STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # open streams, which must not be replaced by a file
 PERMISSIONS = "its permissions, or another path (ls -ld on each folder of the way says whose they are)"
-NO_WAY = {  # errors of a path that is wrong, rather than of a disk: what they mean, and what to do
+NO_WAY = {  # errors of a wrong path, not of a disk: their meaning, and what to do
     errno.EACCES: ("no permission", PERMISSIONS),
     errno.EPERM: ("no permission", PERMISSIONS),
     errno.ENOTDIR: ("it lies below a file", "another path, or move that file"),
@@ -47,7 +47,8 @@ def no_way(error: OSError, flag: str = "") -> PlaceError:
 
 
 def place_of(path: str | Path, flag: str) -> Path:
-    """Where `path` leads, absolute. Raises UserError for none, and for a link to where nothing can be made."""
+    """The absolute path with links resolved. Raises UserError for an empty path, and for a link to a place where
+    nothing can be created."""
     if not str(path) or "\0" in str(path):
         raise UserError(f"{flag}: no path", found=repr(str(path)), expected="a path")
     place = Path(os.path.realpath(path))
@@ -63,10 +64,11 @@ def place_of(path: str | Path, flag: str) -> Path:
 
 
 def check_place(path: str | Path, flag: str, beside: int = BESIDE) -> Path:
-    """`path`'s place, where this process may make or replace a file or a folder; it is tried, and nothing is left.
+    """The place of `path`, after trying that this process may create or replace a file or folder there; nothing is left
+    behind.
 
-    beside: bytes that its name grows by while it is written. Raises UserError: below a file, too long, no permission, a
-    file system that is read-only.
+    beside: bytes that the temporary name has more. Raises UserError: below a file, too long, no permission, a file
+    system that is read-only.
     """
     place = place_of(path, flag)
     with telling(flag):
@@ -79,7 +81,7 @@ def check_place(path: str | Path, flag: str, beside: int = BESIDE) -> Path:
         while not os.path.lexists(around):
             around = around.parent
         try:
-            with tempfile.TemporaryFile(dir=around):  # tried, for permission bits alone do not tell
+            with tempfile.TemporaryFile(dir=around):  # permission bits alone do not tell
                 pass
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(around)) from None
@@ -87,7 +89,7 @@ def check_place(path: str | Path, flag: str, beside: int = BESIDE) -> Path:
 
 
 def check_file(path: str | Path, flag: str, replace: bool = True) -> Path:
-    """`check_place` for a file, or a device or a pipe. replace: whether a file that is there may be replaced."""
+    """`check_place` for a file, a device or a pipe. replace: whether an existing file may be replaced."""
     place = place_of(path, flag)
     with telling(flag):
         if is_stream(path):
@@ -103,8 +105,8 @@ def check_file(path: str | Path, flag: str, replace: bool = True) -> Path:
 
 
 def check_json(path: str | None, keys: Collection[str]) -> None:
-    """Before the work, where `--json FILE` will be written. A file that is there is replaced only if a command like
-    this one wrote it: a JSON object that has `keys`. Raises UserError."""
+    """To be called before the work: checks the place of `--json FILE`. An existing file is replaced only if the same
+    command wrote it: a JSON object that has `keys`. Raises UserError."""
     if path is None:
         return
     place = check_file(path, "--json")
@@ -126,7 +128,7 @@ def check_json(path: str | None, keys: Collection[str]) -> None:
 
 
 def write_json(path: str | None, content: dict[str, Any]) -> None:
-    """Where `--json FILE` asks for it."""
+    """Writes the content to `--json FILE`, if the flag was given."""
     if path is not None:
         with writing(Path(path)) as stream:
             stream.write(json.dumps(content, indent=1) + "\n")
@@ -160,13 +162,13 @@ def exists_already(place: Path, flag: str) -> UserError:
 
 
 def is_stream(path: str | Path) -> bool:
-    """Is this a device, a pipe, or what this process has open already?"""
+    """Is this a device, a pipe, or an open stream of this process?"""
     path = Path(path)
     return os.path.abspath(path).startswith(STREAMS) or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def in_its_folder(place: Path) -> bool:
-    """May the file be replaced by one that is written beside it?"""
+    """Can the file be replaced by one written beside it?"""
     return may(place.parent, os.W_OK | os.X_OK)
 
 
@@ -180,32 +182,33 @@ def telling(flag: str) -> Iterator[None]:
 
 
 def check_readable(folder: Path, flag: str) -> None:
-    """A model folder's files may be read: of those that may not, libraries say that they are missing, or worse. Raises
-    UserError."""
+    """Raises UserError unless all files of a model folder may be read: libraries report unreadable files as missing, or
+    worse."""
     for file in (*folder.glob("*"), *folder.glob("*/*")):
         check_access(file, os.R_OK, flag)
 
 
 def check_access(path: Path, mode: int, flag: str) -> None:
-    """mode: as of os.access; for a folder, of what is in it. Raises UserError."""
+    """Raises UserError unless `path` may be accessed. mode: as for os.access; for a folder it is that of its
+    content."""
     if path.exists() and not may(path, mode | os.X_OK if path.is_dir() else mode):
         raise no_way(PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)), flag)
 
 
 def may(path: Path, mode: int) -> bool:
-    """os.access, as this process would really meet it."""
+    """os.access with the effective user, as in a real access."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def follow_umask(files: Iterable[Path]) -> None:
-    """They get the permissions that new files have: safetensors writes its own for the owner alone."""
+    """Gives files the permissions of new files: safetensors makes its files readable for the owner only."""
     mode = 0o666 & ~umask()
     for file in files:
         file.chmod(mode)
 
 
 def umask() -> int:
-    """Of this process. The call that tells it also sets it, for all threads: so it is read elsewhere."""
+    """The umask of this process. os.umask would set it too, for all threads, so it is read from /proc."""
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("Umask:")), 8)

@@ -1,6 +1,6 @@
-"""The names by which ds_rag knows its own files again. What has none of these is the user's and is never removed.
+"""The names by which ds_rag recognises its own files. All other files are the user's and are never removed.
 
-A table for each kind of folder, of paths below it. Who writes a new file into one adds its name here.
+One table of relative paths for each kind of folder. To write a new file into one, add its name here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RUN = "|".join(
 
 
 def strangers(folder: Path, names: str) -> list[str]:
-    """Files, and links, at or below `folder` that are not of its table, as paths below it. A link is not followed."""
+    """Relative paths of files and links in `folder` that are not in the table `names`. Links are not followed."""
     known, found = re.compile(names), []
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
@@ -52,5 +52,5 @@ def strangers(folder: Path, names: str) -> list[str]:
 
 
 def listed(paths: list[str], most: int = 5) -> str:
-    """The first of them in a line."""
+    """The first of the paths in one line."""
     return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")

@@ -1,4 +1,4 @@
-"""What random numbers are drawn from: saved to resume a run, replayed to run a forward pass again."""
+"""States of the random number generators: saved to resume a run, and restored to repeat a forward pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def random_states() -> dict[str, torch.Tensor]:
-    """The states of the CPU's generator and of this rank's GPU's."""
+    """The states of the random number generators of the CPU and of this rank's GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()

@@ -1,5 +1,5 @@
-"""The ranks' meeting at MASTER_ADDR and MASTER_PORT, ahead of torch's own, which waits without a word, deaf to signals:
-here who is missing is named, the wait can be ended at any time, and a port that is taken is an error at once.
+"""Ranks meet at MASTER_ADDR and MASTER_PORT before torch's own rendezvous, which waits silently and ignores signals.
+Here missing ranks are named, the wait can be interrupted at any time, and a port in use is an error at once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.distributed import DistError, TCPStore
 
 from ds_rag.runtime.errors import RankError
 
-TOLD_AFTER = 20.0  # seconds; ranks that were started together are there before
+TOLD_AFTER = 20.0  # seconds; ranks started together arrive sooner
 PAUSE = 0.1
-REPLY = 30.0  # seconds that whoever listens at the address may take to answer
+REPLY = 30.0  # seconds in which a server at the address must answer
 KEY = "ds_rag/here"
 FIX = "start all ranks, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE and each its own RANK; torchrun does"
 
@@ -27,8 +27,8 @@ def say_on_standard_error(text: str) -> None:
 
 
 class Meeting:
-    """This rank's place in it. say: told what is waited for, where that takes long; look: called again and again
-    meanwhile, and may raise to end it."""
+    """The meeting from this rank's side. say: called with what it waits for, if that takes long; look: called
+    repeatedly while waiting, and may raise to end the wait."""
 
     def __init__(self, minutes: float, say: Callable[[str], None], look: Callable[[], None]):
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -38,21 +38,21 @@ class Meeting:
         self.absent = "rank 0, which listens there"
 
     def wait(self) -> TCPStore:
-        """Until all ranks are there. The store is to be kept until the process group is made: torch's own has the same
+        """Waits for all ranks. Keep the returned store until the process group exists: torch's own store uses the same
         server. Raises RankError."""
         store = self.store()
         if store.add(f"{KEY}/{self.rank}", 1) > 1:
             raise RankError(f"two processes are rank {self.rank} of {self.world}", found=self.address, fix=FIX)
         store.add(KEY, 1)
         while (count := store.add(KEY, 0)) < self.world:
-            if not self.told or self.over:  # only for what is said of them
+            if not self.told or self.over:  # needed only for the message about missing ranks
                 missing = [str(r) for r in range(self.world) if not store.check([f"{KEY}/{r}"])]
                 self.absent = f"rank {', '.join(missing[:20])} ({count} of {self.world} are there)"
             self.pause()
         return store
 
     def store(self) -> TCPStore:
-        """Of rank 0 it is the server; the others wait until it listens."""
+        """The store: rank 0 is its server; the others wait until it listens."""
         listens, limit = self.rank == 0, timedelta(seconds=max(REPLY, 60 * self.minutes))
         while not listens:
             try:
@@ -78,7 +78,7 @@ class Meeting:
         return time.monotonic() - self.began > 60 * self.minutes
 
     def pause(self) -> None:
-        """Raises RankError once it took too long."""
+        """Waits a moment; raises RankError after the time-out."""
         self.look()
         if self.over:
             raise RankError(
@@ -95,7 +95,7 @@ class Meeting:
 
 
 def not_met(error: Exception, address: str) -> RankError:
-    """What to say of a store or a process group that could not be made."""
+    """The error for a store or a process group that could not be created."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "EADDRINUSE" in text or "address already in use" in text.lower():
         return RankError(

@@ -1,5 +1,5 @@
-"""Standard output and error. Their reader may go away (`| head`, a terminal that is closed), their disk be full, they
-may be closed from the start, or of an encoding that cannot say everything: none of this ends the work.
+"""Standard output and error that never fail. Their reader may go away (`| head`, a closed terminal), their disk may be
+full, they may be closed from the start, or have an encoding that lacks characters: none of this ends the work.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any, cast
 
-QUIET = BrokenPipeError  # a reader that has read enough is no trouble worth a word
+QUIET = BrokenPipeError  # a reader that has read enough is not reported
 
 
 class Terminal:
-    """A text stream that never raises: after its first failure it is silent. Anything but writing is the stream's own.
+    """A text stream whose writes never raise: after the first failure it writes nothing. Other methods are those of the
+    stream.
 
-    told: called once with that failure.
+    told: called once, with the first failure.
     """
 
     def __init__(self, stream: IO[str], told: Callable[[Exception], None] = lambda error: None):
@@ -48,12 +49,12 @@ class Terminal:
             return
         try:
             work(*args)
-        except BlockingIOError:  # only slow: what it did not take comes with the next line
+        except BlockingIOError:  # only slow: the rest is written with the next line
             pass
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self.failure = error
             with suppress(OSError, ValueError):
-                point_nowhere(self.stream.fileno())  # or what is still kept would fail again at the process's end
+                point_nowhere(self.stream.fileno())  # otherwise buffered text would fail again when the process ends
             self.told(error)
 
     def __getattr__(self, name: str) -> Any:
@@ -61,15 +62,15 @@ class Terminal:
 
 
 def guarded(stream: IO[str] | None, told: Callable[[Exception], None] = lambda error: None) -> IO[str]:
-    """The stream as a Terminal; one that is a Terminal already, as it is. None, which Python has for one closed
-    at the start, is a stream to nowhere."""
+    """The stream as a Terminal, or unchanged if it is one. None, which Python uses for a stream closed at the start,
+    becomes a stream that discards everything."""
     if isinstance(stream, Terminal):
         return cast(IO[str], stream)
     return cast(IO[str], Terminal(stream or open(os.devnull, "w", encoding="utf-8"), told))
 
 
 def point_nowhere(descriptor: int) -> None:
-    """What is written there from now on is dropped."""
+    """Discards everything written to the descriptor from now on."""
     null = os.open(os.devnull, os.O_RDWR)
     if null == descriptor:
         os.set_inheritable(null, True)
@@ -79,8 +80,8 @@ def point_nowhere(descriptor: int) -> None:
 
 
 def guard_standard_streams() -> None:
-    """To be called before any file is opened: one that gets the number of a closed standard stream would be written
-    into by whoever writes to that stream."""
+    """To be called before any file is opened: a file that gets the number of a closed standard stream would receive
+    what is written to that stream."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -92,7 +93,8 @@ def guard_standard_streams() -> None:
 
 
 def read_utf8() -> None:
-    """What libraries open as text without naming an encoding, their own files among it, is UTF-8 in every locale."""
+    """Makes UTF-8 the default encoding in every locale, for libraries that open text files without naming an
+    encoding."""
     if locale.getencoding().lower().replace("-", "") == "utf8":
         return
     for name in ("C.UTF-8", "en_US.UTF-8"):
@@ -107,6 +109,7 @@ def say_on_standard_error(error: Exception) -> None:
 
 
 def flush_standard_streams() -> None:
-    """At the end, while a failure can still be met: later it would change the process's exit code."""
+    """To be called at the end, while a failure can still be handled: later it would change the exit code of the
+    process."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

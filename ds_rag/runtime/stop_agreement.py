@@ -1,7 +1,8 @@
-"""Ranks agree to stop: at places that all of them pass together each says whether it was asked to, and all heed one.
+"""Ranks agree to stop: at places that all ranks pass together, each says whether it was asked to stop; if one was, all
+stop.
 
-Beside it, what becomes of ranks that wait in vain: every such place is a sign of life, and where none comes for long
-the stacks of all threads are written down.
+Also reports ranks that hang: each such place is a sign of life, and after a long time without one the stacks of all
+threads are written to a file.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ LOST = ("timed out", "connection closed", "connection reset", "socket", "gloo", 
 
 
 def meet(run: Path, minutes: float, console: Console) -> torch.device:
-    """Joins the other ranks; this rank's device. Raises Stopped on a rank that is asked to while it waits for them, and
-    RankError where they do not come."""
+    """Joins the other ranks and returns this rank's device. Raises Stopped if asked to stop while waiting, and
+    RankError if they do not come."""
     say = console.say if console.speaks else collectives.say_on_standard_error
     try:
         device = collectives.start(minutes, say=say, look=lambda: stop_signals.raise_if_asked(run))
@@ -35,9 +36,10 @@ def meet(run: Path, minutes: float, console: Console) -> torch.device:
 
 
 class Halt:
-    """`check` is the safe place. operation: what is being done, for who reads of its end.
+    """`check` is the safe place to stop. operation: what the run is doing, for messages about its end.
 
-    seconds: without a sign of life for so long, RUN/stacks-rankR.txt says where each thread is; again and again.
+    seconds: after so long without a sign of life, the stack of each thread is written to RUN/stacks-rankR.txt,
+    repeatedly.
     """
 
     def __init__(self, folder: Path, device: torch.device, seconds: float):
@@ -47,13 +49,13 @@ class Halt:
         self.begin("start")
 
     def begin(self, operation: str) -> None:
-        """A sign of life, and the name of what comes now."""
+        """Gives a sign of life, and names the next operation."""
         self.operation = operation
         faulthandler.cancel_dump_traceback_later()
         faulthandler.dump_traceback_later(self.seconds, repeat=True, file=self.stacks)
 
     def asked(self) -> bool:
-        """Has any rank been asked to stop? A collective; `reason` then says by what."""
+        """Has any rank been asked to stop? A collective; `reason` then says how."""
         mine = stop_signals.wish(self.folder)
         if not collectives.all_max({"stop": float(mine is not None)}, self.device)["stop"]:
             return False
@@ -62,7 +64,7 @@ class Halt:
         return True
 
     def check(self) -> None:
-        """Raises Stopped on all ranks, if any was asked to. A collective."""
+        """Raises Stopped on all ranks if any was asked to stop. A collective."""
         self.begin(self.operation)
         if self.asked():
             raise Stopped(self.reason)
@@ -71,7 +73,7 @@ class Halt:
         return lost(error, self.operation, self.folder)
 
     def close(self) -> None:
-        """Nothing is watched any more; a file without stacks goes."""
+        """Stops watching, and removes the file if it has no stacks."""
         faulthandler.cancel_dump_traceback_later()
         self.stacks.close()
         path = Path(self.stacks.name)
@@ -80,8 +82,8 @@ class Halt:
 
 
 def lost(error: RuntimeError, operation: str, run: Path | None = None) -> RankError | None:
-    """What to say of a collective that did not come to its end, or None if `error` is another. run: its folder, of a
-    training."""
+    """The error for a collective that did not finish, or None if `error` is a different one. run: the folder of a
+    training run."""
     if not any(word in str(error).lower() for word in LOST) or collectives.world() == 1:
         return None
     logs = f"{run}/run*.log and stacks-rank*.txt say what the others did; --resume auto goes on"
@@ -95,7 +97,7 @@ def lost(error: RuntimeError, operation: str, run: Path | None = None) -> RankEr
 
 @contextmanager
 def naming(operation: str) -> Iterator[None]:
-    """For ranks without a run's folder: who waits in vain says what for. Raises RankError."""
+    """For commands without a run's folder: a time-out inside the block names the operation. Raises RankError."""
     now = [operation]
     stop_signals.agree_by(None, lambda name: now.append(name))
     try:

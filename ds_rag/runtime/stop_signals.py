@@ -1,7 +1,9 @@
-"""Being asked to stop: signals, a file, a launcher that is gone. No torch: handlers are set before the heavy imports.
+"""Requests to stop: signals, a file, the end of the launcher. Imports no torch, so that handlers are set before the
+slow imports.
 
-A handler only notes the wish, for ranks get their signals at different times, and a collective in a handler would
-meet another rank's training step. Where ranks are in step they ask each other (`dist`), and all stop at one place.
+A handler only records the request: ranks get signals at different times, and a collective inside a handler would
+collide with the training step of another rank. At places that all ranks pass together they ask each other
+(stop_agreement.py), and all stop at the same place.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 from ds_rag.runtime.whole_files import PARTIAL, write_whole
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-STOP_FILE = "STOP"  # in the run's folder
+STOP_FILE = "STOP"  # a file in the run's folder
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 EXIT_FILE = "exit.json"
 _wish: str | None = None
@@ -32,12 +34,13 @@ class Stopped(Exception):
 
 
 def watch() -> None:
-    """From now on a signal is a wish to stop at the next place where it is safe. Further ones change nothing.
+    """From now on a signal is a request to stop at the next safe place. Further signals change nothing.
 
-    A hang-up that is ignored already (`nohup`) stays so, but not under torchrun: it ends its ranks at one all the same.
+    A SIGHUP that is ignored already (`nohup`) stays ignored, except under torchrun, which ends its ranks at a SIGHUP
+    anyway.
     """
     global _wish, _launchers
-    # Of a process that no launcher started, the parent is a shell, whose end means nothing (nohup).
+    # Without a launcher the parent is a shell, whose end means nothing (nohup).
     _wish, _launchers = None, launchers() if "LOCAL_RANK" in os.environ else []
 
     def note(number: int, frame: Any) -> None:
@@ -51,20 +54,21 @@ def watch() -> None:
 
 
 def agree_by(check: Callable[[], None] | None, name: Callable[[str], None] | None = None) -> None:
-    """What `safe_place` and `phase` do from now on: the ranks' agreement and their sign of life (halting.py), or
+    """Sets what `safe_place` and `phase` do: the agreement of the ranks and their sign of life (stop_agreement.py), or
     nothing."""
     global _agreement, _name
     _agreement, _name = check, name
 
 
 def safe_place() -> None:
-    """To be called where all ranks pass together and nothing is half done. Raises Stopped on all, if one was asked."""
+    """To be called where all ranks pass together and no work is half done. Raises Stopped on all ranks if one was asked
+    to stop."""
     if _agreement is not None:
         _agreement()
 
 
 def phase(operation: str) -> None:
-    """To be called where all ranks begin something together: a rank that waits in vain from here on says this."""
+    """To be called where all ranks begin an operation together: messages about a time-out from here on name it."""
     if _name is not None:
         _name(operation)
 
@@ -76,8 +80,8 @@ def raise_if_asked(folder: Path) -> None:
 
 
 def wish(folder: Path) -> str | None:
-    """Why this process should stop, or None: a signal, the file STOP in the run's folder, or an end of the launcher,
-    which would leave its ranks behind as orphans."""
+    """The reason why this process should stop, or None: a signal, the file STOP in the run's folder, or the end of the
+    launcher, which would leave its ranks behind as orphans."""
     if _wish:
         return _wish
     if (folder / STOP_FILE).exists():
@@ -87,20 +91,21 @@ def wish(folder: Path) -> str | None:
 
 
 def launchers() -> list[int]:
-    """The processes above this one whose end is a wish to stop: its parent, and of `deepspeed`'s two the upper one,
-    which a signal kills without a word to the lower."""
+    """The processes above this one whose end is a request to stop: its parent, and the upper of the two launchers of
+    `deepspeed`, which a signal kills without the lower one noticing."""
     parent = os.getppid()
     try:
         lower = b"deepspeed.launcher.launch" in Path(f"/proc/{parent}/cmdline").read_bytes()
         status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8") if lower else ""
-    except OSError:  # gone just now, or no such system
+    except OSError:  # it has just ended, or the system has no /proc
         return [parent]
     return [parent, *([int(status.rpartition(")")[2].split()[1])] if status else [])]
 
 
 def adopted(above: list[int]) -> bool:
-    """Was `deepspeed`'s upper launcher gone before this process looked? The lower one imports for seconds before it
-    starts any rank. It is then a child of process 1, but not of its session, as what 1 itself had started would be."""
+    """Had the upper launcher of `deepspeed` ended before this process looked? The lower one imports for seconds before
+    it starts any rank. It is then a child of process 1 but not in its session, unlike processes that process 1 started
+    itself."""
     try:
         return len(above) == 2 and above[1] == 1 and os.getsid(above[0]) != os.getsid(1)
     except OSError:
@@ -108,14 +113,14 @@ def adopted(above: list[int]) -> bool:
 
 
 def leave_word(folder: Path, reason: str, step: int | None) -> None:
-    """`exit.json`: why the run ended before its end, and that it may simply be started again."""
+    """Writes `exit.json`: why the run stopped early, and that it can simply be started again."""
     word: dict[str, Any] = {"reason": reason, "step": step, "requeue": True, "code": EXIT_CODE}
     word["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_whole(folder / EXIT_FILE, json.dumps(word, indent=1) + "\n")
 
 
 def last_word(folder: Path) -> dict[str, Any] | None:
-    """What `leave_word` left, or None."""
+    """The content of `exit.json`, or None."""
     try:
         word = json.loads((folder / EXIT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -124,8 +129,8 @@ def last_word(folder: Path) -> dict[str, Any] | None:
 
 
 def take_back(folder: Path) -> None:
-    """The wish to stop is met: a next start would stop at once. (What cannot be removed, such as a folder of that name,
-    the next start refuses.)"""
+    """Removes the file STOP once the run has stopped: otherwise the next start would stop at once. (What cannot be
+    removed, such as a folder of that name, is refused at the next start.)"""
     with suppress(OSError):
         (folder / STOP_FILE).unlink(missing_ok=True)
 

@@ -42,7 +42,7 @@ class StepOutput:
 
     loss: float
     sums: Counts
-    sign: tuple[int, int] | None = None  # of a value that is not finite, see bad_steps.py
+    sign: tuple[int, int] | None = None  # of a value that is not finite, see non_finite.py
 
 
 class Objective:

@@ -122,7 +122,7 @@ class Embedding:
     def backward(self) -> None:
         """From the leaves' gradients. With a pool of the world every rank has the whole, and sends its share of the
         embeddings' on; the temperature's is the same on all, and the engines take the mean over ranks, so only the
-        shares keep the factor `world` that the objective has put on (see dist.py)."""
+        shares keep the factor `world` that the objective has put on (see collectives.py)."""
         shares = self.batch.shares
         grads = [x.grad if x.grad is not None else torch.zeros_like(x) for x in self.leaves]
         if shares:

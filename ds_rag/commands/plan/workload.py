@@ -1,8 +1,8 @@
 """How many tokens one micro-batch makes each model read, on one rank, and how many (query, key) pairs.
 
 Every text is taken to be at its longest. Symbols: B queries a rank, n passages a row, K candidates a query, W ranks.
-The layout is that of models/prefix.py: each passage once for all queries that read it, then what follows it in each
-cell.
+The layout is that of models/shared_prefix/layout.py: each passage once for all queries that read it, then what follows
+it in each cell.
 """
 
 from __future__ import annotations

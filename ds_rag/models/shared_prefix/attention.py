@@ -1,11 +1,12 @@
-"""Attention over the shared-prefix layout (prefix.py), for every model that takes it from transformers' registry.
+"""Attention over the shared-prefix layout (layout.py), for every model that gets its attention from transformers'
+registry.
 
-A prefix attends to itself; a segment to its prefix and to itself. Neither a mask over the whole row nor a copy of
-the keys for every cell is made. `install` registers this beside the model's own attention, which it leaves to the
-calls that bring no layout (generation, plain sequences).
+A prefix attends to itself; a segment to its prefix and to itself. Neither a mask over the full row nor a copy of the
+keys for every cell is made. `install` registers this attention; calls without a layout (generation, plain sequences)
+still use the model's own.
 
-Two ways to compute the same: `FlashParts` on the CPU (flash_parts.py), and `masked_parts` everywhere, with dropout,
-soft caps and any device (masked_parts.py).
+Two ways to compute the same: `FlashParts` on the CPU (flash_cpu.py), and `masked_parts` everywhere, with dropout,
+soft caps and any device (masked.py).
 
 Shape legend: T tokens of the row, H heads, D dimensions of a head.
 """
@@ -28,7 +29,7 @@ LAYOUT = "shared_prefix"  # the keyword under which a model hands the layout dow
 
 
 def install(lm: Any) -> None:
-    """From now on the model's attention accepts a layout; without one it does what it did."""
+    """Makes the model's attention accept a layout; without one it works as before."""
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
@@ -44,7 +45,7 @@ def install(lm: Any) -> None:
 
 def call(model: Any, cells: SharedCells) -> Any:
     """The last hidden states (T, D) of a base model over the layout."""
-    # A mask of four dimensions is handed down as it is: this one only keeps the model from making its own.
+    # The model passes a mask of four dimensions on unchanged; this one only keeps it from making its own.
     no_mask = torch.zeros(1, 1, 1, 1, device=cells.ids_T.device)
     return model(
         input_ids=cells.ids_T[None],
@@ -65,7 +66,7 @@ def attention(
     own: str,
     **options: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """What transformers calls in every layer: q, k, v (1, H, T, D) -> ((1, T, H, D), None)."""
+    """The function that transformers calls in every layer: q, k, v (1, H, T, D) -> ((1, T, H, D), None)."""
     cells: SharedCells | None = options.pop(LAYOUT, None)
     if cells is None:
         return own_attention(module, own)(module, query, key, value, attention_mask, **options)
@@ -83,7 +84,7 @@ def attention(
 
 
 def wants_masks(lm: Any) -> bool:
-    """Will this model's attention take the masked form, as far as its configuration and device tell?"""
+    """Will this model use the masked form of attention, according to its configuration and device?"""
     config = lm.config.get_text_config()
     names = ("attn_logit_softcapping", "attention_dropout", "attn_pdrop")
     return lm.device.type not in ("cpu", "meta") or any(getattr(config, name, None) for name in names)

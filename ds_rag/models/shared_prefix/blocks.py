@@ -1,4 +1,4 @@
-"""Tensors over the shared-prefix layout (prefix.py), cut into what attends to what.
+"""Tensors over the shared-prefix layout (layout.py), split into groups of tokens that attend to each other.
 
 Shape legend: T tokens of the row, R prefixes of P tokens, G blocks of n segments of S tokens, L = n * S, H heads,
 D dimensions of a head.
@@ -19,17 +19,19 @@ def heads_first(x: torch.Tensor) -> torch.Tensor:
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a pair is allowed, else so low that it does not count: finite, so that a row of them makes no NaN."""
+    """An additive mask: 0 where a pair is allowed, else a large negative number; finite, so that a fully masked row
+    gives no NaN."""
     blocked = max(-1e9, torch.finfo(dtype).min / 2)
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, blocked)
 
 
 class Cut:
-    """prefix, own, before: for each tensor (T, H, D) its part in prefixes to themselves (R, H, P, D), segments to
-    themselves (G * n, H, S, D), and segments to their prefix: (G, H, n * S, D) of queries, (G, H, P, D) of keys.
+    """Splits tensors (T, H, D) for three attentions. prefix: prefixes to themselves, (R, H, P, D). own: segments to
+    themselves, (G * n, H, S, D). before: segments to their prefix, (G, H, n * S, D) for queries and (G, H, P, D) for
+    keys.
 
-    queries: tensors of the query's side. keys: keys and values, whose heads may be fewer: each serves `groups` of the
-    queries'. clean: zeros at padding, as gradients need.
+    queries: tensors on the query side. keys: keys and values, possibly with fewer heads, each serving `groups` query
+    heads. clean: zeros at padding, as gradients need.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Cut:
             part[len(queries) :] = [self.spread(x) for x in part[len(queries) :]]
 
     def spread(self, x_kH: torch.Tensor) -> torch.Tensor:
-        """Every head of keys once for each of the queries' that it serves."""
+        """Repeats every key head for each query head that it serves."""
         return x_kH if self.groups == 1 else x_kH.repeat_interleave(self.groups, dim=1)
 
     def gather(self, x_RHLD: torch.Tensor) -> torch.Tensor:

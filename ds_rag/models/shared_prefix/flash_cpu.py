@@ -1,5 +1,5 @@
-"""Attention over the shared-prefix layout by the CPU's flash kernel: no mask over the row, nothing saved but what
-attention has to save.
+"""Attention over the shared-prefix layout by torch's flash kernel for CPUs: no mask over the full row, and nothing is
+saved for the backward but q, k, v, output and log-sum-exp.
 
 Shape legend: T tokens of the row, P tokens of a prefix, G blocks of n segments of S tokens, H heads, D dimensions of a
 head.
@@ -21,9 +21,9 @@ class FlashParts(torch.autograd.Function):
     themselves, segments to their prefix, segments to themselves.
 
     The last two are one softmax: with their log-sum-exps a, b and c = log(e^a + e^b) the output is
-    e^(a-c) out_a + e^(b-c) out_b. A flash backward needs of the softmax only the output and the log-sum-exp, so each
-    part's backward is given the joint ones and returns its share of the exact gradient (as ring attention does,
-    Liu et al. 2023, arXiv:2310.01889).
+    e^(a-c) out_a + e^(b-c) out_b. The backward of flash attention needs only output and log-sum-exp of the softmax, so
+    each part's backward gets the joint ones and returns its part of the exact gradient (as ring attention does, Liu et
+    al. 2023, arXiv:2310.01889).
     """
 
     @staticmethod
@@ -80,10 +80,10 @@ class FlashParts(torch.autograd.Function):
 
 
 def masks(cells: SharedCells, window: int | None, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:
-    """What to add to the scores of each part, made once for all layers of a kind; None: nothing but causality.
+    """Additive masks for the scores of each part, made once for all layers of a kind; None: only causal.
 
-    prefix (P, P) and own (S, S) are then causal in themselves; before (G, 1, n * S or 1, P) is of segments towards
-    their prefix: its padding, and what lies beyond a sliding window.
+    prefix (P, P) and own (S, S) include causality; before (G, 1, n * S or 1, P) masks the prefix of a segment: its
+    padding, and tokens outside a sliding window.
     """
     P, S = cells.prefixes.length, cells.segments.length
     if window is not None and window >= P + S:

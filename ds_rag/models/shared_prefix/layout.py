@@ -1,9 +1,10 @@
 """The shared-prefix layout: every passage's tokens once, for all the queries that read it.
 
-All tokens of all cells lie in one row without padding: first the prefixes, then the segments (what follows a prefix
-in a cell, less its last token, from which nothing is predicted), segments of one prefix side by side. Position ids go
-on from the prefix in each of its segments, and attention (attention.py) lets a segment see its prefix and itself only.
-The log-probabilities are those of plain sequences; the tokens fall from n (P + S) to P + n S.
+All tokens of all cells are in one row without padding: first the prefixes, then the segments, those of one prefix next
+to each other. A segment is the part of a cell after its prefix, without its last token, from which nothing is
+predicted. Position ids of each segment continue those of its prefix, and attention (attention.py) lets a segment see
+only its prefix and itself. The log-probabilities equal those of plain sequences; n cells of one passage take P + n S
+tokens instead of n (P + S).
 
 Shape legend: T tokens of the row, R prefixes of up to P tokens, G blocks of n segments of up to S tokens, C cells,
 A tokens of the longest target, U distinct (place, next token) pairs, H heads, D dimensions of a head.
@@ -20,18 +21,18 @@ import torch
 
 from ds_rag.data.batch import CellList
 
-BLOCK_SIZES = (1, 2, 4, 8, 16, 32)  # segments that attend to one copy of their prefix's keys, at most
+BLOCK_SIZES = (1, 2, 4, 8, 16, 32)  # choices for the most segments that share one copy of their prefix's keys
 
 
 @dataclass
 class Padding:
-    """How runs of neighbouring tokens are cut into rows of one length, and joined again.
+    """Splits a row of tokens into padded rows of one length, and joins them again.
 
-    take: (tokens, ...) -> (rows, length, ...), put: the way back. Both are views where no row is padded.
+    take: (tokens, ...) -> (rows, length, ...); put: the inverse. Both are views if no row is padded.
     """
 
-    lengths: list[int]  # of each row, padded to the longest
-    index: torch.Tensor  # (rows * length,) token of each place; 0 at padding
+    lengths: list[int]  # tokens of each row; all are padded to the longest
+    index: torch.Tensor  # (rows * length,) number of the token at each place; 0 at padding
     inverse: torch.Tensor  # (tokens,) place of each token
     holes: torch.Tensor  # places of padding
 
@@ -45,11 +46,11 @@ class Padding:
 
     @property
     def full(self) -> bool:
-        """No row is padded."""
+        """True if no row is padded."""
         return len(self.index) == len(self.inverse)
 
     def take(self, x: torch.Tensor, clean: bool = False) -> torch.Tensor:
-        """clean: zeros at padding, where else any token's values stand."""
+        """Splits. clean: zeros at padding; otherwise padding holds the values of some token."""
         if not self.full:
             x = x.index_select(0, self.index)
             if clean:
@@ -65,7 +66,7 @@ class Padding:
 
 
 def pad_rows(lengths: Sequence[int]) -> Padding:
-    """Rows of these lengths, one after the other."""
+    """The padding for rows of these lengths, in this order."""
     lengths_R = np.asarray(lengths, dtype=np.int64)
     real = np.arange(lengths_R.max(initial=0))[None, :] < lengths_R[:, None]
     index = np.zeros(real.shape, np.int64)
@@ -82,19 +83,19 @@ class SharedCells:
     positions_T: torch.Tensor  # int64
     place_U: torch.Tensor  # int64, place in the row from which a target token is predicted
     target_U: torch.Tensor  # int64, that token
-    pick_CA: torch.Tensor  # int64, which of U each cell's target tokens are; U (one past) at padding
-    prefixes: Padding  # of the first tokens: (R, P)
-    segments: Padding  # of the others: (G * n, S)
+    pick_CA: torch.Tensor  # int64, index into U of each target token of a cell; U (one past the end) at padding
+    prefixes: Padding  # splits the prefixes: (R, P)
+    segments: Padding  # splits the segments: (G * n, S)
     block: int  # n
     prefix_G: torch.Tensor  # int64, the prefix that a block's segments follow
     blocks_R: list[int]  # how many blocks each prefix has
-    masked: bool  # attention takes its masked form (masked_parts.py), whatever else would do
+    masked: bool  # always use the masked form of attention (masked.py)
     target_lengths: list[int]
-    masks: dict[Any, Any] = field(default_factory=dict)  # attention.py keeps here what all layers share
+    masks: dict[Any, Any] = field(default_factory=dict)  # cache of attention.py for masks that all layers share
 
     @property
     def one_block_each(self) -> bool:
-        """Block g follows prefix g: nothing has to be copied."""
+        """True if block g belongs to prefix g, so that no keys have to be copied."""
         return self.blocks_R == [1] * self.prefixes.rows
 
     @property
@@ -116,7 +117,7 @@ class SharedCells:
 
 
 def lay_out_shared(cells: CellList, masked: bool = False) -> SharedCells:
-    """The layout of these cells, on the CPU. Every prefix has at least one token. masked: for the masked form of
+    """The layout of these cells, on the CPU. Every prefix needs at least one token. masked: use the masked form of
     attention."""
     sizes_R = np.array([len(p) for p in cells.prefixes])
     assert sizes_R.min() > 0, "a prefix without a token"
@@ -156,14 +157,14 @@ def blocks(
 ) -> tuple[int, np.ndarray, list[int]]:
     """How segments are grouped for attention: (n, prefix_G, sizes of the G * n rows, 0 for an empty one).
 
-    prefix_S, sizes_S: of the segments in order. A block holds up to n segments of one prefix; n is the size that
-    leaves the fewest (query, key) pairs to compute and keys to copy. masked: a block's segments are masked from each
-    other, and those pairs are computed too.
+    prefix_S, sizes_S: prefix and length of each segment, in order. A block holds up to n segments of one prefix; n is
+    chosen for the fewest (query, key) pairs to compute and keys to copy. masked: pairs between segments of a block are
+    computed too, and masked.
     """
     counts_R = np.bincount(prefix_S, minlength=prefixes)
     width = int(sizes_S.max(initial=0))
     candidates = [n for n in BLOCK_SIZES if n <= max(1, counts_R.max(initial=0))]
-    candidates.append(min(int(counts_R.max(initial=1)), BLOCK_SIZES[-1]))  # equal counts: no place is left empty
+    candidates.append(min(int(counts_R.max(initial=1)), BLOCK_SIZES[-1]))  # with equal counts no place is left empty
 
     def cost(n: int) -> int:
         blocks_R = -(-counts_R // n)
@@ -180,7 +181,7 @@ def blocks(
 def predictions(
     cells: CellList, sizes_R: np.ndarray, starts_R: np.ndarray, starts_C: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """place_U, target_U and pick_CA. What several cells predict from their common prefix is computed once."""
+    """place_U, target_U and pick_CA. Predictions that several cells make from their common prefix are computed once."""
     places, targets, lengths = [], [], np.asarray(cells.target_lengths)
     for c, (prefix, suffix) in enumerate(zip(cells.prefix_C, cells.suffixes, strict=True)):
         size, n = int(sizes_R[prefix]), cells.target_lengths[c]

@@ -34,8 +34,8 @@ class AttentionOptions:
 def masked_parts(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cells: SharedCells, options: AttentionOptions
 ) -> torch.Tensor:
-    """(T, H, D): prefixes to themselves, and blocks to [their prefix | themselves]. q, k, v: (T, H, D), of keys and
-    values perhaps fewer heads."""
+    """The output (T, H, D) of attention: prefixes attend to themselves, blocks to [their prefix | themselves].
+    q, k, v: (T, H, D), of keys and values perhaps fewer heads."""
     cut = Cut(cells, [q], [k, v])
     mask = joint_masks(cells, options.window, q.dtype)
     out = [cells.prefixes.put(heads_first(attend(cut.prefix, mask["prefix"], options)))]
@@ -61,7 +61,8 @@ def attend(qkv: Sequence[torch.Tensor], mask: torch.Tensor, options: AttentionOp
 
 
 def joint_masks(cells: SharedCells, window: int | None, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """prefix (P, P), and block (G, 1, n * S, P + n * S): a segment's prefix and its own past."""
+    """Additive masks: prefix (P, P), and block (G, 1, n * S, P + n * S), which allows a segment its prefix and its own
+    past."""
     key = "joint", window, dtype
     if key not in cells.masks:
         P, S, n, device = cells.prefixes.length, cells.segments.length, cells.block, cells.ids_T.device

@@ -24,7 +24,7 @@ from ds_rag.runtime.errors import UserError
 
 FIELDS = {f.name: f for cls in SECTIONS.values() for f in fields(cls)}
 BOUNDED = {name: f.metadata["bounds"] for name, f in FIELDS.items() if f.metadata["bounds"]}
-# Text that is a number, or a word: these have bounds too. (--refresh_index is a schedule, see test_schedule.py.)
+# Text that is a number, or a word: these have bounds too. (--refresh_index is a schedule, see test_schedules.py.)
 TEXTS = {"candidates", "micro_cells", "refresh_fraction"}
 
 
