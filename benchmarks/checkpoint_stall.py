@@ -23,14 +23,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from joint_parts import make_parts
+from joint_parts import make_steps
 from joint_runs import LLAMA, MINILM, SMALL_BERT, Run
 from measure import interleave, quartiles, ratios, table
 
 from ds_rag.run import checkpoint
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime import collectives
-from ds_rag.train import train_step
 
 EVERY = 500  # steps between saves, as by default
 TIED: dict[str, Any] = LLAMA | {"num_hidden_layers": 6, "tie_word_embeddings": True}
@@ -45,18 +44,18 @@ SIZES: dict[str, Run] = {
 
 def measure(run: Run, repeats: int, folder: Path) -> dict[str, Any]:
     """The figures of one size; medians, ratios taken repeat by repeat."""
-    parts = make_parts(run)
-    parts.engines.train()
+    steps = make_steps(run)
+    steps.engines.train()
     numbers, ours, theirs = count(1), folder / "run", folder / "deepspeed"
 
     def step() -> None:
-        train_step(parts, 0, 1.0)
+        steps.step(0)
 
     def save() -> None:
-        checkpoint.save(ours, parts.engines, TrainState(step=next(numbers)), keep=checkpoint.LEAST_KEPT)
+        checkpoint.save(ours, steps.engines, TrainState(step=next(numbers)), keep=checkpoint.LEAST_KEPT)
 
     def deepspeed_save() -> None:
-        for name, engine in parts.engines.learning.items():
+        for name, engine in steps.engines.learning.items():
             engine.save_checkpoint(str(theirs / name), tag="step")
 
     def deepspeed_save_to_disk() -> None:
@@ -77,7 +76,7 @@ def measure(run: Run, repeats: int, folder: Path) -> dict[str, Any]:
         sizes.append(sum(file.stat().st_size for file in files(root)))
     seconds = interleave(variants, repeats, before=clear)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    parameters = sum(p.numel() for module in parts.engines.modules.values() for p in module.parameters())
+    parameters = sum(p.numel() for module in steps.engines.modules.values() for p in module.parameters())
     return {
         "parameters": parameters,
         "step_seconds": medians["step"],

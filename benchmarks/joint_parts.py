@@ -1,11 +1,12 @@
-"""A training run's parts at given shapes, on real DeepSpeed engines: new models, rows of random tokens of equal length.
+"""A joint step at given shapes, on real DeepSpeed engines: new models, rows of random tokens of equal length.
 
-What scaling.py measures goes through the product's own `train_step` on these. Like a run, it needs a process group
+What scaling.py measures is `JointStep.step` on these. Like a run, it needs a process group
 (`dist.start`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,17 @@ from variants import Joined
 
 from ds_rag.config import build, deepspeed_config
 from ds_rag.config.deepspeed_config import Known
-from ds_rag.config.schedules import Schedule
 from ds_rag.data.dataset import Example, RagData, TokenTable
-from ds_rag.data.loader import Loader, TrainTokens
-from ds_rag.engines.joint import Engines, make_engine
+from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
+from ds_rag.engines.deepspeed_engine import make_engine
+from ds_rag.engines.joint import Engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import checkpoint_activations, fuse_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.shared_prefix.probe import share_prefixes
-from ds_rag.run.assemble import Parts
 from ds_rag.runtime import collectives
-from ds_rag.step.generator_side import Scoring
-from ds_rag.step.objective import Objective
-from ds_rag.step.two_pass import Embedding
+from ds_rag.step.generator_side import StepOptions
+from ds_rag.step.joint_step import JointStep
 
 
 def build_model(keys: dict[str, Any], head: bool) -> Any:
@@ -54,43 +53,36 @@ def make_models(run: Run, checkpointing: bool) -> tuple[Retriever, Generator]:
     return retriever, generator
 
 
-def make_parts(run: Run) -> Parts:
+@dataclass
+class Steps:
+    """The joint step, and where its micro-batches come from."""
+
+    joint: JointStep
+    loader: Loader
+
+    def step(self, number: int) -> None:
+        self.joint.step(self.loader.micro_batches(number), number=number)
+
+    @property
+    def engines(self) -> Engines:
+        return self.joint.engines
+
+
+def make_steps(run: Run) -> Steps:
     config = build({"candidates": "all"} | run.flags)
-    objective = Objective(config.objective, collectives.world())
     retriever, generator = make_models(run, config.model.gradient_checkpointing)
-    data = make_rows(run)
-    loader = Loader(
-        data.train,
-        make_tokens(run, len(data.train), len(data.texts), retriever, generator),
-        run.batch,
-        run.accumulation,
-        collectives.rank(),
-        collectives.world(),
-        0,
-        0,
-        config.objective.pool == "world",
-    )
     made: dict[str, Any] = {}
     for name, module in (("retriever", retriever), ("generator", generator)):
         resolved = deepspeed_config.resolve(deepspeed_json(run.stage), known(run, module.hidden_size))
         made[name] = make_engine(module, resolved, config.optim, 1e-4)
-    engines = Engines(made["retriever"], made["generator"], 1.0)
-    scoring = Scoring(engines, generator, config.scoring, 0)
-    return Parts(
-        data,
-        loader,
-        None,  # type: ignore[arg-type]  # nothing is evaluated
-        objective,
-        Joined(),
-        retriever,
-        generator,
-        engines,
-        Embedding(engines, config.scoring.retriever_chunk),
-        scoring,
-        1,
-        Schedule("0"),
-        torch.device("cpu"),
-    )
+    engines, options = Engines(made["retriever"], made["generator"], 1.0), StepOptions(config.scoring)
+    joint = JointStep.from_models(retriever, generator, config.objective, engines, Joined(), options)
+    data = make_rows(run)
+    tokens = make_tokens(run, len(data.train), len(data.texts), retriever, generator)
+    rank, world = collectives.rank(), collectives.world()
+    shared = config.objective.pool == "world"
+    batches = BatchOptions(run.batch, run.accumulation, rank, world, shared_pool=shared)
+    return Steps(joint, Loader(data.train, tokens, batches))
 
 
 def deepspeed_json(stage: int) -> dict[str, Any]:

@@ -6,12 +6,11 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-from joint_parts import make_parts
+from joint_parts import make_steps
 from joint_runs import Run
 from memory_child import resident
 
 from ds_rag.runtime import collectives
-from ds_rag.train import train_step
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h
 STEPS = 2  # the optimizer's state is there from the second on
@@ -43,10 +42,10 @@ def peak_of_training(run: Run) -> dict[str, float]:
 
 
 def step(run: Run) -> dict[str, float]:
-    parts = make_parts(run)
-    found = {n: float(sum(p.numel() for p in m.parameters())) for n, m in parts.engines.modules.items()}
+    steps = make_steps(run)
+    found = {n: float(sum(p.numel() for p in m.parameters())) for n, m in steps.engines.modules.items()}
     for n in range(STEPS):
-        parts.engines.train()
-        train_step(parts, n, 1.0)
+        steps.engines.train()
+        steps.step(n)
     collectives.barrier()
     return found

@@ -9,23 +9,22 @@ from collections.abc import Callable
 from typing import Any
 
 import counted_collectives  # before DeepSpeed
-from joint_parts import make_parts
+from joint_parts import make_steps
 from joint_runs import Run
 from peak_memory import peak_of_training
 
 from ds_rag.runtime import collectives
-from ds_rag.train import train_step
 
 
 def count_bytes(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each run: bytes that a rank sends in one optimizer step (the mean over ranks), by collective."""
     found = []
     for run in runs:
-        parts = make_parts(Run(**run))
-        parts.engines.train()
-        train_step(parts, 0, 1.0)  # what only the first step does
+        steps = make_steps(Run(**run))
+        steps.engines.train()
+        steps.step(0)  # what only the first step does
         counted_collectives.start_counting()
-        train_step(parts, 1, 1.0)
+        steps.step(1)
         sent = counted_collectives.stop_counting()
         total = collectives.all_sum({"bytes": sum(sent.values())})["bytes"] / collectives.world()
         found.append({"bytes": total, "by": sent})

@@ -26,14 +26,15 @@ from ds_rag.config import ObjectiveConfig, ScoringConfig
 from ds_rag.data.batch import Batch, Cells, Ids, lay_out_plain, pad_right
 from ds_rag.data.prompt import Prompt
 from ds_rag.engines.joint import Engines
+from ds_rag.engines.plain import PlainEngine
 from ds_rag.losses import positive_only, rag_sequence
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import fuse_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.shared_prefix.probe import share_prefixes
-from ds_rag.step.generator_side import Scoring
-from ds_rag.step.objective import Objective
-from ds_rag.step.two_pass import Embedding
+from ds_rag.step.generator_side import Scoring, StepOptions
+from ds_rag.step.objectives import Micro, Objective, make_objective
+from ds_rag.step.retriever_side import Embedding
 
 PADDED, NAIVE, ONE_PASS = "padded (DALM)", "naive", "one pass"
 PADDED_LENGTH = 256
@@ -72,25 +73,6 @@ class Joined(Prompt):
         return passage_ids, query_ids
 
 
-class PlainEngine:
-    """What the step uses of an engine, without an optimizer: its backward is autograd's."""
-
-    lr_scheduler = None
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-        self.optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
-
-    def set_gradient_accumulation_boundary(self, last: bool) -> None:
-        pass
-
-    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
-        loss.backward()
-
-
 class Bench:
     """Models, one batch, and `variants`: each a whole step, forward and backward."""
 
@@ -110,11 +92,11 @@ class Bench:
         reason = share_prefixes(self.generator)
         assert reason is None, reason
         self.retriever = Retriever(encoder, None, RetrieverSettings())
-        self.engines = Engines(PlainEngine(self.retriever), PlainEngine(self.generator), 0.0)
+        self.engines = Engines(still(self.retriever), still(self.generator), 0.0)
         self.batch = make_batch(size, lm.config.vocab_size)
-        self.marginal = Objective(ObjectiveConfig(candidates="all"))
-        self.positive = Objective(ObjectiveConfig(objective="positive_only"))
-        self.answers = Objective(ObjectiveConfig(objective="positive_only", lm_tokens="answer"))
+        self.marginal = make_objective(ObjectiveConfig(candidates="all"))
+        self.positive = make_objective(ObjectiveConfig(objective="positive_only"))
+        self.answers = make_objective(ObjectiveConfig(objective="positive_only", lm_tokens="answer"))
         self.variants = self.make_variants()
         # A way that is exact, and those that must give its gradients.
         self.equal = {NAIVE: [ONE_PASS, "exact", "posterior, all kept"], PADDED: ["positive only"]}
@@ -182,19 +164,26 @@ class Bench:
         """kept: cells of each query whose synthetic weight is not zero, the positive and its neighbours."""
         B, objective = self.size.batch, objective or self.marginal
         config = ScoringConfig(generator_backward=how, micro_cells=str(B), posterior_threshold=threshold)
-        embedding, scoring = Embedding(self.engines), Scoring(self.engines, self.generator, config, 0)
-        q_BD, p_ND, temperature = embedding.forward(self.batch, last=True)
-        scores_BN = q_BD @ p_ND.T / temperature
-        candidates_BK = torch.arange(B).expand(B, B)
+        embedding, scoring = Embedding(self.engines), Scoring(self.engines, self.generator, 0, StepOptions(config))
+        embedded = embedding.forward(self.batch, last=True)
+        scores_BN, candidates_BK = embedded.scores_BN, torch.arange(B).expand(B, B)
         cells = objective.cells(self.batch, candidates_BK, Joined())
-        logp_CA = scoring.forward(cells, self.batch, last=True)
-        totals = objective.counts([self.batch], Joined())
-        objective.backward(scores_BN, candidates_BK, cells, logp_CA, self.batch, totals)
-        if kept is not None and logp_CA.grad is not None:
+        scored = scoring.forward(cells, self.batch, last=True)
+        totals = objective.counts([self.batch], [objective.cells_ahead(self.batch, Joined())])
+        micro = Micro(self.batch, scores_BN, candidates_BK, cells, scored.outputs)
+        found = objective.differentiate(micro, totals)
+        assert found.d_logp_CA is not None
+        if kept is not None:
             chosen = ((torch.arange(B)[None, :] - torch.arange(B)[:, None]) % B < kept).flatten()
-            logp_CA.grad = torch.where(chosen[:, None], -1.0 / (B * kept), 0.0).expand(logp_CA.shape).contiguous()
-        embedding.backward()
-        scoring.backward((0, 0))
+            weights = torch.where(chosen[:, None], -1.0 / (B * kept), 0.0)
+            found.d_logp_CA = weights.expand(scored.outputs.shape).contiguous()
+        embedded.backward(torch.autograd.grad(scores_BN, embedded.outputs, found.d_scores_BN))
+        scored.backward(found.d_logp_CA, (0, 0))
+
+
+def still(module: nn.Module) -> PlainEngine:
+    """An engine that is never stepped: the gradients are what is looked at."""
+    return PlainEngine(module, torch.optim.SGD(module.parameters(), lr=0.0))
 
 
 def make_batch(size: Size, vocabulary: int) -> Batch:

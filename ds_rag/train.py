@@ -4,8 +4,8 @@
     torchrun --nproc_per_node 2 launch/train.py --max_steps 50    # two ranks
     ds-rag train --config recipe.yaml --train_data rows.jsonl --retriever DIR --generator DIR
 
-`train_step` is the mathematics of one optimizer step, `train` the loop around it, `main` what comes before and
-after.
+`JointStep.step` (step/joint_step.py) is the mathematics of one optimizer step, `train` the loop around it, `main` what
+comes before and after.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 
 from ds_rag.config import RunConfig
 from ds_rag.config.schedules import lr_factor
-from ds_rag.engines.joint import StepResult
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.run import checkpoint, resume_rules
 from ds_rag.run.active_run import Run, measure_before, record_index, refresh_candidates, take_up
@@ -35,38 +34,13 @@ from ds_rag.runtime import atomic_folders, collectives, fault_injection, log_cap
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.stop_agreement import Halt, meet
 from ds_rag.runtime.stop_signals import Stopped
-from ds_rag.step.non_finite import any_loss_is_bad, look
-from ds_rag.step.objective import StepOutput
+from ds_rag.step.joint_step import StepReport
 
 
-def train_step(parts: Parts, step: int, factor: float) -> tuple[list[StepOutput], dict[str, float], StepResult]:
-    """One optimizer step: every micro-batch forward and backward through both engines, then the joint step."""
-    engines, objective, embedding, scoring = parts.engines, parts.objective, parts.embedding, parts.scoring
-    micros = [batch.to(parts.device) for batch in parts.loader.micro_batches(step)]
-    totals = collectives.all_sum(objective.counts(micros, parts.prompt), parts.device)  # means are over the whole step
-    outputs, tokens = [], 0
-    for m, batch in enumerate(micros):
-        fault_injection.point("micro_batch")
-        last = m == len(micros) - 1
-        q_BD, p_ND, temperature = embedding.forward(batch, last)  # leaves: no graph spans the two models
-        scores_BN = q_BD @ p_ND.T / temperature
-        candidates_BK = objective.select(scores_BN, batch)
-        cells = logp_CA = None
-        if scoring is not None and parts.prompt is not None:
-            cells = objective.cells(batch, candidates_BK, parts.prompt)
-            logp_CA = scoring.forward(cells, batch, last)
-        output = objective.backward(scores_BN, candidates_BK, cells, logp_CA, batch, totals)
-        embedding.backward()
-        if scoring is not None:
-            output.sums |= scoring.backward((step, m))
-        tokens += int(batch.queries.mask_BT.sum() + batch.passages.mask_BT.sum())
-        mine = scoring.mine if scoring is not None else ()
-        output.sign = look(m, batch, q_BD, p_ND, logp_CA, mine, output.loss)
-        output.sums["embedding_spread"] = float(p_ND.detach().std(0).mean()) if len(p_ND) > 1 else 0.0
-        outputs.append(output)
-    tokens += scoring.tokens_read() if scoring is not None else 0
-    bad = any_loss_is_bad([o.sign for o in outputs], parts.device)
-    return outputs, totals | {"tokens": float(tokens)}, engines.step(factor, skip=bad)
+def train_step(parts: Parts, step: int, factor: float) -> StepReport:
+    """One optimizer step: every micro-batch forward and backward through both engines, then the joint step. The
+    mathematics is `JointStep.step`, on one screen."""
+    return parts.joint.step(parts.loader.micro_batches(step), factor, step)
 
 
 def train(run: Run) -> Evaluation | None:

@@ -10,12 +10,11 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ds_rag.config.objectives import CANDIDATES, ObjectiveSpec, names_with, spec_of
 from ds_rag.config.run_config import RunConfig
 from ds_rag.config.sections import MODEL_CHOICES
 from ds_rag.runtime.errors import UserError
 
-TAUGHT = ("emdr2", "pdist", "replug_lsr")  # their generator learns by a reader loss alone
-LABELLED = ("infonce", "positive_only")  # over the pool's labelled passages: no candidates are read
 METRICS = r"(recall|hit)@(1|5|10)|mrr@10|ndcg@10|exact_match|f1|rougeL"
 OF_ANSWERS = ("exact_match", "f1", "rougeL")
 
@@ -28,13 +27,21 @@ class Rule(NamedTuple):
     reason: str
 
 
+def objective(c: RunConfig) -> ObjectiveSpec:
+    return spec_of(c.objective.objective)
+
+
 def has_generator(c: RunConfig) -> bool:
-    return c.objective.objective != "infonce"
+    return objective(c).needs_generator
 
 
 def generator_learns(c: RunConfig) -> bool:
-    name, taught = c.objective.objective, c.objective.reader_loss != "none"
-    return has_generator(c) and c.model.freeze != "generator" and (name not in TAUGHT or taught)
+    return c.model.freeze != "generator" and objective(c).trains_generator(c.objective.reader_loss)
+
+
+def looks_at(c: RunConfig, setting: str) -> bool:
+    """Is it a setting of the objective's own?"""
+    return setting in objective(c).settings
 
 
 def retriever_learns(c: RunConfig) -> bool:
@@ -67,7 +74,11 @@ def adapts(c: RunConfig) -> bool:
     return c.model.lora != "none"
 
 
-NO_GENERATOR = "the objective infonce has no generator"
+def of_the_objective(name: str) -> Rule:
+    return Rule((name,), lambda c: looks_at(c, name), f"it is a setting of {names_with(name)}")
+
+
+NO_GENERATOR = "the objective has no generator"
 UNTAUGHT = "the generator does not learn"
 NOT_READ = "the objective reads no candidates, only labelled passages"
 IDLE = (
@@ -84,20 +95,20 @@ IDLE = (
     Rule(("generator_backward",), generator_learns, UNTAUGHT + ", so it only scores"),
     Rule(("retriever_learning_rate", "contrastive_weight"), retriever_learns, "the retriever does not learn"),
     Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), adapts, "--lora is none"),
-    Rule(("candidates", "prior"), lambda c: c.objective.objective not in LABELLED, NOT_READ),
+    Rule(("candidates", "prior"), lambda c: objective(c).reads == CANDIDATES, NOT_READ),
     Rule(
         ("answer_logprob",),
-        lambda c: c.objective.objective == "rag_sequence" or (c.objective.objective in TAUGHT and generator_learns(c)),
+        lambda c: looks_at(c, "answer_logprob") and (not objective(c).reader_loss or generator_learns(c)),
         "the objective takes no log-probability of a whole answer",
     ),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
-    Rule(("reader_loss",), lambda c: c.objective.objective in TAUGHT, "the objective has no reader loss"),
+    Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", UNTAUGHT),
-    Rule(("target_temperature",), lambda c: c.objective.objective in TAUGHT[1:], "it is pdist's and replug_lsr's"),
-    Rule(("lm_tokens",), lambda c: c.objective.objective == "positive_only", "it is positive_only's"),
+    of_the_objective("target_temperature"),
+    of_the_objective("lm_tokens"),
     Rule(
         ("contrastive_symmetric",),
-        lambda c: weighs_pairs(c) or c.objective.objective == "infonce",
+        lambda c: weighs_pairs(c) or looks_at(c, "contrastive_symmetric"),
         "--contrastive_weight is 0",
     ),
     Rule(("posterior_threshold",), lambda c: way(c) == "posterior", "--generator_backward is not posterior"),

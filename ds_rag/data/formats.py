@@ -70,10 +70,28 @@ def scan_rows(
     if not records:
         return [], faults
     columns = BY_NAME if kind == "beir" else columns
+    need = need_passages, need_answers
+    return rows_of_records(records, stream, columns, faults, need, fixed=kind == "beir"), faults
+
+
+def rows_of_records(
+    records: list[Record],
+    stream: Iterable[Record],
+    columns: Columns,
+    faults: Faults,
+    need: tuple[bool | None, bool | None],
+    fixed: bool = False,
+) -> list[Row]:
+    """The good rows of the first records, in whose fields the columns are looked for, and of the stream after them.
+
+    need: are passages needed, are answers? None where a column for them decides. fixed: no flag names a column. What is
+    wrong with single records goes to `faults`; raises UserError for what concerns all of them.
+    """
+    need_passages, need_answers = need
     found = field_names(records)
     with faults.first():
         needed = {"need_passages": bool(need_passages), "need_answers": bool(need_answers)}
-        names = match_row_columns(found, columns, faults.source, **needed, fixed=kind == "beir")
+        names = match_row_columns(found, columns, faults.source, **needed, fixed=fixed)
         if "label" in names and not labels_relevance(records, names["label"][0]):
             del names["label"]
         refuse_ids(records, names, faults.source)
@@ -85,7 +103,7 @@ def scan_rows(
     if need_answers is None:
         need_answers = "answers" in names
     every = chain(records, stream)
-    return to_rows(every, names, faults, need_passages=need_passages, need_answers=need_answers), faults
+    return to_rows(every, names, faults, need_passages=need_passages, need_answers=need_answers)
 
 
 def read_corpus(path: str | Path, flag: str = "--corpus", reading: Reading | None = None) -> list[Passage]:

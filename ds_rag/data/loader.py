@@ -29,6 +29,21 @@ class TrainTokens:
     generator_answers: TokenTable | None = None
 
 
+@dataclass(frozen=True)
+class BatchOptions:
+    """batch: rows of a micro-batch of one rank. accumulation: micro-batches of an optimizer step. rank, world: of the
+    process group. seed: of the rows' order. pad: the retriever's padding token. shared_pool, keep_own: see `Loader`."""
+
+    batch: int
+    accumulation: int = 1
+    rank: int = 0
+    world: int = 1
+    seed: int = 0
+    pad: int = 0
+    shared_pool: bool = False
+    keep_own: bool = True
+
+
 class Loader:
     """`micro_batches(step)` are this rank's micro-batches of one optimizer step.
 
@@ -40,31 +55,13 @@ class Loader:
     in addition to them (keep_own). The order of rows does not depend on it.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Example],
-        tokens: TrainTokens,
-        batch: int,
-        accumulation: int,
-        rank: int,
-        world: int,
-        seed: int,
-        pad: int,
-        shared_pool: bool = False,
-        keep_own: bool = True,
-    ):
-        self.rows, self.tokens, self.pad = rows, tokens, pad
-        self.shared_pool = shared_pool and world > 1
-        self.keep_own = keep_own
+    def __init__(self, rows: Sequence[Example], tokens: TrainTokens, options: BatchOptions):
+        self.rows, self.tokens, self.pad = rows, tokens, options.pad
+        self.batch, self.accumulation, self.seed = options.batch, options.accumulation, options.seed
+        self.rank, self.world, self.keep_own = options.rank, options.world, options.keep_own
+        self.shared_pool = options.shared_pool and options.world > 1
         self.found_RK: np.ndarray | None = None
-        self.batch, self.accumulation, self.rank, self.world, self.seed = (
-            batch,
-            accumulation,
-            rank,
-            world,
-            seed,
-        )
-        self.global_batch = batch * accumulation * world
+        self.global_batch = self.batch * self.accumulation * self.world
         self.lengths = np.array([self._length(n) for n in range(len(rows))])
         self._orders: dict[int, np.ndarray] = {}  # by epoch
 

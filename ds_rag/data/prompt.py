@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_rag.config import ModelConfig
+from ds_rag.config import DEFAULT_TEMPLATE, ModelConfig
 from ds_rag.data.batch import Ids
 from ds_rag.data.seams import InText, Seam, first_seam, last_seam, middle_seam, of_its_own, special_prefix
 from ds_rag.data.truncation import CutIds
@@ -42,15 +42,37 @@ class Around:
 
 
 class Prompt:
-    """`encode` tokenises the texts of a field; `context(passage_ids, query_ids, answer_room)` joins their ids to a
-    prompt.
+    """The template around passage and query, as token ids: those that the tokenizer gives for the whole text.
 
-    version: '1' gives the tokens of the first version of this class, for runs that were trained with it: literals
-    tokenised separately, and a BOS at the beginning whenever the tokenizer has one.
+    `encode` tokenises the texts of a field; `context(passage_ids, query_ids, answer_room)` joins their ids to a
+    prompt. `ds_rag.cells` does both.
+
+    Args:
+        tokenizer: the generator's.
+        template: has {passage} and {query}, each once; {{ and }} are braces.
+        chat: put the tokenizer's chat template around it.
+        max_length: tokens that the generator can read, `generator.max_length`; a passage is cut to fit.
+        version: '1' gives the tokens of the first version of this class, for runs that were trained with it: literals
+            tokenised separately, and a BOS at the beginning whenever the tokenizer has one.
+
+    Raises:
+        UserError: other placeholders, `chat` without a chat template, a query and an answer that leave no room.
+
+    Example:
+        >>> prompt = ds_rag.Prompt(generator.tokenizer, "{passage}\\nQ: {query}\\nA:", max_length=generator.max_length)
+        >>> (passage,) = prompt.encode("passage", ["ann leads zor"], length=200)
+        >>> (query,) = prompt.encode("query", ["who ?"], length=64)
+        >>> generator.tokenizer.decode(prompt.context(passage, query, answer_room=8))
+        'ann leads zor\\nQ: who ?\\nA:'
     """
 
     def __init__(
-        self, tokenizer: Any, template: str, chat: bool = False, max_length: int = 1 << 30, version: str = "2"
+        self,
+        tokenizer: Any,
+        template: str = DEFAULT_TEMPLATE,
+        chat: bool = False,
+        max_length: int = 1 << 30,
+        version: str = "2",
     ):
         self.tokenizer, self.max_length = tokenizer, max_length
         check_template(template)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import nn
 from ds_rag.config import RunConfig, deepspeed_config, find_file
 from ds_rag.config.deepspeed_config import Known
 from ds_rag.config.deepspeed_config.optimizers import check_optimizer, check_schedule, check_with_deepspeed
-from ds_rag.engines.joint import Engines, hold_frozen, make_engine
+from ds_rag.engines.deepspeed_engine import hold_frozen, make_engine
+from ds_rag.engines.joint import Engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives
@@ -32,9 +33,27 @@ def read_files(config: RunConfig) -> list[dict[str, Any]]:
     return [deepspeed_config.load(find_file(path, flag), flag) for path, flag in files(config)]
 
 
-def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known]]:
-    """The JSON of each engine, and what each knows. What the JSONs say literally of the batch, of accumulation and
-    of clipping becomes the run's own."""
+@dataclass(frozen=True)
+class EnginePlan:
+    """Of one engine: its DeepSpeed JSON, the flag that named its file, and what the run knows for its `auto` values."""
+
+    raw: dict[str, Any]
+    flag: str
+    known: Known
+
+    @property
+    def while_loading(self) -> dict[str, Any] | None:
+        """The configuration under which the model is loaded sharded; None: it is loaded complete."""
+        return deepspeed_config.while_loading(self.raw, self.known)
+
+    def resolved(self, total_steps: int, hidden_size: int) -> tuple[dict[str, Any], Known]:
+        """The configuration without an `auto`, and what it was made from."""
+        known = replace(self.known, total_steps=total_steps, hidden_size=hidden_size)
+        return deepspeed_config.resolve(self.raw, known, self.flag), known
+
+
+def plan_engines(config: RunConfig) -> dict[str, EnginePlan]:
+    """By model. What the JSONs say literally of the batch, of accumulation and of clipping becomes the run's own."""
     optim, raws = config.optim, read_files(config)
     for raw, (_, flag) in zip(raws, files(config), strict=True):
         check_optimizer(raw, flag)
@@ -55,8 +74,8 @@ def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known
         explicit=config.explicit,
     )
     rates = (optim.retriever_learning_rate, optim.generator_learning_rate)
-    retriever, generator = (flag for _, flag in files(config))
-    knowns = list(deepspeed_config.adopt_pair(raws[0], raws[1], known, (retriever, generator)))
+    flags = [flag for _, flag in files(config)]
+    knowns = list(deepspeed_config.adopt_pair(raws[0], raws[1], known, (flags[0], flags[1])))
     knowns = [k if rate is None else replace(k, learning_rate=rate) for k, rate in zip(knowns, rates, strict=True)]
     shared = knowns[0]
     optim.per_device_train_batch_size = shared.per_device_batch
@@ -64,7 +83,8 @@ def deepspeed_files(config: RunConfig) -> tuple[list[dict[str, Any]], list[Known
     optim.max_grad_norm = shared.max_grad_norm
     if shared.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("fp16 needs a GPU", found="no CUDA device", expected="--bf16, or neither flag (fp32)")
-    return raws, knowns
+    plans = [EnginePlan(raw, flag, known) for raw, flag, known in zip(raws, flags, knowns, strict=True)]
+    return {"retriever": plans[0], "generator": plans[1]}
 
 
 def choose_precision(config: RunConfig) -> str:
@@ -83,24 +103,20 @@ def bf16_in_hardware() -> bool:
 
 def make_engines(
     config: RunConfig,
+    plans: dict[str, EnginePlan],
+    models: tuple[Retriever, Generator | None],
     learns: dict[str, bool],
-    retriever: Retriever,
-    generator: Generator | None,
-    raws: list[dict[str, Any]],
-    knowns: list[Known],
-    total: int,
+    total_steps: int,
     folder: Path,
     device: torch.device,
 ) -> Engines:
     """A DeepSpeed engine for each model that `learns`; the resolved configurations are kept in the run's folder."""
     parts: dict[str, Any] = {}
-    modules = {"retriever": retriever, "generator": generator}
-    for (name, module), raw, known, (_, flag) in zip(modules.items(), raws, knowns, files(config), strict=True):
+    for (name, plan), module in zip(plans.items(), models, strict=True):
         if module is None:
             parts[name] = None
             continue
-        known = replace(known, total_steps=total, hidden_size=module.hidden_size)
-        resolved = deepspeed_config.resolve(raw, known, flag)
+        resolved, known = plan.resolved(total_steps, module.hidden_size)
         if collectives.rank() == 0 and learns[name]:
             (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1), encoding="utf-8")
         if learns[name]:

@@ -1,9 +1,8 @@
-"""The retriever's weights at one step: a copy to encode with while training goes on, and their fingerprint."""
+"""The retriever's weights at one step: a copy to encode with while training goes on."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import OrderedDict
 from typing import Any
 
@@ -51,14 +50,3 @@ def copy_module(module: Any, seen: dict[int, Any]) -> Any:
     twin._buffers = {name: copied(b) for name, b in module._buffers.items()}
     twin._modules = {name: m and copy_module(m, seen) for name, m in module._modules.items()}
     return twin
-
-
-def fingerprint(retriever: Retriever) -> str:
-    """sha256 of weights and settings: whose vectors are whose. Of the part that this rank holds."""
-    digest = hashlib.sha256(repr(retriever.settings).encode())
-    parameters = dict(retriever.named_parameters(remove_duplicate=False))
-    for name, tensor in sorted(retriever.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = getattr(parameters.get(name), "ds_tensor", tensor).detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ other ranks, and so that a checkpoint is plain tensors (safetensors) and numbers
     parameter p, flat:   |------- rank 0's piece -------|------- rank 1's piece -------|   (a stage may pad, or cut
                           start, views = held(...)                                          at another place)
 
-Where a piece lies, by what DeepSpeed makes of a stage (the table in joint.py):
+Where a piece lies, by what DeepSpeed makes of a stage (the table in deepspeed_engine.py):
 
     plain torch optimizer       p itself and optimizer.state[p]; all ranks alike
     FP16_UnfusedOptimizer       fp32_groups and the inner optimizer's state of it; all ranks alike
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ds_rag.engines.joint import is_bare, is_half_wrapper
+from ds_rag.engines.deepspeed_engine import is_bare, is_half_wrapper
 from ds_rag.models.sharded import shape_of
 from ds_rag.runtime import collectives
 from ds_rag.runtime.output_places import follow_umask

@@ -42,7 +42,13 @@ class Sample:
 
 @dataclass
 class Evaluation:
-    """retrieval and answers: metric -> value in 0..1, empty where they could not be taken."""
+    """What `evaluate` measured. retrieval and answers: metric -> value in 0..1, empty where they could not be taken.
+
+    Example:
+        >>> found = ds_rag.Evaluation(retrieval={"recall@1": 0.5}, answers={"f1": 0.25})
+        >>> found.metrics
+        {'recall@1': 0.5, 'f1': 0.25}
+    """
 
     retrieval: dict[str, float] = field(default_factory=dict)
     answers: dict[str, float] = field(default_factory=dict)

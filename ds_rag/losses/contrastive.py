@@ -32,7 +32,12 @@ def _pair_losses(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN:
 
 
 def count_pairs(positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None = None) -> Tensor:
-    """Number of (query, positive) pairs, an integer scalar: what a step's `infonce` sum is divided by."""
+    """Number of (query, positive) pairs, an integer scalar: what a step's `infonce` sum is divided by.
+
+    Example:
+        >>> count_pairs(torch.tensor([[True, False, True], [False, True, False]]))
+        tensor(3)
+    """
     pair_BN = positive_mask_BN.bool()
     return (pair_BN if candidate_mask_BN is None else pair_BN & candidate_mask_BN.bool()).sum()
 
@@ -51,6 +56,11 @@ def infonce(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tens
         loss_B, nats, *summed* over the row's pairs: divide by `count_pairs` of the whole optimizer step.
 
     Source: Karpukhin et al. 2020, arXiv:2004.04906, eq. 2, which has one positive.
+
+    Example:
+        >>> scores_BN = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> infonce(scores_BN, torch.eye(2, dtype=torch.bool))
+        tensor([0.1269, 0.3133])
     """
     return _pair_losses(scores_BN, positive_mask_BN, candidate_mask_BN, 1).sum(1)
 
@@ -59,6 +69,11 @@ def infonce_columns(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_
     """InfoNCE from the passages' side: each pair's query against those it is no positive of.
 
     Arguments, result and denominator as in `infonce`; each pair's loss is booked on its query's row.
+
+    Example:
+        >>> scores_BN = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+        >>> infonce_columns(scores_BN, torch.eye(2, dtype=torch.bool))
+        tensor([0.1269, 0.6931])
     """
     return _pair_losses(scores_BN, positive_mask_BN, candidate_mask_BN, 0).sum(1)
 
@@ -72,6 +87,11 @@ class PositiveOnly:
     rows_B, columns_B: InfoNCE over rows and over columns.
     tokens_B: all tokens; divides `lm_B` and `doc_prior_B`.
     pairs_B: (query, positive) pairs; divides `rows_B` and `columns_B`.
+
+    Example:
+        >>> ones = torch.ones(1)
+        >>> PositiveOnly(6 * ones, 0 * ones, 2 * ones, 4 * ones, tokens_B=3 * ones, pairs_B=ones).loss()
+        tensor(5.)
     """
 
     lm_B: Tensor
@@ -120,6 +140,13 @@ def positive_only(
 
     Source: the marginalised loss of DALM's `train_rage2e` (github.com/arcee-ai/DALM), which adds the
     positive's log prior to each answer token and takes the mean over all tokens.
+
+    Example:
+        >>> scores_BN, first_column_B = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+        >>> logp_BT = torch.tensor([[-1.0, -2.0, -3.0]])  # two tokens of the prompt, one of the answer
+        >>> token_mask_BT, answer_mask_BT = torch.ones(1, 3).bool(), torch.tensor([[False, False, True]])
+        >>> positive_only(scores_BN, first_column_B, logp_BT, token_mask_BT, answer_mask_BT).loss()
+        tensor(2.1058)
     """
     assert logp_BT.shape == token_mask_BT.shape == answer_mask_BT.shape, (logp_BT.shape, token_mask_BT.shape)
     index_B1 = positive_index_B[:, None]

@@ -32,6 +32,13 @@ def emdr2(
         loss_B, nats *summed* over the answer's tokens: divide by the answer tokens of the whole step.
 
     Source: Singh et al. 2021, arXiv:2106.05346; token by token, as in Atlas, arXiv:2208.03299.
+
+    Example:
+        >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
+        >>> logp_BKT = torch.tensor([[[0.8, 0.5], [0.1, 0.2]]]).log()  # an answer of two tokens
+        >>> answer_mask_BT = torch.ones(1, 2, dtype=torch.bool)
+        >>> emdr2(scores_BK, logp_BKT, answer_mask_BT)
+        tensor([1.3606])
     """
     return rag_token(
         scores_BK,
@@ -73,6 +80,13 @@ def pdist(
         UserError: `target_temperature` not above 0.
 
     Source: Izacard et al. 2022, arXiv:2208.03299, section 2.2 (PDist).
+
+    Example:
+        >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
+        >>> logp_BKT = torch.tensor([[[0.8, 0.5], [0.1, 0.2]]]).log()  # an answer of two tokens
+        >>> answer_mask_BT = torch.ones(1, 2, dtype=torch.bool)
+        >>> pdist(scores_BK, logp_BKT, answer_mask_BT, target_temperature=1.0)
+        tensor([0.0205])
     """
     l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
     log_q_BK = _teacher(logp_BKT, answer_mask_BT, candidate_mask_BK, target_temperature)
@@ -86,7 +100,6 @@ def replug_lsr(
     answer_mask_BT: Tensor,
     *,
     candidate_mask_BK: Tensor | None = None,
-    log_prior_BK: Tensor | None = None,
     target_temperature: float = 0.1,
 ) -> Tensor:
     """LM-supervised retrieval, `KL(p || q)` with `q = softmax_j(mean_t g / target_temperature)`.
@@ -99,19 +112,21 @@ def replug_lsr(
     Returns:
         loss_B, nats per query: take the mean over the queries of the step.
 
+    There is no `log_prior_BK` here: q says nothing about passages that the generator has not scored, and
+    KL(p || q) needs it wherever p has mass.
+
     Raises:
-        UserError: `target_temperature` not above 0; a `log_prior_BK`, since q says nothing about passages the
-            generator has not scored and KL(p || q) needs it wherever p has mass.
+        UserError: `target_temperature` not above 0.
 
     Source: Shi et al. 2023, arXiv:2301.12652, section 4.
+
+    Example:
+        >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
+        >>> logp_BKT = torch.tensor([[[0.8, 0.5], [0.1, 0.2]]]).log()  # an answer of two tokens
+        >>> answer_mask_BT = torch.ones(1, 2, dtype=torch.bool)
+        >>> replug_lsr(scores_BK, logp_BKT, answer_mask_BT, target_temperature=1.0)
+        tensor([0.0224])
     """
-    if log_prior_BK is not None:
-        raise UserError(
-            "replug_lsr compares prior and generator on the scored candidates only",
-            found="--prior pool",
-            expected="--prior candidates",
-            fix="drop --prior pool, or use --objective pdist",
-        )
     l_BK = log_prior(scores_BK, candidate_mask_BK)
     log_q_BK = _teacher(logp_BKT, answer_mask_BT, candidate_mask_BK, target_temperature)
     kl_B = (l_BK.exp() * (l_BK - log_q_BK)).sum(-1)
@@ -142,6 +157,15 @@ def reader_loss(
 
     Raises:
         UserError: unknown `kind` or `answer_logprob`.
+
+    Source: the language model's term beside the retriever's in Izacard et al. 2022, arXiv:2208.03299, section 2.2.
+
+    Example:
+        >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
+        >>> logp_BKT = torch.tensor([[[0.8, 0.5], [0.1, 0.2]]]).log()  # an answer of two tokens
+        >>> answer_mask_BT = torch.ones(1, 2, dtype=torch.bool)
+        >>> reader_loss(scores_BK, logp_BKT, answer_mask_BT)  # weights 0.731 and 0.269, without gradient
+        tensor([1.7220])
     """
     choose(READER_LOSSES, kind, "--reader_loss")
     G_BK = answer_log_prob(logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob)

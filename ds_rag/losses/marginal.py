@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds_rag.runtime.errors import UserError, choose
+from ds_rag.runtime.errors import choose
 
 ANSWER_LOGPROB = {"sum": False, "mean": True}  # divide by the number of answer tokens?
 
@@ -51,6 +51,10 @@ def log_prior(scores_BK: Tensor, candidate_mask_BK: Tensor | None = None, log_pr
             log-softmax over a whole pool, gathered at the candidates, a marginal loss exceeds that of the
             whole pool by exactly -log(posterior mass of the candidates), and the passages left unscored are
             still pushed down.
+
+    Example:
+        >>> log_prior(torch.tensor([[1.0, 0.0, 5.0]]), torch.tensor([[True, True, False]])).exp()
+        tensor([[0.7311, 0.2689, 0.0000]])
     """
     if log_prior_BK is None:
         return masked_log_softmax(scores_BK, candidate_mask_BK)
@@ -90,6 +94,11 @@ def answer_log_prob(
 
     Raises:
         UserError: unknown `answer_logprob`.
+
+    Example:
+        >>> logp_BKT = torch.tensor([[[-0.5, -1.0], [-2.0, -3.0]]])  # one query, two passages, two tokens
+        >>> answer_log_prob(logp_BKT, torch.ones(1, 2, dtype=torch.bool))
+        tensor([[-1.5000, -5.0000]])
     """
     divide = choose(ANSWER_LOGPROB, answer_logprob, "--answer_logprob")
     G_BK = token_logprobs(logp_BKT, answer_mask_BT, candidate_mask_BK).sum(-1)
@@ -114,14 +123,27 @@ def posterior(
     answer_logprob: str = "sum",
 ) -> Tensor:
     """`r_BK = softmax_j(l + G)`: which candidate explains the answer. Arguments as in `rag_sequence`; 0 at
-    masked candidates, each row sums to 1."""
+    masked candidates, each row sums to 1.
+
+    Example:
+        >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
+        >>> logp_BKT = torch.tensor([[[0.8, 0.5], [0.1, 0.2]]]).log()  # an answer of two tokens
+        >>> answer_mask_BT = torch.ones(1, 2, dtype=torch.bool)
+        >>> posterior(scores_BK, logp_BKT, answer_mask_BT)
+        tensor([[0.9819, 0.0181]])
+    """
     l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
     G_BK = answer_log_prob(logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob)
     return masked_log_softmax(l_BK + G_BK, candidate_mask_BK).exp()
 
 
 def entropy(p_BK: Tensor) -> Tensor:
-    """Entropy in nats of each row of probabilities; 0 log 0 is 0."""
+    """(B,) entropy in nats of each row of probabilities; 0 log 0 is 0.
+
+    Example:
+        >>> entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+        tensor([0.6931, 0.0000])
+    """
     return torch.special.entr(p_BK).sum(-1)
 
 
@@ -154,6 +176,13 @@ def rag_sequence(
         UserError: unknown `answer_logprob`.
 
     Source: Lewis et al. 2020, arXiv:2005.11401, section 2.1 (RAG-Sequence).
+
+    Example:
+        >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
+        >>> logp_BKT = torch.tensor([[[0.8, 0.5], [0.1, 0.2]]]).log()  # an answer of two tokens
+        >>> answer_mask_BT = torch.ones(1, 2, dtype=torch.bool)
+        >>> rag_sequence(scores_BK, logp_BKT, answer_mask_BT)  # -log(0.731 * 0.4 + 0.269 * 0.02)
+        tensor([1.2113])
     """
     l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
     G_BK = answer_log_prob(logp_BKT, answer_mask_BT, candidate_mask_BK=candidate_mask_BK, answer_logprob=answer_logprob)
@@ -168,7 +197,6 @@ def rag_token(
     *,
     candidate_mask_BK: Tensor | None = None,
     log_prior_BK: Tensor | None = None,
-    answer_logprob: str = "sum",
 ) -> Tensor:
     """`-sum_t log sum_j P(z_j | x) P(y_t | x, z_j, y_<t)`: every token may lean on another passage.
 
@@ -177,18 +205,15 @@ def rag_token(
     `r_t = softmax_j(l + g_t)` is the posterior of that token alone.
     Arguments and result as in `rag_sequence`, save that there is no log-probability of a sequence to average.
 
-    Raises:
-        UserError: `answer_logprob` other than "sum".
-
     Source: Lewis et al. 2020, arXiv:2005.11401, section 2.1 (RAG-Token).
+
+    Example:
+        >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
+        >>> logp_BKT = torch.tensor([[[0.8, 0.5], [0.1, 0.2]]]).log()  # an answer of two tokens
+        >>> answer_mask_BT = torch.ones(1, 2, dtype=torch.bool)
+        >>> rag_token(scores_BK, logp_BKT, answer_mask_BT)
+        tensor([1.3606])
     """
-    if choose(ANSWER_LOGPROB, answer_logprob, "--answer_logprob"):
-        raise UserError(
-            "rag_token marginalises each token by itself, so there is no answer log-probability to average",
-            found=f"--answer_logprob {answer_logprob}",
-            expected="--answer_logprob sum",
-            fix="drop the flag, or use --objective rag_sequence",
-        )
     l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
     g_BKT = token_logprobs(logp_BKT, answer_mask_BT, candidate_mask_BK)
     assert l_BK.shape == g_BKT.shape[:2], (l_BK.shape, g_BKT.shape)

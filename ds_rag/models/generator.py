@@ -24,10 +24,25 @@ from ds_rag.models.tokenizer import check_known
 
 
 class Generator(nn.Module):
-    """`generator(cells)` -> log-probabilities (C, A), float32 or wider; those of padding mean nothing.
+    """A causal language model; `generator(cells)` is the log-probability of each cell's target tokens.
 
-    `lay_out` makes the cells: with shared prefixes after `sharing.share_prefixes` has found that the model can,
-    else as plain sequences.
+    Returns (C, A) in nats, float32 or wider; what stands at padding means nothing. `lay_out` makes the cells: with
+    shared prefixes after `share_prefixes` has found that the model can, else as plain sequences. From texts,
+    `ds_rag.cells` and `ds_rag.score_cells` are the shorter way.
+
+    Args:
+        lm: a transformers causal LM, such as `AutoModelForCausalLM` opens.
+        tokenizer: its tokenizer, with a pad token (it may be the end-of-sequence token: masks go by position).
+
+    Raises:
+        UserError: a token that the model has no embedding for.
+
+    Example:
+        >>> pairs = ds_rag.cells(prompt, ["who ?"], [["ann was here", "bob was here"]], ["ann"])
+        >>> laid_out = generator.lay_out(pairs.sequences, pad=generator.tokenizer.pad_token_id)
+        >>> logp_CA = generator(laid_out)
+        >>> logp_CA.shape[0], logp_CA.dtype
+        (2, torch.float32)
     """
 
     def __init__(self, lm: Any, tokenizer: Any):

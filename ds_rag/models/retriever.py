@@ -8,15 +8,17 @@ Shape legend: B queries, N passages, T tokens, D embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ds_rag.data.batch import Tokens
+from ds_rag.data.batch import Tokens, pad_right
 from ds_rag.data.truncation import CutIds, cut_ids
 from ds_rag.models.pooling import POOLERS
 from ds_rag.models.probe import rows_of, states
@@ -30,16 +32,41 @@ PASSAGE_ENCODER = "passage_encoder"  # subfolder of the passage encoder, if ther
 
 
 class Retriever(nn.Module):
-    """`retriever(queries, passages)` -> (embeddings_BD, embeddings_ND, temperature); the last is 0-d."""
+    """An encoder whose pooled token states are embeddings; `retriever(queries, passages)` embeds both sides at once.
+
+    Returns (embeddings_BD, embeddings_ND, temperature): float32, of unit length where `settings.normalize` says so; the
+    temperature is 0-d. Scores are `embeddings_BD @ embeddings_ND.T / temperature`, without a unit.
+
+    Args:
+        encoder: a transformers model whose output has `last_hidden_state`.
+        tokenizer: its tokenizer, with a pad token.
+        settings: pooling, normalisation, prefixes, lengths (tokens) and temperature; by default mean pooling to unit
+            length, 64 and 200 tokens, 0.05.
+        passage_encoder: a second encoder for passages; None: one for both sides.
+
+    Raises:
+        UserError: an unknown pooling; a text with a token that the encoder has no embedding for.
+
+    Source: the dual encoder of Karpukhin et al. 2020, arXiv:2004.04906, section 3.1.
+
+    Example:
+        >>> queries = retriever.tokens(["who leads zor ?"], "query")
+        >>> passages = retriever.tokens(["ann leads zor", "kelp grows in pool nine"], "passage")
+        >>> q_BD, p_ND, temperature = retriever(queries, passages)
+        >>> scores_BN = q_BD @ p_ND.T / temperature
+        >>> tuple(scores_BN.shape)
+        (1, 2)
+    """
 
     def __init__(
         self,
         encoder: Any,
         tokenizer: Any,
-        settings: RetrieverSettings,
+        settings: RetrieverSettings | None = None,
         passage_encoder: Any = None,
     ):
         super().__init__()
+        settings = settings or RetrieverSettings()
         self.encoder, self.passage_encoder = encoder, passage_encoder
         self.tokenizer, self.settings = tokenizer, settings
         self.pool = choose(POOLERS, settings.pooling, "pooling")
@@ -96,6 +123,12 @@ class Retriever(nn.Module):
         largest = max((max(text, default=0) for text in ids), default=0)
         check_known(self.tokenizer, largest, rows_of(self.encoder), f"a {side}")
         return ids
+
+    def tokens(self, texts: Sequence[str], side: str) -> Tokens:
+        """The texts of a side ('query' or 'passage') as a forward takes them: (B, T) ids and mask on the module's
+        device, padded to the longest. Raises as `tokenize`."""
+        ids = [np.array(x, dtype=np.int32) for x in self.tokenize(list(texts), side)]
+        return pad_right(ids, self.tokenizer.pad_token_id).to(self.log_temperature.device)
 
     def length(self, side: str) -> int:
         """Tokens that a text of this side may have."""

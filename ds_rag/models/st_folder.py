@@ -46,8 +46,15 @@ PASSAGE_PROMPTS = ("document", "passage", "corpus")
 class RetrieverSettings:
     """Settings that turn texts into tokens and hidden states into embeddings; saved beside the weights.
 
-    Fields with `repr=False` are not part of the fingerprint of an index (snapshot.py), so that older indexes stay
+    Fields with `repr=False` are not part of the fingerprint of an index (fingerprint.py), so that older indexes stay
     valid.
+
+    Lengths are in tokens, special ones included; the temperature, which divides the scores, has no unit.
+
+    Example:
+        >>> settings = ds_rag.RetrieverSettings(pooling="cls", temperature=0.02, query_prefix="query: ")
+        >>> ds_rag.Retriever(retriever.encoder, retriever.tokenizer, settings).temperature
+        tensor(0.0200)
     """
 
     pooling: str = "mean"

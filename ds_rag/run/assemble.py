@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ds_rag.config import OptimConfig, RunConfig, deepspeed_config
+from ds_rag.config import OptimConfig, RunConfig
 from ds_rag.config.effects import idle
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_data
-from ds_rag.data.loader import Loader, TrainTokens
+from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.token_tables import EvalTokens, tokenize_run
 from ds_rag.engines.joint import Engines
-from ds_rag.engines.setup import deepspeed_files, make_engines
+from ds_rag.engines.setup import make_engines, plan_engines
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.spelling import check_spelling
 from ds_rag.models.generator import Generator
@@ -32,9 +32,9 @@ from ds_rag.run.index_candidates import Candidates
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.step.generator_side import Scoring
-from ds_rag.step.objective import Objective
-from ds_rag.step.two_pass import Embedding
+from ds_rag.step.generator_side import StepOptions
+from ds_rag.step.joint_step import JointStep
+from ds_rag.step.objectives import Objective, make_objective
 
 MOST_REPEATS = 16  # of a row in one micro-batch
 MOST_ROWS = 10**7  # of a step
@@ -48,99 +48,118 @@ class Parts:
     data: RagData
     loader: Loader
     eval_tokens: EvalTokens
-    objective: Objective
-    prompt: Prompt | None
-    retriever: Retriever
-    generator: Generator | None
-    engines: Engines
-    embedding: Embedding
-    scoring: Scoring | None
+    joint: JointStep
     total_steps: int
     schedule: Schedule
-    device: torch.device
     candidates: Candidates | None = None  # where the index supplies them
+
+    @property
+    def engines(self) -> Engines:
+        return self.joint.engines
+
+    @property
+    def objective(self) -> Objective:
+        return self.joint.objective
+
+    @property
+    def prompt(self) -> Prompt | None:
+        return self.joint.prompt
+
+    @property
+    def retriever(self) -> Retriever:
+        return self.joint.retriever
+
+    @property
+    def generator(self) -> Generator | None:
+        return self.joint.generator
+
+    @property
+    def device(self) -> torch.device:
+        return self.joint.device
+
+
+@dataclass
+class Models:
+    """The two models in memory, and how engines are made of them: `engines(learns, total_steps)`."""
+
+    retriever: Retriever
+    generator: Generator | None
+    engines: Callable[[dict[str, bool], int], Engines]
 
 
 def assemble(config: RunConfig, console: Console, folder: Path, device: torch.device) -> Parts:
-    """Builds everything, the same on every rank. Raises UserError for what the user can mend."""
-    objective = Objective(config.objective, collectives.world())
-    raws, knowns = deepspeed_files(config)
-    schedule = Schedule(config.stage.refresh_index)
+    """Opens what the settings name, and builds everything, the same on every rank. Raises UserError for what the user
+    can fix."""
+    objective = make_objective(config.objective, collectives.world())
+    plans = plan_engines(config)
     check_spelling(config.stage.index_factory)
-    source = config.objective.candidates_from
     needs = objective.spec.needs_positive, objective.needs_generator
     for line in idle(config):
         console.say(f"note: {line}", style="yellow")
-    data = read_data(config.data, config.is_builtin, *needs, from_index=source != "batch")
+    from_index = config.objective.candidates_from != "batch"
+    data = read_data(config.data, config.is_builtin, *needs, from_index=from_index)
     say_notices(data.notices, console)
     check_labels(config, data, console)
     torch.manual_seed(config.optim.seed)
-    pieces = [deepspeed_config.while_loading(raw, known) for raw, known in zip(raws, knowns, strict=True)]
-    retriever, generator = load_models(config, objective, data, folder, pieces)
-    for name, model, piece in zip(("retriever", "generator"), (retriever, generator), pieces, strict=True):
-        if note := made_whole(name, getattr(config.model, name), model, piece):
+    sharded = {name: plan.while_loading for name, plan in plans.items()}
+    retriever, generator = load_models(config, objective, data, folder, list(sharded.values()))
+    for (name, how), model in zip(sharded.items(), (retriever, generator), strict=True):
+        if note := made_whole(name, getattr(config.model, name), model, how):
             console.say(note, style="yellow")
+
+    def engines(learns: dict[str, bool], total_steps: int) -> Engines:
+        return make_engines(config, plans, (retriever, generator), learns, total_steps, folder, device)
+
+    return put_together(config, objective, data, Models(retriever, generator, engines), console)
+
+
+def put_together(config: RunConfig, objective: Objective, data: RagData, models: Models, console: Console) -> Parts:
+    """The parts of a run over models and rows in memory: tokens, batches, engines, the joint step."""
+    retriever, generator = models.retriever, models.generator
     prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
-    in_pieces = generator is not None and is_sharded(generator)  # then it works only once its engine is there
-    if not in_pieces:
+    in_shards = generator is not None and is_sharded(generator)  # then it works only once its engine is there
+    if not in_shards:
         ask_for_sharing(generator, config, console)
-    share = collectives.world() if config.stage.index_shards == "keep" else 1
-    check_factory(config.stage.index_factory, retriever.hidden_size, max(1, data.corpus_size // share))
+    world = collectives.world() if config.stage.index_shards == "keep" else 1
+    check_factory(config.stage.index_factory, retriever.hidden_size, max(1, data.corpus_size // world))
     train_tokens, eval_tokens = tokenize_run(retriever, prompt, data, config.data, console)
     check_generator_ids(generator, train_tokens, eval_tokens)
     check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens, console)
     optim = config.optim
     check_batch(len(data.train), optim)
-    loader = Loader(
-        data.train,
-        train_tokens,
+    loader = Loader(data.train, train_tokens, batch_options(config, retriever))
+    candidates = None
+    if config.objective.candidates_from != "batch":
+        count = candidate_count(config.objective.index_candidates, data, console)
+        candidates = Candidates(loader, count, data.corpus_size, config.stage.per_device_eval_batch_size)
+    total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
+    engines = models.engines(what_learns(config, objective), total)
+    if in_shards:
+        check_looks_back(generator, f"--generator {config.model.generator}")
+        ask_for_sharing(generator, config, console)
+    options = StepOptions(config.scoring, optim, optim.seed, console.say, collectives.local_world())
+    joint = JointStep.from_models(retriever, generator, objective, engines, prompt, options)
+    return Parts(data, loader, eval_tokens, joint, total, Schedule(config.stage.refresh_index), candidates)
+
+
+def batch_options(config: RunConfig, retriever: Retriever) -> BatchOptions:
+    optim = config.optim
+    return BatchOptions(
         optim.per_device_train_batch_size,
         optim.gradient_accumulation_steps,
         collectives.rank(),
         collectives.world(),
         optim.seed,
         retriever.tokenizer.pad_token_id,
-        config.objective.pool == "world",
-        keep_own=source == "both",
-    )
-    candidates = None
-    if source != "batch":
-        count = candidate_count(config.objective.index_candidates, data, console)
-        batch = config.stage.per_device_eval_batch_size
-        candidates = Candidates(loader, count, data.corpus_size, batch)
-    total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
-    learns = what_learns(config, objective)
-    engines = make_engines(config, learns, retriever, generator, raws, knowns, total, folder, device)
-    if in_pieces:
-        check_looks_back(generator, f"--generator {config.model.generator}")
-        ask_for_sharing(generator, config, console)
-    embedding = Embedding(engines, config.scoring.retriever_chunk)
-    scoring = make_scoring(config, engines, generator, console) if generator else None
-    return Parts(
-        data,
-        loader,
-        eval_tokens,
-        objective,
-        prompt,
-        retriever,
-        generator,
-        engines,
-        embedding,
-        scoring,
-        total,
-        schedule,
-        device,
-        candidates,
+        shared_pool=config.objective.pool == "world",
+        keep_own=config.objective.candidates_from == "both",
     )
 
 
 def what_learns(config: RunConfig, objective: Objective) -> dict[str, bool]:
     """Which of the two models are trained. Raises UserError where none is."""
     frozen = config.model.freeze
-    learns = {
-        "retriever": frozen != "retriever",
-        "generator": frozen != "generator" and objective.needs_generator and objective.generator_learns,
-    }
+    learns = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.generator_learns}
     if not any(learns.values()):
         raise UserError("nothing learns", found=f"--objective {objective.name} --freeze {frozen}")
     return learns
@@ -192,11 +211,6 @@ def ask_for_sharing(generator: Generator | None, config: RunConfig, console: Con
     """Turns the shared prefixes on where the generator can read them, and else says why not."""
     if generator and config.scoring.share_prefixes and (reason := share_prefixes(generator)):
         console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
-
-
-def make_scoring(config: RunConfig, engines: Engines, generator: Generator, console: Console) -> Scoring:
-    pad, seed, processes = generator.tokenizer.pad_token_id, config.optim.seed, collectives.local_world()
-    return Scoring(engines, generator, config.scoring, pad, seed, console.say, processes)
 
 
 def load_models(

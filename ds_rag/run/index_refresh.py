@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ds_rag.config import StageConfig
-from ds_rag.engines.snapshot import fingerprint, snapshot
+from ds_rag.engines.snapshot import snapshot
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.index.building import (
     Built,
@@ -34,6 +34,7 @@ from ds_rag.index.building import (
     update_share,
 )
 from ds_rag.index.shards import remove_shards
+from ds_rag.models.fingerprint import fingerprint
 from ds_rag.models.retriever import Retriever
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime import collectives, stop_signals

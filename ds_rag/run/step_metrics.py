@@ -9,7 +9,7 @@ from ds_rag.engines.joint import StepResult
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime import collectives
 from ds_rag.runtime.peak_memory import peak_memory_gb
-from ds_rag.step.objective import StepOutput
+from ds_rag.step.joint_step import StepOutput
 
 MEANS = ("embedding_spread", "kept_cells", "dropped_mass")  # over micro-batches and ranks
 

@@ -12,8 +12,8 @@ from ds_rag.evaluation.collapse import CollapseWatch, Retrieved
 from ds_rag.run import checkpoint
 from ds_rag.run.metrics_file import Metrics
 from ds_rag.runtime.console import Console
+from ds_rag.step.joint_step import StepOutput
 from ds_rag.step.non_finite import BadSteps
-from ds_rag.step.objective import StepOutput
 
 
 class Watchers:

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
-from ds_rag.config import ScoringConfig
-from ds_rag.data.batch import Batch, CellList, list_cells
+from ds_rag.config import OptimConfig, ScoringConfig
+from ds_rag.data.batch import Batch, CellList
 from ds_rag.engines.joint import Engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.head import KEEP_BYTES
 from ds_rag.runtime import collectives
 from ds_rag.step.activation_memory import CellCost, budget_bytes, measure_cost
+from ds_rag.step.cell_chunks import split_cells, stand_in
 from ds_rag.step.cell_selection import draw_one, keep_heavy
 from ds_rag.step.two_pass import Gradients, Inputs, OnePass, Pass, TwoPass
 
@@ -35,123 +36,83 @@ THINNED = ("posterior", "sample")
 ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
-class Scoring:
-    """`forward` gives the leaf of all cells' log-probabilities; after the objective's backward, `backward`."""
+def silent(text: str) -> None:
+    """Says nothing."""
 
-    def __init__(
-        self,
-        engines: Engines,
-        generator: Generator,
-        config: ScoringConfig,
-        pad: int,
-        seed: int = 0,
-        say: Callable[[str], None] = lambda text: None,
-        processes: int = 1,
-    ):
-        self.engines, self.generator, self.config, self.pad, self.seed = engines, generator, config, pad, seed
-        self.say, self.processes = say, processes
-        self.how = config.generator_backward
+
+@dataclass
+class StepOptions:
+    """How a step goes about its work. scoring: settings of both sides' passes. optim: learning rates, AdamW and
+    clipping of the engines, where none are given. seed: of the draws of `sample`. say: where notes go. processes: ranks
+    on this host, which share its memory."""
+
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    seed: int = 0
+    say: Callable[[str], None] = silent
+    processes: int = 1
+
+
+class Scoring:
+    """Calls the generator's engine, in the way that was chosen. Between calls it keeps nothing of a micro-batch, only
+    what it has measured of the model and said of its choice."""
+
+    def __init__(self, engines: Engines, generator: Generator, pad: int, options: StepOptions | None = None):
+        self.engines, self.generator, self.pad = engines, generator, pad
+        self.options = options or StepOptions()
+        self.config, self.how = self.options.scoring, self.options.scoring.generator_backward
         self.said: set[str] = set()
         self.cost: CellCost | None = None
-        self.tokens = 0
-        self.run: Pass | None = None
-        learns = "generator" in engines.learning
-        if learns and self.how in THINNED and remove_dropout(generator.lm):
-            say(f"note: --generator_backward {self.how} trains the generator without its dropout")
+        if self.learns and self.how in THINNED and remove_dropout(generator.lm):
+            self.options.say(f"note: --generator_backward {self.how} trains the generator without its dropout")
 
-    def forward(self, cells: CellList, batch: Batch, last: bool) -> torch.Tensor:
-        """(C, A) leaf, float32 or wider; this rank reads its own share of the cells of a pool of the world."""
-        self.cells, self.batch, self.last = cells, batch, last
-        self.mine = list(range(len(cells)))
-        if batch.shares:
-            own = set(batch.shares[collectives.rank()].columns)
-            self.mine = [c for c in self.mine if cells.passage_C[c] in own]
-        at_once = self.fits(self.mine)
-        self.chunks = self.equal_on_ranks([self.mine] if at_once else self.split(self.mine))
-        run: Pass
-        if at_once:
-            run = OnePass(self.engines, "generator", self.lay_out(self.chunks[0]), last)
-        else:
-            run = TwoPass(self.engines, "generator", [partial(self.lay_out, c) for c in self.chunks], last)
-        self.tokens += sum(self.size(chunk)[0] for chunk in self.chunks)
-        logp_CA = run.outputs[0][0].new_zeros(len(cells), cells.target_length)
-        for chunk, (found,) in zip(self.chunks, run.outputs, strict=True):
-            logp_CA[chunk, : found.shape[1]] = found[: len(chunk)]
-        run.outputs.clear()
-        self.run = run
-        if batch.shares:
-            collectives.add_over_ranks(logp_CA)
-        self.leaf_CA = logp_CA.requires_grad_()
-        return self.leaf_CA
+    @property
+    def learns(self) -> bool:
+        return "generator" in self.engines.learning
 
-    def backward(self, place: Sequence[int] = (0,)) -> dict[str, float]:
-        """From the leaf's gradient. place: numbers that name this micro-batch within the run.
-
-        Returns what `posterior` and `sample` left out: `kept_cells` (a share) and, of the first, `dropped_mass`.
-        """
-        run, self.run = self.run, None
-        grad_CA = self.leaf_CA.grad
-        if run is None or grad_CA is None or "generator" not in self.engines.learning:
-            return {}
-        report: dict[str, float] = {}
-        if self.how in THINNED:
-            query_C = torch.tensor(self.cells.query_C, device=grad_CA.device)
-            queries = len(self.batch.rows)
-            own = 0 if self.batch.shares else collectives.rank()  # ranks of one batch draw alike, others apart
-            if self.how == "posterior":
-                keep_C, dropped = keep_heavy(grad_CA, query_C, queries, self.config.posterior_threshold)
-                report["dropped_mass"] = dropped
-            else:
-                keep_C, factor_C = draw_one(grad_CA, query_C, queries, [self.seed, *place, own])
-                grad_CA = grad_CA * factor_C[:, None].to(grad_CA.dtype)
-            report["kept_cells"] = float(keep_C.float().mean())
-            kept = keep_C.tolist()
-            self.chunks = self.equal_on_ranks(self.split([c for c in self.mine if kept[c]]))
-            again = [partial(self.lay_out, chunk) for chunk in self.chunks]
-            run = TwoPass(self.engines, "generator", again, self.last, scored=False)
-
-        def of_chunk(c: int) -> Gradients:
-            return [self.chunk_gradient(grad_CA, self.chunks[c])]
-
-        run.backward(of_chunk)
-        return report
-
-    def tokens_read(self) -> int:
-        """Tokens that the generator has read since the last call; those of a second pass are not counted again."""
-        count, self.tokens = self.tokens, 0
-        return count
-
-    def chunk_gradient(self, grad_CA: torch.Tensor, chunk: list[int]) -> torch.Tensor:
-        if not chunk:  # the stand-in of a rank without work
-            return grad_CA.new_zeros(1, 1)
-        return grad_CA[chunk, : max(self.cells.target_lengths[c] for c in chunk)]
-
-    def lay_out(self, chunk: list[int]) -> Inputs:
-        """What the generator reads; for an empty chunk a stand-in, so that all ranks run as many forwards."""
-        cells = self.cells.take(chunk) if chunk else stand_in()
-        return (self.generator.lay_out(cells, self.pad).to(self.device()),)
-
+    @property
     def device(self) -> torch.device:
         return next(self.generator.parameters()).device
 
+    def forward(self, cells: CellList, batch: Batch, last: bool) -> ScoredCells:
+        """last: this is the last micro-batch of the optimizer step. Of a pool of the world this rank reads its own
+        share of the cells."""
+        mine = list(range(len(cells)))
+        if batch.shares:
+            own = set(batch.shares[collectives.rank()].columns)
+            mine = [c for c in mine if cells.passage_C[c] in own]
+        at_once = self.fits(cells, mine)
+        chunks = self.equal_on_ranks([mine] if at_once else self.split(cells, mine))
+        run: Pass
+        if at_once:
+            run = OnePass(self.engines, "generator", self.lay_out(cells, chunks[0]), last)
+        else:
+            run = TwoPass(self.engines, "generator", [partial(self.lay_out, cells, c) for c in chunks], last)
+        return ScoredCells(self, RankCells(cells, batch, last, mine), chunks, run)
+
+    def lay_out(self, cells: CellList, chunk: list[int]) -> Inputs:
+        """What the generator reads; for an empty chunk a stand-in, so that all ranks run as many forwards."""
+        chosen = cells.take(chunk) if chunk else stand_in()
+        return (self.generator.lay_out(chosen, self.pad).to(self.device),)
+
     def equal_on_ranks(self, chunks: list[list[int]]) -> list[list[int]]:
         """As many chunks as the rank with the most, and at least one."""
-        most = int(collectives.all_max({"n": max(1, len(chunks))}, self.device())["n"])
+        most = int(collectives.all_max({"n": max(1, len(chunks))}, self.device)["n"])
         return chunks + [[] for _ in range(most - len(chunks))]
 
-    def fits(self, mine: list[int]) -> bool:
+    def fits(self, cells: CellList, mine: list[int]) -> bool:
         """Is this micro-batch scored in one pass? All ranks decide alike. Logits are kept where they fit too."""
         self.generator.keep_bytes = KEEP_BYTES
-        if "generator" not in self.engines.learning or self.how not in ("auto", "one_pass"):
+        if not self.learns or self.how not in ("auto", "one_pass"):
             return False
         if self.how == "one_pass":
             self.generator.keep_bytes = math.inf
             return True
-        tokens, targets = self.size(mine)
+        tokens, targets = self.size(cells, mine)
         cost, budget = self.measured(), self.budget()
         needs = [cost.of(tokens, targets, keep) for keep in (math.inf, KEEP_BYTES)]
         over = {f"{n}": float(need > budget) for n, need in enumerate(needs)}
-        worst = collectives.all_max(over | {"need": needs[0]}, self.device())
+        worst = collectives.all_max(over | {"need": needs[0]}, self.device)
         kept, within = worst["0"] == 0, worst["1"] == 0
         if kept:
             self.generator.keep_bytes = math.inf
@@ -160,31 +121,31 @@ class Scoring:
         self.explain(way, f"{tokens:,} tokens of {len(mine)} cells need about {need / 1e9:.2g} GB", budget)
         return within
 
-    def split(self, mine: list[int]) -> list[list[int]]:
+    def split(self, cells: CellList, mine: list[int]) -> list[list[int]]:
         """The cells in chunks that fit the budget, those of one prefix together."""
+        shared = self.generator.shares_prefixes
         if self.config.micro_cells != "auto":
-            return split_cells(self.cells, mine, int(self.config.micro_cells), 1 << 60, self.generator.shares_prefixes)
-        tokens, targets = self.size(mine)
+            return split_cells(cells, mine, int(self.config.micro_cells), 1 << 60, shared)
+        tokens, targets = self.size(cells, mine)
         budget = self.budget()
         most = self.measured().tokens_within(budget, targets / max(1, tokens))
-        enough = min(most, ENOUGH_TOKENS[self.device().type])
-        chunks = split_cells(self.cells, mine, len(mine), enough, self.generator.shares_prefixes)
-        if self.how != "auto" and "generator" in self.engines.learning:
+        enough = min(most, ENOUGH_TOKENS[self.device.type])
+        if self.how != "auto" and self.learns:
             need = self.measured().of(enough, int(enough * targets / max(1, tokens)))
             self.explain(self.how, f"chunks of up to {enough:,} tokens need about {need / 1e9:.2g} GB", budget)
-        return chunks
+        return split_cells(cells, mine, len(mine), enough, shared)
 
-    def size(self, mine: list[int]) -> tuple[int, int]:
+    def size(self, cells: CellList, mine: list[int]) -> tuple[int, int]:
         """Tokens that are read and tokens that are predicted."""
-        cells = self.cells.take(mine) if mine else stand_in()
-        prefixes = [len(p) for p in cells.prefixes]
-        read = sum(prefixes) if self.generator.shares_prefixes else sum(prefixes[p] for p in cells.prefix_C)
-        return read + sum(len(s) for s in cells.suffixes), sum(cells.target_lengths)
+        chosen = cells.take(mine) if mine else stand_in()
+        prefixes = [len(p) for p in chosen.prefixes]
+        read = sum(prefixes) if self.generator.shares_prefixes else sum(prefixes[p] for p in chosen.prefix_C)
+        return read + sum(len(s) for s in chosen.suffixes), sum(chosen.target_lengths)
 
     def measured(self) -> CellCost:
         if self.cost is None:
             self.cost = measure_cost(self.generator)
-            self.free = budget_bytes(self.config.memory_budget, self.device(), self.processes)
+            self.free = budget_bytes(self.config.memory_budget, self.device, self.options.processes)
         return self.cost
 
     def budget(self) -> float:
@@ -196,34 +157,85 @@ class Scoring:
         """Says what was chosen, once for every way; near the budget micro-batches alternate."""
         if way not in self.said:
             self.said.add(way)
-            self.say(f"generator  {way}: {need}, the budget is {budget / 1e9:.2g} GB")
+            self.options.say(f"generator  {way}: {need}, the budget is {budget / 1e9:.2g} GB")
 
 
-def split_cells(
-    cells: CellList, chosen: Sequence[int], most_cells: int, most_tokens: int, shared: bool
-) -> list[list[int]]:
-    """`chosen` in chunks of at most so many cells and tokens (one cell at least), cells of one prefix side by side,
-    long prefixes first. A prefix counts once in a chunk where it is shared."""
-    order = sorted(chosen, key=lambda c: (-len(cells.prefixes[cells.prefix_C[c]]), cells.prefix_C[c]))
-    chunks: list[list[int]] = []
-    tokens, before = 0, -1
-    for c in order:
-        prefix, own = cells.prefix_C[c], len(cells.suffixes[c])
-        size = len(cells.prefixes[prefix])
-        added = own if shared and prefix == before else own + size
-        if not chunks or len(chunks[-1]) >= most_cells or tokens + added > most_tokens:
-            chunks.append([])
-            tokens, added = 0, own + size
-        chunks[-1].append(c)
-        tokens += added
-        before = prefix
-    return chunks
+@dataclass(frozen=True)
+class RankCells:
+    """What one forward reads. mine: numbers of the cells that this rank reads."""
+
+    cells: CellList
+    batch: Batch
+    last: bool
+    mine: list[int]
 
 
-def stand_in() -> CellList:
-    """One cell of two tokens, whose gradient is zero."""
-    token = np.zeros(1, np.int32)
-    return list_cells([token], [token], [1])
+class ScoredCells:
+    """The handle of one forward: `outputs`, and one `backward` from their gradient.
+
+    outputs: (C, A) token log-probabilities in nats, detached, float32 or wider; past a cell's target 0. tokens: that
+    this rank has read; those of a second pass are not counted again. chunks: of cells, as they were read last.
+    """
+
+    def __init__(self, scoring: Scoring, read: RankCells, chunks: list[list[int]], run: Pass):
+        self.scoring, self.read, self.chunks = scoring, read, chunks
+        self.run: Pass | None = run
+        self.tokens = sum(scoring.size(read.cells, chunk)[0] for chunk in chunks)
+        logp_CA = run.outputs[0][0].new_zeros(len(read.cells), read.cells.target_length)
+        for chunk, (found,) in zip(chunks, run.outputs, strict=True):
+            logp_CA[chunk, : found.shape[1]] = found[: len(chunk)]
+        run.outputs.clear()
+        if read.batch.shares:
+            collectives.add_over_ranks(logp_CA)
+        self.outputs = logp_CA
+
+    @property
+    def own(self) -> torch.Tensor:
+        """The log-probabilities of the cells that this rank has read."""
+        return self.outputs[self.read.mine]
+
+    def backward(self, grad_CA: torch.Tensor, place: Sequence[int] = (0,)) -> dict[str, float]:
+        """grad_CA: of `outputs`. place: numbers that name this micro-batch within the run.
+
+        Returns what `posterior` and `sample` left out: `kept_cells` (a fraction) and, of the first, `dropped_mass`.
+        """
+        run, self.run = self.run, None
+        assert run is not None, "a forward has one backward"
+        report: dict[str, float] = {}
+        if not self.scoring.learns:
+            return report
+        if self.scoring.how in THINNED:
+            report, grad_CA = self.thin(grad_CA, place)
+            again = [partial(self.scoring.lay_out, self.read.cells, chunk) for chunk in self.chunks]
+            run = TwoPass(self.scoring.engines, "generator", again, self.read.last, scored=False)
+
+        def of_chunk(c: int) -> Gradients:
+            return [self.chunk_gradient(grad_CA, self.chunks[c])]
+
+        run.backward(of_chunk)
+        return report
+
+    def thin(self, grad_CA: torch.Tensor, place: Sequence[int]) -> tuple[dict[str, float], torch.Tensor]:
+        """Chooses the cells that have a backward: new `chunks`. Returns the report and the gradient that is left."""
+        scoring, cells, batch = self.scoring, self.read.cells, self.read.batch
+        query_C = torch.tensor(cells.query_C, device=grad_CA.device)
+        queries = len(batch.rows)
+        own = 0 if batch.shares else collectives.rank()  # ranks of one batch draw alike, others apart
+        report: dict[str, float] = {}
+        if scoring.how == "posterior":
+            keep_C, report["dropped_mass"] = keep_heavy(grad_CA, query_C, queries, scoring.config.posterior_threshold)
+        else:
+            keep_C, factor_C = draw_one(grad_CA, query_C, queries, [scoring.options.seed, *place, own])
+            grad_CA = grad_CA * factor_C[:, None].to(grad_CA.dtype)
+        report["kept_cells"] = float(keep_C.float().mean())
+        kept = keep_C.tolist()
+        self.chunks = scoring.equal_on_ranks(scoring.split(cells, [c for c in self.read.mine if kept[c]]))
+        return report, grad_CA
+
+    def chunk_gradient(self, grad_CA: torch.Tensor, chunk: list[int]) -> torch.Tensor:
+        if not chunk:  # the stand-in of a rank without work
+            return grad_CA.new_zeros(1, 1)
+        return grad_CA[chunk, : max(self.read.cells.target_lengths[c] for c in chunk)]
 
 
 def remove_dropout(lm: Any) -> bool:

@@ -3,17 +3,15 @@
 The engines skip such a step together (engines/joint.py). Under fp16 that is how a loss scale is found, and no fault: a
 step counts here once the scale cannot shrink any further, or where a value was not finite that the scale has no part in
 (an embedding, a log-probability, the loss). In fp32 and bf16 every skipped step counts.
-
-Shape legend: B queries, N passages, C cells, A target tokens, D embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from ds_rag.data.batch import Batch
 from ds_rag.engines.joint import StepResult
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import RunError
@@ -30,29 +28,25 @@ LOSS = PLACES.index("the loss")
 Sign = tuple[int, int]  # micro-batch, number of the place
 
 
-def look(
-    micro: int,
-    batch: Batch,
-    q_BD: torch.Tensor,
-    p_ND: torch.Tensor,
-    logp_CA: torch.Tensor | None,
-    cells: Sequence[int],
-    loss: float,
-) -> Sign | None:
-    """The first place of a micro-batch whose values on this rank are not all finite, after the objective's backward.
+@dataclass(frozen=True)
+class Seen:
+    """What one micro-batch has given on this rank, in the order of PLACES: of a pool of the world only this rank's own
+    share, or every rank would blame itself. Gradients are the objective's."""
 
-    Tensors are the leaves; cells: numbers of those that this rank has read. Of a pool of the world only this rank's own
-    share is looked at, or every rank would blame itself.
-    """
-    queries, passages = q_BD, p_ND
-    if batch.shares:
-        own = batch.shares[collectives.rank()]
-        queries, passages = q_BD[list(own.rows)], p_ND[list(own.columns)]
-    nothing = torch.zeros((), device=q_BD.device)
-    read_cA = nothing if logp_CA is None else logp_CA.detach()[list(cells)]
-    of_cells = nothing if logp_CA is None or logp_CA.grad is None else logp_CA.grad
-    of_embeddings = [nothing if x.grad is None else x.grad for x in (q_BD, p_ND)]
-    places = [[queries, passages], [read_cA], [torch.tensor(loss, device=q_BD.device)], of_embeddings, [of_cells]]
+    embeddings: Sequence[torch.Tensor]
+    logp: torch.Tensor | None
+    loss: float
+    d_embeddings: Sequence[torch.Tensor]
+    d_logp: torch.Tensor | None
+
+
+def first_not_finite(micro: int, seen: Seen) -> Sign | None:
+    """The first place of micro-batch `micro` whose values are not all finite."""
+    device = seen.embeddings[0].device
+    nothing = torch.zeros((), device=device)
+    logp, d_logp = (nothing if x is None else x for x in (seen.logp, seen.d_logp))
+    loss = torch.tensor(seen.loss, device=device)
+    places = [seen.embeddings, [logp], [loss], seen.d_embeddings, [d_logp]]
     fine = torch.stack([torch.stack([x.detach().isfinite().all() for x in xs]).all() for xs in places]).tolist()
     return (micro, fine.index(False)) if not all(fine) else None
 
@@ -81,7 +75,8 @@ class BadSteps:
         self.in_row, self.found, self.model = 0, "", ""
 
     def count(self, step: int, result: StepResult, signs: Sequence[Sign | None]) -> int:
-        """Counts a step that was made or skipped; the number in a row now. signs: `look`'s, of its micro-batches."""
+        """Counts a step that was made or skipped; the number in a row now. signs: by
+        `first_not_finite`, of its micro-batches."""
         if not result.skipped:
             self.in_row = 0
             return 0

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ds_rag.data.batch import lay_out_plain
-from ds_rag.engines.joint import adamw, make_engine
+from ds_rag.engines.deepspeed_engine import make_engine
+from ds_rag.engines.optimizer import adamw
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime import collectives
 from ds_rag.train import train_step
@@ -22,7 +22,7 @@ from ds_rag.train import train_step
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from pair import DTYPES, LEARNING_RATES, NAMES, OPTIM, Case, ds_config, full_gradients, parameters
-from small import direct_loss, small_parts
+from small import plain_loss, small_parts
 
 STEPS, ROWS = 3, 3  # optimizer steps; queries of a rank's micro-batch
 
@@ -116,20 +116,3 @@ def plain_run(run: Run, world: int) -> Found:
 def named(parts: Parts) -> dict[str, torch.Tensor]:
     pairs = [(name, module.named_parameters()) for name, module in parts.engines.modules.items()]
     return {f"{name}.{k}": p.detach().clone() for name, params in pairs for k, p in params}
-
-
-def plain_loss(parts: Parts, step: int) -> torch.Tensor:
-    """Mean over the optimizer step, in one graph."""
-    micros = parts.loader.micro_batches(step)
-    totals = parts.objective.counts(micros, parts.prompt)
-    loss = torch.zeros(())
-    for batch in micros:
-        q_BD, p_ND, temperature = parts.retriever(batch.queries, batch.passages)
-        scores_BN = q_BD @ p_ND.T / temperature
-        candidates_BK = parts.objective.select(scores_BN, batch)
-        cells = logp_CA = None
-        if parts.generator is not None and parts.prompt is not None:
-            cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
-            logp_CA = parts.generator.plain(lay_out_plain(cells, parts.generator.tokenizer.pad_token_id))
-        loss = loss + direct_loss(parts.objective, scores_BN, candidates_BK, cells, logp_CA, batch, totals)
-    return loss

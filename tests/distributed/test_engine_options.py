@@ -24,7 +24,7 @@ from plain import reference
 from ranks import run_ranks
 from together import Together, marked
 
-from ds_rag.engines.joint import held_gradients
+from ds_rag.engines.deepspeed_engine import held_gradients
 
 STAGES = [(0, 0), (1, 1), (2, 2), (3, 3)]
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": False}}}
@@ -182,7 +182,8 @@ def optimizer_of_a_file(more: dict[str, Any]) -> tuple[str, bool]:
 
     from ds_rag.config import OptimConfig
     from ds_rag.config.deepspeed_config import Known, resolve
-    from ds_rag.engines.joint import Engines, make_engine
+    from ds_rag.engines.deepspeed_engine import make_engine
+    from ds_rag.engines.joint import Engines
 
     def compiled(*args: object, **options: object) -> None:
         raise RuntimeError("DeepSpeed compiles an operator")

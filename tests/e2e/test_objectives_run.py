@@ -12,12 +12,12 @@ from commands import ROOT, lines, results
 from many_runs import Runs
 from together import marked
 
-from ds_rag.losses import LOSSES
+from ds_rag.config.objectives import OBJECTIVES
 
 QUICK = "--max_steps 2 --per_device_train_batch_size 4 --learning_rate 1e-3 --save_steps 0 --refresh_index 0"
 QUICK += " --max_query_length 32 --max_passage_length 32 --max_answer_length 4 --max_new_tokens 4 --candidates 4"
 
-VARIANTS: dict[str, str] = {f"objective {name}": f"--objective {name}" for name in LOSSES}
+VARIANTS: dict[str, str] = {f"objective {name}": f"--objective {name}" for name in OBJECTIVES}
 VARIANTS |= {
     f"reader {kind}": f"--objective pdist --reader_loss {kind} --target_temperature 0.5"
     for kind in ("posterior", "none")

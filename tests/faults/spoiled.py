@@ -8,7 +8,7 @@ from typing import Any
 from pair import LEARNING_RATES, NAMES, OPTIM, Case, accumulate, allow_fp16, ds_config, make_engines
 from small import small_parts
 
-from ds_rag.engines.joint import make_engine
+from ds_rag.engines.deepspeed_engine import make_engine
 from ds_rag.runtime import collectives
 from ds_rag.step.non_finite import BadSteps
 from ds_rag.train import train_step
@@ -28,26 +28,26 @@ def spoil_one(where: str) -> tuple[list[bool], list[int], str, list[float]]:
     parts = small_parts(2, 3, engine=engine, objective="rag_sequence")
     bad = BadSteps(20)
     skipped, in_row, weights = [], [], []
-    forward, backward = parts.embedding.forward, parts.objective.backward
+    forward, differentiate = parts.joint.embedding.forward, parts.objective.differentiate
     for step in range(STEPS):
         calls = 0
 
         def spoiled_forward(batch: Any, last: bool, step: int = step) -> Any:
             nonlocal calls
-            leaves = forward(batch, last)
+            embedded = forward(batch, last)
             calls += 1
             if where == "embedding" and wanted(step) and calls == 2:
-                leaves[0].data[0, 0] = math.nan
-            return leaves
+                embedded.outputs[0].data[0, 0] = math.nan
+            return embedded
 
-        def spoiled_backward(*args: Any, step: int = step) -> Any:
-            output = backward(*args)
+        def spoiled_gradients(*args: Any, step: int = step) -> Any:
+            output = differentiate(*args)
             if where == "loss" and wanted(step):  # the gradients stay as they are
                 output.loss = math.inf
             return output
 
-        parts.embedding.forward = spoiled_forward  # type: ignore[method-assign]
-        parts.objective.backward = spoiled_backward  # type: ignore[method-assign]
+        parts.joint.embedding.forward = spoiled_forward  # type: ignore[method-assign]
+        parts.objective.differentiate = spoiled_gradients  # type: ignore[method-assign]
         parts.engines.train()
         outputs, _, result = train_step(parts, step, 1.0)
         skipped.append(result.skipped)

@@ -16,12 +16,12 @@ from commands import train
 from small import gradients, small_generator, small_parts, small_retriever
 
 from ds_rag.config import DataConfig, build
+from ds_rag.config.objectives import OBJECTIVES
 from ds_rag.data.dataset import Limit, TokenTable, build_table, tokenize
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_evaluation, tokenize_run, tokenize_side
 from ds_rag.engines.joint import Engines, StepResult
-from ds_rag.losses import LOSSES
 from ds_rag.models.tokenizer import open_tokenizer
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -47,7 +47,7 @@ def with_answers(parts, answers):
     return parts
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "infonce"])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "infonce"])
 @pytest.mark.parametrize("length", [0, 1])
 def test_row_18_answers_of_one_token_or_none_give_no_nan(name, length, no_step):
     """Empty ones are refused when they are read, so none comes here: should one, it is padding."""
@@ -161,7 +161,7 @@ def test_row_22_without_a_pad_the_end_of_sequence_pads_and_is_still_trained(no_s
     found = []
     for pad in (0, 2):  # the tokenizer's own, and its end of sequence
         parts = small_parts(share_prefixes=False)
-        parts.loader.pad = parts.scoring.pad = pad
+        parts.loader.pad = parts.joint.scoring.pad = pad
         assert parts.generator.tokenizer.eos_token_id == 2
         batch = parts.loader.micro_batches(0)[0]
         lengths = [len(answer) for answer in batch.answer_ids]

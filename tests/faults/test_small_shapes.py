@@ -14,7 +14,7 @@ from small import small_parts
 from ds_rag.config import DataConfig
 from ds_rag.data.dataset import Example, TokenTable, read_data
 from ds_rag.data.formats import read_rows
-from ds_rag.data.loader import Loader, TrainTokens
+from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.engines.joint import Engines, StepResult
 from ds_rag.losses import infonce, infonce_columns
 from ds_rag.train import train_step
@@ -22,7 +22,8 @@ from ds_rag.train import train_step
 
 def loader_of(rows: list[Example], texts: int, **options) -> Loader:
     table = TokenTable(np.arange(texts, dtype=np.int32), np.arange(1, texts + 1))
-    return Loader(rows, TrainTokens(table, table, table, table, table), len(rows), 1, 0, 1, 0, 0, **options)
+    tokens = TrainTokens(table, table, table, table, table)
+    return Loader(rows, tokens, BatchOptions(len(rows), **options))
 
 
 def test_row_23_a_passage_of_two_rows_is_one_column_and_no_negative_of_either(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_rag.data.dataset import Example, TokenTable
-from ds_rag.data.loader import Loader, TrainTokens
+from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 
 QUIET = {"deadline": None, "derandomize": True, "database": None}
 ROWS, SEEDS = st.integers(1, 60), st.integers(0, 3)
@@ -27,7 +27,7 @@ def made(rows: int) -> tuple[list[Example], TrainTokens]:
 
 def loader(rows: int, sizes: tuple[int, int, int], rank: int = 0, seed: int = 0, **options: bool) -> Loader:
     batch, accumulation, world = sizes
-    return Loader(*made(rows), batch, accumulation, rank, world, seed, 0, **options)
+    return Loader(*made(rows), BatchOptions(batch, accumulation, rank, world, seed, 0, **options))
 
 
 @settings(max_examples=150, **QUIET)

@@ -1,6 +1,6 @@
 """A run's parts in small, without DeepSpeed: random models, a few rows of the almanac, plain engines.
 
-Everything is the real thing but the engines, whose backward and step are plain autograd and SGD.
+Everything is the library's own; the engines are its plain ones, with SGD.
 """
 
 from __future__ import annotations
@@ -16,31 +16,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from ds_rag import losses
 from ds_rag.commands import cli
 from ds_rag.config import ModelConfig, RunConfig, build
-from ds_rag.config.schedules import Schedule
 from ds_rag.data.almanac import make_world
-from ds_rag.data.batch import Batch, CellList
+from ds_rag.data.batch import lay_out_plain
 from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Row
-from ds_rag.data.loader import Loader
-from ds_rag.data.prompt import make_prompt
-from ds_rag.data.token_tables import tokenize_run
 from ds_rag.engines.joint import Engines
-from ds_rag.losses import LOSSES, infonce, infonce_columns, log_prior, positive_only, reader_loss
+from ds_rag.engines.plain import PlainEngine
+from ds_rag.losses import infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.adapters import add_adapters, wanted_by
 from ds_rag.models.generator import Generator
 from ds_rag.models.loading import checkpoint_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.shared_prefix.probe import share_prefixes
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.run import export, run_files
-from ds_rag.run.assemble import Parts
+from ds_rag.run.assemble import Models, Parts, put_together
 from ds_rag.runtime import collectives, folder_lock
 from ds_rag.runtime.console import Console
-from ds_rag.step.generator_side import Scoring
-from ds_rag.step.objective import Objective
-from ds_rag.step.two_pass import Embedding
+from ds_rag.step.candidates import choose_candidates
+from ds_rag.step.objectives import Micro, Objective, make_objective
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -52,30 +48,15 @@ SHAPE: dict[str, Any] = {
 }
 
 
-class PlainEngine:
-    """What `Engines` uses of a DeepSpeed engine, as plain autograd and SGD."""
-
-    lr_scheduler = None
+class Recorded(PlainEngine):
+    """The library's, with plain SGD; it records what it is told of boundaries."""
 
     def __init__(self, module: nn.Module):
-        self.module = module
-        self.optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0)
+        super().__init__(module, torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0))
         self.boundaries: list[bool] = []
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
 
     def set_gradient_accumulation_boundary(self, last: bool) -> None:
         self.boundaries.append(last)
-
-    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
-        loss.backward()
-
-    def step(self) -> None:
-        self.optimizer.step()
-
-    def was_step_applied(self) -> bool:
-        return True
 
 
 @cache
@@ -144,55 +125,34 @@ def small_parts(
     accumulation: int = 1,
     batch: int = 3,
     seed: int = 0,
-    force_generator: bool = False,
     dropout: float = 0.0,
-    engine: Callable[[str, nn.Module], Any] = lambda name, module: PlainEngine(module),
+    engine: Callable[[str, nn.Module], Any] = lambda name, module: Recorded(module),
     **flags: Any,
 ) -> Parts:
-    """`flags` are keys of the configuration; `force_generator`: also where the objective needs none. On several ranks
-    each has its own part of the rows. With `candidates_from` the index has found what `found_passages` says."""
-    config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | flags)
-    objective = Objective(config.objective, collectives.world())
-    data = small_data()
+    """`flags` are keys of the configuration. On several ranks each has its own part of the rows. With
+    `candidates_from` the index has found what `found_passages` says."""
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | sizes | flags)
+    objective = make_objective(config.objective, collectives.world())
     retriever = small_retriever(seed, dropout, learn_temperature=config.model.learn_temperature)
-    generator = small_generator(seed + 1, dropout) if objective.needs_generator or force_generator else None
+    generator = small_generator(seed + 1, dropout) if objective.needs_generator else None
     adapt(config.model, {"retriever": retriever.encoder, "generator": generator and generator.lm})
     if config.model.gradient_checkpointing:
         checkpoint_activations([retriever.encoder, *([generator.lm] if generator else [])], True)
-    prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
-    if generator is not None and config.scoring.share_prefixes:
-        assert share_prefixes(generator) is None
-    train, evaluation = tokenize_run(retriever, prompt, data, config.data, Console(speaks=False))
-    pad = retriever.tokenizer.pad_token_id
-    shared, source = config.objective.pool == "world", config.objective.candidates_from
-    loader = Loader(
-        data.train,
-        train,
-        batch,
-        accumulation,
-        collectives.rank(),
-        collectives.world(),
-        0,
-        pad,
-        shared,
-        keep_own=source == "both",
-    )
-    if source != "batch":
-        loader.offer(found_passages(len(data.train), data.corpus_size, config.objective.index_candidates))
-    learns = {
-        "retriever": config.model.freeze != "retriever",
-        "generator": config.model.freeze != "generator" and objective.generator_learns,
-    }
-    engines: dict[str, Any] = {"retriever": retriever, "generator": generator}
-    for name, module in engines.items():
-        if module is not None:
-            engines[name] = engine(name, module) if learns[name] else module.requires_grad_(False)
-    pair = Engines(**engines, max_grad_norm=0.0)
-    schedule, device = Schedule(config.stage.refresh_index), torch.device("cpu")
-    embedding = Embedding(pair, config.scoring.retriever_chunk)
-    scoring = Scoring(pair, generator, config.scoring, generator.tokenizer.pad_token_id) if generator else None
-    models = retriever, generator, pair, embedding, scoring
-    return Parts(data, loader, evaluation, objective, prompt, *models, 2, schedule, device)
+
+    def engines(learns: dict[str, bool], total_steps: int) -> Engines:
+        made: dict[str, Any] = {"retriever": retriever, "generator": generator}
+        for name, module in made.items():
+            if module is not None:
+                made[name] = engine(name, module) if learns[name] else module.requires_grad_(False)
+        return Engines(**made, max_grad_norm=0.0)
+
+    models = Models(retriever, generator, engines)
+    parts = put_together(config, objective, small_data(), models, Console(speaks=False))
+    if parts.candidates is not None:
+        shape = len(parts.data.train), parts.data.corpus_size, config.objective.index_candidates
+        parts.loader.offer(found_passages(*shape))
+    return parts
 
 
 def found_passages(rows: int, corpus_size: int, count: int) -> np.ndarray:
@@ -222,17 +182,10 @@ def gradients(parts: Parts) -> dict[str, torch.Tensor]:
     }
 
 
-def direct_loss(
-    objective: Objective,
-    scores_BN: torch.Tensor,
-    candidates_BK: torch.Tensor,
-    cells: CellList | None,
-    logp_CA: torch.Tensor | None,
-    batch: Batch,
-    totals: dict[str, float],
-) -> torch.Tensor:
+def direct_loss(objective: Objective, micro: Micro, totals: dict[str, float]) -> torch.Tensor:
     """One micro-batch's share of the loss by direct calls of `ds_rag.losses`, for one rank."""
-    config, name = objective.config, objective.name
+    config, name, batch = objective.config, objective.name, micro.batch
+    scores_BN, logp_CA, cells = micro.scores_BN, micro.logp_CA, micro.cells
     pairs = infonce(scores_BN, batch.positive_BN).sum() / totals["pairs"]
     if config.contrastive_symmetric:
         pairs = (pairs + infonce_columns(scores_BN, batch.positive_BN).sum() / totals["pairs"]) / 2
@@ -254,13 +207,35 @@ def direct_loss(
             positive_mask_BN=batch.positive_BN,
         )
         return parts.loss(totals["all_tokens"], totals["pairs"]) + extra
-    B, K = candidates_BK.shape
-    args = (scores_BN.gather(1, candidates_BK), logp_CA.view(B, K, -1), batch.answer_mask_BT)
-    kept = {"log_prior_BK": log_prior(scores_BN).gather(1, candidates_BK)} if config.prior == "pool" else {}
-    options = {key: getattr(config, key) for key in LOSSES[name].options}
+    B, K = micro.candidates_BK.shape
+    args = (scores_BN.gather(1, micro.candidates_BK), logp_CA.view(B, K, -1), batch.answer_mask_BT)
+    kept: dict[str, Any] = {}
+    if config.prior == "pool":
+        kept["log_prior_BK"] = log_prior(scores_BN).gather(1, micro.candidates_BK)
+    options: dict[str, Any] = {}
+    if name == "rag_sequence":
+        options["answer_logprob"] = config.answer_logprob
+    if name in ("pdist", "replug_lsr"):
+        options["target_temperature"] = config.target_temperature
     unit = totals["answer_tokens" if name == "emdr2" else "queries"]
-    loss = LOSSES[name].fn(*args, **kept, **options).sum() / unit + extra
+    loss = getattr(losses, name)(*args, **kept, **options).sum() / unit + extra
     if name in ("emdr2", "pdist", "replug_lsr") and config.reader_loss != "none":
         reader = reader_loss(*args, **kept, kind=config.reader_loss, answer_logprob=config.answer_logprob)
         loss = loss + reader.sum() / totals["queries"]
+    return loss
+
+
+def plain_loss(parts: Parts, step: int) -> torch.Tensor:
+    """The loss of a step of one rank as one graph through both models, every cell a sequence of its own."""
+    micros = parts.loader.micro_batches(step)
+    totals = parts.objective.counts(micros, [parts.joint.cells_ahead(batch) for batch in micros])
+    loss = torch.zeros(())
+    for batch in micros:
+        q_BD, p_ND, temperature = parts.retriever(batch.queries, batch.passages)
+        scores_BN = q_BD @ p_ND.T / temperature
+        micro = Micro(batch, scores_BN, choose_candidates(scores_BN, batch, parts.objective.config.candidates))
+        if parts.generator is not None and parts.prompt is not None:
+            micro.cells = parts.objective.cells(batch, micro.candidates_BK, parts.prompt)
+            micro.logp_CA = parts.generator.plain(lay_out_plain(micro.cells, parts.generator.tokenizer.pad_token_id))
+        loss = loss + direct_loss(parts.objective, micro, totals)
     return loss

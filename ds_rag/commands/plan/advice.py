@@ -53,7 +53,7 @@ class Fixed:
 
 
 def stage_pairs(setup: Setup, fixed: Fixed, offload: bool) -> Sequence[tuple[str, str]]:
-    """Those to try. Stage 0 only in fp32: in half types it accumulates gradients in those (ds_rag/engines/joint.py)."""
+    """Those to try. Stage 0 only in fp32: in half types it accumulates gradients in those (deepspeed_engine.py)."""
     if "stages" in fixed:
         return [setup.stages]
     if offload:

@@ -24,7 +24,7 @@ from ds_rag.commands.plan.activations import BYTES
 from ds_rag.commands.plan.setup import Setup
 
 MIN_BUCKET = 1 << 20  # elements, as deepspeed_config/resolve.py
-ALL_REDUCE_BUCKET = 500_000_000  # elements of stage 0's buckets (engine.py)
+ALL_REDUCE_BUCKET = 500_000_000  # elements of stage 0's buckets (deepspeed_engine.py)
 MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters and stage3_max_reuse_distance, elements
 SUB_GROUP = 1_000_000_000  # elements that stage 3 steps at once
 

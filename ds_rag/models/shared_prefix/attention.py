@@ -22,7 +22,7 @@ import torch
 
 from ds_rag.models.shared_prefix.flash_cpu import FlashParts
 from ds_rag.models.shared_prefix.layout import SharedCells
-from ds_rag.models.shared_prefix.masked import masked_parts
+from ds_rag.models.shared_prefix.masked import AttentionOptions, masked_parts
 
 NAME = "shared_prefix"
 LAYOUT = "shared_prefix"  # the keyword under which a model hands the layout down to its layers
@@ -77,7 +77,7 @@ def attention(
     cells.masks["windows seen"] = cells.masks.get("windows seen", False) or bool(window)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D)
     if cells.masked or q.device.type not in ("cpu", "meta") or softcap or dropout:
-        out_THD = masked_parts(q, k, v, cells, scale, window, softcap, dropout or 0.0)
+        out_THD = masked_parts(q, k, v, cells, AttentionOptions(scale, window, softcap, dropout or 0.0))
     else:
         out_THD = FlashParts.apply(q, k, v, cells, scale, window)
     return out_THD[None], None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -16,35 +17,41 @@ from ds_rag.models.shared_prefix.blocks import Cut, additive, heads_first
 from ds_rag.models.shared_prefix.layout import SharedCells
 
 
+@dataclass(frozen=True)
+class AttentionOptions:
+    """How a layer turns products of queries and keys into weights.
+
+    scale: times the products. window: a token sees itself and those less than so many before it; None: all before it.
+    softcap: scores s become softcap * tanh(s / softcap). dropout: probability, of the weights.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+
+
 def masked_parts(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cells: SharedCells,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    dropout: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cells: SharedCells, options: AttentionOptions
 ) -> torch.Tensor:
     """The output (T, H, D) of attention: prefixes attend to themselves, blocks to [their prefix | themselves].
-    Arguments as for `FlashParts`."""
+    q, k, v: (T, H, D), of keys and values perhaps fewer heads."""
     cut = Cut(cells, [q], [k, v])
-    mask = joint_masks(cells, window, q.dtype)
-    out = [cells.prefixes.put(heads_first(attend(cut.prefix, mask["prefix"], scale, softcap, dropout)))]
+    mask = joint_masks(cells, options.window, q.dtype)
+    out = [cells.prefixes.put(heads_first(attend(cut.prefix, mask["prefix"], options)))]
     if cells.segments.rows:
         q_block, k_before, v_before = cut.before
         k_own, v_own = (cut.by_block(x) for x in cut.own[1:])
         keys, values = torch.cat([k_before, k_own], 2), torch.cat([v_before, v_own], 2)
-        found = attend([q_block, keys, values], mask["block"], scale, softcap, dropout)
+        found = attend([q_block, keys, values], mask["block"], options)
         out.append(cells.segments.put(heads_first(cut.by_segment(found))))
     return torch.cat(out)
 
 
-def attend(
-    qkv: Sequence[torch.Tensor], mask: torch.Tensor, scale: float, softcap: float | None, dropout: float
-) -> torch.Tensor:
-    """Attention with an additive mask; scores s become softcap * tanh(s / softcap) where there is a cap."""
+def attend(qkv: Sequence[torch.Tensor], mask: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+    """Attention with an additive mask."""
     q, k, v = qkv
+    scale, softcap, dropout = options.scale, options.softcap, options.dropout
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap)) + mask

@@ -18,10 +18,20 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 def share_prefixes(generator: Generator) -> str | None:
-    """Turns the shared-prefix layout on; where the model does not fit it, leaves it off and says why.
+    """Turns the shared-prefix layout on: each passage is read once for all the queries that have it.
+
+    Values and gradients are those of plain sequences; the tokens fall from n (P + S) to P + n S for n queries on a
+    passage of P tokens, each followed by S. Where the model does not fit the layout it stays off.
 
     The model scores a few short cells in both layouts and must give the same log-probabilities. What so short a
     test cannot show (attention windows) is read from the configuration and from what reaches the attention.
+
+    Returns:
+        None where the layout is on, else the reason why it is not.
+
+    Example:
+        >>> ds_rag.share_prefixes(generator) is None, generator.shares_prefixes
+        (True, True)
     """
     reason = misfit(generator)
     generator.shares_prefixes = reason is None

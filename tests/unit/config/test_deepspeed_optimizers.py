@@ -16,7 +16,7 @@ from test_deepspeed_config import KNOWN
 from ds_rag.config import build
 from ds_rag.config.deepspeed_config import load, optimizers, resolve
 from ds_rag.config.deepspeed_config.optimizers import OPERATORS, check_optimizer, check_schedule, check_with_deepspeed
-from ds_rag.engines.setup import deepspeed_files
+from ds_rag.engines.setup import plan_engines
 from ds_rag.runtime.errors import UserError
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
@@ -153,7 +153,7 @@ def test_a_run_says_so_before_it_reads_anything(tmp_path, raw, says, monkeypatch
     (tmp_path / "ds.json").write_text(json.dumps(raw))
     flags = {"deepspeed": str(tmp_path / "ds.json"), "lr_scheduler_type": "cosine"}
     with pytest.raises(UserError, match=says):
-        deepspeed_files(build(flags, frozenset(flags)))
+        plan_engines(build(flags, frozenset(flags)))
 
 
 @pytest.mark.parametrize(

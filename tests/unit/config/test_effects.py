@@ -13,15 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from ds_rag.config import SECTIONS, RunConfig, build
-from ds_rag.config.effects import CONTRARY, IDLE, LABELLED, METRICS, OF_ANSWERS, TAUGHT, idle
+from ds_rag.config import SECTIONS, ObjectiveConfig, RunConfig, build
+from ds_rag.config.effects import CONTRARY, IDLE, METRICS, OF_ANSWERS, idle
 from ds_rag.config.flags import parse
+from ds_rag.config.objectives import CANDIDATES, NOTHING, OBJECTIVES, POSITIVE
 from ds_rag.evaluation.evaluator import KS
-from ds_rag.losses import LOSSES
 from ds_rag.run.assemble import check_labels
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.step.objective import Objective
+from ds_rag.step.objectives import make_objective
 
 ROWS = ["--train_data", "rows.jsonl", "--eval_data", "dev.jsonl"]
 # What has its effect whatever else is set, as long as its own value says so.
@@ -178,14 +178,14 @@ def test_recipes_and_defaults_are_quiet(tmp_path):
         parse([*recipe, *ROWS, "--freeze", "retriever"])
 
 
-def test_the_table_knows_the_objectives():
-    for name, spec in LOSSES.items():
-        assert spec.needs_reader_loss == (name in TAUGHT)
-        assert ("target_temperature" in spec.options) == (name in TAUGHT[1:])
-        assert Objective(build({"objective": name}).objective).needs_generator == (name != "infonce")
-        if name in LABELLED:
-            assert spec.needs_positive
-    assert RunConfig().objective.objective in LOSSES
+def test_the_table_of_objectives_knows_what_their_classes_do():
+    settings = {f.name for f in fields(ObjectiveConfig)}
+    for name, spec in OBJECTIVES.items():
+        objective = make_objective(build({"objective": name}).objective)
+        assert (objective.name, objective.spec) == (name, spec)
+        assert set(spec.settings) <= settings and spec.reads in (CANDIDATES, POSITIVE, NOTHING)
+        assert spec.needs_generator or not spec.trains_generator("prior")
+    assert RunConfig().objective.objective in OBJECTIVES
 
 
 def test_the_metrics_are_those_that_are_measured():

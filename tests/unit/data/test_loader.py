@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ds_rag.data.dataset import Example, TokenTable
-from ds_rag.data.loader import GROUP, Loader, TrainTokens, deal
+from ds_rag.data.loader import GROUP, BatchOptions, Loader, TrainTokens, deal
 
 PAD = 999
 
@@ -30,7 +30,7 @@ def made(rows: int, seed: int = 0):
 
 
 def loader(rows: int = 50, batch: int = 4, accumulation: int = 1, rank: int = 0, world: int = 1, seed: int = 0):
-    return Loader(*made(rows), batch, accumulation, rank, world, seed, PAD)
+    return Loader(*made(rows), BatchOptions(batch, accumulation, rank, world, seed, PAD))
 
 
 def rows_seen(of: Loader, steps: int) -> list[int]:
@@ -129,7 +129,7 @@ def test_a_batch_holds_its_rows_texts():
 def test_a_passage_of_two_rows_is_one_column_and_nobodys_negative():
     rows = [Example("q0", ("a",), (5,), (3,)), Example("q1", ("b",), (3,), (5, 6))]
     _, tokens = made(10)
-    batch = Loader(rows, tokens, 2, 1, 0, 1, 0, PAD).collate([0, 1])
+    batch = Loader(rows, tokens, BatchOptions(2, 1, 0, 1, 0, PAD)).collate([0, 1])
     assert batch.passages.ids_BT[:, 0].tolist() == [1005, 1003, 1006]
     assert batch.own_BN.tolist() == [[True, True, False], [True, True, True]]
     assert batch.positive_BN.tolist() == [[True, False, False], [False, True, False]]
@@ -137,13 +137,13 @@ def test_a_passage_of_two_rows_is_one_column_and_nobodys_negative():
 
 def test_without_a_generator():
     rows, tokens = made(10)
-    batch = Loader(rows, TrainTokens(tokens.queries, tokens.passages), 2, 1, 0, 1, 0, PAD).collate([1, 2])
+    batch = Loader(rows, TrainTokens(tokens.queries, tokens.passages), BatchOptions(2, 1, 0, 1, 0, PAD)).collate([1, 2])
     assert (batch.query_ids, batch.passage_ids, batch.answer_ids) == ([], [], [])
 
 
 def test_answers_are_masked_by_position():
     rows, tokens = made(10)
-    batch = Loader(rows, tokens, 3, 1, 0, 1, 0, PAD).collate([0, 1, 2])
+    batch = Loader(rows, tokens, BatchOptions(3, 1, 0, 1, 0, PAD)).collate([0, 1, 2])
     lengths = [len(a) for a in batch.answer_ids]
     assert batch.answer_mask_BT.sum(1).tolist() == lengths
     assert batch.answer_mask_BT.shape == (3, max(lengths))
@@ -151,7 +151,7 @@ def test_answers_are_masked_by_position():
 
 
 def shared(rank: int, world: int, batch: int = 4, accumulation: int = 2, rows: int = 50) -> Loader:
-    return Loader(*made(rows), batch, accumulation, rank, world, 0, PAD, shared_pool=True)
+    return Loader(*made(rows), BatchOptions(batch, accumulation, rank, world, 0, PAD, shared_pool=True))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -180,7 +180,8 @@ def test_a_pool_of_the_world_is_the_joined_batch_and_every_text_has_one_rank(wor
 def test_a_rank_without_a_passage_embeds_one_in_vain():
     examples = [Example(f"q{n}", ("a",), (0,), ()) for n in range(6)]
     tokens = TrainTokens(*(table([[n, 7] for n in range(6)]) for _ in range(5)))
-    batches = [Loader(examples, tokens, 2, 1, rank, 3, 0, PAD, True).micro_batches(0)[0] for rank in range(3)]
+    of = [Loader(examples, tokens, BatchOptions(2, 1, rank, 3, 0, PAD, True)) for rank in range(3)]
+    batches = [loader.micro_batches(0)[0] for loader in of]
     assert [share.columns for share in batches[0].shares] == [[0], [], []]
     assert all(len(batch.passages.ids_BT) == 1 for batch in batches)
 
@@ -201,7 +202,7 @@ FOUND = np.array([[9, 5, 3], [6, 1, -1], [4, 5, 0]])
 
 
 def offered(keep_own: bool, found: np.ndarray | None = FOUND, rank: int = 0, world: int = 1) -> Loader:
-    of = Loader(ROWS, made(10)[1], 2, 1, rank, world, 0, PAD, world > 1, keep_own)
+    of = Loader(ROWS, made(10)[1], BatchOptions(2, 1, rank, world, 0, PAD, world > 1, keep_own))
     of.offer(found)
     return of
 
@@ -240,7 +241,7 @@ def test_without_an_offer_rows_bring_their_own():
 
 def test_the_order_of_rows_does_not_depend_on_the_offer():
     examples, tokens = made(50)
-    plain, of = (Loader(examples, tokens, 4, 1, 0, 1, 0, PAD, keep_own=False) for _ in range(2))
+    plain, of = (Loader(examples, tokens, BatchOptions(4, 1, 0, 1, 0, PAD, keep_own=False)) for _ in range(2))
     of.offer(np.zeros((50, 1), np.int64))
     assert [of.rows_of(step) for step in range(20)] == [plain.rows_of(step) for step in range(20)]
 
@@ -259,11 +260,11 @@ def test_a_rows_length_is_its_query_and_the_mean_of_its_passages():
     sizes = np.random.default_rng(3).permutation(64) + 1
     queries, passages = table([[1, 2]] * 64), table([[7] * int(n) for n in sizes])
     rows = [Example(f"q{n}", ("a",), (n,), ((n + 1) % 64,)) for n in range(63)] + [Example("alone", ("a",), (), ())]
-    of = Loader(rows, TrainTokens(queries, passages), 4, 1, 0, 1, 0, PAD)
+    of = Loader(rows, TrainTokens(queries, passages), BatchOptions(4, 1, 0, 1, 0, PAD))
     wanted = [2 + (int(sizes[n]) + int(sizes[n + 1])) // 2 for n in range(63)]
     assert of.lengths.tolist() == [*wanted, 2]
     single = [Example(f"q{n}", ("a",), (n,), ()) for n in range(64)]
-    of = Loader(single, TrainTokens(queries, passages), 4, 1, 0, 1, 0, PAD)
+    of = Loader(single, TrainTokens(queries, passages), BatchOptions(4, 1, 0, 1, 0, PAD))
     for step in range(16):
         lengths = sorted(int(sizes[r]) for r in of.rows_of(step))
         assert lengths[-1] - lengths[0] == 3, "neighbours in length"

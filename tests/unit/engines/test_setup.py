@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ds_rag.config import build
-from ds_rag.engines.setup import deepspeed_files, files, make_engines, read_files
+from ds_rag.engines.setup import files, make_engines, plan_engines, read_files
 from ds_rag.runtime.errors import UserError
 
 FLAGS = ["deepspeed", "deepspeed_retriever", "deepspeed_generator"]
@@ -37,7 +37,7 @@ def test_an_error_names_the_flag_that_gave_the_file(tmp_path, flag):
         read_files(build({flag: write(tmp_path, train_batchsize=4)}))
     clash = {flag: write(tmp_path, gradient_accumulation_steps=2), "gradient_accumulation_steps": 4}
     with pytest.raises(UserError, match=f"^--{flag}: the DeepSpeed configuration contradicts the run"):
-        deepspeed_files(build(clash, frozenset(clash)))
+        plan_engines(build(clash, frozenset(clash)))
 
 
 @pytest.mark.parametrize("flag", ["deepspeed", "deepspeed_retriever"])
@@ -46,7 +46,7 @@ def test_so_does_one_that_is_found_when_the_engine_is_made(tmp_path, flag):
 
     parts = small_parts()
     config = build({flag: write(tmp_path, wall_clock_breakdown="auto")})
-    raws, knowns = deepspeed_files(config)
+    plans, learns = plan_engines(config), {"retriever": True, "generator": True}
     models = parts.retriever, parts.generator
     with pytest.raises(UserError, match=f"^--{flag}: nothing resolves"):
-        make_engines(config, parts.objective, *models, raws, knowns, 1, tmp_path, parts.device)
+        make_engines(config, plans, models, learns, 1, tmp_path, parts.device)

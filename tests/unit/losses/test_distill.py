@@ -143,7 +143,7 @@ def test_pool_prior(cells):
     q = pdist(c.scores[:, :3], c.logp[:, :3], c.answer_mask, target_temperature=TAU)
     torch.testing.assert_close(loss, q - prior.exp().sum(-1).log())
     assert (torch.autograd.grad(loss.sum(), c.scores)[0][:, 3:] > 0).all()
-    with pytest.raises(UserError, match="--prior"):
+    with pytest.raises(TypeError, match="log_prior_BK"):  # not defined on passages that are not scored
         replug_lsr(c.scores[:, :3], c.logp[:, :3], c.answer_mask, log_prior_BK=prior)
 
 

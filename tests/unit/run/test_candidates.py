@@ -11,7 +11,7 @@ import torch
 
 from ds_rag.data.dataset import Example, TokenTable, build_table
 from ds_rag.data.formats import Passage, Row
-from ds_rag.data.loader import Loader, TrainTokens
+from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.index.faiss_index import build_index, search
 from ds_rag.run import index_candidates as module
 from ds_rag.run.index_candidates import Candidates
@@ -52,7 +52,7 @@ def made(rows: list[Example], corpus: int = 12, count: int = 3, seed: int = 0) -
     """(candidates, search, scores of every row on every passage)."""
     rng = np.random.default_rng(seed)
     queries, passages = rng.normal(size=(len(rows), 6)), rng.normal(size=(corpus, 6)).astype(np.float32)
-    loader = Loader(rows, TrainTokens(numbers(len(rows)), numbers(50)), 2, 1, 0, 1, 0, 0)
+    loader = Loader(rows, TrainTokens(numbers(len(rows)), numbers(50)), BatchOptions(2, 1, 0, 1, 0, 0))
     index = build_index(passages, "Flat")
     made = Made(loader, count, corpus, 4)
     made.chosen = Chosen(queries)

@@ -13,9 +13,9 @@ from small import small_parts
 
 from ds_rag.config import StageConfig
 from ds_rag.config.schedules import Schedule
-from ds_rag.engines.snapshot import fingerprint
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.index.encode import encode
+from ds_rag.models.fingerprint import fingerprint
 from ds_rag.run import index_refresh as module
 from ds_rag.run.index_refresh import IndexStage, Landed
 from ds_rag.runtime.console import Console

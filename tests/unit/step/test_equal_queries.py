@@ -18,9 +18,11 @@ import torch
 from ds_rag.config import build
 from ds_rag.data.batch import Batch
 from ds_rag.data.dataset import Example, TokenTable, assume_first, with_also
-from ds_rag.data.loader import Loader, TrainTokens
+from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.run.index_candidates import without_positives
-from ds_rag.step.objective import Objective
+from ds_rag.step.candidates import choose_candidates
+from ds_rag.step.objectives import Micro, make_objective
+from ds_rag.step.objectives.marginal import RagSequence
 
 # Rows 0 and 1 ask the same (but for case and blanks) and have passages 0 and 1; row 2 brings 2, and has 3 as negative.
 ROWS = [Example("who ?", ("a",), (0,), ()), Example("WHO  ?", ("a",), (1,), ()), Example("b", ("b",), (2,), (3,))]
@@ -34,7 +36,7 @@ def table(count: int) -> TokenTable:
 def batch_of(rows: list[Example], world: int = 1) -> Batch:
     n = len(rows)
     tokens = TrainTokens(table(n), table(5), table(n), table(5), table(n))
-    loader = Loader(with_also(rows), tokens, n // world, 1, 0, world, 0, 0, shared_pool=world > 1)
+    loader = Loader(with_also(rows), tokens, BatchOptions(n // world, 1, 0, world, 0, 0, shared_pool=world > 1))
     return loader.collate_share(range(n)) if world > 1 else loader.collate(range(n))
 
 
@@ -44,13 +46,15 @@ def scores() -> torch.Tensor:
 
 def terms(flags: dict[str, Any], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, gradient of the scores), of candidates that are each row's positive alone."""
-    objective = Objective(build(flags).objective)
+    objective = make_objective(build(flags).objective)
     scores_BN = scores()
-    chosen_BK = objective.select(scores_BN, batch) if flags["objective"] != "positive_only" else torch.zeros(3, 1)
+    positive = flags["objective"] == "positive_only"
+    chosen_BK = torch.zeros(3, 1) if positive else choose_candidates(scores_BN, batch, objective.config.candidates)
     rng = np.random.default_rng(1)
-    logp_CA = torch.tensor(-rng.random((chosen_BK.numel(), 3 if flags["objective"] == "positive_only" else 2)))
+    logp_CA = torch.tensor(-rng.random((chosen_BK.numel(), 3 if positive else 2)))
     cells: Any = SimpleNamespace(target_lengths=[3, 3, 3])
-    loss = sum(objective.terms(scores_BN, chosen_BK, cells, logp_CA, batch, TOTALS).values(), torch.zeros(()))
+    micro = Micro(batch, scores_BN, chosen_BK, cells, logp_CA)
+    loss = sum(objective.values(micro, TOTALS).values(), torch.zeros(()))
     (gradient,) = torch.autograd.grad(loss, scores_BN)
     return loss.detach(), gradient
 
@@ -95,12 +99,12 @@ def test_infonce_by_hand() -> None:
 def test_candidates_are_the_rows_own_then_the_others_positive_then_the_pool() -> None:
     batch = batch_of([replace(ROWS[0], others=(4,)), *ROWS[1:]])
     x = torch.tensor([[0.0, -9.0, -5.0, 9.0, 8.0]] * 3)  # columns: 0, 4, 1, 2, 3
-    objective = Objective(build({"objective": "rag_sequence", "candidates": "3"}).objective)
-    assert objective.select(x, batch)[0].tolist() == [0, 1, 2]
-    assert objective.select(x, replace(batch, also_BN=None))[0].tolist() == [0, 1, 3]
-    pool = Objective(build({"objective": "rag_sequence", "candidates": "3", "prior": "pool"}).objective)
-    _, common = pool._arguments(x, pool.select(x, batch), torch.zeros(9, 2), batch)
-    assert common["log_prior_BK"][0].exp().sum() < 1 and common["log_prior_BK"][0, 2] > -20, "what is read counts"
+    assert choose_candidates(x, batch, "3")[0].tolist() == [0, 1, 2]
+    assert choose_candidates(x, replace(batch, also_BN=None), "3")[0].tolist() == [0, 1, 3]
+    pool = RagSequence(build({"objective": "rag_sequence", "candidates": "3", "prior": "pool"}).objective)
+    prior_BK = pool.candidates(Micro(batch, x, choose_candidates(x, batch, "3"), None, torch.zeros(9, 2))).prior_BK
+    assert prior_BK is not None
+    assert prior_BK[0].exp().sum() < 1 and prior_BK[0, 2] > -20, "what is read counts"
 
 
 def test_without_equal_queries_nothing_changes() -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from small import gradients, small_parts
 
+from ds_rag.config import ScoringConfig
 from ds_rag.data.batch import CellList, Share, list_cells
 from ds_rag.run.assemble import Parts
 from ds_rag.step import generator_side
 from ds_rag.step.activation_memory import CellCost
+from ds_rag.step.cell_chunks import split_cells, stand_in
 from ds_rag.step.cell_selection import draw_one
-from ds_rag.step.generator_side import remove_dropout, split_cells, stand_in
+from ds_rag.step.generator_side import ScoredCells, Scoring, StepOptions, remove_dropout
 
 
 def cells_of(prefixes: list[int], suffix: int = 3) -> CellList:
@@ -46,29 +48,33 @@ def run_step(parts: Parts, weights: torch.Tensor | None = None) -> dict[str, Any
     batch = parts.loader.micro_batches(0)[0]
     candidates_BK = torch.arange(4).expand(len(batch.rows), 4)
     cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
-    leaf_CA = parts.scoring.forward(cells, batch, True)
+    scored = parts.joint.scoring.forward(cells, batch, True)
+    report = scored.backward(weighed(scored, cells, weights), (0, 0))
+    return {"logp": scored.outputs, "report": report, "gradients": gradients(parts), "scored": scored}
+
+
+def weighed(scored: ScoredCells, cells: CellList, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Minus the weights at real tokens, all different by default."""
     if weights is None:
-        weights = torch.linspace(0.5, 1.5, leaf_CA.numel()).view_as(leaf_CA)
-    real = torch.arange(leaf_CA.shape[1]) < torch.tensor(cells.target_lengths)[:, None]
-    leaf_CA.grad = -torch.where(real, weights, 0.0)
-    report = parts.scoring.backward((0, 0))
-    return {"logp": leaf_CA.detach(), "report": report, "gradients": gradients(parts), "scoring": parts.scoring}
+        weights = torch.linspace(0.5, 1.5, scored.outputs.numel()).view_as(scored.outputs)
+    real = torch.arange(scored.outputs.shape[1]) < torch.tensor(cells.target_lengths)[:, None]
+    return -torch.where(real, weights, 0.0)
 
 
 def said(budget: float | None, how: str = "auto", **flags: Any) -> tuple[dict[str, Any], list[str]]:
     lines: list[str] = []
     parts = small_parts(generator_backward=how, memory_budget=budget, **flags)
-    parts.scoring.say = lines.append
+    parts.joint.scoring.options.say = lines.append
     return run_step(parts), lines
 
 
 def test_auto_takes_one_pass_where_it_fits_and_says_so():
     roomy, lines = said(4.0)
-    assert len(roomy["scoring"].chunks) == 1 and len(lines) == 1
+    assert len(roomy["scored"].chunks) == 1 and len(lines) == 1
     assert lines[0].startswith("generator  one pass:") and "of 12 cells need about" in lines[0]
     assert "the budget is 4 GB" in lines[0]
     tight, lines = said(1e-3)
-    assert len(tight["scoring"].chunks) > 1 and lines[0].startswith("generator  two passes:")
+    assert len(tight["scored"].chunks) > 1 and lines[0].startswith("generator  two passes:")
     for name, wanted in roomy["gradients"].items():
         torch.testing.assert_close(tight["gradients"][name], wanted, rtol=1e-4, atol=1e-5)
 
@@ -95,7 +101,7 @@ def test_posterior_skips_light_cells_and_reports_their_mass():
     found = run_step(parts, weights)
     assert found["report"]["kept_cells"] == pytest.approx(0.25)
     assert found["report"]["dropped_mass"] == pytest.approx(0.03, abs=1e-6)
-    assert sorted(c for chunk in found["scoring"].chunks for c in chunk) == [1, 4, 11]
+    assert sorted(c for chunk in found["scored"].chunks for c in chunk) == [1, 4, 11]
     weights[[c for c in range(12) if c not in (1, 4, 11)]] = 0.0
     only = run_step(small_parts(), weights)
     for name, wanted in only["gradients"].items():
@@ -121,10 +127,8 @@ def test_sample_averages_to_the_exact_gradient():
     wanted = torch.cat([g.flatten() for n, g in exact.items() if n.startswith("generator")])
     for n in range(300):
         parts.generator.zero_grad()
-        leaf_CA = parts.scoring.forward(cells, batch, True)
-        real = torch.arange(leaf_CA.shape[1]) < torch.tensor(cells.target_lengths)[:, None]
-        leaf_CA.grad = -torch.where(real, torch.linspace(0.5, 1.5, leaf_CA.numel()).view_as(leaf_CA), 0.0)
-        report = parts.scoring.backward((0, n))
+        scored = parts.joint.scoring.forward(cells, batch, True)
+        report = scored.backward(weighed(scored, cells), (0, n))
         assert report == {"kept_cells": 0.25}
         found = gradients(parts)
         draws.append(torch.cat([g.flatten() for name, g in found.items() if name.startswith("generator")]))
@@ -143,19 +147,17 @@ def test_a_generator_that_does_not_learn_is_scored_without_a_graph():
 
 def test_a_rank_without_work_reads_a_stand_in():
     parts = small_parts(generator_backward="exact", micro_cells="5")
-    parts.scoring.cells = stand_in()
-    (layout,) = parts.scoring.lay_out([])
-    assert layout.token_count == 1 and parts.scoring.generator(layout).shape == (1, 1)
-    assert parts.scoring.chunk_gradient(torch.ones(3, 4), []).tolist() == [[0.0]]
+    scoring = parts.joint.scoring
+    (layout,) = scoring.lay_out(stand_in(), [])
+    assert layout.token_count == 1 and scoring.generator(layout).shape == (1, 1)
+    assert run_step(parts)["scored"].chunk_gradient(torch.ones(3, 4), []).tolist() == [[0.0]]
 
 
 def test_tokens_are_counted_once_a_pass():
     counts = []
     for how in ("one_pass", "exact"):
         parts = small_parts(generator_backward=how, micro_cells="1000")
-        run_step(parts)
-        counts.append(parts.scoring.tokens_read())
-        assert parts.scoring.tokens_read() == 0
+        counts.append(run_step(parts)["scored"].tokens)
     assert counts[0] == counts[1] > 0
 
 
@@ -185,8 +187,8 @@ def test_the_note_on_dropout_is_given_where_there_is_some():
     for dropout, wanted in ((0.3, 1), (0.0, 0)):
         lines: list[str] = []
         parts = small_parts(dropout=dropout, generator_backward="one_pass")
-        config = small_parts(generator_backward="sample").scoring.config
-        generator_side.Scoring(parts.engines, parts.generator, config, 0, say=lines.append)
+        options = StepOptions(ScoringConfig(generator_backward="sample"), say=lines.append)
+        Scoring(parts.engines, parts.generator, 0, options)
         assert len(lines) == wanted
 
 
@@ -200,17 +202,29 @@ def test_ranks_steps_and_micro_batches_draw_apart_and_ranks_of_one_batch_alike(m
         batch = parts.loader.micro_batches(0)[0]
         candidates_BK = torch.arange(3).expand(3, 3)
         cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
-        leaf_CA = parts.scoring.forward(cells, batch, True)
-        leaf_CA.exp().sum().backward()
+        scored = parts.joint.scoring.forward(cells, batch, True)
         if shared:
             whole = list(range(len(batch.passage_ids)))
             batch.shares = [Share([0, 1, 2], whole), Share([], whole)]
         with monkeypatch.context() as patch:
             patch.setattr(generator_side.collectives, "rank", lambda: rank)
-            parts.scoring.backward(place)
+            scored.backward(scored.outputs.exp(), place)
         return seeds[-1]
 
     apart = [drawn(0, (0, 0)), drawn(1, (0, 0)), drawn(2, (0, 0)), drawn(0, (1, 0)), drawn(0, (0, 1)), drawn(1, (1, 0))]
     assert len(set(apart)) == len(apart)
     assert drawn(0, (0, 0)) == apart[0]
     assert drawn(0, (2, 0), shared=True) == drawn(1, (2, 0), shared=True)
+
+
+def test_a_handle_has_one_backward_and_the_scoring_keeps_nothing_of_a_micro_batch():
+    parts = small_parts()
+    batch = parts.loader.micro_batches(0)[0]
+    cells = parts.objective.cells(batch, torch.arange(3).expand(3, 3), parts.prompt)
+    before = set(vars(parts.joint.scoring))
+    first, second = (parts.joint.scoring.forward(cells, batch, True) for _ in range(2))
+    assert set(vars(parts.joint.scoring)) - before <= {"free"}
+    for scored in (first, second):  # in any order: no state waits between
+        scored.backward(weighed(scored, cells))
+    with pytest.raises(AssertionError, match="one backward"):
+        first.backward(weighed(first, cells))

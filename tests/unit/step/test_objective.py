@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,17 @@ import torch
 from small import direct_loss, small_parts
 
 from ds_rag.config import ObjectiveConfig
+from ds_rag.config.objectives import OBJECTIVES
 from ds_rag.data.batch import Batch, CellList
-from ds_rag.losses import LOSSES
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime.errors import UserError
-from ds_rag.step.objective import Objective
+from ds_rag.step.candidates import choose_candidates
+from ds_rag.step.objectives import Micro, make_objective
 
 # Every objective, and every choice that changes its terms.
-VARIANTS: list[dict[str, Any]] = [{"objective": name} for name in LOSSES]
-VARIANTS += [{"objective": name, "contrastive_weight": 0.7} for name in LOSSES]
-VARIANTS += [{"objective": name, "contrastive_weight": 0.7, "contrastive_symmetric": True} for name in LOSSES]
+VARIANTS: list[dict[str, Any]] = [{"objective": name} for name in OBJECTIVES]
+VARIANTS += [{"objective": name, "contrastive_weight": 0.7} for name in OBJECTIVES]
+VARIANTS += [{"objective": name, "contrastive_weight": 0.7, "contrastive_symmetric": True} for name in OBJECTIVES]
 VARIANTS += [{"objective": name, "prior": "pool"} for name in ("rag_sequence", "rag_token", "emdr2", "pdist")]
 VARIANTS += [{"objective": name, "answer_logprob": "mean"} for name in ("rag_sequence", "emdr2", "pdist")]
 VARIANTS += [{"objective": "emdr2", "reader_loss": kind} for kind in ("posterior", "none")]
@@ -44,7 +46,7 @@ def whole_positive_sequences(parts: Parts, batch: Batch) -> list[np.ndarray]:
     return found
 
 
-class Micro:
+class Made:
     """One micro-batch with random scores and token log-probabilities, both float64 leaves."""
 
     def __init__(self, parts: Parts, batch: Batch, seed: int):
@@ -53,7 +55,7 @@ class Micro:
         N = batch.passages.ids_BT.shape[0]
         B = len(batch.rows)
         self.scores_BN = torch.randn(B, N, generator=random, dtype=torch.float64).mul(2).requires_grad_()
-        self.candidates_BK = parts.objective.select(self.scores_BN, batch)
+        self.candidates_BK = choose_candidates(self.scores_BN, batch, parts.objective.config.candidates)
         self.cells: CellList | None = None
         self.logp_CA: torch.Tensor | None = None
         if parts.prompt is not None:
@@ -64,19 +66,23 @@ class Micro:
             self.logp_CA = logp.masked_fill(past_the_end, torch.nan).requires_grad_()
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
-        return self.scores_BN, self.candidates_BK, self.cells, self.logp_CA, self.batch
+    def seen(self) -> Micro:
+        return Micro(self.batch, self.scores_BN, self.candidates_BK, self.cells, self.logp_CA)
 
     @property
     def leaves(self) -> list[torch.Tensor]:
         return [x for x in (self.scores_BN, self.logp_CA) if x is not None]
 
 
-def make(variant: dict[str, Any], accumulation: int = 2) -> tuple[Parts, list[Micro], dict[str, float]]:
+def make(variant: dict[str, Any], accumulation: int = 2) -> tuple[Parts, list[Made], dict[str, float]]:
     parts = small_parts(accumulation, **variant)
     batches = parts.loader.micro_batches(0)
-    micros = [Micro(parts, batch, seed) for seed, batch in enumerate(batches)]
-    return parts, micros, parts.objective.counts(batches, parts.prompt)
+    micros = [Made(parts, batch, seed) for seed, batch in enumerate(batches)]
+    return parts, micros, count(parts, batches)
+
+
+def count(parts: Parts, batches: list[Batch]) -> dict[str, float]:
+    return parts.objective.counts(batches, [parts.joint.cells_ahead(batch) for batch in batches])
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=label)
@@ -84,32 +90,32 @@ def test_terms_and_backward_against_direct_calls(variant):
     """Over two micro-batches: the loss, its gradients by `backward`, and the logged shares."""
     parts, micros, totals = make(variant)
     for micro in micros:
-        expected = direct_loss(parts.objective, *micro.arguments, totals)
+        expected = direct_loss(parts.objective, micro.seen, totals)
         wanted = torch.autograd.grad(expected, micro.leaves, allow_unused=True)
-        terms = parts.objective.terms(*micro.arguments, totals)
+        terms = parts.objective.values(micro.seen, totals)
         torch.testing.assert_close(sum(terms.values()), expected)
-        output = parts.objective.backward(*micro.arguments, totals)
+        output = parts.objective.differentiate(micro.seen, totals)
         assert output.loss == pytest.approx(float(expected.detach()), rel=1e-12)
-        for leaf, gradient in zip(micro.leaves, wanted, strict=True):
-            torch.testing.assert_close(leaf.grad, torch.zeros_like(leaf) if gradient is None else gradient)
-            assert leaf.grad.isfinite().all()
+        found = [output.d_scores_BN] + ([output.d_logp_CA] if output.d_logp_CA is not None else [])
+        for leaf, ours, gradient in zip(micro.leaves, found, wanted, strict=True):
+            torch.testing.assert_close(ours, torch.zeros_like(leaf) if gradient is None else gradient)
+            assert ours.isfinite().all()
         shares = [value for name, value in output.sums.items() if name.startswith("grad_share/")]
         assert sum(shares) == pytest.approx(1.0) and min(shares) >= 0.0
         assert {f"grad_share/{name}" for name in terms} == {n for n in output.sums if n.startswith("grad_share/")}
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_means_are_over_the_whole_step(name):
     """The terms of two micro-batches add up to the loss over their joint counts, which is not the mean of both."""
     parts, micros, totals = make({"objective": name})
-    own = [parts.objective.counts([micro.batch], parts.prompt) for micro in micros]
+    own = [count(parts, [micro.batch]) for micro in micros]
     assert totals == {key: own[0][key] + own[1][key] for key in totals}
-    terms = [parts.objective.terms(*micro.arguments, totals) for micro in micros]
-    alone = [parts.objective.terms(*m.arguments, c) for m, c in zip(micros, own, strict=True)]
-    unit = {"query": "queries", "token": "answer_tokens", "pair": "pairs"}[LOSSES[name].unit]
+    terms = [parts.objective.values(micro.seen, totals) for micro in micros]
+    alone = [parts.objective.values(m.seen, c) for m, c in zip(micros, own, strict=True)]
     units = {"lm": "all_tokens", "doc_prior": "all_tokens", "infonce": "pairs", "reader": "queries"}
     for term in terms[0]:
-        key = units.get(term, unit)
+        key = units.get(term, parts.objective.unit)
         weights = [c[key] / totals[key] for c in own]
         mean = sum(w * float(a[term].detach()) for w, a in zip(weights, alone, strict=True))
         assert float((terms[0][term] + terms[1][term]).detach()) == pytest.approx(mean, rel=1e-12)
@@ -117,24 +123,24 @@ def test_means_are_over_the_whole_step(name):
 
 def test_on_more_ranks_a_term_is_larger_by_the_world_and_the_reported_loss_is_not():
     parts, micros, totals = make({"objective": "rag_sequence"}, accumulation=1)
-    two = Objective(parts.objective.config, world=2)
-    one_term = parts.objective.terms(*micros[0].arguments, totals)["rag_sequence"]
-    torch.testing.assert_close(two.terms(*micros[0].arguments, totals)["rag_sequence"], 2 * one_term)
-    one, both = (objective.backward(*micros[0].arguments, totals) for objective in (parts.objective, two))
+    two = make_objective(parts.objective.config, world=2)
+    one_term = parts.objective.values(micros[0].seen, totals)["rag_sequence"]
+    torch.testing.assert_close(two.values(micros[0].seen, totals)["rag_sequence"], 2 * one_term)
+    one, both = (objective.differentiate(micros[0].seen, totals) for objective in (parts.objective, two))
     assert both.loss == pytest.approx(one.loss)
 
 
 def test_counts_by_hand():
     parts = small_parts(objective="positive_only")
     batch = parts.loader.collate([0, 1])  # row 0 has two positives
-    counts = parts.objective.counts([batch], parts.prompt)
+    counts = count(parts, [batch])
     assert counts["queries"] == 2 and counts["pairs"] == 3
     assert counts["answer_tokens"] == sum(len(a) for a in batch.answer_ids)
     sequences = whole_positive_sequences(parts, batch)
     assert counts["all_tokens"] == sum(len(s) for s in sequences) - 2  # the first token is not predicted
     answers = small_parts(objective="positive_only", lm_tokens="answer")
-    assert answers.objective.counts([batch], parts.prompt)["all_tokens"] == counts["answer_tokens"]
-    assert small_parts(objective="rag_sequence").objective.counts([batch], parts.prompt)["all_tokens"] == 0
+    assert count(answers, [batch])["all_tokens"] == counts["answer_tokens"]
+    assert count(small_parts(objective="rag_sequence"), [batch])["all_tokens"] == 0
 
 
 def test_select_takes_positives_then_own_then_the_best_of_the_pool():
@@ -148,7 +154,7 @@ def test_select_takes_positives_then_own_then_the_best_of_the_pool():
         return sorted(found, key=lambda n: -float(scores_BN[row, n]))
 
     for K in (1, 2, 4, 7, N):
-        chosen = Objective(ObjectiveConfig(candidates=str(K))).select(scores_BN, batch)
+        chosen = choose_candidates(scores_BN, batch, str(K))
         assert chosen.shape == (B, K)
         for row in range(B):
             positive, own = batch.positive_BN[row], batch.own_BN[row]
@@ -161,14 +167,14 @@ def test_select_all_is_the_whole_pool_and_too_many_are_cut_to_it():
     batch = parts.loader.collate([0, 1, 2])
     scores_BN = torch.randn(batch.own_BN.shape)
     for candidates in ("all", "1000"):
-        chosen = Objective(ObjectiveConfig(candidates=candidates)).select(scores_BN, batch)
+        chosen = choose_candidates(scores_BN, batch, candidates)
         assert torch.equal(chosen.sort(1).values, torch.arange(scores_BN.shape[1]).expand_as(chosen))
 
 
 def test_cells_are_the_prompt_with_each_candidate_and_the_answer():
     parts = small_parts()
     batch = parts.loader.micro_batches(0)[0]
-    candidates_BK = parts.objective.select(torch.randn(batch.own_BN.shape), batch)
+    candidates_BK = choose_candidates(torch.randn(batch.own_BN.shape), batch, "4")
     cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
     B, K = candidates_BK.shape
     for b in range(B):
@@ -196,7 +202,7 @@ def test_the_pool_prior_exceeds_the_whole_marginal_by_the_missing_posterior_mass
     parts, micros, totals = make(variant, accumulation=1)
     micro = micros[0]
     flat = torch.zeros_like(micro.logp_CA)
-    loss = parts.objective.terms(micro.scores_BN, micro.candidates_BK, micro.cells, flat, micro.batch, totals)
+    loss = parts.objective.values(replace(micro.seen, logp_CA=flat), totals)
     mass_B = micro.scores_BN.softmax(1).gather(1, micro.candidates_BK).sum(1)
     torch.testing.assert_close(loss["rag_sequence"], -mass_B.log().mean())
     assert float(mass_B.max()) < 0.99
@@ -205,16 +211,16 @@ def test_the_pool_prior_exceeds_the_whole_marginal_by_the_missing_posterior_mass
 def test_the_pool_prior_pushes_unscored_passages_too():
     for prior, moved in (("pool", True), ("candidates", False)):
         parts, micros, totals = make({"objective": "rag_sequence", "prior": prior, "candidates": "2"}, accumulation=1)
-        parts.objective.backward(*micros[0].arguments, totals)
+        gradient = parts.objective.differentiate(micros[0].seen, totals).d_scores_BN
         scored = torch.zeros_like(micros[0].scores_BN, dtype=torch.bool).scatter(1, micros[0].candidates_BK, True)
-        outside = micros[0].scores_BN.grad[~scored]
+        outside = gradient[~scored]
         assert bool((outside > 0).all()) == moved and bool((outside == 0).all()) != moved
 
 
 def test_entropies_are_those_of_prior_and_posterior():
     parts, micros, totals = make({"objective": "rag_sequence"}, accumulation=1)
     micro = micros[0]
-    output = parts.objective.backward(*micro.arguments, totals)
+    output = parts.objective.differentiate(micro.seen, totals)
     l_BK = micro.scores_BN.detach().gather(1, micro.candidates_BK).log_softmax(1)
     B, K = l_BK.shape
     G_BK = micro.logp_CA.detach().view(B, K, -1).where(micro.batch.answer_mask_BT[:, None], 0.0).sum(-1)
@@ -223,16 +229,17 @@ def test_entropies_are_those_of_prior_and_posterior():
 
 
 def test_which_models_an_objective_moves():
-    learns = {name: Objective(ObjectiveConfig(objective=name)).generator_learns for name in LOSSES}
+    learns = {name: make_objective(ObjectiveConfig(objective=name)).generator_learns for name in OBJECTIVES}
     assert {name for name, does in learns.items() if not does} == {"infonce"}
     without = ObjectiveConfig(objective="emdr2", reader_loss="none")
-    assert not Objective(without).generator_learns and Objective(without).needs_generator
-    assert not Objective(ObjectiveConfig(objective="infonce")).needs_generator
+    objective = make_objective(without)
+    assert not objective.generator_learns and objective.needs_generator
+    assert not make_objective(ObjectiveConfig(objective="infonce")).needs_generator
 
 
 def test_an_unknown_objective_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'rag_sequence'"):
-        Objective(ObjectiveConfig(objective="rag-sequence"))
+        make_objective(ObjectiveConfig(objective="rag-sequence"))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +251,7 @@ def test_an_unknown_objective_names_the_nearest():
 )
 def test_contradictions_are_errors_before_any_work(flags, says):
     with pytest.raises(UserError, match=says):
-        Objective(ObjectiveConfig(**flags))
+        make_objective(ObjectiveConfig(**flags))
 
 
 @pytest.mark.parametrize("name", ["rag_sequence", "positive_only"])
@@ -277,13 +284,14 @@ def test_the_positive_is_the_labelled_one_even_where_another_of_its_passages_com
     batch.positive_BN = torch.zeros(B, N, dtype=torch.bool)
     places = [N - 1, 2, N - 2]
     batch.positive_BN[range(B), places] = True
-    cells = parts.objective.positive_cells(batch, parts.prompt)
+    cells = parts.objective.cells_ahead(batch, parts.prompt)
     assert cells.passage_C == places
     scores_BN = torch.randn(B, N, generator=torch.Generator().manual_seed(0))
     logp_CA = -torch.rand(B, max(cells.target_lengths), generator=torch.Generator().manual_seed(1))
     totals = {"queries": 3.0, "answer_tokens": 1.0, "all_tokens": 1.0, "pairs": 1.0}
-    terms = parts.objective.terms(scores_BN, torch.zeros(B, 1, dtype=torch.int64), cells, logp_CA, batch, totals)
+    micro = Micro(batch, scores_BN, torch.zeros(B, 1, dtype=torch.int64), cells, logp_CA)
+    terms = parts.objective.values(micro, totals)
     other = scores_BN.clone()
     other[range(B), places] += 1.0  # of nothing but the positives' scores
-    again = parts.objective.terms(other, torch.zeros(B, 1, dtype=torch.int64), cells, logp_CA, batch, totals)
+    again = parts.objective.values(replace(micro, scores_BN=other), totals)
     assert float(again["doc_prior"]) < float(terms["doc_prior"])

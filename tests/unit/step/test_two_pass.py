@@ -11,7 +11,8 @@ from small import gradients, small_parts
 
 from ds_rag.data.batch import Batch, Tokens
 from ds_rag.run.assemble import Parts
-from ds_rag.step.two_pass import Embedding, TwoPass, split_evenly
+from ds_rag.step.retriever_side import Embedding, split_evenly
+from ds_rag.step.two_pass import TwoPass
 
 
 def embed(parts: Parts, chunk: int, seed: int = 5) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
@@ -19,10 +20,9 @@ def embed(parts: Parts, chunk: int, seed: int = 5) -> tuple[list[torch.Tensor], 
     parts.engines.train()
     torch.manual_seed(seed)
     embedding = Embedding(parts.engines, chunk)
-    leaves = embedding.forward(parts.loader.micro_batches(0)[0], last=True)
-    value(leaves).backward()
-    embedding.backward()
-    return leaves, gradients(parts)
+    embedded = embedding.forward(parts.loader.micro_batches(0)[0], last=True)
+    embedded.backward(torch.autograd.grad(value(embedded.outputs), embedded.outputs))
+    return embedded.outputs, gradients(parts)
 
 
 def value(leaves: list[torch.Tensor]) -> torch.Tensor:
@@ -84,10 +84,10 @@ def test_dropout_of_the_generator_too(way):
         torch.manual_seed(3)
         batch = parts.loader.micro_batches(0)[0]
         candidates_BK = torch.arange(3).expand(3, 3)
-        leaf_CA = parts.scoring.forward(parts.objective.cells(batch, candidates_BK, parts.prompt), batch, True)
-        (leaf_CA * torch.linspace(0.5, 1.5, leaf_CA.numel()).view_as(leaf_CA)).sum().backward()
-        parts.scoring.backward()
-        found.append((leaf_CA.detach(), gradients(parts)))
+        cells = parts.objective.cells(batch, candidates_BK, parts.prompt)
+        scored = parts.joint.scoring.forward(cells, batch, True)
+        scored.backward(torch.linspace(0.5, 1.5, scored.outputs.numel()).view_as(scored.outputs))
+        found.append((scored.outputs, gradients(parts)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
     for name in found[0][1]:
         torch.testing.assert_close(found[0][1][name], found[1][1][name], rtol=1e-5, atol=1e-6)

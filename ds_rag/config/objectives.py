@@ -1,0 +1,67 @@
+"""The objectives by name: what the rest of the program has to know about each, and where its class is.
+
+To add one: a file in `ds_rag/step/objectives/`, a line here, a test. Nothing outside the objective's own file asks for
+its name: who needs a fact about it (does it have a generator? does it need labels?) reads it from this table. The table
+stands here, without torch, so that flags and `plan` can be checked at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CANDIDATES, POSITIVE, NOTHING = "candidates", "positive", "nothing"
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """Facts about an objective.
+
+    made_by: "module:class", imported when the objective is made.
+    reads: the passages that the generator reads with each query: its `candidates`, chosen by score; the labelled
+        `positive` alone; or `nothing`, and then there is no generator.
+    needs_positive: every training row must have a labelled positive.
+    reader_loss: the generator learns only by the reader loss that is added (`--reader_loss`).
+    settings: settings that only some objectives look at, and this one does.
+    """
+
+    made_by: str
+    reads: str = CANDIDATES
+    needs_positive: bool = False
+    reader_loss: bool = False
+    settings: tuple[str, ...] = ()
+
+    @property
+    def needs_generator(self) -> bool:
+        return self.reads != NOTHING
+
+    def trains_generator(self, reader_loss: str) -> bool:
+        """reader_loss: as the flag has it, `none` for no reader loss."""
+        return self.needs_generator and (not self.reader_loss or reader_loss != "none")
+
+
+_HERE = "ds_rag.step.objectives"
+_TAUGHT = ("answer_logprob", "target_temperature")
+
+OBJECTIVES: dict[str, ObjectiveSpec] = {
+    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", settings=("answer_logprob",)),
+    "rag_token": ObjectiveSpec(f"{_HERE}.marginal:RagToken"),
+    "positive_only": ObjectiveSpec(
+        f"{_HERE}.positive_only:PositiveOnly", reads=POSITIVE, needs_positive=True, settings=("lm_tokens",)
+    ),
+    "infonce": ObjectiveSpec(
+        f"{_HERE}.contrastive:InfoNCE", reads=NOTHING, needs_positive=True, settings=("contrastive_symmetric",)
+    ),
+    "emdr2": ObjectiveSpec(f"{_HERE}.distill:Emdr2", reader_loss=True, settings=("answer_logprob",)),
+    "pdist": ObjectiveSpec(f"{_HERE}.distill:PDist", reader_loss=True, settings=_TAUGHT),
+    "replug_lsr": ObjectiveSpec(f"{_HERE}.distill:ReplugLsr", reader_loss=True, settings=_TAUGHT),
+}
+
+
+def spec_of(name: str) -> ObjectiveSpec:
+    """The facts about `name`; for an unknown one, which is refused elsewhere, those of the common kind."""
+    return OBJECTIVES.get(name) or ObjectiveSpec("")
+
+
+def names_with(setting: str) -> str:
+    """The objectives that look at `setting`, in words."""
+    return " and ".join(name for name, spec in OBJECTIVES.items() if setting in spec.settings)

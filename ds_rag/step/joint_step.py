@@ -1,0 +1,195 @@
+"""One optimizer step of retriever and generator together: micro-batches in, both models moved.
+
+Shape legend: B queries, N passages of the pool, K candidates, C cells, A target tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ds_rag.config import ModelConfig, ObjectiveConfig
+from ds_rag.data.batch import Batch, CellList
+from ds_rag.data.prompt import Prompt, make_prompt
+from ds_rag.engines.joint import Engines, StepResult
+from ds_rag.engines.plain import plain_engines
+from ds_rag.models.generator import Generator
+from ds_rag.models.retriever import Retriever
+from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.runtime import collectives, fault_injection
+from ds_rag.runtime.errors import UserError
+from ds_rag.step.candidates import choose_candidates
+from ds_rag.step.generator_side import Scoring, StepOptions
+from ds_rag.step.non_finite import Seen, Sign, any_loss_is_bad, first_not_finite
+from ds_rag.step.objectives import Micro, Objective, make_objective
+from ds_rag.step.retriever_side import Embedding
+
+
+@dataclass
+class StepOutput:
+    """One micro-batch's share: `loss` and `sums` add up over micro-batches and ranks to the step's values."""
+
+    loss: float
+    sums: dict[str, float]
+    sign: Sign | None = None  # of a value that is not finite, see non_finite.py
+
+
+class StepReport(NamedTuple):
+    """What a step has given: an output for each micro-batch of this rank; `totals`, the counts that means are taken
+    over (of the whole step, on all ranks) and this rank's `tokens`; what the engines have made of the gradients."""
+
+    outputs: list[StepOutput]
+    totals: dict[str, float]
+    result: StepResult
+
+    @property
+    def loss(self) -> float:
+        """The step's mean loss, of this rank's micro-batches, in nats a unit of the objective."""
+        return sum(output.loss for output in self.outputs)
+
+
+class JointStep:
+    """Trains a retriever and a generator on one loss: `log sum_z p(z|x) p(y|x,z)`, or another objective.
+
+    Made by `from_models`; the constructor takes parts that are made. `step` is the whole of the mathematics:
+
+        options = StepOptions(optim=OptimConfig(learning_rate=1e-4))
+        joint = JointStep.from_models(retriever, generator, objective="rag_sequence", options=options)
+        loader = load_rows(joint, rows, BatchOptions(batch=4, accumulation=2))
+        for n in range(100):
+            print(joint.step(loader.micro_batches(n), number=n).loss)
+    """
+
+    def __init__(
+        self, engines: Engines, objective: Objective, prompt: Prompt | None = None, options: StepOptions | None = None
+    ):
+        options = options or StepOptions()
+        self.engines, self.objective, self.prompt, self.options = engines, objective, prompt, options
+        self.embedding = Embedding(engines, options.scoring.retriever_chunk)
+        self.scoring: Scoring | None = None
+        if self.generator is not None and objective.needs_generator:
+            pad = getattr(self.generator.tokenizer, "pad_token_id", 0)
+            self.scoring = Scoring(engines, self.generator, pad, options)
+
+    @classmethod
+    def from_models(
+        cls,
+        retriever: Retriever,
+        generator: Generator | None = None,
+        objective: str | ObjectiveConfig | Objective = "rag_sequence",
+        engines: Engines | None = None,
+        prompt: Prompt | None = None,
+        options: StepOptions | None = None,
+    ) -> JointStep:
+        """A step over models in memory.
+
+        Args:
+            retriever, generator: the models; no generator where the objective reads nothing.
+            objective: its name, its settings, or an object of one's own.
+            engines: of these models, e.g. of DeepSpeed; by default a `PlainEngine` with the settings of
+                `options.optim` for each model that the objective trains and that is not frozen, and shared prefixes
+                where the generator can.
+            prompt: how passage, query and answer become one sequence; by default the default template.
+
+        Raises:
+            UserError: an unknown objective, settings that contradict each other, an objective that needs a generator
+                and gets none, models of which none is trained.
+        """
+        options = options or StepOptions()
+        if isinstance(objective, str):
+            objective = ObjectiveConfig(objective=objective)
+        if isinstance(objective, ObjectiveConfig):
+            objective = make_objective(objective, collectives.world())
+        check_models(objective, generator)
+        if engines is None:
+            if generator is not None and not objective.generator_learns:
+                generator.requires_grad_(False)
+            if generator is not None and options.scoring.share_prefixes and (why := share_prefixes(generator)):
+                options.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {why}")
+            engines = plain_engines(retriever, generator, options.optim)
+        check_trained(objective, engines)
+        if prompt is None and generator is not None and objective.needs_generator:
+            prompt = make_prompt(ModelConfig(), generator.tokenizer, generator.max_length)
+        return cls(engines, objective, prompt, options)
+
+    @property
+    def retriever(self) -> Retriever:
+        found = self.engines.modules["retriever"]
+        assert isinstance(found, Retriever)
+        return found
+
+    @property
+    def generator(self) -> Generator | None:
+        found = self.engines.modules.get("generator")
+        assert found is None or isinstance(found, Generator)
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        return self.retriever.log_temperature.device
+
+    def cells_ahead(self, batch: Batch) -> CellList | None:
+        return None if self.prompt is None else self.objective.cells_ahead(batch, self.prompt)
+
+    def step(self, batches: Sequence[Batch], lr_factor: float = 1.0, number: int = 0) -> StepReport:
+        """Every micro-batch forward and backward through both engines, then the joint step (skip, clip, step).
+
+        batches: this rank's, equally many on every rank. lr_factor: times the peak learning rates. number: of the step
+        within the run; draws depend on it.
+        """
+        engines, objective = self.engines, self.objective
+        engines.train()
+        batches = [batch.to(self.device) for batch in batches]
+        ahead = [self.cells_ahead(batch) for batch in batches]
+        totals = collectives.all_sum(objective.counts(batches, ahead), self.device)  # means are over the whole step
+        outputs, tokens = [], 0
+        for m, batch in enumerate(batches):
+            fault_injection.point("micro_batch")
+            last = m == len(batches) - 1
+            embedded = self.embedding.forward(batch, last)  # its outputs are leaves: no graph spans the two models
+            scores_BN = embedded.scores_BN
+            micro = Micro(batch, scores_BN, choose_candidates(scores_BN, batch, objective.config.candidates))
+            scored = None
+            if self.scoring is not None and self.prompt is not None:
+                micro.cells = ahead[m] or objective.cells(batch, micro.candidates_BK, self.prompt)
+                scored = self.scoring.forward(micro.cells, batch, last)
+                micro.logp_CA = scored.outputs
+            found = objective.differentiate(micro, totals)
+            d_embedded = torch.autograd.grad(scores_BN, embedded.outputs, found.d_scores_BN)
+            embedded.backward(d_embedded)
+            if scored is not None and found.d_logp_CA is not None:
+                found.sums |= scored.backward(found.d_logp_CA, (number, m))
+                tokens += scored.tokens
+            tokens += int(batch.queries.mask_BT.sum() + batch.passages.mask_BT.sum())
+            logp = None if scored is None else scored.own
+            sign = first_not_finite(m, Seen(embedded.own, logp, found.loss, d_embedded[:2], found.d_logp_CA))
+            found.sums["embedding_spread"] = spread(embedded.outputs[1])
+            outputs.append(StepOutput(found.loss, found.sums, sign))
+        bad = any_loss_is_bad([o.sign for o in outputs], self.device)
+        return StepReport(outputs, totals | {"tokens": float(tokens)}, engines.step(lr_factor, skip=bad))
+
+
+def spread(p_ND: torch.Tensor) -> float:
+    """Mean standard deviation of a dimension of the embeddings over the pool; 0 for one passage."""
+    return float(p_ND.detach().std(0).mean()) if len(p_ND) > 1 else 0.0
+
+
+def check_models(objective: Objective, generator: Generator | None) -> None:
+    """Raises UserError for an objective whose generator is not there."""
+    if objective.needs_generator and generator is None:
+        raise UserError(
+            f"the objective {objective.name} reads passages with a generator", found="none", expected="a Generator"
+        )
+
+
+def check_trained(objective: Objective, engines: Engines) -> None:
+    """Raises UserError where no model has an engine."""
+    if not engines.learning:
+        raise UserError(
+            f"no model is trained under {objective.name}",
+            found="modules without trainable parameters",
+            expected="an engine for one of them at least",
+        )

@@ -1,0 +1,5 @@
+"""The objectives, each in the file of its family; `ds_rag/config/objectives.py` is the table of their names."""
+
+from ds_rag.step.objectives.base import Differentiated, Micro, Objective, Term, make_objective
+
+__all__ = ["Differentiated", "Micro", "Objective", "Term", "make_objective"]

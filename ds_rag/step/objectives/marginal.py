@@ -1,0 +1,33 @@
+"""RAG's marginal likelihoods: Lewis et al. 2020, arXiv:2005.11401, section 2.1."""
+
+from __future__ import annotations
+
+import torch
+
+from ds_rag.losses import rag_sequence, rag_token
+from ds_rag.runtime.errors import UserError
+from ds_rag.step.objectives.over_candidates import Candidates, OverCandidates
+
+
+class RagSequence(OverCandidates):
+    """`-log sum_j p(z_j | x) p(y | x, z_j)`: one passage explains the whole answer."""
+
+    name = "rag_sequence"
+
+    def loss(self, x: Candidates) -> torch.Tensor:
+        return rag_sequence(*x.args, **x.options, answer_logprob=self.config.answer_logprob)
+
+
+class RagToken(OverCandidates):
+    """`-sum_t log sum_j p(z_j | x) p(y_t | x, z_j, y_<t)`: every token may lean on another passage."""
+
+    name = "rag_token"
+
+    def check(self) -> None:
+        if self.config.answer_logprob == "mean":
+            raise UserError(
+                f"--answer_logprob mean: {self.name} has no sum over an answer to average", fix="--answer_logprob sum"
+            )
+
+    def loss(self, x: Candidates) -> torch.Tensor:
+        return rag_token(*x.args, **x.options)

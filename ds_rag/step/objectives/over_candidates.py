@@ -1,0 +1,76 @@
+"""Objectives over the candidates of each query: one loss for each query, from K scores and K x T log-probabilities.
+
+Shape legend: B queries, N passages of the pool, K candidates, T answer tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ds_rag.losses import entropy, log_prior, posterior, reader_loss
+from ds_rag.step.candidates import not_pushed_down
+from ds_rag.step.objectives.base import Counts, Micro, Objective, Term
+
+
+@dataclass
+class Candidates:
+    """scores_BK; logp_BKT, the log-probability of each answer token given each candidate; answer_mask_BT, True at the
+    answer's tokens. prior_BK: the log prior over the pool under `--prior pool`, else None."""
+
+    scores_BK: torch.Tensor
+    logp_BKT: torch.Tensor
+    answer_mask_BT: torch.Tensor
+    prior_BK: torch.Tensor | None
+
+    @property
+    def args(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.scores_BK, self.logp_BKT, self.answer_mask_BT
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keywords of a loss that may take a prior made elsewhere."""
+        return {} if self.prior_BK is None else {"log_prior_BK": self.prior_BK}
+
+
+class OverCandidates(Objective):
+    """One of its own gives `loss`; where the table says that the generator learns by a reader loss, that is added."""
+
+    def loss(self, x: Candidates) -> torch.Tensor:
+        """(B,) nats: summed here, divided by the step's count of `unit`."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def terms(self, micro: Micro) -> dict[str, Term]:
+        x = self.candidates(micro)
+        terms = {self.name: Term(self.loss(x).sum(), self.unit)}
+        if self.spec.reader_loss and self.config.reader_loss != "none":
+            loss_B = reader_loss(
+                *x.args, **x.options, kind=self.config.reader_loss, answer_logprob=self.config.answer_logprob
+            )
+            terms["reader"] = Term(loss_B.sum(), "queries")
+        return terms
+
+    def candidates(self, micro: Micro) -> Candidates:
+        assert micro.logp_CA is not None, "the generator has read nothing"
+        B, K = micro.candidates_BK.shape
+        scores_BK = micro.scores_BN.gather(1, micro.candidates_BK)
+        prior_BK = None
+        if self.config.prior == "pool":
+            mask_BN = not_pushed_down(micro.batch, micro.candidates_BK)
+            prior_BK = log_prior(micro.scores_BN, mask_BN).gather(1, micro.candidates_BK)
+        mask_BT = micro.batch.answer_mask_BT.to(micro.scores_BN.device)
+        return Candidates(scores_BK, micro.logp_CA.view(B, K, -1), mask_BT, prior_BK)
+
+    def statistics(self, micro: Micro) -> Counts:
+        """Entropies of prior and posterior, and of the uniform distribution, in nats."""
+        x = self.candidates(micro)
+        after = posterior(*x.args, **x.options, answer_logprob=self.config.answer_logprob)
+        B, K = micro.candidates_BK.shape
+        return {
+            "prior_entropy": float(entropy(log_prior(x.scores_BK).exp()).sum()),
+            "posterior_entropy": float(entropy(after).sum()),
+            "uniform_entropy": B * math.log(K),
+        }
