@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_PLACES` says the sam
     from ds_rag import losses
     from ds_rag.config.sections import DEFAULT_TEMPLATE
     from ds_rag.data.cells import QueryCells, cells
+    from ds_rag.data.loader import BatchOptions
     from ds_rag.data.prompt import Prompt
     from ds_rag.engines.joint import Engines
     from ds_rag.engines.plain import PlainEngine
@@ -26,10 +27,13 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_PLACES` says the sam
     from ds_rag.models.shared_prefix.probe import share_prefixes
     from ds_rag.models.st_folder import RetrieverSettings
     from ds_rag.runtime.errors import UserError
+    from ds_rag.step.generator_side import StepOptions
     from ds_rag.step.joint_step import JointStep
+    from ds_rag.step.rows import load_rows
 
 # Public name -> the module that has it; `losses` is a module itself.
 _PLACES = {
+    "BatchOptions": "ds_rag.data.loader",
     "DEFAULT_TEMPLATE": "ds_rag.config.sections",
     "Engines": "ds_rag.engines.joint",
     "Evaluation": "ds_rag.evaluation.evaluator",
@@ -41,11 +45,13 @@ _PLACES = {
     "QueryCells": "ds_rag.data.cells",
     "Retriever": "ds_rag.models.retriever",
     "RetrieverSettings": "ds_rag.models.st_folder",
+    "StepOptions": "ds_rag.step.generator_side",
     "UserError": "ds_rag.runtime.errors",
     "cells": "ds_rag.data.cells",
     "evaluate": "ds_rag.evaluation.evaluate",
     "load_generator": "ds_rag.models.by_name",
     "load_retriever": "ds_rag.models.by_name",
+    "load_rows": "ds_rag.step.rows",
     "losses": "ds_rag.losses",
     "score_cells": "ds_rag.models.cell_scores",
     "share_prefixes": "ds_rag.models.shared_prefix.probe",
@@ -53,6 +59,7 @@ _PLACES = {
 
 __all__ = [  # spelled out, for type checkers
     "DEFAULT_TEMPLATE",
+    "BatchOptions",
     "Engines",
     "Evaluation",
     "Generator",
@@ -63,11 +70,13 @@ __all__ = [  # spelled out, for type checkers
     "QueryCells",
     "Retriever",
     "RetrieverSettings",
+    "StepOptions",
     "UserError",
     "cells",
     "evaluate",
     "load_generator",
     "load_retriever",
+    "load_rows",
     "losses",
     "score_cells",
     "share_prefixes",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
@@ -39,7 +40,12 @@ def tiny_models(texts: list[str]) -> tuple[Retriever, Generator]:
     folder = Path(tempfile.mkdtemp())
     train_tokenizer(texts, 300, folder)
     left, right = (open_tokenizer(folder, side) for side in ("left", "right"))
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     shape |= {"vocab_size": len(right), "max_position_embeddings": 128}
     encoder = BertModel(BertConfig(**shape), add_pooling_layer=False)
     lm = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=left.bos_token_id, eos_token_id=left.eos_token_id))

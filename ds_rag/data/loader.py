@@ -32,7 +32,11 @@ class TrainTokens:
 @dataclass(frozen=True)
 class BatchOptions:
     """batch: rows of a micro-batch of one rank. accumulation: micro-batches of an optimizer step. rank, world: of the
-    process group. seed: of the rows' order. pad: the retriever's padding token. shared_pool, keep_own: see `Loader`."""
+    process group. seed: of the rows' order. pad: the retriever's padding token. shared_pool, keep_own: see `Loader`.
+
+    Example:
+        >>> options = ds_rag.BatchOptions(batch=8, accumulation=4)  # 32 rows a step
+    """
 
     batch: int
     accumulation: int = 1

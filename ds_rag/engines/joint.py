@@ -58,6 +58,14 @@ class Engines:
             objective(leaves).backward()              # divided by the micro-batches: `backward` only sums
             engines.backward("retriever", outputs, [leaf.grad for leaf in leaves])
         engines.step(lr_factor)
+
+    Example:
+        >>> engines = ds_rag.Engines(ds_rag.PlainEngine(retriever), generator.requires_grad_(False), max_grad_norm=1.0)
+        >>> outputs = engines.retriever(retriever.tokens(["who ?"], "query"), retriever.tokens(["ann"], "passage"))
+        >>> engines.backward("retriever", outputs, [torch.ones_like(x) for x in outputs])
+        >>> result = engines.step(lr_factor=0.5)
+        >>> sorted(engines.learning), result.skipped
+        (['retriever'], False)
     """
 
     def __init__(self, retriever: Any, generator: Any, max_grad_norm: float):

@@ -21,7 +21,14 @@ class PlainEngine:
     default: AdamW at `learning_rate`, with the settings of `OptimConfig()` and no weight decay on vectors.
     Raises UserError at a step of more than one process, whose gradients it would not average.
 
-        engines = Engines(PlainEngine(retriever), PlainEngine(generator), max_grad_norm=1.0)
+    Example:
+        >>> engine = ds_rag.PlainEngine(generator, learning_rate=1e-4)
+        >>> before = [p.clone() for p in generator.parameters()]
+        >>> cells = ds_rag.cells(prompt, ["who ?"], [["ann was here"]], ["ann"])
+        >>> engine.backward(-ds_rag.score_cells(generator, cells).sum())
+        >>> engine.step()
+        >>> any(bool((p != old).any()) for p, old in zip(generator.parameters(), before, strict=True))
+        True
     """
 
     lr_scheduler = None

@@ -5,10 +5,10 @@ Shape legend: B queries, N passages of the pool, K candidates, C = B * K cells.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from ds_rag.data.batch import Batch, CellList, list_cells
+from ds_rag.data.batch import Batch, CellList
+from ds_rag.data.cells import list_pairs
 from ds_rag.data.prompt import Prompt
 from ds_rag.runtime import collectives
 
@@ -31,16 +31,7 @@ def choose_candidates(scores_BN: torch.Tensor, batch: Batch, wanted: str) -> tor
 
 def list_candidates(batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:
     """The B * K cells of these columns, query by query; the answer is the target."""
-    pairs = [(i, j) for i, row in enumerate(candidates_BK.tolist()) for j in row]
-    answers = batch.answer_ids
-    texts = [prompt.split(batch.passage_ids[j], batch.query_ids[i], len(answers[i])) for i, j in pairs]
-    cells = list_cells(
-        [prefix for prefix, _ in texts],
-        [np.concatenate([rest, answers[i]]) for (i, _), (_, rest) in zip(pairs, texts, strict=True)],
-        [len(answers[i]) for i, _ in pairs],
-    )
-    cells.query_C, cells.passage_C = [i for i, _ in pairs], [j for _, j in pairs]
-    return cells
+    return list_pairs(prompt, batch.query_ids, batch.passage_ids, batch.answer_ids, candidates_BK.tolist())
 
 
 def not_pushed_down(batch: Batch, read_BK: torch.Tensor | None = None) -> torch.Tensor | None:

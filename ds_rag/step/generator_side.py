@@ -44,7 +44,16 @@ def silent(text: str) -> None:
 class StepOptions:
     """How a step goes about its work. scoring: settings of both sides' passes. optim: learning rates, AdamW and
     clipping of the engines, where none are given. seed: of the draws of `sample`. say: where notes go. processes: ranks
-    on this host, which share its memory."""
+    on this host, which share its memory.
+
+    Example:
+        >>> from ds_rag.config import OptimConfig, ScoringConfig
+        >>> scoring = ScoringConfig(generator_backward="exact")  # the memory of one chunk of cells
+        >>> options = ds_rag.StepOptions(scoring=scoring, optim=OptimConfig(learning_rate=1e-4))
+        >>> joint = ds_rag.JointStep.from_models(retriever, generator, options=options)
+        >>> sorted(joint.engines.learning)
+        ['generator', 'retriever']
+    """
 
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -56,11 +56,14 @@ class JointStep:
 
     Made by `from_models`; the constructor takes parts that are made. `step` is the whole of the mathematics:
 
-        options = StepOptions(optim=OptimConfig(learning_rate=1e-4))
-        joint = JointStep.from_models(retriever, generator, objective="rag_sequence", options=options)
-        loader = load_rows(joint, rows, BatchOptions(batch=4, accumulation=2))
-        for n in range(100):
-            print(joint.step(loader.micro_batches(n), number=n).loss)
+    Example:
+        >>> rows = [{"query": "where is ann ?", "answer": "here", "passages": ["ann is here"]}]
+        >>> rows += [{"query": "where is bob ?", "answer": "there", "passages": ["bob is there"]}]
+        >>> joint = ds_rag.JointStep.from_models(retriever, generator, objective="rag_sequence")
+        >>> loader = ds_rag.load_rows(joint, rows, ds_rag.BatchOptions(batch=2))
+        >>> losses = [joint.step(loader.micro_batches(n), number=n).loss for n in range(3)]  # nats a query
+        >>> losses[2] < losses[0]
+        True
     """
 
     def __init__(

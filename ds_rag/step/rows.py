@@ -7,12 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ds_rag.config import DataConfig
-from ds_rag.data.bad_rows import Faults
-from ds_rag.data.columns import BY_NAME, match_row_columns
 from ds_rag.data.dataset import RagData, build_table
+from ds_rag.data.in_memory import rows_from
 from ds_rag.data.loader import BatchOptions, Loader
-from ds_rag.data.records import Record, field_names
-from ds_rag.data.rows import to_rows
 from ds_rag.data.token_tables import tokenize_run
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -35,9 +32,16 @@ def load_rows(
 
     Raises:
         UserError: rows that cannot be used, with each place; a row without a positive where the objective needs one.
+
+    Example:
+        >>> joint = ds_rag.JointStep.from_models(retriever, objective="infonce")
+        >>> rows = [{"query": "who leads zor ?", "positive": "ann"}, {"query": "what grows ?", "positive": "kelp"}]
+        >>> loader = ds_rag.load_rows(joint, rows, ds_rag.BatchOptions(batch=1, accumulation=2))
+        >>> [batch.passages.ids_BT.shape[0] for batch in loader.micro_batches(0)]
+        [1, 1]
     """
     objective = joint.objective
-    data = rows if isinstance(rows, RagData) else gather_rows(rows, objective.needs_generator)
+    data = rows if isinstance(rows, RagData) else build_table([], rows_from(rows, True, objective.needs_generator), [])
     if objective.spec.needs_positive and (bare := [n for n, row in enumerate(data.train) if not row.positives]):
         raise UserError(
             f"{objective.name} needs labelled positives",
@@ -47,16 +51,3 @@ def load_rows(
     options = replace(options or BatchOptions(batch=8), pad=joint.retriever.tokenizer.pad_token_id)
     tokens, _ = tokenize_run(joint.retriever, joint.prompt, data, lengths or DataConfig(), Console(speaks=False))
     return Loader(data.train, tokens, options)
-
-
-def gather_rows(rows: Sequence[Mapping[str, Any]], need_answers: bool) -> RagData:
-    """One table of the rows' distinct passages. The keys are those of the columns of files, and so are the errors."""
-    faults = Faults("rows", "in memory")
-    records = [Record(row, n, f"row {n}") for n, row in enumerate(rows, start=1)]
-    with faults.first():
-        names = match_row_columns(
-            field_names(records), BY_NAME, faults.source, need_passages=True, need_answers=need_answers
-        )
-    found = to_rows(records, names, faults, need_passages=True, need_answers=need_answers)
-    faults.settle(len(found))
-    return build_table([], found, [])
