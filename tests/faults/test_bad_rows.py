@@ -216,4 +216,4 @@ def test_row_16_to_19_check_reports_every_bad_row_at_once_and_returns_1(tmp_path
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "mine", "index"])
 def test_row_16_the_commands_that_read_rows_have_the_flag(command):
-    assert "--on_bad_row" in execute([*DS_RAG, command, "--help"]).stdout
+    assert "--on_bad_row" in execute([*DS_RAG, command, "--help", "all"]).stdout
