@@ -75,3 +75,11 @@ def test_what_is_counted() -> None:
     outer, inner = functions(text)
     assert (length(outer), parameters(outer)) == (4, 5)
     assert (length(inner), parameters(inner)) == (1, 0)
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest would take one for the other, and so would tests that import helpers of several folders."""
+    root = PACKAGE.parent
+    names = [p.name for folder in ("tests", "benchmarks") for p in (root / folder).rglob("*.py")]
+    twice = {name for name in names if names.count(name) > 1 and name not in ("conftest.py", "__init__.py")}
+    assert not twice
