@@ -57,7 +57,6 @@ def train(run: Run) -> Evaluation | None:
             fault_injection.point("step")
             stop_signals.phase(f"step {step + 1}")
             began = time.monotonic()
-            parts.engines.train()
             factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
             outputs, totals, result = train_step(parts, step, factor)
             values = step_values(outputs, totals, result, began, parts)

@@ -10,6 +10,7 @@ Shape legend: B queries, N passages of the pool, K candidates, C cells, A target
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -67,7 +68,7 @@ class Differentiated:
     sums: Counts
 
 
-class Objective:
+class Objective(ABC):
     """An objective. One of its own gives at least `name` and `terms`; the families are in the files beside.
 
     config: the settings, those under `--objective` in `--help`. world: ranks of the run.
@@ -90,7 +91,7 @@ class Objective:
     def generator_learns(self) -> bool:
         return self.spec.trains_generator(self.config.reader_loss)
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 (most have nothing to check)
         """Raises UserError where settings contradict each other; called before any work is done."""
 
     def cells(self, batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:
@@ -101,10 +102,10 @@ class Objective:
         """The same where it is known before there are scores; None where it is not."""
         return None
 
+    @abstractmethod
     def terms(self, micro: Micro) -> Mapping[str, Term]:
         """The terms of the loss by name. May use all that `micro` holds; gradients reach its scores and
         log-probabilities."""
-        raise NotImplementedError(f"{type(self).__name__} has no terms")
 
     def statistics(self, micro: Micro) -> Counts:
         """Values that are logged, summed over queries; names that end in `entropy` become means over queries."""

@@ -6,6 +6,7 @@ Shape legend: B queries, N passages of the pool, K candidates, T answer tokens.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +40,9 @@ class Candidates:
 class OverCandidates(Objective):
     """One of its own gives `loss`; where the table says that the generator learns by a reader loss, that is added."""
 
+    @abstractmethod
     def loss(self, x: Candidates) -> torch.Tensor:
         """(B,) nats: summed here, divided by the step's count of `unit`."""
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def terms(self, micro: Micro) -> dict[str, Term]:
         x = self.candidates(micro)
