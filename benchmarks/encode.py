@@ -29,7 +29,7 @@ from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import tokenize
 from ds_rag.data.formats import read_corpus
 from ds_rag.index.encode import encode
-from ds_rag.models.loading import load_retriever
+from ds_rag.models.from_settings import open_retriever
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -112,7 +112,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     folder = args.retriever or default_retriever()
     texts = pick_texts(args.texts, args.count, args.seed)
     whole = DataConfig(max_passage_length=sys.maxsize)  # what the folder itself allows, as theirs
-    retriever, theirs = load_retriever(ModelConfig(retriever=folder), whole, list, Path()), open_theirs(folder)
+    retriever, theirs = open_retriever(ModelConfig(retriever=folder), whole, list, Path()), open_theirs(folder)
     prompt = retriever.settings.passage_prefix or None
     works: dict[str, Callable[[], np.ndarray]] = {
         OURS: lambda: our_way(retriever, texts, args.batch),

@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 import faiss
 import numpy as np
-from ds_rag.index.rows import Rows
+from ds_rag.index.vector_parts import Rows
 from ds_rag.index.store import open_vectors, read_parts
 
 def taken():

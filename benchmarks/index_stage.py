@@ -28,7 +28,7 @@ from measure import interleave, quartiles, table
 from ds_rag.config import RunConfig
 from ds_rag.config.flags import parse
 from ds_rag.config.schedules import lr_factor
-from ds_rag.index.building import Corpus, EncodedShare, Encoder, build, encode_share, update_share
+from ds_rag.index.building import Corpus, EncodedShard, Encoder, build, encode_shard, update_shard
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.faiss_index import build_index, search
@@ -127,25 +127,25 @@ def partial_refresh(first: int = 50, later: int = EVERY) -> list[dict[str, Any]]
         folder = Path(name)
         config = parse(["--output_dir", name, "--max_steps", str(first + later), "--lr_scheduler_type", "constant"])
         parts = assemble(config, Console(speaks=False), folder, collectives.start())
-        retriever, batch = parts.retriever, config.stage.per_device_eval_batch_size
+        retriever, batch = parts.retriever, config.evaluation.per_device_eval_batch_size
         corpus = Corpus(parts.eval_tokens.passages, retriever, batch)
         walk(parts, config, 0, first)
-        old = encode_share(Encoder(retriever, "old", first), corpus, folder / "old")
+        old = encode_shard(Encoder(retriever, "old", first), corpus, folder / "old")
         walk(parts, config, first, first + later)
         queries = encode(retriever, parts.eval_tokens.queries, "query", batch)
         rows, full = [], np.zeros(0)
         for fraction in FRACTIONS:
             begin, where = time.perf_counter(), folder / f"f{fraction}"
             if fraction == "1.0":
-                share = encode_share(Encoder(retriever, "new", first + later), corpus, where)
+                share = encode_shard(Encoder(retriever, "new", first + later), corpus, where)
                 fresh = share
             else:
-                share = update_share(Encoder(retriever, "new", first + later), corpus, where, old, fraction, 0)
+                share = update_shard(Encoder(retriever, "new", first + later), corpus, where, old, fraction, 0)
             seconds = time.perf_counter() - begin
-            nearest = build(corpus, share, where, config.stage).index.search(queries, 10)[1]
+            nearest = build(corpus, share, where, config.evaluation).index.search(queries, 10)[1]
             full = nearest if fraction == "1.0" else full
             rows.append(row(parts, fraction, share, fresh, nearest, full, seconds))
-        stale = build(corpus, old, folder / "old", config.stage).index.search(queries, 10)[1]
+        stale = build(corpus, old, folder / "old", config.evaluation).index.search(queries, 10)[1]
         rows.append(row(parts, "0 (the old index)", old, fresh, stale, full, 0.0))
     return rows
 
@@ -161,8 +161,8 @@ def walk(parts: Parts, config: RunConfig, first: int, stop: int) -> None:
 def row(
     parts: Parts,
     fraction: str,
-    share: EncodedShare,
-    fresh: EncodedShare,
+    share: EncodedShard,
+    fresh: EncodedShard,
     found: np.ndarray,
     full: np.ndarray,
     seconds: float,

@@ -19,11 +19,11 @@ from ds_rag.config.deepspeed_config import Known
 from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.engines.deepspeed_engine import make_engine
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
+from ds_rag.models.from_settings import checkpoint_activations, fuse_activations
 from ds_rag.models.generator import Generator
-from ds_rag.models.loading import checkpoint_activations, fuse_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.runtime import collectives
 from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep

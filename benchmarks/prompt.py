@@ -20,7 +20,7 @@ from ds_rag.data.batch import lay_out_plain, list_cells
 from ds_rag.data.dataset import columns_of
 from ds_rag.data.formats import Row, read_rows
 from ds_rag.data.prompt import Prompt
-from ds_rag.models.loading import load_generator
+from ds_rag.models.from_settings import open_generator
 
 LENGTHS = {"passage": 200, "query": 64, "answer": 32}
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--rows", type=int, default=35)
     args = parser.parse_args()
-    generator = load_generator(ModelConfig(generator=args.generator), lambda: [], None).eval()  # type: ignore[arg-type]
+    generator = open_generator(ModelConfig(generator=args.generator), lambda: [], None).eval()  # type: ignore[arg-type]
     rows = [r for r in read_rows(args.data, columns_of(DataConfig()), "--data") if r.positives and r.answers]
     rows = [rows[n] for n in np.random.default_rng(0).choice(len(rows), min(args.rows, len(rows)), replace=False)]
     tokenizer = generator.tokenizer

@@ -25,13 +25,13 @@ from torch.nn import functional as F
 from ds_rag.config import ObjectiveConfig, ScoringConfig
 from ds_rag.data.batch import Batch, Cells, Ids, lay_out_plain, pad_right
 from ds_rag.data.prompt import Prompt
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.plain import PlainEngine
 from ds_rag.losses import positive_only, rag_sequence
+from ds_rag.models.from_settings import fuse_activations
 from ds_rag.models.generator import Generator
-from ds_rag.models.loading import fuse_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.step.generator_side import Scoring, StepOptions
 from ds_rag.step.objectives import Micro, Objective, make_objective
 from ds_rag.step.retriever_side import Embedding

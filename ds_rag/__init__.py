@@ -15,30 +15,30 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_PLACES` says the sam
     from ds_rag.data.cells import QueryCells, cells
     from ds_rag.data.loader import BatchOptions
     from ds_rag.data.prompt import Prompt
-    from ds_rag.engines.joint import Engines
+    from ds_rag.engines.engine_pair import Engines
     from ds_rag.engines.plain import PlainEngine
-    from ds_rag.evaluation.evaluate import evaluate
+    from ds_rag.evaluation.evaluate_pair import evaluate
     from ds_rag.evaluation.evaluator import Evaluation
-    from ds_rag.index.index import Index
+    from ds_rag.index.in_memory_index import Index
     from ds_rag.models.by_name import load_generator, load_retriever
     from ds_rag.models.cell_scores import score_cells
     from ds_rag.models.generator import Generator
     from ds_rag.models.retriever import Retriever
-    from ds_rag.models.shared_prefix.probe import share_prefixes
+    from ds_rag.models.shared_prefix.support import share_prefixes
     from ds_rag.models.st_folder import RetrieverSettings
     from ds_rag.runtime.errors import UserError
+    from ds_rag.step.batches import load_rows
     from ds_rag.step.generator_side import StepOptions
     from ds_rag.step.joint_step import JointStep
-    from ds_rag.step.rows import load_rows
 
 # Public name -> the module that has it; `losses` is a module itself.
 _PLACES = {
     "BatchOptions": "ds_rag.data.loader",
     "DEFAULT_TEMPLATE": "ds_rag.config.sections",
-    "Engines": "ds_rag.engines.joint",
+    "Engines": "ds_rag.engines.engine_pair",
     "Evaluation": "ds_rag.evaluation.evaluator",
     "Generator": "ds_rag.models.generator",
-    "Index": "ds_rag.index.index",
+    "Index": "ds_rag.index.in_memory_index",
     "JointStep": "ds_rag.step.joint_step",
     "PlainEngine": "ds_rag.engines.plain",
     "Prompt": "ds_rag.data.prompt",
@@ -48,13 +48,13 @@ _PLACES = {
     "StepOptions": "ds_rag.step.generator_side",
     "UserError": "ds_rag.runtime.errors",
     "cells": "ds_rag.data.cells",
-    "evaluate": "ds_rag.evaluation.evaluate",
+    "evaluate": "ds_rag.evaluation.evaluate_pair",
     "load_generator": "ds_rag.models.by_name",
     "load_retriever": "ds_rag.models.by_name",
-    "load_rows": "ds_rag.step.rows",
+    "load_rows": "ds_rag.step.batches",
     "losses": "ds_rag.losses",
     "score_cells": "ds_rag.models.cell_scores",
-    "share_prefixes": "ds_rag.models.shared_prefix.probe",
+    "share_prefixes": "ds_rag.models.shared_prefix.support",
 }
 
 __all__ = [  # spelled out, for type checkers

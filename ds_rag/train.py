@@ -22,7 +22,7 @@ from ds_rag.run import checkpoint, resume_rules
 from ds_rag.run.active_run import Run, measure_before, record_index, refresh_candidates, take_up
 from ds_rag.run.assemble import Parts, assemble
 from ds_rag.run.checkpoint import TrainState
-from ds_rag.run.checkpoint_keeper import Keeper
+from ds_rag.run.checkpoint_saver import CheckpointSaver
 from ds_rag.run.early_stopping import is_time_to_stop
 from ds_rag.run.index_refresh import IndexStage
 from ds_rag.run.lm_warmup import lm_warmup
@@ -47,12 +47,12 @@ def train(run: Run) -> Evaluation | None:
     """The loop: steps, the index stage when it is due, checkpoints. Returns the evaluation of the last step, if one
     was made there. Raises Stopped, on all ranks, where one was asked to stop."""
     parts, state, index, optim, watchers, last = run.parts, run.state, run.index, run.config.optim, run.watchers, None
-    text, stage = ProgressText(state.before or {}), run.config.stage
+    text, settings = ProgressText(state.before or {}), run.config.evaluation
     with index, run.console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         catch_up(run, text)
         for step in range(state.step, parts.total_steps):
-            if is_time_to_stop(state, stage):  # before the step, for a resumed run may have to stop at once
-                run.console.say(f"stopped early at step {state.step}: no gain in {stage.metric_for_best_model}")
+            if is_time_to_stop(state, settings):  # before the step, for a resumed run may have to stop at once
+                run.console.say(f"stopped early at step {state.step}: no gain in {settings.metric_for_best_model}")
                 break
             fault_injection.point("step")
             stop_signals.phase(f"step {step + 1}")
@@ -85,15 +85,15 @@ def train(run: Run) -> Evaluation | None:
 
 def due_for_saving(run: Run) -> bool:
     state, every = run.state, run.config.run.save_steps
-    best_now = run.config.stage.load_best_model_at_end and state.best_step == state.step
+    best_now = run.config.evaluation.load_best_model_at_end and state.best_step == state.step
     return bool(every and state.step % every == 0 and run.watchers.healthy) or best_now
 
 
 def save(run: Run) -> None:
     """A checkpoint of this step; what it took is logged."""
     run.state.watched = run.watchers.memory
-    if run.keeper.save(run.state):
-        run.metrics.write("checkpoint", run.state.step, {"seconds": run.keeper.seconds})
+    if run.saver.save(run.state):
+        run.metrics.write("checkpoint", run.state.step, {"seconds": run.saver.seconds})
 
 
 def catch_up(run: Run, text: ProgressText) -> None:
@@ -152,12 +152,14 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
     metrics = open_metrics(config, folder, step, refreshed, console.say)
     say_beginning(parts, config, folder, console)
-    evaluator = Evaluator(parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.stage)
-    index = IndexStage(parts, config.stage, evaluator, folder, console, parts.candidates is not None)
+    evaluator = Evaluator(
+        parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.evaluation
+    )
+    index = IndexStage(parts, config.evaluation, evaluator, folder, console, parts.candidates is not None)
     here = step if step is not None and checkpoint.is_of(folder, resumed) else -1
-    keeper = Keeper(folder, config.run.save_total_limit, parts, facts, here)
+    saver = CheckpointSaver(folder, config.run.save_total_limit, parts, facts, here)
     watchers = Watchers(config, folder, console, metrics)
-    run = Run(parts, config, folder, index, keeper, halt, watchers, TrainState(), console, metrics)
+    run = Run(parts, config, folder, index, saver, halt, watchers, TrainState(), console, metrics)
     if resumed:
         run.state = checkpoint.load(resumed, parts.engines, config.optim.seed)
         resume_rules.fit_best(run.state, resumed, folder, facts, console.say)
@@ -198,7 +200,7 @@ def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> i
 
 def finish(run: Run, last: Evaluation | None) -> Evaluation:
     """The last checkpoint and evaluation; under `load_best_model_at_end` the best weights, evaluated again."""
-    state, stage = run.state, run.config.stage
+    state, settings = run.state, run.config.evaluation
     if run.config.run.save_steps:
         save(run)
     if last is None:
@@ -206,7 +208,7 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
         landed = run.index.refresh(state.step, progress=True)
         record_index(run, landed)  # no `take_up`: a run that is made longer refreshes here for the rows to come
         last = landed.result
-    if not stage.load_best_model_at_end or state.best_step is None or state.best_step == state.step:
+    if not settings.load_best_model_at_end or state.best_step is None or state.best_step == state.step:
         return last
     save(run)  # before other weights are loaded: from here on, too, a run may be stopped
     load_best(run, state.best_step)
@@ -216,10 +218,10 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
 
 def load_best(run: Run, step: int) -> None:
     """The weights of the best step, which the run ends with. Raises UserError where its checkpoint is damaged."""
-    best = run.keeper.folder / "checkpoints" / f"step-{step}"
+    best = run.saver.folder / "checkpoints" / f"step-{step}"
     if wrong := atomic_folders.damages_on_ranks(best):
         raise atomic_folders.refuse(
             best, wrong, "--resume auto --load_best_model_at_end false exports the last step instead"
         )
     checkpoint.load_engines(best, run.parts.engines, weights_only=True)
-    run.console.say(f"exporting step {step}, the best by {run.config.stage.metric_for_best_model}")
+    run.console.say(f"exporting step {step}, the best by {run.config.evaluation.metric_for_best_model}")

@@ -20,9 +20,9 @@ from ds_rag.data.loader import BatchOptions
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
+from ds_rag.step.batches import load_rows
 from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep
-from ds_rag.step.rows import load_rows
 
 STONES = {"zor": "flint", "via": "ebony", "kel": "basalt", "oma": "slate", "tir": "chalk", "nub": "amber"}
 ROWS = [

@@ -15,10 +15,10 @@ from in_memory_rows import ROWS, tiny_models
 from ds_rag.config import OptimConfig
 from ds_rag.config.objectives import OBJECTIVES, ObjectiveSpec
 from ds_rag.data.loader import BatchOptions
+from ds_rag.step.batches import load_rows
 from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep
 from ds_rag.step.objectives import Micro, Objective, Term
-from ds_rag.step.rows import load_rows
 
 
 class ExpectedRisk(Objective):

@@ -10,7 +10,7 @@ from pathlib import Path
 import ds_rag
 from ds_rag.config.flags import Parser, add_training_flags, config_of
 from ds_rag.run import trackers
-from ds_rag.run.folder import claim as claim_folder
+from ds_rag.run.output_dir import claim as claim_folder
 from ds_rag.runtime import stop_signals
 from ds_rag.runtime.launcher_env import allow_open_files
 from ds_rag.runtime.log_capture import capture

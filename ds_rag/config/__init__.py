@@ -19,11 +19,11 @@ from ds_rag.config.sections import (
     DEFAULT_TEMPLATE,
     QUICKSTART,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     ScoringConfig,
-    StageConfig,
 )
 from ds_rag.runtime.errors import UserError
 
@@ -42,12 +42,12 @@ __all__ = [
     "QUICKSTART",
     "SECTIONS",
     "DataConfig",
+    "EvaluationConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
     "RunConfig",
     "ScoringConfig",
-    "StageConfig",
     "build",
     "find_file",
 ]

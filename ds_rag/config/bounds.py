@@ -21,7 +21,7 @@ class Bounds:
 
     least: float
     most: float
-    whole: bool = True
+    integer: bool = True
     above: bool = False
     below: bool = False
     also: tuple[Any, ...] = ()
@@ -35,13 +35,13 @@ class Bounds:
                 return value
             if not value.isascii() or "_" in value:  # Python reads both
                 raise ValueError
-            value = self._whole(value) if self.whole else float(value)
+            value = self._read_integer(value) if self.integer else float(value)
         if not isinstance(value, (int, float)) or not self.holds(value):
             raise ValueError
         return value
 
     @staticmethod
-    def _whole(text: str) -> int:
+    def _read_integer(text: str) -> int:
         """21e6 is one, and so is 5; but neither 010, in which some read an 8, nor 1.5."""
         if text.lstrip("-").isdigit():
             if str(int(text)) != text:
@@ -55,7 +55,7 @@ class Bounds:
     def holds(self, value: float) -> bool:
         if value in self.also:
             return True
-        if self.whole and isinstance(value, float):
+        if self.integer and isinstance(value, float):
             return False
         low = self.least < value if self.above else self.least <= value
         high = value < self.most if self.below else value <= self.most
@@ -65,7 +65,7 @@ class Bounds:
         least = f"{'above' if self.above else 'from'} {show(self.least)}"
         most = f"{'below' if self.below else 'to'} {show(self.most)}"
         words = "".join(f", or {value}" for value in self.also)
-        return f"{'a whole number' if self.whole else 'a number'} {least} {most}{words}"
+        return f"{'a whole number' if self.integer else 'a number'} {least} {most}{words}"
 
     def check(self, value: Any, where: str, fix: str | None = None) -> None:
         """Raises UserError for a value out of the bounds; where: how the user wrote its name."""
@@ -96,26 +96,26 @@ def show(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)[:40]
 
 
-def whole(least: int, most: int, *also: Any) -> Bounds:
+def integer(least: int, most: int, *also: Any) -> Bounds:
     """Whole numbers."""
     return Bounds(least, most, also=also)
 
 
 def real(least: float, most: float, *also: Any) -> Bounds:
     """Numbers."""
-    return Bounds(least, most, whole=False, also=also)
+    return Bounds(least, most, integer=False, also=also)
 
 
 def above(least: float, most: float, *also: Any) -> Bounds:
     """Numbers above `least`."""
-    return Bounds(least, most, whole=False, above=True, also=also)
+    return Bounds(least, most, integer=False, above=True, also=also)
 
 
-def share() -> Bounds:
+def fraction() -> Bounds:
     """0 or more, below 1."""
-    return Bounds(0, 1, whole=False, below=True)
+    return Bounds(0, 1, integer=False, below=True)
 
 
-def inner_share() -> Bounds:
+def inner_fraction() -> Bounds:
     """Above 0, below 1."""
-    return Bounds(0, 1, whole=False, above=True, below=True)
+    return Bounds(0, 1, integer=False, above=True, below=True)

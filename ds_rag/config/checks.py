@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from ds_rag.config.run_config import SECTIONS, RunConfig
-from ds_rag.config.sections import ModelConfig, StageConfig
+from ds_rag.config.sections import EvaluationConfig, ModelConfig
 from ds_rag.runtime.errors import UserError
 
 
@@ -15,7 +15,7 @@ def validate(config: RunConfig) -> None:
     if config.optim.bf16 and config.optim.fp16:
         raise UserError("--bf16 and --fp16 are both set", expected="at most one of them")
     check_adapters(config.model)
-    check_stage(config.stage)
+    check_evaluation(config.evaluation)
 
 
 def check_bounds(config: RunConfig) -> None:
@@ -47,8 +47,8 @@ def check_adapters(model: ModelConfig) -> None:
             )
 
 
-def check_stage(stage: StageConfig) -> None:
-    if stage.refresh_mode == "async" and stage.load_best_model_at_end:
+def check_evaluation(settings: EvaluationConfig) -> None:
+    if settings.refresh_mode == "async" and settings.load_best_model_at_end:
         raise UserError(
             "--load_best_model_at_end needs --refresh_mode sync",
             found="--refresh_mode async: the figures come when the weights they belong to are gone",

@@ -54,7 +54,7 @@ def evaluates(c: RunConfig) -> bool:
 
 def indexes(c: RunConfig) -> bool:
     """Is the index refreshed during training?"""
-    return c.stage.refresh_index != "0" and (evaluates(c) or c.objective.candidates_from != "batch")
+    return c.evaluation.refresh_index != "0" and (evaluates(c) or c.objective.candidates_from != "batch")
 
 
 def weighs_pairs(c: RunConfig) -> bool:
@@ -67,7 +67,7 @@ def way(c: RunConfig) -> str:
 
 
 def picks_best(c: RunConfig) -> bool:
-    return c.stage.load_best_model_at_end or c.stage.early_stopping_patience > 0
+    return c.evaluation.load_best_model_at_end or c.evaluation.early_stopping_patience > 0
 
 
 def adapts(c: RunConfig) -> bool:
@@ -132,7 +132,9 @@ IDLE = (
     ),
     Rule(("refresh_mode", "refresh_fraction"), indexes, "the index is not refreshed during training"),
     Rule(
-        ("refresh_staleness",), lambda c: indexes(c) and c.stage.refresh_mode == "async", "--refresh_mode is not async"
+        ("refresh_staleness",),
+        lambda c: indexes(c) and c.evaluation.refresh_mode == "async",
+        "--refresh_mode is not async",
     ),
     Rule(("metric_for_best_model",), picks_best, "neither the best step is exported nor does the run stop early"),
     Rule(
@@ -165,20 +167,20 @@ CONTRARY = (
     ),
     Rule(
         ("early_stopping_patience",),
-        lambda c: c.stage.refresh_index != "0",
+        lambda c: c.evaluation.refresh_index != "0",
         "with --refresh_index 0 nothing is evaluated before the end",
     ),
     Rule(
         ("metric_for_best_model",),
-        lambda c: not picks_best(c) or bool(re.fullmatch(METRICS, c.stage.metric_for_best_model)),
+        lambda c: not picks_best(c) or bool(re.fullmatch(METRICS, c.evaluation.metric_for_best_model)),
         "it is none of recall@ and hit@ 1, 5 and 10, mrr@10, ndcg@10, exact_match, f1, rougeL",
     ),
     Rule(
         ("metric_for_best_model", "eval_answers"),
         lambda c: (
             not picks_best(c)
-            or c.stage.metric_for_best_model not in OF_ANSWERS
-            or (has_generator(c) and c.stage.eval_answers)
+            or c.evaluation.metric_for_best_model not in OF_ANSWERS
+            or (has_generator(c) and c.evaluation.eval_answers)
         ),
         "the metric is of answers, and none are evaluated",
     ),

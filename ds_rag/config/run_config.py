@@ -9,12 +9,12 @@ from ds_rag.config.bounds import Bounds
 from ds_rag.config.sections import (
     BUILTIN,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     RunSection,
     ScoringConfig,
-    StageConfig,
 )
 from ds_rag.runtime.credentials import masked
 
@@ -28,7 +28,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    stage: StageConfig = field(default_factory=StageConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunSection = field(default_factory=RunSection)
     explicit: frozenset[str] = frozenset()  # keys that a recipe or a flag set
     flags: frozenset[str] = frozenset()  # of these, those that a flag set
@@ -48,7 +48,7 @@ SECTIONS = {
     "objective": ObjectiveConfig,
     "scoring": ScoringConfig,
     "optim": OptimConfig,
-    "stage": StageConfig,
+    "evaluation": EvaluationConfig,
     "run": RunSection,
 }
 # What tells of the user's own rows: without any meaning where the built-in ones are taken.

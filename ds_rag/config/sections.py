@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ds_rag.config.bounds import ITEMS, MANY, SEED, TOKENS, above, real, share, whole
+from ds_rag.config.bounds import ITEMS, MANY, SEED, TOKENS, above, fraction, integer, real
 from ds_rag.config.options import FIXED, FREE, INDEX, LENGTH, option
 
 BUILTIN = "builtin"
@@ -34,14 +34,14 @@ class DataConfig:
         FREE, "error", "rows that cannot be used: an error, or left out and counted", ("error", "skip")
     )
     assume_first_positive: bool = option(FIXED, False, "take the first candidate of an unlabelled row for its positive")
-    max_train_samples: int | None = option(FIXED, None, "use only the first N training rows", bounds=whole(1, MANY))
-    max_eval_samples: int | None = option(FREE, None, "use only the first N evaluation rows", bounds=whole(1, MANY))
-    max_query_length: int = option(FIXED, 64, "tokens of a query", bounds=whole(1, TOKENS))
-    max_passage_length: int = option(FIXED, 200, "tokens of a passage", bounds=whole(1, TOKENS))
+    max_train_samples: int | None = option(FIXED, None, "use only the first N training rows", bounds=integer(1, MANY))
+    max_eval_samples: int | None = option(FREE, None, "use only the first N evaluation rows", bounds=integer(1, MANY))
+    max_query_length: int = option(FIXED, 64, "tokens of a query", bounds=integer(1, TOKENS))
+    max_passage_length: int = option(FIXED, 200, "tokens of a passage", bounds=integer(1, TOKENS))
     max_answer_length: int = option(
-        FIXED, 64, "tokens of an answer, its end-of-sequence token not counted", bounds=whole(1, TOKENS)
+        FIXED, 64, "tokens of an answer, its end-of-sequence token not counted", bounds=integer(1, TOKENS)
     )
-    world_seed: int = option(FIXED, 0, "seed of the built-in almanac", bounds=whole(0, SEED))
+    world_seed: int = option(FIXED, 0, "seed of the built-in almanac", bounds=integer(0, SEED))
 
 
 @dataclass
@@ -73,9 +73,9 @@ class ModelConfig:
     )
     freeze: str = option(FIXED, "none", "the model that does not learn", ("none", "retriever", "generator"))
     lora: str = option(FIXED, "none", "models that learn low-rank adapters only, saved as such", MODEL_CHOICES)
-    lora_r: int = option(FIXED, 16, "rank of the adapters", bounds=whole(1, 65536))
-    lora_alpha: int = option(FIXED, 32, "adapters count alpha / r times", bounds=whole(1, ITEMS))
-    lora_dropout: float = option(FIXED, 0.0, "dropout before an adapter", bounds=share())
+    lora_r: int = option(FIXED, 16, "rank of the adapters", bounds=integer(1, 65536))
+    lora_alpha: int = option(FIXED, 32, "adapters count alpha / r times", bounds=integer(1, ITEMS))
+    lora_dropout: float = option(FIXED, 0.0, "dropout before an adapter", bounds=fraction())
     lora_target_modules: str = option(FIXED, "all-linear", "layers with an adapter: all-linear, or names with commas")
     load_in_4bit: str = option(
         FIXED, "none", "models whose frozen weights are kept in 4 bits (bitsandbytes)", MODEL_CHOICES
@@ -99,7 +99,7 @@ class ObjectiveConfig:
         FIXED,
         "8",
         "passages the generator reads per query: its own and the best of the pool; or 'all'",
-        bounds=whole(1, ITEMS, "all"),
+        bounds=integer(1, ITEMS, "all"),
     )
     candidates_from: str = option(
         FIXED,
@@ -108,7 +108,7 @@ class ObjectiveConfig:
         ("batch", "index", "both"),
     )
     index_candidates: int = option(
-        FIXED, 8, "passages that the index supplies per query, known positives not counted", bounds=whole(1, 10_000)
+        FIXED, 8, "passages that the index supplies per query, known positives not counted", bounds=integer(1, 10_000)
     )
     pool: str = option(
         FIXED,
@@ -153,20 +153,20 @@ class ScoringConfig:
         FREE,
         "auto",
         "cells per chunk of the two-pass ways; auto: what fits the memory budget",
-        bounds=whole(1, MANY, "auto"),
+        bounds=integer(1, MANY, "auto"),
     )
     memory_budget: float | None = option(
         FREE, None, "GB for activations; default: 80% of the GPU's free, half of the host's", bounds=above(0, 1e6)
     )
     posterior_threshold: float = option(
-        FIXED, 0.01, "posterior: a cell with a smaller share at every token is skipped", bounds=share()
+        FIXED, 0.01, "posterior: a cell with a smaller share at every token is skipped", bounds=fraction()
     )
     share_prefixes: bool = option(FIXED, True, "read a passage once for all its queries, where the model can")
     retriever_chunk: int = option(
         FREE,
         0,
         "texts that the retriever embeds at a time (GradCache); 0: the whole micro-batch",
-        bounds=whole(0, MANY),
+        bounds=integer(0, MANY),
     )
 
 
@@ -175,9 +175,9 @@ class OptimConfig:
     """Batches, the optimizer and its schedule; names as in transformers' TrainingArguments."""
 
     per_device_train_batch_size: int = option(
-        FREE, 16, "queries per rank and micro-batch", aliases=("batch_size",), bounds=whole(1, ITEMS)
+        FREE, 16, "queries per rank and micro-batch", aliases=("batch_size",), bounds=integer(1, ITEMS)
     )
-    gradient_accumulation_steps: int = option(FREE, 1, "micro-batches per optimizer step", bounds=whole(1, ITEMS))
+    gradient_accumulation_steps: int = option(FREE, 1, "micro-batches per optimizer step", bounds=integer(1, ITEMS))
     learning_rate: float = option(FIXED, 2e-5, "peak learning rate (AdamW)", bounds=real(0, 1e3))
     retriever_learning_rate: float | None = option(
         FIXED, None, "the retriever's, where it differs", bounds=real(0, 1e3)
@@ -186,36 +186,36 @@ class OptimConfig:
         FIXED, None, "the generator's, where it differs", bounds=real(0, 1e3)
     )
     weight_decay: float = option(FIXED, 0.01, "AdamW's", bounds=real(0, 1e3))
-    adam_beta1: float = option(FIXED, 0.9, "AdamW's", bounds=share())
-    adam_beta2: float = option(FIXED, 0.999, "AdamW's", bounds=share())
+    adam_beta1: float = option(FIXED, 0.9, "AdamW's", bounds=fraction())
+    adam_beta2: float = option(FIXED, 0.999, "AdamW's", bounds=fraction())
     adam_epsilon: float = option(FIXED, 1e-8, "AdamW's", bounds=above(0, 1))
     max_bad_steps: int = option(
         FREE,
         20,
         "stop after so many skipped steps in a row whose loss or gradients were not finite; 0: never",
-        bounds=whole(0, MANY),
+        bounds=integer(0, MANY),
     )
     max_grad_norm: float = option(
         FIXED, 1.0, "clip the joint gradient norm of both models to this; 0: never", bounds=real(0, 1e9)
     )
     num_train_epochs: float = option(LENGTH, 1.0, "passes over the rows, unless max_steps is set", bounds=above(0, 1e6))
-    max_steps: int = option(LENGTH, -1, "optimizer steps; -1: from num_train_epochs", bounds=whole(1, MANY, -1))
-    warmup_steps: int = option(FIXED, 0, "steps of linear warm-up", bounds=whole(0, MANY))
+    max_steps: int = option(LENGTH, -1, "optimizer steps; -1: from num_train_epochs", bounds=integer(1, MANY, -1))
+    warmup_steps: int = option(FIXED, 0, "steps of linear warm-up", bounds=integer(0, MANY))
     lr_scheduler_type: str = option(FIXED, "linear", "after warm-up", ("linear", "cosine", "constant"))
     lm_warmup_steps: int = option(
         FIXED,
         0,
         "plain language modelling of the corpus by the generator, before the first step",
-        bounds=whole(0, MANY),
+        bounds=integer(0, MANY),
     )
     lm_warmup_learning_rate: float = option(FIXED, 1e-3, "learning rate of that warm-up", bounds=real(0, 1e3))
     bf16: bool | None = option(FIXED, None, "bfloat16; default: where CUDA has it")
     fp16: bool | None = option(FIXED, None, "float16 with dynamic loss scaling (GPU)")
-    seed: int = option(FIXED, 0, "seed of weights, row order and dropout", bounds=whole(0, SEED))
+    seed: int = option(FIXED, 0, "seed of weights, row order and dropout", bounds=integer(0, SEED))
 
 
 @dataclass
-class StageConfig:
+class EvaluationConfig:
     """The index stage: when the corpus is re-encoded and held-out queries are scored, and how."""
 
     refresh_index: str = option(
@@ -228,7 +228,7 @@ class StageConfig:
         ("sync", "async"),
     )
     refresh_staleness: int = option(
-        INDEX, 100, "async: steps after which training waits for an index still in the making", bounds=whole(1, MANY)
+        INDEX, 100, "async: steps after which training waits for an index still in the making", bounds=integer(1, MANY)
     )
     refresh_fraction: str = option(
         INDEX,
@@ -236,21 +236,23 @@ class StageConfig:
         "share of the corpus that a refresh encodes again; the rest is moved as a sample moved; auto: as needed",
         bounds=above(0, 1, "auto"),
     )
-    per_device_eval_batch_size: int = option(FREE, 64, "texts (or answers) per rank and batch", bounds=whole(1, ITEMS))
+    per_device_eval_batch_size: int = option(
+        FREE, 64, "texts (or answers) per rank and batch", bounds=integer(1, ITEMS)
+    )
     index_factory: str = option(INDEX, "Flat", "a faiss.index_factory string; inner product")
     index_shards: str = option(
         FREE, "merge", "merge: one index, on rank 0; keep: every rank has and searches its own shard", ("merge", "keep")
     )
-    top_k: int = option(FREE, 4, "passages the generator reads for an answer", bounds=whole(1, ITEMS))
+    top_k: int = option(FREE, 4, "passages the generator reads for an answer", bounds=integer(1, ITEMS))
     decode: str = option(
         FREE, "rag_sequence", "rag_sequence: an answer per passage, rescored; top1", ("rag_sequence", "top1")
     )
-    max_new_tokens: int = option(FREE, 32, "longest answer generated", bounds=whole(1, TOKENS))
+    max_new_tokens: int = option(FREE, 32, "longest answer generated", bounds=integer(1, TOKENS))
     eval_answers: bool = option(FREE, True, "score answers too, not retrieval alone")
     metric_for_best_model: str = option(FREE, "recall@1", "the metric that decides which checkpoint is best")
     load_best_model_at_end: bool = option(FREE, False, "export the best evaluated checkpoint rather than the last")
     early_stopping_patience: int = option(
-        FREE, 0, "stop after so many evaluations without a better metric; 0: never", bounds=whole(0, MANY)
+        FREE, 0, "stop after so many evaluations without a better metric; 0: never", bounds=integer(0, MANY)
     )
 
 
@@ -263,9 +265,9 @@ class RunSection:
     deepspeed_retriever: str | None = option(FREE, None, "another one for the retriever's engine")
     deepspeed_generator: str | None = option(FREE, None, "another one for the generator's engine")
     resume: str = option(FREE, "never", "auto | PATH | never", aliases=("resume_from_checkpoint",))
-    save_steps: int = option(FREE, 500, "steps between checkpoints; 0: none", bounds=whole(0, MANY))
+    save_steps: int = option(FREE, 500, "steps between checkpoints; 0: none", bounds=integer(0, MANY))
     save_total_limit: int = option(
-        FREE, 2, "checkpoints kept (at least 2), the best one besides", bounds=whole(2, ITEMS)
+        FREE, 2, "checkpoints kept (at least 2), the best one besides", bounds=integer(2, ITEMS)
     )
     resume_changed: bool = option(FREE, False, "go on from a checkpoint although data or settings have changed since")
     collective_timeout: float = option(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import match_corpus_columns
-from ds_rag.data.file_format import Format, holds
+from ds_rag.data.recognition import Format, holds
 from ds_rag.data.records import Record, field_names, is_blank, to_passage
 from ds_rag.data.text_files import read_jsonl, read_lines
 from ds_rag.runtime.errors import UserError

@@ -81,7 +81,7 @@ class Loader:
         rows = self.rows_of(step)
         if self.shared_pool:
             whole = self.batch * self.world
-            return [self.collate_share(rows[m * whole :][:whole]) for m in range(self.accumulation)]
+            return [self.collate_shard(rows[m * whole :][:whole]) for m in range(self.accumulation)]
         parts = [rows[(m * self.world + self.rank) * self.batch :][: self.batch] for m in range(self.accumulation)]
         return [self.collate(part) for part in parts]
 
@@ -148,7 +148,7 @@ class Loader:
             also_BN=also if also.any() else None,
         )
 
-    def collate_share(self, rows: Sequence[int]) -> Batch:
+    def collate_shard(self, rows: Sequence[int]) -> Batch:
         """The batch of all ranks, holding the tokens that this rank's retriever embeds."""
         batch = self.collate(rows)
         lengths = (batch.passages.mask_BT.sum(1)).tolist()

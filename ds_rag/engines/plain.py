@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ds_rag.config import OptimConfig
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.optimizer import adamw
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError

@@ -14,7 +14,7 @@ from ds_rag.config import RunConfig, deepspeed_config, find_file
 from ds_rag.config.deepspeed_config import Known
 from ds_rag.config.deepspeed_config.optimizers import check_optimizer, check_schedule, check_with_deepspeed
 from ds_rag.engines.deepspeed_engine import hold_frozen, make_engine
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.sharded import gathered
 

@@ -107,7 +107,7 @@ def piece_of(p: Any) -> torch.Tensor:
     return p.ds_tensor
 
 
-def whole_tensors(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def full_tensors(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """('<parameter>:<key>', flat whole float32 tensor on the CPU), every one on every rank in the same order; on the
     ranks that do not keep it the tensor is empty. A collective."""
     keys = state_keys(engine)
@@ -148,7 +148,7 @@ def save_engine(engine: Any, folder: Path) -> str | None:
             failure = failure or f"{type(error).__name__}: {error}"
         waiting, count = {}, count + 1
 
-    for name, tensor in whole_tensors(engine):
+    for name, tensor in full_tensors(engine):
         if tensor.numel():
             waiting[name] = tensor
         if sum(t.nbytes for t in waiting.values()) >= FILE_BYTES:

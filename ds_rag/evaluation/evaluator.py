@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import EvalTokens
@@ -70,22 +70,22 @@ class Evaluator:
         prompt: Prompt | None,
         data: RagData,
         tokens: EvalTokens,
-        stage: StageConfig,
+        settings: EvaluationConfig,
     ):
         self.retriever, self.generator, self.prompt = retriever, generator, prompt
-        self.data, self.tokens, self.stage = data, tokens, stage
+        self.data, self.tokens, self.settings = data, tokens, settings
         self.corpus = data.texts[: data.corpus_size]
-        wanted = stage.eval_answers and generator is not None
+        wanted = settings.eval_answers and generator is not None
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
     def run(self, console: Console | None = None) -> Evaluation:
         """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index. Where
         there is one of these vectors (`already_encoded`), `measure` does. console: for the progress of both."""
-        corpus = Corpus(self.tokens.passages, self.retriever, self.stage.per_device_eval_batch_size)
+        corpus = Corpus(self.tokens.passages, self.retriever, self.settings.per_device_eval_batch_size)
         with scratch() as folder:
             # By no name, so that all of it is let go of: a folder that hosts share by NFS stays while a file is open.
             return self.measure(
-                index_corpus(self.retriever, corpus, self.stage, folder, "", console=console).index, console=console
+                index_corpus(self.retriever, corpus, self.settings, folder, "", console=console).index, console=console
             )
 
     def measure(
@@ -96,11 +96,11 @@ class Evaluator:
         result, retriever = Evaluation(), retriever or self.retriever
         if not self.data.evaluation:
             return result
-        queries = encode(retriever, self.tokens.queries, "query", self.stage.per_device_eval_batch_size)
+        queries = encode(retriever, self.tokens.queries, "query", self.settings.per_device_eval_batch_size)
         with (console or Console(speaks=False)).progress(len(queries), "searching", unit="query") as meter:
-            scores, numbers = index.search(queries, max(DEPTH, self.stage.top_k), meter.advance)
+            scores, numbers = index.search(queries, max(DEPTH, self.settings.top_k), meter.advance)
         result.retrieval = self._retrieval(scores, numbers)
-        result.retrieved = self._retrieved(numbers[:, : self.stage.top_k])
+        result.retrieved = self._retrieved(numbers[:, : self.settings.top_k])
         if self.with_answers:
             result.answers, result.samples = self._answers(scores, numbers, float(retriever.temperature))
         return result
@@ -130,10 +130,10 @@ class Evaluator:
     ) -> tuple[dict[str, float], list[Sample]]:
         """Answer metrics over rows with answers, every rank its share of them; the first rows as samples."""
         rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
-        top = numbers[:, : self.stage.top_k]
-        wide = scores[:, : self.stage.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
+        top = numbers[:, : self.settings.top_k]
+        wide = scores[:, : self.settings.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
         priors = log_softmax(wide / temperature)
-        texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.stage.decode)
+        texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.settings.decode)
         references = [list(self.data.evaluation[r].answers) for r in rows]
         samples = [
             Sample(
@@ -168,9 +168,9 @@ class Evaluator:
         assert self.generator is not None and self.prompt is not None
         table, queries = self.tokens.generator_passages, self.tokens.generator_queries
         assert table is not None and queries is not None
-        stage = self.stage
-        batch = stage.per_device_eval_batch_size
-        answerer = Answerer(self.generator, self.prompt, decode, stage.max_new_tokens, batch)
+        settings = self.settings
+        batch = settings.per_device_eval_batch_size
+        answerer = Answerer(self.generator, self.prompt, decode, settings.max_new_tokens, batch)
         mine = rows[collectives.rank() :: collectives.world()]
         own = len(mine)
         if answerer.in_step:  # every rank the same number of rows; the last may be read in vain

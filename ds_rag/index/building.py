@@ -1,8 +1,8 @@
 """From a retriever to an index of the corpus: every rank encodes its shard to disk, then one index is built from all
 shards, or one from each.
 
-`index_corpus` is the whole way, all ranks together. Training's index stage takes the steps one by one: `encode_share`
-and `update_share` in a thread too, for they use no collective where they are `alone`.
+`index_corpus` is the whole way, all ranks together. Training's index stage takes the steps one by one: `encode_shard`
+and `update_shard` in a thread too, for they use no collective where they are `alone`.
 
 Shape legend: n passages of a share, N of the corpus, D embedding, s of a sample.
 """
@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import TokenTable
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import embed_rows, token_budget
 from ds_rag.index.faiss_index import threads
 from ds_rag.index.partial_update import choose_rows, drift, estimate, fit_map, move, sample_rows
-from ds_rag.index.shards import Origin, ShardWriter, chunk_rows, merge_shards, open_shard, shard_path, share_of, slices
+from ds_rag.index.shards import Origin, ShardWriter, chunk_rows, merge_shards, open_shard, shard_of, shard_path, slices
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
@@ -52,7 +52,7 @@ class Encoder:
 
 
 @dataclass
-class EncodedShare:
+class EncodedShard:
     """One rank's encoded passages: their numbers, vectors memory-mapped from disk, and for each the step of the weights
     that encoded it. figures: statistics of a partial update."""
 
@@ -67,7 +67,7 @@ class Built:
     """An index with the vectors it was built from. vectors_ND: on rank 0, if shards are merged."""
 
     index: CorpusIndex
-    share: EncodedShare
+    share: EncodedShard
     vectors_ND: np.ndarray | None
 
 
@@ -76,7 +76,7 @@ class Corpus:
 
     def __init__(self, tokens: TokenTable, retriever: Retriever, batch: int):
         self.tokens, self.rank, self.world = tokens, collectives.rank(), collectives.world()
-        self.numbers_n = share_of(tokens.lengths, self.rank, self.world)
+        self.numbers_n = shard_of(tokens.lengths, self.rank, self.world)
         self.budget = token_budget(retriever, tokens, batch)
         self.dimension = retriever.hidden_size
         self.digest = hash_tokens(tokens)
@@ -96,7 +96,7 @@ def hash_tokens(tokens: TokenTable) -> str:
     return digest.hexdigest()
 
 
-def encode_share(encoder: Encoder, corpus: Corpus, folder: Path) -> EncodedShare:
+def encode_shard(encoder: Encoder, corpus: Corpus, folder: Path) -> EncodedShard:
     """This rank's whole share, in `folder`; goes on where an earlier call for the same model stopped."""
     path, numbers = corpus.path(folder), corpus.numbers_n
     with ShardWriter(path, len(numbers), corpus.origin(encoder.model)) as writer:
@@ -105,12 +105,12 @@ def encode_share(encoder: Encoder, corpus: Corpus, folder: Path) -> EncodedShare
         for rows_bD in encoder.embed(corpus, rest):
             writer.append(rows_bD)
             encoder.watch(len(rows_bD))
-    return EncodedShare(numbers, open_shard(path), np.full(len(numbers), encoder.step))
+    return EncodedShard(numbers, open_shard(path), np.full(len(numbers), encoder.step))
 
 
-def update_share(
-    encoder: Encoder, corpus: Corpus, folder: Path, old: EncodedShare, fraction: str, seed: int
-) -> EncodedShare:
+def update_shard(
+    encoder: Encoder, corpus: Corpus, folder: Path, old: EncodedShard, fraction: str, seed: int
+) -> EncodedShard:
     """This rank's share: those passages are encoded again whose vectors are worst, as far as a sample tells
     (partial_update.py), and the others are moved as the sample has moved.
 
@@ -155,14 +155,14 @@ def update_share(
         "drift_left": float(np.delete(estimate_n, np.concatenate([chosen, sample_s])).sum()),
         "encoded": float(len(chosen) + len(sample_s)),
     }
-    return EncodedShare(old.numbers_n, open_shard(path), steps_n, figures)
+    return EncodedShard(old.numbers_n, open_shard(path), steps_n, figures)
 
 
-def build(corpus: Corpus, share: EncodedShare, folder: Path, stage: StageConfig) -> Built:
+def build(corpus: Corpus, share: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
     """The index of all shards, which must be on disk. Uses no collective, so it may run in a thread."""
     count = len(corpus.tokens)
-    if stage.index_shards == "keep":
-        part = build_part(share.vectors_nD, stage.index_factory, share.numbers_n)
+    if settings.index_shards == "keep":
+        part = build_part(share.vectors_nD, settings.index_factory, share.numbers_n)
         return Built(CorpusIndex([part] if part else [], count), share, None)
     if corpus.rank != 0:
         return Built(CorpusIndex([], count), share, None)
@@ -174,23 +174,23 @@ def build(corpus: Corpus, share: EncodedShare, folder: Path, stage: StageConfig)
             expected="a folder that all hosts share",
             fix="--index_shards keep, or a run's folder (of evaluate: a working directory) that they share",
         )
-    numbers = [share_of(corpus.tokens.lengths, rank, corpus.world) for rank in range(corpus.world)]
+    numbers = [shard_of(corpus.tokens.lengths, rank, corpus.world) for rank in range(corpus.world)]
     vectors_ND = merge_shards([open_shard(p) for p in paths], numbers, folder / "vectors.npy")
     with threads(collectives.cores() if corpus.world > 1 else 1):
-        part = build_part(vectors_ND, stage.index_factory)
+        part = build_part(vectors_ND, settings.index_factory)
     return Built(CorpusIndex([part] if part else [], count), share, vectors_ND)
 
 
-def build_together(corpus: Corpus, share: EncodedShare, folder: Path, stage: StageConfig) -> Built:
+def build_together(corpus: Corpus, share: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
     """The same on all ranks, once every share is on the disk, where the others wait for the rank that builds."""
     collectives.barrier()
-    return together(lambda pause: build(corpus, share, folder, stage), "the making of the index")
+    return together(lambda pause: build(corpus, share, folder, settings), "the making of the index")
 
 
 def index_corpus(
     retriever: Retriever,
     corpus: Corpus,
-    stage: StageConfig,
+    settings: EvaluationConfig,
     folder: Path,
     model: str,
     step: int = 0,
@@ -198,8 +198,8 @@ def index_corpus(
 ) -> Built:
     """The whole way, all ranks together; what an earlier call for the same model has encoded is not done again."""
     with (console or Console(speaks=False)).progress(len(corpus.numbers_n), "encoding passages", unit="passage") as m:
-        share = encode_share(Encoder(retriever, model, step, m.advance), corpus, folder)
-    return build_together(corpus, share, folder, stage)
+        share = encode_shard(Encoder(retriever, model, step, m.advance), corpus, folder)
+    return build_together(corpus, share, folder, settings)
 
 
 @contextmanager

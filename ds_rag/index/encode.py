@@ -10,7 +10,7 @@ import torch
 
 from ds_rag.data.batch import pad_right
 from ds_rag.data.dataset import TokenTable
-from ds_rag.index.shards import share_of
+from ds_rag.index.shards import shard_of
 from ds_rag.models.adapters import has_adapters
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
@@ -30,7 +30,7 @@ def encode(
     `side`: 'query' or 'passage'. Each rank encodes every world-th text of the length-sorted order, so shares are equal
     in work.
     """
-    numbers = share_of(tokens.lengths, collectives.rank(), collectives.world())
+    numbers = shard_of(tokens.lengths, collectives.rank(), collectives.world())
     parts = []
     with (console or Console(speaks=False)).progress(len(numbers), f"encoding {side}s", unit=side) as meter:
         for vectors in embed_rows(retriever, tokens, numbers, side, token_budget(retriever, tokens, batch)):

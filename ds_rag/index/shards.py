@@ -24,8 +24,8 @@ from types import TracebackType
 
 import numpy as np
 
+from ds_rag.runtime.atomic_files import sync_file, write_complete
 from ds_rag.runtime.own_files import SHARDS
-from ds_rag.runtime.whole_files import sync_file, write_whole
 
 CHUNK_BYTES = 8 << 20  # size of a chunk, which is held in memory; at most this much is encoded again after a crash
 
@@ -42,7 +42,7 @@ class Origin:
     whole: bool = True
 
 
-def share_of(lengths_N: np.ndarray, rank: int, world: int) -> np.ndarray:
+def shard_of(lengths_N: np.ndarray, rank: int, world: int) -> np.ndarray:
     """The numbers (int64) of a rank's passages, longest first; each passage belongs to one rank."""
     return np.argsort(-lengths_N, kind="stable")[rank::world]
 
@@ -116,7 +116,7 @@ class ShardWriter:
             self.held = []
         sync_file(self.file)
         note = {"origin": asdict(self.origin), "rows": self.rows, "chunks": self.chunks}
-        write_whole(self.progress, json.dumps(note))
+        write_complete(self.progress, json.dumps(note))
 
     def _known_chunks(self) -> list[tuple[int, int]]:
         """The chunks in the progress file, if it belongs to this shard."""

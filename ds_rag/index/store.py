@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 import ds_rag
+from ds_rag.index.compatibility import METRIC, check_compatible, check_parts
 from ds_rag.index.corpus_index import CorpusIndex, Part
 from ds_rag.index.faiss_index import open_index
-from ds_rag.index.fits import METRIC, check_fits, check_parts
-from ds_rag.index.rows import Piece
+from ds_rag.index.vector_parts import Piece
 from ds_rag.runtime import atomic_folders, json_files
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.own_files import INDEX, listed
@@ -151,7 +151,7 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
     inconsistent.
 
     allow_stale: accept an index of another model, and mark it as stale. retriever: will embed the queries, and must fit
-    (fits.py).
+    (compatibility.py).
     """
     atomic_folders.put_back(folder)
     file = folder / "manifest.json"
@@ -174,7 +174,7 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
             fix="ds-rag index --run RUN; ds-rag ask searches it all the same with --allow_stale",
         )
     if retriever is not None:
-        check_fits(folder, manifest, retriever)
+        check_compatible(folder, manifest, retriever)
     parts = read_parts(folder, manifest.shards)
     check_parts(folder, manifest, parts)
     ids, texts = read_ids_and_texts(folder)

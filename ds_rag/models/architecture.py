@@ -132,7 +132,7 @@ def check_causal(config: Any, what: str, trusted: bool = False) -> None:
 
 def check_encoder(config: Any, what: str) -> None:
     """Raises UserError where this is certainly not the configuration of a text encoder. Whether the model gives a state
-    for every token is tested on the model itself (probe.py)."""
+    for every token is tested on the model itself (behaviour_checks.py)."""
 
     kind = config.model_type
     why = None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ds_rag.config import build
-from ds_rag.models import loading
+from ds_rag.models import from_settings
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.errors import UserError, nearest
@@ -66,7 +66,7 @@ def load_retriever(source: str | Path, **options: Unpack[RetrieverOptions]) -> R
     if "normalize" in values:
         values["normalize"] = str(values["normalize"]).lower()
     config = build({"retriever": str(folder)} | values)
-    return loading.load_retriever(config.model, config.data, list, folder).eval()
+    return from_settings.open_retriever(config.model, config.data, list, folder).eval()
 
 
 def load_generator(source: str | Path, **options: Unpack[GeneratorOptions]) -> Generator:
@@ -86,7 +86,7 @@ def load_generator(source: str | Path, **options: Unpack[GeneratorOptions]) -> G
     values = checked(dict(options), GeneratorOptions, "load_generator")
     folder = find_model(source, values.pop("revision", None))
     config = build({"generator": str(folder)} | values)
-    return loading.load_generator(config.model, list, folder).eval()
+    return from_settings.open_generator(config.model, list, folder).eval()
 
 
 def checked(options: dict[str, Any], known: type, function: str) -> dict[str, Any]:

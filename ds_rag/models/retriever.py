@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from ds_rag.data.batch import Tokens, pad_right
 from ds_rag.data.truncation import CutIds, cut_ids
+from ds_rag.models.behaviour_checks import rows_of, states
 from ds_rag.models.pooling import POOLERS
-from ds_rag.models.probe import rows_of, states
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import gathered
 from ds_rag.models.st_folder import RetrieverSettings, describe_sentence_transformer

@@ -31,9 +31,9 @@ def count_of(module: nn.Module) -> int:
     return sum(shape_of(p).numel() for p in module.parameters())
 
 
-def made_whole(name: str, source: str, module: nn.Module | None, config: dict[str, Any] | None) -> str | None:
+def full_copy_notice(name: str, source: str, module: nn.Module | None, config: dict[str, Any] | None) -> str | None:
     """A notice for a large new model at stage 3, else None: `zero.Init` would draw other initial weights than the other
-    stages do, so every rank builds the full model. config: see `loading_in_pieces`."""
+    stages do, so every rank builds the full model. config: see `loading_sharded`."""
     if module is None or config is None or not source.startswith("config:") or (count := count_of(module)) < LARGE:
         return None
     return (
@@ -53,10 +53,10 @@ def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters(apart)
 
 
-def whole_state(module: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
+def full_state(module: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
     """The module's `state_dict` with full parameters. For a sharded module these are copies on the CPU, gathered one
     after the other, so that no device holds more than one of them. keep: False on ranks that need no copy but take part
-    in gathering. No prefetch of an engine may be under way: see `Engines.whole_state`."""
+    in gathering. No prefetch of an engine may be under way: see `Engines.full_state`."""
     if not is_sharded(module):
         return module.state_dict() if keep else {}
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -70,7 +70,7 @@ def whole_state(module: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]
     return state if keep else {}
 
 
-def keep_todays_names(model: Any) -> None:
+def forget_renamings(model: Any) -> None:
     """Forgets renamings of weights. Sharded loading records every renaming that transformers knows for old files, used
     or not, and saving would undo them all (the weight of a LayerNorm would be called gamma)."""
     from transformers.core_model_loading import WeightConverter
@@ -88,7 +88,7 @@ def allow_another() -> None:
 
 
 @contextmanager
-def loading_in_pieces(config: dict[str, Any] | None) -> Iterator[None]:
+def loading_sharded(config: dict[str, Any] | None) -> Iterator[None]:
     """Inside the block from_pretrained of transformers shards every parameter as soon as it is created (`zero.Init`),
     and only rank 0 reads the files. config: a DeepSpeed configuration of stage 3; None: does nothing.
 

@@ -134,7 +134,7 @@ def described(folder: Path | None, config: Any, model: ModelConfig) -> Retriever
     sides = {"query": keys.get("query_length"), "passage": keys.get("document_length")}
     given = {side: [n for n in (keys.get("max_seq_length"), length) if n] for side, length in sides.items()}
     settings.limits = {side: min(numbers) for side, numbers in given.items() if numbers}
-    read_whole(folder, settings, normalize is not None, model)
+    read_modules(folder, settings, normalize is not None, model)
     return settings
 
 
@@ -176,7 +176,7 @@ def transformer_settings(folder: Path) -> dict[str, Any]:
     return keys
 
 
-def read_whole(folder: Path, settings: RetrieverSettings, normalized: bool, model: ModelConfig) -> None:
+def read_modules(folder: Path, settings: RetrieverSettings, normalized: bool, model: ModelConfig) -> None:
     """Reads config_sentence_transformers.json: similarity, dimension, prompts."""
     whole = read_json(folder / "config_sentence_transformers.json") or {}
     refuse_unless(folder, "model_type", whole.get("model_type"), (None, "SentenceTransformer"))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ds_rag.models.sharded import keep_todays_names
+from ds_rag.models.sharded import forget_renamings
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError
 
@@ -40,7 +40,7 @@ def open_all(load: Open, folder: Path, what: str, pieces: bool) -> Any:
     if absent and (mapping := renaming(model, absent, stored_names(folder), pieces)):
         del model
         model, report = attempt(load, what, pieces, key_mapping=mapping)
-        keep_todays_names(model)  # otherwise saving would restore the wrapper's names
+        forget_renamings(model)  # otherwise saving would restore the wrapper's names
         absent = missing(report)
     left = unread(model, report["unexpected_keys"])
     if absent or left:

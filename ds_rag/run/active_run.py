@@ -10,7 +10,7 @@ from ds_rag.config import RunConfig
 from ds_rag.models.retriever import Retriever
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
-from ds_rag.run.checkpoint_keeper import Keeper
+from ds_rag.run.checkpoint_saver import CheckpointSaver
 from ds_rag.run.early_stopping import note_metric
 from ds_rag.run.index_refresh import IndexStage, Landed
 from ds_rag.run.metrics_file import Metrics
@@ -29,7 +29,7 @@ class Run:
     config: RunConfig
     folder: Path
     index: IndexStage
-    keeper: Keeper
+    saver: CheckpointSaver
     halt: Halt
     watchers: Watchers
     state: TrainState
@@ -48,10 +48,10 @@ def measure_before(run: Run) -> None:
     if run.parts.data.evaluation:
         state.before = first.result.metrics
         metrics.write("eval", 0, state.before)
-    index.best = note_metric(state, state.before or {}, run.config.stage, 0)
+    index.best = note_metric(state, state.before or {}, run.config.evaluation, 0)
     state.refreshed = 0
-    if run.config.stage.load_best_model_at_end:
-        run.keeper.save(state)
+    if run.config.evaluation.load_best_model_at_end:
+        run.saver.save(state)
 
 
 def take_up(run: Run, landed: Landed, text: ProgressText, new_candidates: bool = True) -> None:
@@ -70,7 +70,7 @@ def record_index(run: Run, landed: Landed, new_candidates: bool = False) -> None
     if run.parts.data.evaluation:
         run.metrics.write("eval", landed.step, landed.metrics)
     run.watchers.after_evaluation(landed.step, landed.result.retrieved)
-    run.index.best = note_metric(run.state, landed.result.metrics, run.config.stage, landed.step)
+    run.index.best = note_metric(run.state, landed.result.metrics, run.config.evaluation, landed.step)
 
 
 def refresh_candidates(run: Run, step: int, retriever: Retriever) -> float:

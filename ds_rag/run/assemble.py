@@ -17,16 +17,16 @@ from ds_rag.data.dataset import RagData, read_data
 from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.token_tables import EvalTokens, tokenize_run
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.setup import make_engines, plan_engines
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.spelling import check_spelling
+from ds_rag.models.behaviour_checks import check_looks_back
+from ds_rag.models.from_settings import open_generator, open_retriever
 from ds_rag.models.generator import Generator
-from ds_rag.models.loading import load_generator, load_retriever
-from ds_rag.models.probe import check_looks_back
 from ds_rag.models.retriever import Retriever
-from ds_rag.models.sharded import is_sharded, made_whole
-from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.models.sharded import full_copy_notice, is_sharded
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.models.tokenizer import check_known
 from ds_rag.run.index_candidates import Candidates
 from ds_rag.runtime import collectives
@@ -92,7 +92,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     can fix."""
     objective = make_objective(config.objective, collectives.world())
     plans = plan_engines(config)
-    check_spelling(config.stage.index_factory)
+    check_spelling(config.evaluation.index_factory)
     needs = objective.spec.needs_positive, objective.needs_generator
     for line in idle(config):
         console.say(f"note: {line}", style="yellow")
@@ -104,7 +104,7 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     sharded = {name: plan.while_loading for name, plan in plans.items()}
     retriever, generator = load_models(config, objective, data, folder, list(sharded.values()))
     for (name, how), model in zip(sharded.items(), (retriever, generator), strict=True):
-        if note := made_whole(name, getattr(config.model, name), model, how):
+        if note := full_copy_notice(name, getattr(config.model, name), model, how):
             console.say(note, style="yellow")
 
     def engines(learns: dict[str, bool], total_steps: int) -> Engines:
@@ -120,18 +120,18 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
     in_shards = generator is not None and is_sharded(generator)  # then it works only once its engine is there
     if not in_shards:
         ask_for_sharing(generator, config, console)
-    world = collectives.world() if config.stage.index_shards == "keep" else 1
-    check_factory(config.stage.index_factory, retriever.hidden_size, max(1, data.corpus_size // world))
+    world = collectives.world() if config.evaluation.index_shards == "keep" else 1
+    check_factory(config.evaluation.index_factory, retriever.hidden_size, max(1, data.corpus_size // world))
     train_tokens, eval_tokens = tokenize_run(retriever, prompt, data, config.data, console)
     check_generator_ids(generator, train_tokens, eval_tokens)
-    check_room(prompt, train_tokens, eval_tokens, config.stage.max_new_tokens, console)
+    check_room(prompt, train_tokens, eval_tokens, config.evaluation.max_new_tokens, console)
     optim = config.optim
     check_batch(len(data.train), optim)
     loader = Loader(data.train, train_tokens, batch_options(config, retriever))
     candidates = None
     if config.objective.candidates_from != "batch":
         count = candidate_count(config.objective.index_candidates, data, console)
-        candidates = Candidates(loader, count, data.corpus_size, config.stage.per_device_eval_batch_size)
+        candidates = Candidates(loader, count, data.corpus_size, config.evaluation.per_device_eval_batch_size)
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = models.engines(what_learns(config, objective), total)
     if in_shards:
@@ -139,7 +139,7 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
         ask_for_sharing(generator, config, console)
     options = StepOptions(config.scoring, optim, optim.seed, console.say, collectives.local_world())
     joint = JointStep.from_models(retriever, generator, objective, engines, prompt, options)
-    return Parts(data, loader, eval_tokens, joint, total, Schedule(config.stage.refresh_index), candidates)
+    return Parts(data, loader, eval_tokens, joint, total, Schedule(config.evaluation.refresh_index), candidates)
 
 
 def batch_options(config: RunConfig, retriever: Retriever) -> BatchOptions:
@@ -216,7 +216,7 @@ def ask_for_sharing(generator: Generator | None, config: RunConfig, console: Con
 def load_models(
     config: RunConfig, objective: Objective, data: RagData, folder: Path, pieces: list[dict[str, Any] | None]
 ) -> tuple[Retriever, Generator | None]:
-    """Both models; no generator where the objective needs none. pieces: for each, see `loading_in_pieces`."""
+    """Both models; no generator where the objective needs none. pieces: for each, see `loading_sharded`."""
 
     def texts() -> Iterable[str]:
         """What a tokenizer is trained on: the passages, and what is asked and answered of them in training."""
@@ -226,8 +226,8 @@ def load_models(
             yield from (" " + a for a in row.answers)
 
     scratch = folder / "tokenizers"
-    retriever = load_retriever(config.model, config.data, texts, scratch, pieces[0])
-    return retriever, load_generator(config.model, texts, scratch, pieces[1]) if objective.needs_generator else None
+    retriever = open_retriever(config.model, config.data, texts, scratch, pieces[0])
+    return retriever, open_generator(config.model, texts, scratch, pieces[1]) if objective.needs_generator else None
 
 
 def check_room(

@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.state import load_engine, save_engine
 from ds_rag.run import export
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
+from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import follow_umask
 from ds_rag.runtime.own_files import CHECKPOINT
 from ds_rag.runtime.random_state import random_states, set_random_states
-from ds_rag.runtime.whole_files import write_whole
 
 LATEST = "LATEST"
 LEAST_KEPT = 2  # one may turn out to be damaged
@@ -90,7 +90,7 @@ def save(
 
     def name_it() -> None:
         fault_injection.point("before_latest")
-        write_whole(root / LATEST, final.name)
+        write_complete(root / LATEST, final.name)
         fault_injection.point("after_latest")
 
     atomic_folders.agree(LATEST, atomic_folders.attempt(name_it) if collectives.rank() == 0 else None)
@@ -156,7 +156,7 @@ def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda tex
                 os.rename(other, aside)
                 say(f"note: {other} is not what the run goes on from; it goes when the next is saved")
         if own and source is not None:
-            write_whole(root / LATEST, source.name)
+            write_complete(root / LATEST, source.name)
         elif source is not None:
             (root / LATEST).unlink(missing_ok=True)
     collectives.barrier()

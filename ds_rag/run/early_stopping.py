@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime.errors import UserError
 
 
-def note_metric(state: TrainState, metrics: dict[str, float], stage: StageConfig, step: int) -> int | None:
+def note_metric(state: TrainState, metrics: dict[str, float], settings: EvaluationConfig, step: int) -> int | None:
     """Enters the chosen metric of the weights of `step` into `state`; returns the best step so far. All metrics here
     are better when higher. Raises UserError for a metric that is not among `metrics` where a flag depends on it."""
-    name = stage.metric_for_best_model
+    name = settings.metric_for_best_model
     if name not in metrics:
-        if stage.early_stopping_patience or stage.load_best_model_at_end:
+        if settings.early_stopping_patience or settings.load_best_model_at_end:
             raise UserError(
                 f"--metric_for_best_model {name}: not among the metrics",
                 expected=" | ".join(metrics) or "--eval_data",
@@ -25,6 +25,6 @@ def note_metric(state: TrainState, metrics: dict[str, float], stage: StageConfig
     return state.best_step
 
 
-def is_time_to_stop(state: TrainState, stage: StageConfig) -> bool:
+def is_time_to_stop(state: TrainState, settings: EvaluationConfig) -> bool:
     """Have as many evaluations as `--early_stopping_patience` allows brought no gain? (0: never.)"""
-    return 0 < stage.early_stopping_patience <= state.evaluations_without_gain
+    return 0 < settings.early_stopping_patience <= state.evaluations_without_gain

@@ -23,11 +23,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ds_rag.run import run_files
+from ds_rag.run import config_and_results
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, folder_lock, json_files, stop_signals
+from ds_rag.runtime.atomic_files import sync_folder
 from ds_rag.runtime.atomic_folders import MANIFEST, Damage
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.whole_files import sync_folder
 
 PENDING = "export.pending"
 INDEX = "index"
@@ -146,7 +146,7 @@ def damages(run: Path, hashes: bool = True) -> list[Damage]:
     """What of a run is not as it was written; empty, too, where nothing was exported yet, and for a run from before
     there were manifests. hashes: see `commit.damages`."""
     if not (run / MANIFEST).exists():
-        lost = exported(run) and run_files.has_version(run)
+        lost = exported(run) and config_and_results.has_version(run)
         return [Damage(MANIFEST, "none", "the one that the models were written with")] if lost else []
     return [d for d in atomic_folders.damages(run, hashes) if Path(d.file).name != CARD]
 

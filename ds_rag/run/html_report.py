@@ -16,7 +16,7 @@ from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ds_rag.run import run_files
+from ds_rag.run import config_and_results
 from ds_rag.runtime import json_files
 from ds_rag.runtime.credentials import printable
 from ds_rag.runtime.errors import UserError
@@ -87,7 +87,7 @@ def write_report(run_dir: Path) -> Path:
     if not metrics_path.is_file() and not results_path.is_file():
         raise UserError("nothing to report", found=run_dir, expected="a run's folder with metrics.jsonl")
     metrics = read_metrics(metrics_path)
-    results, file = run_files.figures(run_dir), run_dir / json_files.CONFIG
+    results, file = config_and_results.figures(run_dir), run_dir / json_files.CONFIG
     config = json_files.read_json(file, dict, json_files.AGAIN) if file.exists() else {}
     name = escape(run_dir.resolve().name)
     body = [

@@ -20,18 +20,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.engines.snapshot import snapshot
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.index.building import (
     Built,
     Corpus,
-    EncodedShare,
+    EncodedShard,
     Encoder,
     build,
     build_together,
-    encode_share,
-    update_share,
+    encode_shard,
+    update_shard,
 )
 from ds_rag.index.shards import remove_shards
 from ds_rag.models.fingerprint import fingerprint
@@ -83,17 +83,17 @@ class IndexStage:
     def __init__(
         self,
         parts: Parts,
-        stage: StageConfig,
+        settings: EvaluationConfig,
         evaluator: Evaluator,
         folder: Path,
         console: Console,
         needed: bool = False,
     ):
         """folder: the run's. needed: the index is refreshed on schedule also where there is nothing to evaluate."""
-        self.parts, self.stage, self.evaluator, self.console = parts, stage, evaluator, console
+        self.parts, self.settings, self.evaluator, self.console = parts, settings, evaluator, console
         self.wanted = needed or bool(parts.data.evaluation)
         self.folder = folder / "refresh"
-        self.corpus = Corpus(parts.eval_tokens.passages, parts.retriever, stage.per_device_eval_batch_size)
+        self.corpus = Corpus(parts.eval_tokens.passages, parts.retriever, settings.per_device_eval_batch_size)
         self.built: Built | None = None
         self.step, self.model, self.whole = -1, "", False
         self.best: int | None = None  # under --load_best_model_at_end this step's vectors stay: they may be the run's
@@ -118,7 +118,7 @@ class IndexStage:
         else:
             console = self.console if progress else Console(speaks=False)
             share = self._encode(retriever, model, step, whole, False, console)
-            self._swap(build_together(self.corpus, share, self._folder(step), self.stage), step, model, whole)
+            self._swap(build_together(self.corpus, share, self._folder(step), self.settings), step, model, whole)
         return self._land(step, retriever, began, time.monotonic() - began)
 
     def after_step(self, step: int) -> Landed | None:
@@ -126,12 +126,12 @@ class IndexStage:
         due = self.wanted and self.parts.schedule.due(step) and step < self.parts.total_steps
         landed = None
         if self.pending is not None:
-            landed = self._poll(step, wait=due or step - self.pending.step >= self.stage.refresh_staleness)
+            landed = self._poll(step, wait=due or step - self.pending.step >= self.settings.refresh_staleness)
         if not due:
             return landed
         began = time.monotonic()
         model = fingerprint(self.parts.retriever)
-        if self.stage.refresh_mode == "async" and (landed or not self._stands(model)):
+        if self.settings.refresh_mode == "async" and (landed or not self._stands(model)):
             self._begin(step, model, began)
             self.stalled += time.monotonic() - began
             return landed
@@ -148,12 +148,12 @@ class IndexStage:
         retriever, whole = snapshot(self.parts.engines), not self._partial()
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())  # for the copy
-        alone = self.corpus.world == 1 or self.stage.index_shards == "keep"  # no other rank's share is waited for
+        alone = self.corpus.world == 1 or self.settings.index_shards == "keep"  # no other rank's share is waited for
 
-        def work() -> EncodedShare | Built:
+        def work() -> EncodedShard | Built:
             with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
                 share = self._encode(retriever, model, step, whole, True, Console(speaks=False))
-            return build(self.corpus, share, self._folder(step), self.stage) if alone else share
+            return build(self.corpus, share, self._folder(step), self.settings) if alone else share
 
         job = Background(work)
         stalled = time.monotonic() - began
@@ -184,11 +184,14 @@ class IndexStage:
             if not pending.build_next:
                 return True
             share, where = pending.job.value, self._folder(pending.step)
-            pending.job, pending.build_next = Background(partial(build, self.corpus, share, where, self.stage)), False
+            pending.job, pending.build_next = (
+                Background(partial(build, self.corpus, share, where, self.settings)),
+                False,
+            )
 
     def _encode(
         self, retriever: Retriever, model: str, step: int, whole: bool, alone: bool, console: Console
-    ) -> EncodedShare:
+    ) -> EncodedShard:
         """This rank's share; whole, or what has moved most. alone: without the other ranks, as in a thread."""
         where = self._folder(step)
 
@@ -200,17 +203,17 @@ class IndexStage:
         with console.progress(len(self.corpus.numbers_n), "encoding passages", unit="passage") as meter:
             encoder = Encoder(retriever, model, step, watch, alone)
             if whole:
-                return encode_share(encoder, self.corpus, where)
+                return encode_shard(encoder, self.corpus, where)
             assert self.built is not None
-            return update_share(
-                encoder, self.corpus, where, self.built.share, self.stage.refresh_fraction, self.parts.loader.seed
+            return update_shard(
+                encoder, self.corpus, where, self.built.share, self.settings.refresh_fraction, self.parts.loader.seed
             )
 
     def _folder(self, step: int) -> Path:
         return self.folder / f"step-{step}"
 
     def _partial(self) -> bool:
-        fraction = self.stage.refresh_fraction
+        fraction = self.settings.refresh_fraction
         return self.built is not None and (fraction == "auto" or float(fraction) < 1)
 
     def _stands(self, model: str) -> bool:
@@ -227,7 +230,7 @@ class IndexStage:
         """The new index serves; what the old one was made from goes."""
         self.built, self.step, self.model, self.whole = built, step, model, whole
         if collectives.rank() == 0:
-            kept = {step, self.best} if self.stage.load_best_model_at_end else {step}
+            kept = {step, self.best} if self.settings.load_best_model_at_end else {step}
             for old in self.folder.glob("step-*"):
                 if old not in [self._folder(s) for s in kept if s is not None]:
                     remove_shards(old)
@@ -238,7 +241,7 @@ class IndexStage:
         today's generator's."""
         assert self.built is not None
         figures = {"landed": at, "seconds": time.monotonic() - began, "stall_seconds": stalled}
-        figures |= share_figures(self.built.share, at, len(self.corpus.tokens), self.parts.device)
+        figures |= shard_figures(self.built.share, at, len(self.corpus.tokens), self.parts.device)
         result = self.evaluator.measure(self.built.index, retriever)
         if result.retrieved is not None:
             figures["distinct_passages"] = result.retrieved.share
@@ -273,7 +276,7 @@ class IndexStage:
                 self.folder.rmdir()
 
 
-def share_figures(share: EncodedShare, at: int, count: int, device: torch.device) -> dict[str, float]:
+def shard_figures(share: EncodedShard, at: int, count: int, device: torch.device) -> dict[str, float]:
     """Over all ranks: how old vectors are, in steps at `at`, and what an update learnt."""
     every = collectives.gather_objects((np.unique(at - share.steps_n, return_counts=True), share.figures))
     ages, counts = (np.concatenate([pair[n] for pair, _ in every]) for n in (0, 1))

@@ -11,10 +11,10 @@ import torch
 from ds_rag.config import DataConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
 from ds_rag.data.prompt import Prompt, make_prompt
+from ds_rag.models.from_settings import open_generator, open_pair, open_retriever
 from ds_rag.models.generator import Generator
-from ds_rag.models.loading import load_generator, load_pair, load_retriever
 from ds_rag.models.retriever import Retriever
-from ds_rag.run import export, run_files
+from ds_rag.run import config_and_results, export
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.library_messages import quiet_libraries
@@ -64,12 +64,12 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
             raise UserError("--run: not a finished run", found=run, expected="config.json and retriever/ in it")
         if clash := {"retriever", "generator"} & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
-        values = run_files.configuration(run)
+        values = config_and_results.configuration(run)
         if "eval_data" in given:  # other rows: what belonged to the run's own does not hold for them
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
         values.setdefault("prompt_version", "1")  # runs that do not say are of the time before
         config = build(values | given)
-        retriever, generator = load_pair(run, config.model, config.data, set(given))
+        retriever, generator = open_pair(run, config.model, config.data, set(given))
         if export.ready(run, hashes=False) != manifest:
             raise UserError(f"{run}: another job has just written this run again", fix="the same command again")
     else:
@@ -80,9 +80,9 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
                 raise UserError(f"--{name} {given[name]}: a new model", expected="the folder of one that was saved")
         run, config = None, build(given)
         nothing: list[str] = []
-        retriever = load_retriever(config.model, config.data, lambda: nothing, Path("."))
+        retriever = open_retriever(config.model, config.data, lambda: nothing, Path("."))
         has_generator = "generator" in given
-        generator = load_generator(config.model, lambda: nothing, Path(".")) if has_generator else None
+        generator = open_generator(config.model, lambda: nothing, Path(".")) if has_generator else None
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
     for module in (retriever, generator):
         if module is not None:

@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import RagData
 from ds_rag.index.building import Built, Corpus
 from ds_rag.index.encode import precision_of
 from ds_rag.index.store import Manifest, check_replaceable, describe, write_index, write_passages, write_shard
 from ds_rag.models.retriever import Retriever
-from ds_rag.run.folder import runs_of_index
+from ds_rag.run.output_dir import runs_of_index
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, folder_lock, stop_signals
 from ds_rag.runtime.errors import not_written
 
@@ -24,7 +24,7 @@ def describe_and_publish(
     corpus: Corpus,
     retriever: Retriever,
     data: RagData,
-    stage: StageConfig,
+    settings: EvaluationConfig,
     model_hash: str,
 ) -> None:
     """`publish` of an index over the corpus of `data`, with a manifest that says what made it.
@@ -32,7 +32,7 @@ def describe_and_publish(
     corpus: as it was encoded, by `retriever`; model_hash: that of the retriever's folder. Raises as `publish` does.
     """
     ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
-    shards, factory = collectives.world() if stage.index_shards == "keep" else 0, stage.index_factory
+    shards, factory = collectives.world() if settings.index_shards == "keep" else 0, settings.index_factory
     made = retriever.settings, shards, precision_of(retriever)
     manifest = replace(describe(model_hash, corpus.dimension, texts, factory, *made), tokens=corpus.digest)
     if data.source and collectives.rank() == 0:  # whose manifest is written

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from ds_rag.engines.joint import StepResult
+from ds_rag.engines.engine_pair import StepResult
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime import collectives
 from ds_rag.runtime.peak_memory import peak_memory_gb

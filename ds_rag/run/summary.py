@@ -11,20 +11,20 @@ from typing import Any
 
 from ds_rag import __version__
 from ds_rag.config import RunConfig
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.index.store import hash_model
 from ds_rag.models.sharded import count_of
-from ds_rag.run import export, run_files
+from ds_rag.run import config_and_results, export
 from ds_rag.run.active_run import Run
 from ds_rag.run.assemble import Parts
 from ds_rag.run.html_report import write_report
 from ds_rag.run.model_cards import card, warmed
 from ds_rag.run.publish_index import describe_and_publish
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
+from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import not_written
-from ds_rag.runtime.whole_files import write_whole
 
 
 def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
@@ -53,7 +53,7 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
     if collectives.rank() == 0 and not export.exported(
         folder
     ):  # else it belongs to the models there, until new ones come
-        write_whole(folder / json_files.CONFIG, run_files.configuration_text(config))
+        write_complete(folder / json_files.CONFIG, config_and_results.configuration_text(config))
 
 
 def write_results(run: Run, result: Evaluation, began: float) -> None:
@@ -91,7 +91,7 @@ def write_results(run: Run, result: Evaluation, began: float) -> None:
 def make_cards(run: Run, result: Evaluation) -> dict[str, str]:
     """Each exported model's README.md."""
     config, state = run.config, run.state
-    steps = state.best_step if config.stage.load_best_model_at_end and state.best_step is not None else state.step
+    steps = state.best_step if config.evaluation.load_best_model_at_end and state.best_step is not None else state.step
     return {
         name: card(name, config, steps, result.metrics, card_lines(name, run.parts, config))
         for name in run.parts.engines.modules
@@ -113,7 +113,7 @@ def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
         fault_injection.point("export_model")
 
     for name, module in engines.modules.items():
-        state = engines.whole_state(name, keep=first)
+        state = engines.full_state(name, keep=first)
         if first and failure is None:
             failure = atomic_folders.attempt(partial(write, place / name, module, state, cards[name]))
     atomic_folders.agree("a model", failure)
@@ -138,7 +138,7 @@ def outcome(run: Run, result: Evaluation) -> dict[str, Any]:
 
 def write_figures(place: Path, results: dict[str, Any], config: RunConfig) -> None:
     (place / json_files.RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
-    (place / json_files.CONFIG).write_text(run_files.configuration_text(config), encoding="utf-8")
+    (place / json_files.CONFIG).write_text(config_and_results.configuration_text(config), encoding="utf-8")
 
 
 def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
@@ -158,7 +158,9 @@ def save_index(run: Run, folder: Path, model_hash: str) -> None:
     """The last index, with what made it; all ranks together. model_hash: the saved retriever's."""
     index, parts = run.index, run.parts
     assert index.built is not None and index.whole
-    describe_and_publish(folder, index.built, index.corpus, parts.retriever, parts.data, run.config.stage, model_hash)
+    describe_and_publish(
+        folder, index.built, index.corpus, parts.retriever, parts.data, run.config.evaluation, model_hash
+    )
 
 
 def show_outcome(results: dict[str, Any], report: Path, console: Console) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.config import RunConfig
-from ds_rag.engines.joint import StepResult
+from ds_rag.engines.engine_pair import StepResult
 from ds_rag.evaluation.collapse import CollapseWatch, Retrieved
 from ds_rag.run import checkpoint
 from ds_rag.run.metrics_file import Metrics

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.runtime import collectives, fault_injection, own_files, stop_signals
+from ds_rag.runtime.atomic_files import sync_folder, write_complete
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.whole_files import sync_folder, write_whole
 
 MANIFEST = "manifest.json"
 PARTIAL = ".tmp-"
@@ -99,7 +99,7 @@ def seal(folder: Path, final: Path, facts: dict[str, Any], failure: str | None =
         try:
             fault_injection.point("before_manifest")
             manifest = facts | {"files": dict(sorted(files.items()))}
-            write_whole(folder / MANIFEST, json.dumps(manifest | {"seal": seal_of(manifest)}, indent=1))
+            write_complete(folder / MANIFEST, json.dumps(manifest | {"seal": seal_of(manifest)}, indent=1))
             for inner in {folder, *(f for f in folder.rglob("*") if f.is_dir())}:
                 sync_folder(inner)
             fault_injection.point("before_rename")

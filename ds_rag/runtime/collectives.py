@@ -38,7 +38,7 @@ def start(
     """
     global _timeout
     set_launch_defaults()
-    share_cores()
+    divide_cores()
     _timeout = 60 * timeout_minutes
     if not torch_dist.is_initialized():
         met = None  # kept until the group is made
@@ -81,7 +81,7 @@ def own_gpu(local: int, visible: int) -> int:
     return local if local < visible else 0
 
 
-def share_cores() -> None:
+def divide_cores() -> None:
     """Limits torch to this process's share of the cores where a host has several processes; no launcher does this."""
     if "OMP_NUM_THREADS" not in os.environ and local_world() > 1:
         torch.set_num_threads(cores_of_rank())

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ds_rag.runtime.atomic_files import replacing
 from ds_rag.runtime.errors import PlaceError, UserError
-from ds_rag.runtime.whole_files import replacing
 
 NAME_MAX, PATH_MAX = 255, 4095  # most bytes of a name and of a path on Linux
 BESIDE = 48  # bytes that the temporary name of a folder has more: NAME.tmp-old-(32 digits)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ds_rag.runtime.whole_files import PARTIAL, write_whole
+from ds_rag.runtime.atomic_files import PARTIAL, write_complete
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_FILE = "STOP"  # a file in the run's folder
@@ -116,7 +116,7 @@ def leave_word(folder: Path, reason: str, step: int | None) -> None:
     """Writes `exit.json`: why the run stopped early, and that it can simply be started again."""
     word: dict[str, Any] = {"reason": reason, "step": step, "requeue": True, "code": EXIT_CODE}
     word["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    write_whole(folder / EXIT_FILE, json.dumps(word, indent=1) + "\n")
+    write_complete(folder / EXIT_FILE, json.dumps(word, indent=1) + "\n")
 
 
 def last_word(folder: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 
-def token_shares(weight_CA: torch.Tensor, query_C: torch.Tensor, queries: int) -> torch.Tensor:
+def token_fractions(weight_CA: torch.Tensor, query_C: torch.Tensor, queries: int) -> torch.Tensor:
     """(C, A) each cell's part of what all cells of its query weigh at that token; 0 where none weighs anything.
 
     Under `rag_sequence` it is the posterior r_ij at every token, under `rag_token` r_ijt, under a reader loss with
@@ -26,8 +26,8 @@ def token_shares(weight_CA: torch.Tensor, query_C: torch.Tensor, queries: int) -
     return torch.where(total_CA > 0, size_CA / total_CA.clamp(min=torch.finfo(size_CA.dtype).tiny), 0.0)
 
 
-def cell_shares(share_CA: torch.Tensor, query_C: torch.Tensor, queries: int) -> torch.Tensor:
-    """(C,) mean of `token_shares` over the query's tokens that weigh anything; sums to 1 over a query's cells."""
+def cell_fractions(share_CA: torch.Tensor, query_C: torch.Tensor, queries: int) -> torch.Tensor:
+    """(C,) mean of `token_fractions` over the query's tokens that weigh anything; sums to 1 over a query's cells."""
     sum_BA = share_CA.new_zeros(queries, share_CA.shape[1]).index_add_(0, query_C, share_CA)
     tokens_B = (sum_BA > 0).sum(1)
     return share_CA.sum(1) / tokens_B.clamp(min=1)[query_C]
@@ -43,8 +43,8 @@ def keep_heavy(
         at most the dropped weight times the largest gradient of a cell; kept cells can cancel, so no relative bound
         follows.
     """
-    share_CA = token_shares(weight_CA, query_C, queries)
-    share_C = cell_shares(share_CA, query_C, queries)
+    share_CA = token_fractions(weight_CA, query_C, queries)
+    share_C = cell_fractions(share_CA, query_C, queries)
     best_B = share_C.new_zeros(queries).scatter_reduce_(0, query_C, share_C, "amax")
     keep_C = (share_CA.amax(1) >= threshold) | ((share_C == best_B[query_C]) & (share_C > 0))
     keep_C |= ~weight_CA.isfinite().all(1)  # the step that it spoils must be seen, and skipped
@@ -54,13 +54,13 @@ def keep_heavy(
 def draw_one(
     weight_CA: torch.Tensor, query_C: torch.Tensor, queries: int, seed: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws one cell for each query, with probability q = `cell_shares`.
+    """Draws one cell for each query, with probability q = `cell_fractions`.
 
     Returns:
         bool (C,), and (C,) the factor 1 / q by which a drawn cell's weights are multiplied: over draws the expected
         gradient is the exact one.
     """
-    share_C = cell_shares(token_shares(weight_CA, query_C, queries), query_C, queries)
+    share_C = cell_fractions(token_fractions(weight_CA, query_C, queries), query_C, queries)
     share, owner = share_C.double().cpu().numpy(), query_C.cpu().numpy()
     level_B = np.random.default_rng(list(seed)).random(queries)
     keep_C = torch.zeros(len(share), dtype=torch.bool)

@@ -22,7 +22,7 @@ import torch
 
 from ds_rag.config import OptimConfig, ScoringConfig
 from ds_rag.data.batch import Batch, CellList
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.head import KEEP_BYTES
 from ds_rag.runtime import collectives

@@ -14,11 +14,11 @@ import torch
 from ds_rag.config import ModelConfig, ObjectiveConfig
 from ds_rag.data.batch import Batch, CellList
 from ds_rag.data.prompt import Prompt, make_prompt
-from ds_rag.engines.joint import Engines, StepResult
+from ds_rag.engines.engine_pair import Engines, StepResult
 from ds_rag.engines.plain import plain_engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
-from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.runtime import collectives, fault_injection
 from ds_rag.runtime.errors import UserError
 from ds_rag.step.candidates import choose_candidates

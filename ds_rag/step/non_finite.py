@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ds_rag.engines.joint import StepResult
+from ds_rag.engines.engine_pair import StepResult
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import RunError
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 
 from ds_rag.data.batch import Batch, Tokens
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.runtime import collectives
 from ds_rag.step.two_pass import Gradients, Inputs, OnePass, Pass, TwoPass
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.runtime.random_state import random_states, set_random_states
 
 Inputs = tuple[Any, ...]

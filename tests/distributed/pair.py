@@ -16,7 +16,7 @@ from torch import nn
 from ds_rag.config import OptimConfig
 from ds_rag.data.batch import Cells, Tokens, lay_out_cells
 from ds_rag.engines.deepspeed_engine import make_engine
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.losses import rag_sequence
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings

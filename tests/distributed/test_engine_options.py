@@ -183,7 +183,7 @@ def optimizer_of_a_file(more: dict[str, Any]) -> tuple[str, bool]:
     from ds_rag.config import OptimConfig
     from ds_rag.config.deepspeed_config import Known, resolve
     from ds_rag.engines.deepspeed_engine import make_engine
-    from ds_rag.engines.joint import Engines
+    from ds_rag.engines.engine_pair import Engines
 
     def compiled(*args: object, **options: object) -> None:
         raise RuntimeError("DeepSpeed compiles an operator")

@@ -22,7 +22,7 @@ from pair import (
 )
 from ranks import run_ranks
 
-from ds_rag.engines.state import load_engine, save_engine, whole_tensors
+from ds_rag.engines.state import full_tensors, load_engine, save_engine
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": False}}}
 CASES = [
@@ -142,7 +142,7 @@ def go_on_at(folder: str, pairs: list[tuple[Case, Case]]) -> list[tuple[dict[str
         for name, engine in engines.learning.items():
             files = (Path(folder) / label(first) / name).glob("*.safetensors")
             kept = {k: v for file in files for k, v in load_file(file).items()}
-            mine = {k: v for k, v in whole_tensors(engine) if v.numel()}
+            mine = {k: v for k, v in full_tensors(engine) if v.numel()}
             same = same and all(torch.equal(v, kept[k]) for k, v in mine.items()) and "exp_avg" in str(kept)
         weights = parameters(engines)
         found.append((weights, same, run_steps(engines, replace(second, seed=0), first=2)))

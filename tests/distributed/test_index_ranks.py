@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # for sma
 from small import small_parts, small_retriever
 
 from ds_rag.commands.index import command as index
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import tokenize
@@ -92,7 +92,7 @@ def test_all_ranks_run_equally_many_forwards():
 
 def index_and_publish(folder: Path, shards: str) -> tuple[Found, Found]:
     """Searched by all before it is written, and opened by each."""
-    retriever, stage = small_retriever(), StageConfig(index_shards=shards)
+    retriever, stage = small_retriever(), EvaluationConfig(index_shards=shards)
     tokens = tokenize(lambda t: retriever.tokenize(t, "passage"), TEXTS, SILENT, "texts")
     queries = encode(retriever, tokens, "query", 8)[:9]
     with scratch() as work:
@@ -131,7 +131,7 @@ def evaluate_elsewhere(folder: Path) -> tuple[Path, Found]:
     retriever = small_retriever()
     tokens = tokenize(lambda t: retriever.tokenize(t, "passage"), TEXTS, SILENT, "texts")
     with scratch() as work:
-        built = index_corpus(retriever, Corpus(tokens, retriever, 8), StageConfig(), work, "m")
+        built = index_corpus(retriever, Corpus(tokens, retriever, 8), EvaluationConfig(), work, "m")
         return work, built.index.search(encode(retriever, tokens, "query", 8)[:9], 20)
 
 
@@ -151,7 +151,7 @@ class Notes:
 def stage_on(folder: Path, **flags: Any) -> IndexStage:
     parts = small_parts()
     parts.schedule, parts.total_steps = Schedule("2"), 9
-    return IndexStage(parts, StageConfig(**flags), Notes(), folder, SILENT, needed=True)  # type: ignore[arg-type]
+    return IndexStage(parts, EvaluationConfig(**flags), Notes(), folder, SILENT, needed=True)  # type: ignore[arg-type]
 
 
 def refresh_beside(folder: Path, shards: str, fraction: str) -> tuple[list[tuple[int, int]], Found]:
@@ -160,10 +160,10 @@ def refresh_beside(folder: Path, shards: str, fraction: str) -> tuple[list[tuple
 
     stage = stage_on(folder, refresh_mode="async", index_shards=shards, refresh_fraction=fraction)
     stage.refresh(0)
-    encode_share, update_share = index_refresh.encode_share, index_refresh.update_share
+    encode_shard, update_shard = index_refresh.encode_shard, index_refresh.update_shard
     wait = 0.2 * collectives.rank()
-    index_refresh.encode_share = lambda *x: time.sleep(wait) or encode_share(*x)
-    index_refresh.update_share = lambda *x: time.sleep(wait) or update_share(*x)
+    index_refresh.encode_shard = lambda *x: time.sleep(wait) or encode_shard(*x)
+    index_refresh.update_shard = lambda *x: time.sleep(wait) or update_shard(*x)
     landed = []
     with stage:
         for step in range(1, 10):
@@ -175,7 +175,7 @@ def refresh_beside(folder: Path, shards: str, fraction: str) -> tuple[list[tuple
         late = stage.drain(9)
         landed += [(late.step, late.at)] if late else []
     assert stage.built is not None
-    index_refresh.encode_share, index_refresh.update_share = encode_share, update_share
+    index_refresh.encode_shard, index_refresh.update_shard = encode_shard, update_shard
     stage.refresh(9)
     return landed, stage.search(np.eye(16, dtype=np.float32), 9)
 
@@ -197,7 +197,7 @@ def fail_on_one(folder: Path) -> str:
         raise OSError("No space left on device")
 
     if collectives.rank() == 1:
-        index_refresh.encode_share = full
+        index_refresh.encode_shard = full
     stage.after_step(2)
     try:
         stage.after_step(3)

@@ -10,8 +10,8 @@ import torch
 from ranks import run_ranks
 
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.models.loading import load_generator, load_retriever
-from ds_rag.models.sharded import count_of, is_sharded, whole_state
+from ds_rag.models.from_settings import open_generator, open_retriever
+from ds_rag.models.sharded import count_of, full_state, is_sharded
 
 PIECES: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4}
@@ -32,10 +32,10 @@ def load(folder: str, precision: str) -> dict[str, Any]:
 
     torch.nn.Module.__init__ = watch  # type: ignore[method-assign]
     try:
-        generator = load_generator(flags, list, Path(folder), PIECES | {"bf16": {"enabled": precision == "bf16"}})
+        generator = open_generator(flags, list, Path(folder), PIECES | {"bf16": {"enabled": precision == "bf16"}})
     finally:
         torch.nn.Module.__init__ = begin  # type: ignore[method-assign]
-    retriever = load_retriever(flags, DataConfig(), list, Path(folder))
+    retriever = open_retriever(flags, DataConfig(), list, Path(folder))
     return {
         "whole": sum(p.numel() for p in generator.lm.parameters()),
         "piece": sum(p.ds_tensor.numel() for p in generator.lm.parameters()),
@@ -43,7 +43,7 @@ def load(folder: str, precision: str) -> dict[str, Any]:
         "count": count_of(generator),
         "vocabulary": generator.vocabulary,
         "retriever sharded": is_sharded(retriever),
-        "state": {k: v.clone() for k, v in whole_state(generator).items()},
+        "state": {k: v.clone() for k, v in full_state(generator).items()},
         "rotary": generator.lm.model.rotary_emb.inv_freq.dtype,
     }
 
@@ -65,12 +65,12 @@ def load_spoiled(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("wrapped", "headless", "cut"):
         try:
-            model = load_generator(ModelConfig(generator=f"{folder}/{name}"), list, there, PIECES)
-            found[name] = {k: v.clone() for k, v in whole_state(model).items()}
+            model = open_generator(ModelConfig(generator=f"{folder}/{name}"), list, there, PIECES)
+            found[name] = {k: v.clone() for k, v in full_state(model).items()}
         except UserError as error:
             found[name] = f"{error.message} {error.found}"
-    encoder = load_retriever(ModelConfig(retriever=f"{folder}/masked"), DataConfig(), list, there, PIECES).encoder
-    found["masked"] = {k: v.clone() for k, v in whole_state(encoder).items()}
+    encoder = open_retriever(ModelConfig(retriever=f"{folder}/masked"), DataConfig(), list, there, PIECES).encoder
+    found["masked"] = {k: v.clone() for k, v in full_state(encoder).items()}
     assert json.loads((there / "masked" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
     return found
 

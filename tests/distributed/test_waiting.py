@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # for sma
 
 from small import small_parts, small_retriever
 
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.dataset import tokenize
 from ds_rag.index import building, corpus_index
@@ -70,7 +70,7 @@ def wait_long(port: int, folder: Path) -> dict[str, Any]:
 
     retriever = small_retriever()
     tokens = tokenize(lambda t: retriever.tokenize(t, "passage"), ["zor", "mel", "dor"], SILENT, "texts")
-    corpus, build, encode_share = Corpus(tokens, retriever, 8), building.build, index_refresh.encode_share
+    corpus, build, encode_shard = Corpus(tokens, retriever, 8), building.build, index_refresh.encode_shard
     collectives.barrier()
     stop_signals.agree_by(during("search"))
     search, Part.search = Part.search, slowly(Part.search)  # type: ignore[method-assign]
@@ -79,22 +79,24 @@ def wait_long(port: int, folder: Path) -> dict[str, Any]:
     Part.search = search  # type: ignore[method-assign]
     stop_signals.agree_by(during("build"))
     building.build = slowly(build)
-    built = index_corpus(retriever, corpus, StageConfig(), folder / "work", "m").index.search(np.eye(16, dtype="f"), 3)
+    built = index_corpus(retriever, corpus, EvaluationConfig(), folder / "work", "m").index.search(
+        np.eye(16, dtype="f"), 3
+    )
     building.build = build
     stop_signals.agree_by(None)
     parts = small_parts()
     parts.schedule, parts.total_steps = Schedule("2"), 9
-    stage = IndexStage(parts, StageConfig(refresh_mode="async"), Quiet(), folder, SILENT, needed=True)  # type: ignore[arg-type]
+    stage = IndexStage(parts, EvaluationConfig(refresh_mode="async"), Quiet(), folder, SILENT, needed=True)  # type: ignore[arg-type]
     stage.refresh(0)
     for p in parts.retriever.parameters():
         p.data += 1e-3
-    index_refresh.encode_share = slowly(encode_share, rank=1)
+    index_refresh.encode_shard = slowly(encode_shard, rank=1)
     collectives.barrier()
     stop_signals.agree_by(during("refresh"))
     with stage:
         assert stage.after_step(2) is None
         landed = stage.drain(3)
-    index_refresh.encode_share = encode_share
+    index_refresh.encode_shard = encode_shard
     stop_signals.agree_by(None)
     assert landed is not None
     return {"beats": beats, "search": found, "build": built, "landed": landed.step}

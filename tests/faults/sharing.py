@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from small import small_parts, small_retriever
 
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.data.token_tables import tokenize_side
-from ds_rag.engines.joint import Engines, StepResult
+from ds_rag.engines.engine_pair import Engines, StepResult
 from ds_rag.index.building import Corpus, index_corpus
 from ds_rag.index.encode import encode
 from ds_rag.index.store import describe, read_index
@@ -28,7 +28,7 @@ def index_texts(folder: Path, texts: list[str], shards: str) -> tuple[list[int],
     found, and those found in the opened one."""
     retriever = small_retriever()
     tokens = tokenize_side(retriever, "passage", texts, SILENT, "passages")
-    corpus, stage = Corpus(tokens, retriever, 4), StageConfig(index_shards=shards)
+    corpus, stage = Corpus(tokens, retriever, 4), EvaluationConfig(index_shards=shards)
     built = index_corpus(retriever, corpus, stage, folder / "parts", "model")
     query = encode(retriever, tokenize_side(retriever, "query", ["who ?"], SILENT, "query"), "query", 4)
     found = built.index.search(query, 50)[1]

@@ -13,7 +13,7 @@ import torch
 from commands import DS_RAG, environment, execute, reseal
 
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.models.loading import load_generator, load_pair
+from ds_rag.models.from_settings import open_generator, open_pair
 from ds_rag.runtime.errors import UserError
 
 QUESTION = "who leads zor via ?"
@@ -69,7 +69,7 @@ def test_row_29_the_payload_is_real(tmp_path, mark, monkeypatch):
 def refusal(run: Path) -> str:
     """What opening the run's models says, in this process, where no variable helps."""
     with pytest.raises(UserError) as caught:
-        load_pair(run, ModelConfig(), DataConfig())
+        open_pair(run, ModelConfig(), DataConfig())
     return str(caught.value)
 
 
@@ -90,9 +90,9 @@ def test_row_29_no_variable_and_no_flag_lets_it_in(run, mark):
 
 
 def test_row_29_weights_of_tensors_alone_are_read(run):
-    whole = load_pair(run, ModelConfig(), DataConfig())[1]
+    whole = open_pair(run, ModelConfig(), DataConfig())[1]
     to_bin(run / "generator")
-    again = load_pair(run, ModelConfig(), DataConfig())[1]
+    again = open_pair(run, ModelConfig(), DataConfig())[1]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
@@ -106,7 +106,7 @@ def test_row_29_a_payload_in_an_adapter_is_not_executed(run, mark, tmp_path):
     for file in (run / "generator").glob("tokenizer*"):
         shutil.copy(file, folder)
     with pytest.raises(UserError, match="weights that could run code"):
-        load_generator(ModelConfig(generator=str(folder)), list, tmp_path)
+        open_generator(ModelConfig(generator=str(folder)), list, tmp_path)
     assert not mark.exists()
 
 
@@ -171,7 +171,7 @@ def test_row_30_with_the_flag_it_runs(run, mark):
 def test_row_30_code_beside_a_class_that_transformers_has_lies_idle(run, mark):
     keys = {"auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
     bring_code(run / "generator", "config.json", keys, mark)
-    assert load_pair(run, ModelConfig(), DataConfig())[1] is not None and not mark.exists()
+    assert open_pair(run, ModelConfig(), DataConfig())[1] is not None and not mark.exists()
 
 
 def test_row_30_an_unknown_architecture_without_code_is_a_clear_error(run):

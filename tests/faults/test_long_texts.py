@@ -21,7 +21,7 @@ from ds_rag.data.dataset import Limit, TokenTable, build_table, tokenize
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_evaluation, tokenize_run, tokenize_side
-from ds_rag.engines.joint import Engines, StepResult
+from ds_rag.engines.engine_pair import Engines, StepResult
 from ds_rag.models.tokenizer import open_tokenizer
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError

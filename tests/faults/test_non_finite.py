@@ -9,7 +9,7 @@ from commands import lines, train
 from ranks import run_ranks
 from spoiled import BAD, search_scale, spoil_one
 
-from ds_rag.engines.joint import StepResult
+from ds_rag.engines.engine_pair import StepResult
 from ds_rag.runtime.errors import RunError
 from ds_rag.step.non_finite import BadSteps, earliest
 

@@ -18,7 +18,7 @@ import pytest
 from commands import DS_RAG, ROOT, SMALL, TRAIN, call, environment, execute, train
 
 from ds_rag.config.flags import parse
-from ds_rag.run.folder import check_path, claim
+from ds_rag.run.output_dir import check_path, claim
 from ds_rag.runtime import folder_lock
 from ds_rag.runtime.errors import UserError
 

@@ -15,7 +15,7 @@ from ds_rag.config import DataConfig
 from ds_rag.data.dataset import Example, TokenTable, read_data
 from ds_rag.data.formats import read_rows
 from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
-from ds_rag.engines.joint import Engines, StepResult
+from ds_rag.engines.engine_pair import Engines, StepResult
 from ds_rag.losses import infonce, infonce_columns
 from ds_rag.train import train_step
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from commands import call, reseal
 
+from ds_rag.index.compatibility import check_compatible, check_parts
 from ds_rag.index.corpus_index import Part
 from ds_rag.index.faiss_index import INDEXES, build_index
-from ds_rag.index.fits import check_fits, check_parts
 from ds_rag.runtime.errors import UserError
 
 QUESTION = "who leads zor via ?"
@@ -68,10 +68,10 @@ def test_row_27_other_pooling_or_normalisation_than_the_index_was_made_with(run,
 def test_row_27_each_difference_is_named(field, value):
     manifest = SimpleNamespace(dimension=8, metric="inner product", normalize=True, pooling="mean")
     retriever = SimpleNamespace(hidden_size=8, settings=SimpleNamespace(normalize=True, pooling="mean"))
-    check_fits(Path("index"), manifest, retriever)
+    check_compatible(Path("index"), manifest, retriever)
     setattr(manifest, field, value)
     with pytest.raises(UserError, match=f"{field} {value}") as caught:
-        check_fits(Path("index"), manifest, retriever)
+        check_compatible(Path("index"), manifest, retriever)
     fix = str(caught.value.fix)  # another pooling than the model's own is never advised, nor what changes nothing
     assert "with them" not in fix and ("leave" in fix) == (field in ("normalize", "pooling")) and "ds-rag index" in fix
 

@@ -23,15 +23,15 @@ from ds_rag.data.almanac import make_world
 from ds_rag.data.batch import lay_out_plain
 from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Row
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.plain import PlainEngine
 from ds_rag.losses import infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.adapters import add_adapters, wanted_by
+from ds_rag.models.from_settings import checkpoint_activations
 from ds_rag.models.generator import Generator
-from ds_rag.models.loading import checkpoint_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
-from ds_rag.run import export, run_files
+from ds_rag.run import config_and_results, export
 from ds_rag.run.assemble import Models, Parts, put_together
 from ds_rag.runtime import collectives, folder_lock
 from ds_rag.runtime.console import Console
@@ -102,7 +102,7 @@ def finished_run(folder: Path) -> Path:
         small_retriever(seed=4).save(place / "retriever")
         small_generator(seed=5).save(place / "generator")
         (place / "results.json").write_text(json.dumps({"before": {"mrr": 0.1}, "after": {"mrr": 0.2}, "samples": []}))
-        (place / "config.json").write_text(run_files.configuration_text(config))
+        (place / "config.json").write_text(config_and_results.configuration_text(config))
     assert cli.main(["index", "--run", str(run), "--corpus", str(folder / "corpus.jsonl")]) == 0
     folder_lock.release(run)  # a process of its own would have ended
     return run

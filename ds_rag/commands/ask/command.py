@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
     check_json(args.json, ("question", "passages"))
     console = Console()
     saved = open_saved(args, hashes=False)  # for a quick answer
-    run, stage = Path(args.run), saved.config.stage
+    run, settings = Path(args.run), saved.config.evaluation
     folder = Path(args.index) if args.index else run / "index"
     stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
     if stored.stale:
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     check_corpus(stored, folder, getattr(args, "corpus", None))
     tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
     query = encode(saved.retriever, tokens, "query", 1)
-    scores, numbers = stored.index.search(query, stage.top_k)
+    scores, numbers = stored.index.search(query, settings.top_k)
     found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]
     prior = log_softmax(np.array([s for s, _ in found]) / float(saved.retriever.temperature))
     answer = None
@@ -59,8 +59,10 @@ def answer_from(saved: Saved, texts: list[str], question: str, prior: np.ndarray
     """The answer by the configured decoding."""
     prompt = saved.prompt
     assert prompt is not None and saved.generator is not None
-    data, stage = saved.config.data, saved.config.stage
+    data, settings = saved.config.data, saved.config.evaluation
     passages = [np.array(x, dtype=np.int32) for x in prompt.encode("passage", texts, data.max_passage_length)]
     query = np.array(prompt.encode("query", [question], data.max_query_length)[0], dtype=np.int32)
-    answerer = Answerer(saved.generator, prompt, stage.decode, stage.max_new_tokens, stage.per_device_eval_batch_size)
+    answerer = Answerer(
+        saved.generator, prompt, settings.decode, settings.max_new_tokens, settings.per_device_eval_batch_size
+    )
     return answerer.answer([query], [passages], [prior.tolist()])[0]

@@ -16,7 +16,7 @@ from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, 
 from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread
-from ds_rag.models.loading import PADDING_SIDE, model_folder, retriever_texts
+from ds_rag.models.from_settings import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     for name, part in parts.items():
         show_part(name, part, console)
     show_lengths(lengths, console)
-    between, refused = look_together(rows, evaluation, corpus)
+    between, refused = examine_together(rows, evaluation, corpus)
     say_notices(between, console)
     if refused:
         console.say(refused, style="red")
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def look_together(
+def examine_together(
     rows: Sequence[Row], evaluation: Sequence[Row], corpus: Sequence[Passage]
 ) -> tuple[list[str], str | None]:
     """What training would say of rows and corpus together, and for what it would refuse them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ds_rag.commands.reading import add_reading_flags, together
+from ds_rag.commands.saved_run import add_reading_flags, together
 from ds_rag.config.flags import Parser
 
 

@@ -39,7 +39,7 @@ def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusInd
     """On one rank. A kind of index other than that which is there is built of its vectors."""
     if saved.run is None:
         return None
-    folder, stage, settings = saved.run / "index", saved.config.stage, saved.retriever.settings
+    folder, stage, settings = saved.run / "index", saved.config.evaluation, saved.retriever.settings
     found = atomic_folders.read_manifest(folder) or {}
     wanted = {
         "tokens": hash_tokens(passages),
@@ -79,9 +79,9 @@ def main(args: argparse.Namespace) -> int:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
     data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
     say_notices(data.notices, console)
-    check_factory(config.stage.index_factory, saved.retriever.hidden_size, data.corpus_size)
+    check_factory(config.evaluation.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
-    evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.stage)
+    evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.evaluation)
     index = already_encoded(saved, tokens.passages, console)
     result = evaluator.measure(index) if index is not None else evaluator.run(console)
     figures = {"retrieval": result.retrieval, "answers": result.answers}
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
     console.table(title, ["part", "metric", "value"], rows)
     if not result.retrieval:
         console.say("note: no row has a labelled passage, so retrieval cannot be scored", style="yellow")
-    what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.stage)}
+    what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.evaluation)}
     if collectives.rank() == 0:
         write_json(args.json, {**figures, "setting": what})
     collectives.stop()

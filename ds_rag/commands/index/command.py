@@ -17,8 +17,8 @@ from ds_rag.index.building import Corpus, index_corpus
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.shards import remove_shards
 from ds_rag.index.store import check_replaceable, hash_model, read_passages
-from ds_rag.run.folder import check_beside_run, runs_of_index
 from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.run.output_dir import check_beside_run, runs_of_index
 from ds_rag.run.publish_index import describe_and_publish
 from ds_rag.runtime import collectives, folder_lock
 from ds_rag.runtime.console import Console
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
         table = build_table(corpus, [], [], reading)  # a text that repeats is one passage
         table.source = source
         say_notices(table.notices, console)
-        check_factory(saved.config.stage.index_factory, saved.retriever.hidden_size, len(table.texts))
+        check_factory(saved.config.evaluation.index_factory, saved.retriever.hidden_size, len(table.texts))
         tokens = tokenize_side(saved.retriever, "passage", table.texts, console, "passages")
         encode_and_publish(saved, tokens, table, folder, console)
         collectives.stop()
@@ -87,12 +87,12 @@ def encode_and_publish(saved: Saved, tokens: TokenTable, table: RagData, folder:
     """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
     stopped got to; all ranks together."""
     assert saved.run is not None
-    stage, model = saved.config.stage, hash_model(saved.run / "retriever")
-    corpus = Corpus(tokens, saved.retriever, stage.per_device_eval_batch_size)
+    settings, model = saved.config.evaluation, hash_model(saved.run / "retriever")
+    corpus = Corpus(tokens, saved.retriever, settings.per_device_eval_batch_size)
     partial = beside(Path(os.path.realpath(folder)))
-    built = index_corpus(saved.retriever, corpus, stage, partial, model, console=console)
-    describe_and_publish(folder, built, corpus, saved.retriever, table, stage, model)
+    built = index_corpus(saved.retriever, corpus, settings, partial, model, console=console)
+    describe_and_publish(folder, built, corpus, saved.retriever, table, settings, model)
     collectives.barrier()
     if collectives.rank() == 0:
         remove_shards(partial)
-    console.say(f"{len(table.texts)} passages of {corpus.dimension} dimensions in {folder} ({stage.index_factory})")
+    console.say(f"{len(table.texts)} passages of {corpus.dimension} dimensions in {folder} ({settings.index_factory})")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ds_rag.models.adapters import ADAPTER_FILE
 from ds_rag.run import export
-from ds_rag.run.folder import check_beside_run
 from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.run.output_dir import check_beside_run
 from ds_rag.runtime import atomic_folders, folder_lock
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError, not_written

@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 import math
 
-from ds_rag.commands.reading import add_reading_flags, together
-from ds_rag.config.bounds import ITEMS, above, inner_share, real, whole
+from ds_rag.commands.saved_run import add_reading_flags, together
+from ds_rag.config.bounds import ITEMS, above, inner_fraction, integer, real
 from ds_rag.config.flags import Parser, add_number
 
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the rows to mine for")
     parser.add_argument("--out", required=True, help="the JSONL file to write")
-    add_number(parser, "negatives", whole(1, ITEMS), "mined for each row, at most (default: 7)", 7)
-    add_number(parser, "depth", whole(1, ITEMS), "passages looked at for each row (default: 50)", 50)
+    add_number(parser, "negatives", integer(1, ITEMS), "mined for each row, at most (default: 7)", 7)
+    add_number(parser, "depth", integer(1, ITEMS), "passages looked at for each row (default: 50)", 50)
     add_number(
         parser, "margin", above(0, 1e6, math.inf), "most of the positive's score (default: 0.95; inf: off)", 0.95
     )
     add_number(parser, "absolute_margin", real(0, 1e9), "least distance below the positive's score")
     add_number(parser, "max_score", real(-1e9, 1e9), "highest score of a negative")
-    add_number(parser, "posterior", inner_share(), "highest share of p(passage | query, answer), by the generator")
+    add_number(parser, "posterior", inner_fraction(), "highest share of p(passage | query, answer), by the generator")
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     parser.add_argument("--json", help="write the counts to this file too")
     add_reading_flags(parser, own=("retriever", "generator", "corpus"))

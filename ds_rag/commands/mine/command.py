@@ -30,10 +30,10 @@ from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.faiss_index import check_factory
-from ds_rag.index.rows import Rows, Vectors
 from ds_rag.index.store import hash_model, open_vectors, read_index
-from ds_rag.run.folder import check_beside_run
+from ds_rag.index.vector_parts import VectorParts, Vectors
 from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.run.output_dir import check_beside_run
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -148,8 +148,8 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
             "--posterior: no generator to ask",
             expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
         )
-    data, stage = saved.config.data, saved.config.stage
-    answerer = Answerer(generator, prompt, "top1", stage.max_new_tokens, stage.per_device_eval_batch_size)
+    data, settings = saved.config.data, saved.config.evaluation
+    answerer = Answerer(generator, prompt, "top1", settings.max_new_tokens, settings.per_device_eval_batch_size)
     temperature = float(saved.retriever.temperature)
 
     def ids(name: str, several: list[str], length: int) -> list[np.ndarray]:
@@ -191,7 +191,7 @@ def main(args: argparse.Namespace) -> int:
     table, vectors_ND, index = encode_corpus(saved, rows, reading, console)
     posterior = posterior_of(saved, table.texts) if limits.posterior else None
     tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
-    queries = encode(saved.retriever, tokens, "query", saved.config.stage.per_device_eval_batch_size, console)
+    queries = encode(saved.retriever, tokens, "query", saved.config.evaluation.per_device_eval_batch_size, console)
     miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
     chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
     if collectives.rank() == 0:
@@ -249,7 +249,7 @@ def encode_corpus(
 ) -> tuple[RagData, Vectors, CorpusIndex]:
     """(table of passages, their vectors_ND, index over its corpus): `--corpus`, else a BEIR folder's, else the run's
     own index as it is and its vectors, mapped, else the rows' passages."""
-    data, stage, stored = saved.config.data, saved.config.stage, None
+    data, settings, stored = saved.config.data, saved.config.evaluation, None
     if has_corpus(data, MINE):
         corpus = read_given_corpus(data, MINE, reading)
     elif saved.run:
@@ -263,14 +263,14 @@ def encode_corpus(
     table = build_table(corpus, rows, [], reading)
     say_notices(table.notices, console)
     if stored is None:
-        check_factory(stage.index_factory, saved.retriever.hidden_size, table.corpus_size)
+        check_factory(settings.index_factory, saved.retriever.hidden_size, table.corpus_size)
     known = len(corpus) if stored else 0
     tokens = tokenize_side(saved.retriever, "passage", table.texts[known:], console, "passages")
-    vectors_nD = encode(saved.retriever, tokens, "passage", stage.per_device_eval_batch_size, console)
+    vectors_nD = encode(saved.retriever, tokens, "passage", settings.per_device_eval_batch_size, console)
     if stored and saved.run:
         own = open_vectors(saved.run / "index", stored.manifest.shards)
-        return table, Rows([*own, (vectors_nD, np.arange(known, len(table.texts)))]), stored.index
-    part = build_part(vectors_nD[: table.corpus_size], stage.index_factory)
+        return table, VectorParts([*own, (vectors_nD, np.arange(known, len(table.texts)))]), stored.index
+    part = build_part(vectors_nD[: table.corpus_size], settings.index_factory)
     return table, vectors_nD, CorpusIndex([part] if part else [], table.corpus_size)
 
 

@@ -14,7 +14,7 @@ from ds_rag.commands.plan.setup import NAMES, STAGES, Setup
 from ds_rag.commands.plan.shapes import read_shape
 from ds_rag.commands.plan.workload import Workload
 from ds_rag.config import OWNER, DataConfig, RunConfig, build
-from ds_rag.config.bounds import ITEMS, Bounds, above, whole
+from ds_rag.config.bounds import ITEMS, Bounds, above, integer
 from ds_rag.config.flags import Parser, add_number, add_settings
 from ds_rag.runtime.errors import UserError, choose
 
@@ -28,14 +28,14 @@ TRAINING = (
 )  # fmt: skip
 # Of the machine and the corpus: name, bounds, help, default.
 NUMBERS: tuple[tuple[str, Bounds, str, float | None], ...] = (
-    ("gpus", whole(1, 65536), "how many (default: the fewest that do)", None),
+    ("gpus", integer(1, 65536), "how many (default: the fewest that do)", None),
     ("gpu_memory", above(0, 1e6), "GB of a GPU, where it is another than the preset's", None),
-    ("gpus_per_node", whole(1, 1024), "GPUs of a machine", GPUS_PER_NODE),
+    ("gpus_per_node", integer(1, 1024), "GPUs of a machine", GPUS_PER_NODE),
     ("host_memory", above(0, 1e9), "GB of a machine", HOST_MEMORY),
     ("mfu", above(0, 1), "share of the GPU's peak that training reaches", 0.4),
     ("bandwidth", above(0, 1e6), "GB/s a GPU sends to all others (default: its link's, or the network's)", None),
-    ("passages", whole(1, 10**12), "passages of the corpus, such as 21e6", None),
-    ("passages_per_row", whole(1, ITEMS), "of a training row", 1),
+    ("passages", integer(1, 10**12), "passages of the corpus, such as 21e6", None),
+    ("passages_per_row", integer(1, ITEMS), "of a training row", 1),
 )
 OF_ROWS = tuple(f.name for f in fields(DataConfig) if f.name not in COUNTED)
 PLANNED_WAYS = ("auto", "one_pass", "exact")

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from ds_rag.index.corpus_check import source_note
 from ds_rag.index.store import hash_model
-from ds_rag.run import export, run_files
+from ds_rag.run import config_and_results, export
 from ds_rag.run.checkpoint import LATEST, checkpoints, named_by
 from ds_rag.run.html_report import read_metrics
 from ds_rag.runtime import atomic_folders, json_files, stop_signals
@@ -98,7 +98,7 @@ def of_run(run: Path) -> list[Finding]:
             Finding(run, "run", wrong, "" if wrong else "left before runs had a manifest: no hashes to hold it against")
         )
     damaged = {line.split(":")[0] for f in found for line in f.wrong}
-    readers = {json_files.CONFIG: run_files.configuration, json_files.RESULTS: run_files.figures}
+    readers = {json_files.CONFIG: config_and_results.configuration, json_files.RESULTS: config_and_results.figures}
     for name, read in readers.items():
         if (run / name).exists() and name not in damaged and (wrong := met(read, run)):
             found.append(Finding(run / name, "file", wrong))

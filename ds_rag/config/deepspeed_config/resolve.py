@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from ds_rag.config import OptimConfig
-from ds_rag.config.bounds import MANY, Bounds, whole
+from ds_rag.config.bounds import MANY, Bounds, integer
 from ds_rag.config.deepspeed_config.keys import AUTO, OWN_AUTO, check, get, listed, put
 from ds_rag.config.deepspeed_config.optimizers import complete
 from ds_rag.runtime.errors import UserError
@@ -46,7 +46,7 @@ def _within(bounds: Bounds) -> Callable[[Any], Any]:
             number = bounds.read(value)
         except ValueError:
             raise ValueError(str(bounds)) from None
-        return number if bounds.whole else float(number)
+        return number if bounds.integer else float(number)
 
     return read
 
@@ -56,7 +56,7 @@ def _of(flag: str) -> Callable[[Any], Any]:
     return _within(next(f for f in fields(OptimConfig) if f.name == flag).metadata["bounds"])
 
 
-_count = _within(whole(1, MANY))
+_count = _within(integer(1, MANY))
 
 
 def _betas(value: object) -> tuple[float, ...]:

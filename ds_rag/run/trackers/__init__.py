@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.errors import RunError, UserError, choose
-from ds_rag.runtime.whole_files import write_whole
 
 # Name in --report_to, of the file here and of the extra -> the library that it needs.
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
@@ -49,7 +49,7 @@ class TrackedRun:
 
     def keep_id(self, tracker: str, value: str) -> None:
         """Kept in the run's folder, so that a resumed run goes on in the same place."""
-        write_whole(self.folder / IDS, json.dumps(self._ids() | {tracker: value}) + "\n")
+        write_complete(self.folder / IDS, json.dumps(self._ids() | {tracker: value}) + "\n")
 
     def _ids(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):

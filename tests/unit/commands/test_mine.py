@@ -18,7 +18,7 @@ from small import small_generator, small_retriever
 
 from ds_rag.commands.mine import command as mine
 from ds_rag.commands.mine.command import Limits, Miner, check_arguments, faults, mine_chunks, posterior_of, show
-from ds_rag.config import DEFAULT_TEMPLATE, RunConfig, StageConfig
+from ds_rag.config import DEFAULT_TEMPLATE, EvaluationConfig, RunConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells
 from ds_rag.data.dataset import Example, build_table
@@ -169,7 +169,7 @@ def test_many_queries_are_searched_at_once():
 def test_an_indexs_vectors_are_mapped_and_not_encoded_again(tmp_path, monkeypatch, shards):
     retriever, console, texts = small_retriever(), Console(speaks=False), [f"{text} of zor" for text in CORPUS]
     retriever.save(tmp_path / "retriever")
-    tokens, stage = tokenize_side(retriever, "passage", texts, console, "texts"), StageConfig(index_shards=shards)
+    tokens, stage = tokenize_side(retriever, "passage", texts, console, "texts"), EvaluationConfig(index_shards=shards)
     built = index_corpus(retriever, Corpus(tokens, retriever, 8), stage, tmp_path / "work", "m")
     model = hash_model(tmp_path / "retriever")
     manifest = describe(model, 16, texts, "Flat", retriever.settings, 1 if shards == "keep" else 0)
@@ -220,7 +220,7 @@ def test_without_a_posterior_unlabelled_rows_stay_as_they_are():
 def test_the_posterior_by_one_forward_a_cell():
     retriever, generator = small_retriever(temperature=0.2), small_generator().eval()
     config = RunConfig()
-    config.stage.per_device_eval_batch_size = 3
+    config.evaluation.per_device_eval_batch_size = 3
     prompt = Prompt(generator.tokenizer, DEFAULT_TEMPLATE, False, generator.max_length)
     saved: Any = SimpleNamespace(generator=generator, prompt=prompt, retriever=retriever, config=config)
     texts = ["the tavern of zor via is amber", "the anthem of mel dor is flint", "zor", "the chancellor is basalt"]

@@ -16,9 +16,9 @@ import pytest
 
 from ds_rag.commands import cli
 from ds_rag.config import SECTIONS, RunConfig, build
-from ds_rag.config.bounds import Bounds, Number, above, inner_share, real, share, whole
+from ds_rag.config.bounds import Bounds, Number, above, fraction, inner_fraction, integer, real
 from ds_rag.config.flags import parse
-from ds_rag.run.run_files import configuration
+from ds_rag.run.config_and_results import configuration
 from ds_rag.runtime.errors import UserError
 
 FIELDS = {f.name: f for cls in SECTIONS.values() for f in fields(cls)}
@@ -29,15 +29,15 @@ TEXTS = {"candidates", "micro_cells", "refresh_fraction"}
 
 def outside(bounds: Bounds) -> list[float]:
     """Just outside, far outside, and no number at all."""
-    step = 1 if bounds.whole else max(abs(bounds.least), abs(bounds.most)) * 1e-9
+    step = 1 if bounds.integer else max(abs(bounds.least), abs(bounds.most)) * 1e-9
     low = bounds.least if bounds.above else bounds.least - step
     high = bounds.most if bounds.below else bounds.most + step
-    far = [-(10**30), 10**30] if bounds.whole else [-1e30, 1e30]
+    far = [-(10**30), 10**30] if bounds.integer else [-1e30, 1e30]
     return [x for x in (low, high, *far, math.nan, math.inf, -math.inf) if x not in bounds.also]
 
 
 def inside(bounds: Bounds) -> list[object]:
-    step = 1 if bounds.whole else (bounds.most - bounds.least) * 1e-9
+    step = 1 if bounds.integer else (bounds.most - bounds.least) * 1e-9
     low = bounds.least + step if bounds.above else bounds.least
     high = bounds.most - step if bounds.below else bounds.most
     return [low, high, *bounds.also]
@@ -106,17 +106,17 @@ def test_every_numeric_flag_of_a_command_declares_bounds(parsers):
 @pytest.mark.parametrize("text", ["010", "1_000", "0x10", "1:30", "1.5", "", "ten", "\u0663", "1e400", "9" * 5000])
 def test_text_that_is_no_whole_number(text):
     with pytest.raises(UserError, match="--n: out of bounds"):
-        Number("n", whole(-5, 10**6))(text)
+        Number("n", integer(-5, 10**6))(text)
 
 
 def test_what_bounds_say():
-    assert str(whole(1, 5)) == "a whole number from 1 to 5"
-    assert str(whole(1, 1000, "all")) == "a whole number from 1 to 1,000, or all"
+    assert str(integer(1, 5)) == "a whole number from 1 to 5"
+    assert str(integer(1, 1000, "all")) == "a whole number from 1 to 1,000, or all"
     assert str(above(0, 1)) == "a number above 0 to 1"
-    assert str(share()) == "a number from 0 below 1"
-    assert Number("passages", whole(1, 10**12))("21e6") == 21_000_000
-    assert not real(0, 1).holds(math.nan) and not whole(0, 9).holds(3.0)
-    assert not inner_share().holds(1.0) and not inner_share().holds(0.0)
+    assert str(fraction()) == "a number from 0 below 1"
+    assert Number("passages", integer(1, 10**12))("21e6") == 21_000_000
+    assert not real(0, 1).holds(math.nan) and not integer(0, 9).holds(3.0)
+    assert not inner_fraction().holds(1.0) and not inner_fraction().holds(0.0)
 
 
 def test_defaults_are_within_their_bounds():

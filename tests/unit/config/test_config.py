@@ -97,7 +97,7 @@ def test_values_of_a_recipe(recipe):
     text = "train_data: x\nlearning_rate: 2e-4\ncandidates: 4\nrefresh_index: 25\nnormalize: true\neval_data:\n"
     config = parse(recipe(text))
     assert (config.optim.learning_rate, config.objective.candidates) == (2e-4, "4")
-    assert (config.stage.refresh_index, config.model.normalize, config.data.eval_data) == ("25", "true", None)
+    assert (config.evaluation.refresh_index, config.model.normalize, config.data.eval_data) == ("25", "true", None)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_refresh_fraction_that_is_no_share(value):
 
 def test_refresh_fractions_that_are():
     for value in ("auto", "1", "0.01", "1.0"):
-        assert build({"refresh_fraction": value}).stage.refresh_fraction == value
+        assert build({"refresh_fraction": value}).evaluation.refresh_fraction == value
 
 
 def test_the_best_weights_are_gone_when_async_figures_come():

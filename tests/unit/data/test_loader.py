@@ -247,7 +247,7 @@ def test_the_order_of_rows_does_not_depend_on_the_offer():
 
 
 def test_ranks_of_a_common_pool_share_what_was_found():
-    ranks = [offered(False, rank=r, world=2).collate_share([0, 1, 2]) for r in range(2)]
+    ranks = [offered(False, rank=r, world=2).collate_shard([0, 1, 2]) for r in range(2)]
     alone = offered(False).collate([0, 1, 2])
     for batch in ranks:
         assert torch.equal(batch.own_BN, alone.own_BN) and torch.equal(batch.positive_BN, alone.positive_BN)

@@ -12,7 +12,7 @@ from small import gradients, plain_loss, small_parts
 
 from ds_rag.config import OptimConfig
 from ds_rag.engines.clipping import shrink_to
-from ds_rag.engines.joint import Engines
+from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.optimizer import adamw
 from ds_rag.engines.plain import PlainEngine, plain_engines
 from ds_rag.engines.state import load_engine, save_engine

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ds_rag.config import DataConfig, StageConfig
+from ds_rag.config import DataConfig, EvaluationConfig
 from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.token_tables import EvalTokens, tokenize_evaluation
 from ds_rag.evaluation import evaluator as module
@@ -67,7 +67,7 @@ def evaluator(
     N = len(passages)
     data = RagData([f"text {n}" for n in range(N)], ids or [f"p{n}" for n in range(N)], N, [], rows)
     tokens = EvalTokens(numbers(N), numbers(len(queries)), numbers(N), numbers(len(queries)))
-    config = StageConfig(**{"per_device_eval_batch_size": 2, "top_k": 2} | stage)
+    config = EvaluationConfig(**{"per_device_eval_batch_size": 2, "top_k": 2} | stage)
     return Evaluator(Chosen(queries, passages), generator, generator, data, tokens, config)
 
 

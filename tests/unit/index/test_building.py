@@ -13,13 +13,13 @@ import torch
 from small import small_retriever
 
 from ds_rag.commands.index import command as index
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import RagData, TokenTable, tokenize
 from ds_rag.data.source import source_of
 from ds_rag.index import building as module
 from ds_rag.index import shards
-from ds_rag.index.building import Corpus, Encoder, build, encode_share, hash_tokens, index_corpus, update_share
+from ds_rag.index.building import Corpus, Encoder, build, encode_shard, hash_tokens, index_corpus, update_shard
 from ds_rag.index.encode import encode, precision_of
 from ds_rag.index.partial_update import drift
 from ds_rag.index.store import describe, hash_model, read_index
@@ -69,7 +69,7 @@ def forwards(retriever: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_share_is_what_encode_gives(retriever, tmp_path):
     tokens = table(retriever)
-    share = encode_share(Encoder(retriever, "m", 7), Corpus(tokens, retriever, 4), tmp_path)
+    share = encode_shard(Encoder(retriever, "m", 7), Corpus(tokens, retriever, 4), tmp_path)
     assert np.array_equal(share.vectors_nD, encode(retriever, tokens, "passage", 4)[share.numbers_n])
     assert sorted(share.numbers_n.tolist()) == list(range(101)) and (share.steps_n == 7).all()
 
@@ -77,7 +77,7 @@ def test_a_share_is_what_encode_gives(retriever, tmp_path):
 @pytest.mark.parametrize("stop", [1, 30, 95])
 def test_a_stopped_encoding_goes_on_and_is_the_same_to_the_last_bit(retriever, tmp_path, monkeypatch, stop):
     corpus = Corpus(table(retriever), retriever, 4)
-    whole = encode_share(Encoder(retriever, "m", 0), corpus, tmp_path / "whole")
+    whole = encode_shard(Encoder(retriever, "m", 0), corpus, tmp_path / "whole")
     done = 0
 
     def watch(count: int) -> None:
@@ -87,15 +87,15 @@ def test_a_stopped_encoding_goes_on_and_is_the_same_to_the_last_bit(retriever, t
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_share(Encoder(retriever, "m", 0, watch), corpus, tmp_path / "cut")
+        encode_shard(Encoder(retriever, "m", 0, watch), corpus, tmp_path / "cut")
     counts = forwards(retriever, monkeypatch)
-    again = encode_share(Encoder(retriever, "m", 0), corpus, tmp_path / "cut")
+    again = encode_shard(Encoder(retriever, "m", 0), corpus, tmp_path / "cut")
     assert np.array_equal(again.vectors_nD, whole.vectors_nD)
     assert 0 < sum(counts) <= 101 - max(0, stop - 20), "what was on the disk is not encoded again"
     counts.clear()
-    encode_share(Encoder(retriever, "m", 0), corpus, tmp_path / "cut")
+    encode_shard(Encoder(retriever, "m", 0), corpus, tmp_path / "cut")
     assert counts == []
-    encode_share(Encoder(retriever, "another model", 0), corpus, tmp_path / "cut")
+    encode_shard(Encoder(retriever, "another model", 0), corpus, tmp_path / "cut")
     assert sum(counts) == 101
 
 
@@ -111,10 +111,10 @@ def test_an_update_encodes_that_share_and_keeps_the_rest(retriever, moved, tmp_p
     monkeypatch.setattr("ds_rag.index.partial_update.LEAST_SAMPLE", 10)
     tokens = table(retriever)
     corpus = Corpus(tokens, retriever, 4)
-    old = encode_share(Encoder(retriever, "m", 3), corpus, tmp_path / "old")
+    old = encode_shard(Encoder(retriever, "m", 3), corpus, tmp_path / "old")
     fresh = encode(moved, tokens, "passage", 4)[old.numbers_n]
     counts = forwards(moved, monkeypatch)
-    new = update_share(Encoder(moved, "n", 5), corpus, tmp_path / "new", old, fraction, 0)
+    new = update_shard(Encoder(moved, "n", 5), corpus, tmp_path / "new", old, fraction, 0)
     done = new.steps_n == 5
     assert (new.steps_n[~done] == 3).all() and (old.steps_n == 3).all()
     share = {"0.1": 11, "0.4": 41, "1.0": 101, "auto": 101}[fraction]  # all have moved far
@@ -126,22 +126,24 @@ def test_an_update_encodes_that_share_and_keeps_the_rest(retriever, moved, tmp_p
     mean = new.figures["drift"] / new.figures["sampled"]
     assert mean == pytest.approx(drift(old.vectors_nD, fresh).mean(), rel=0.5) and new.figures["sampled"] == 10
     assert new.figures["drift_left"] == pytest.approx(rest.sum(), rel=0.7)
-    third = update_share(Encoder(moved, "n", 6), corpus, tmp_path / "third", new, "auto", 0)  # nothing moves any more
+    third = update_shard(Encoder(moved, "n", 6), corpus, tmp_path / "third", new, "auto", 0)  # nothing moves any more
     assert third.figures["drift"] == pytest.approx(0 if share == 101 else third.figures["drift"], abs=1e-6)
-    assert encode_share(Encoder(moved, "n", 5), corpus, tmp_path / "new").vectors_nD.shape == (101, 16)
+    assert encode_shard(Encoder(moved, "n", 5), corpus, tmp_path / "new").vectors_nD.shape == (101, 16)
     assert sum(counts) >= share + 101, "a share in part is not taken for a whole one"
 
 
 @pytest.mark.parametrize("shards", ["merge", "keep"])
 def test_publish_and_open(retriever, tmp_path, shards):
-    tokens, stage = table(retriever), StageConfig(index_shards=shards)
+    tokens, stage = table(retriever), EvaluationConfig(index_shards=shards)
     ids = [f"id-{n}" for n in range(101)]
     built = index_corpus(retriever, Corpus(tokens, retriever, 8), stage, tmp_path / "work", "m")
     settings = retriever.settings
     for layout in ("keep", shards):  # another layout's files go
         count = int(layout == "keep")
         manifest = describe("m", 16, TEXTS, "Flat", settings, count)
-        other = index_corpus(retriever, Corpus(tokens, retriever, 8), StageConfig(index_shards=layout), tmp_path, "m")
+        other = index_corpus(
+            retriever, Corpus(tokens, retriever, 8), EvaluationConfig(index_shards=layout), tmp_path, "m"
+        )
         publish(tmp_path / "index", other, ids, TEXTS, manifest)
     names = {
         "merge": {"vectors.npy", "index.faiss"},
@@ -162,10 +164,10 @@ def test_publish_and_open(retriever, tmp_path, shards):
 
 def test_a_shard_that_is_missing_is_said(retriever, tmp_path, monkeypatch):
     corpus = Corpus(table(retriever), retriever, 8)
-    share = encode_share(Encoder(retriever, "m", 0), corpus, tmp_path)
+    share = encode_shard(Encoder(retriever, "m", 0), corpus, tmp_path)
     corpus.world = 2
     with pytest.raises(UserError, match="not all ranks") as caught:
-        build(corpus, share, tmp_path, StageConfig())
+        build(corpus, share, tmp_path, EvaluationConfig())
     assert "shard-0-of-2.npy" in str(caught.value) and "keep" in str(caught.value)
 
 
@@ -212,7 +214,7 @@ def test_a_manifest_says_what_made_the_index_and_holds_no_passage_of_rows_alone(
     corpus_file.write_text("".join(json.dumps({"id": f"p{n}", "text": text}) + "\n" for n, text in enumerate(TEXTS)))
     data = RagData([*TEXTS, "of a row alone"], [f"p{n}" for n in range(len(TEXTS) + 1)], len(TEXTS))
     data.source = source_of(corpus_file)
-    corpus, stage = Corpus(table(retriever), retriever, 8), StageConfig(index_factory="flat")
+    corpus, stage = Corpus(table(retriever), retriever, 8), EvaluationConfig(index_factory="flat")
     built = index_corpus(retriever, corpus, stage, tmp_path / "work", "m")
     describe_and_publish(tmp_path / "index", built, corpus, retriever, data, stage, "m")
     stored = read_index(tmp_path / "index", "m", retriever=retriever)

@@ -18,7 +18,7 @@ import pytest
 from small import finished_run, small_parts, small_retriever
 
 from ds_rag.commands import cli
-from ds_rag.config import ModelConfig, StageConfig
+from ds_rag.config import EvaluationConfig, ModelConfig
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.index import building
 from ds_rag.index.encode import precision_of
@@ -140,7 +140,7 @@ class Nothing:
 
 def stage_of(folder: Path, **flags: Any) -> tuple[Any, IndexStage, int]:
     parts = small_parts()
-    stage = IndexStage(parts, StageConfig(**flags), Nothing(), folder, Console(speaks=False), needed=True)  # type: ignore[arg-type]
+    stage = IndexStage(parts, EvaluationConfig(**flags), Nothing(), folder, Console(speaks=False), needed=True)  # type: ignore[arg-type]
     return parts, stage, len(parts.eval_tokens.passages)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ds_rag.index import shards as module
-from ds_rag.index.shards import Origin, ShardWriter, merge_shards, open_shard, shard_path, share_of
+from ds_rag.index.shards import Origin, ShardWriter, merge_shards, open_shard, shard_of, shard_path
 
 D = 4
 ROWS = np.random.default_rng(0).normal(size=(23, D)).astype(np.float32)
@@ -95,14 +95,14 @@ def test_a_progress_that_says_nothing_is_none(tmp_path, text):
 def test_the_progress_names_no_row_before_it_is_on_the_disk(tmp_path, monkeypatch):
     path = tmp_path / "s.npy"
     seen: list[tuple[int, int]] = []
-    write_whole = module.write_whole
+    write_complete = module.write_complete
 
     def watch(file: Path, text: str) -> None:
         rows = json.loads(text)["chunks"][-1][0]
         seen.append((rows, path.stat().st_size))
-        write_whole(file, text)
+        write_complete(file, text)
 
-    monkeypatch.setattr(module, "write_whole", watch)
+    monkeypatch.setattr(module, "write_complete", watch)
     write(path)
     header = path.stat().st_size - ROWS.nbytes
     assert [rows for rows, _ in seen] == [6, 12, 18, 23]
@@ -123,7 +123,7 @@ def test_a_shard_of_no_rows(tmp_path):
 @pytest.mark.parametrize("world", [1, 2, 3, 50])
 def test_ranks_share_the_corpus_longest_first_and_merge_gives_its_order(tmp_path, world):
     lengths = np.random.default_rng(1).integers(1, 9, size=46)
-    numbers = [share_of(lengths, rank, world) for rank in range(world)]
+    numbers = [shard_of(lengths, rank, world) for rank in range(world)]
     assert sorted(np.concatenate(numbers).tolist()) == list(range(46))
     assert all((np.diff(lengths[n]) <= 0).all() for n in numbers)
     assert world > 40 or max(lengths[n].sum() for n in numbers) - min(lengths[n].sum() for n in numbers) <= 8

@@ -14,7 +14,7 @@ from ds_rag.commands import merge
 from ds_rag.config import DataConfig, ModelConfig, build
 from ds_rag.data.batch import lay_out_cells, pad_right
 from ds_rag.models.adapters import ADAPTER_FILE, has_adapters
-from ds_rag.models.loading import load_generator, load_pair, load_retriever
+from ds_rag.models.from_settings import open_generator, open_pair, open_retriever
 from ds_rag.runtime.errors import UserError
 
 MakeFolder = Callable[..., Path]
@@ -22,7 +22,7 @@ CELLS = lay_out_cells([torch.arange(5, 12).int().numpy()] * 2, [torch.arange(20,
 
 
 def adapted(folder: Path, **flags: Any) -> Any:
-    model = load_generator(ModelConfig(generator=str(folder), lora="generator", **flags), list, folder)
+    model = open_generator(ModelConfig(generator=str(folder), lora="generator", **flags), list, folder)
     return model.eval()
 
 
@@ -37,7 +37,7 @@ def teach(model: Any) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bloom"])
 def test_an_adapter_adds_b_a_x_and_is_what_a_saved_folder_brings_back(model_folder: MakeFolder, kind: str) -> None:
     base = model_folder(kind, "AutoModelForCausalLM")
-    plain = load_generator(ModelConfig(generator=str(base)), list, base).eval()
+    plain = open_generator(ModelConfig(generator=str(base)), list, base).eval()
     model = adapted(base, lora_r=4, lora_alpha=12)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         n for n, _ in model.named_parameters() if "lora_" in n
@@ -55,7 +55,7 @@ def test_an_adapter_adds_b_a_x_and_is_what_a_saved_folder_brings_back(model_fold
         torch.testing.assert_close(plain(CELLS), moved, rtol=1e-4, atol=1e-4)
     model.save(base / "saved")
     assert not (base / "saved" / "model.safetensors").exists() and not (base / "saved" / "config.json").exists()
-    again = load_generator(ModelConfig(generator=str(base / "saved")), list, base).eval()
+    again = open_generator(ModelConfig(generator=str(base / "saved")), list, base).eval()
     assert not has_adapters(again) and again.lm.config.model_type == kind
     torch.testing.assert_close(again(CELLS), moved, rtol=1e-4, atol=1e-4)
 
@@ -63,14 +63,14 @@ def test_an_adapter_adds_b_a_x_and_is_what_a_saved_folder_brings_back(model_fold
 def test_a_retriever_learns_adapters_but_in_its_unused_pooler(model_folder: MakeFolder) -> None:
     base = model_folder("bert")
     flags = ModelConfig(retriever=str(base), lora="both", lora_r=2, encoders="two")
-    model = load_retriever(flags, DataConfig(), list, base).eval()
+    model = open_retriever(flags, DataConfig(), list, base).eval()
     teach(model)
     learning = [n for n, p in model.named_parameters() if p.requires_grad]
     assert learning and all("lora_" in n and "pooler" not in n for n in learning)
     assert any(n.startswith("passage_encoder.") for n in learning)
     tokens = pad_right([torch.arange(5, 12).int().numpy()], 0)
     model.save(base / "saved")
-    again = load_retriever(ModelConfig(retriever=str(base / "saved")), DataConfig(), list, base).eval()
+    again = open_retriever(ModelConfig(retriever=str(base / "saved")), DataConfig(), list, base).eval()
     for side in ("query", "passage"):
         torch.testing.assert_close(again.embed(tokens, side), model.embed(tokens, side), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(again.embed(tokens, "query"), again.embed(tokens, "passage"))
@@ -93,7 +93,7 @@ def test_an_adapter_without_its_base(model_folder: MakeFolder) -> None:
     settings = json.loads((base / "saved" / ADAPTER_FILE).read_text())
     (base / "saved" / ADAPTER_FILE).write_text(json.dumps(settings | {"base_model_name_or_path": "gone"}))
     with pytest.raises(UserError, match="an adapter whose base is not there"):
-        load_generator(ModelConfig(generator=str(base / "saved")), list, base)
+        open_generator(ModelConfig(generator=str(base / "saved")), list, base)
 
 
 def test_an_adapter_on_an_adapter_is_refused(model_folder: MakeFolder) -> None:
@@ -103,7 +103,7 @@ def test_an_adapter_on_an_adapter_is_refused(model_folder: MakeFolder) -> None:
     with pytest.raises(UserError, match="is itself an adapter") as refused:
         adapted(base / "saved")
     assert "--generator RUN/merged/generator" in str(refused.value)
-    load_generator(ModelConfig(generator=str(base / "saved"), lora="retriever"), list, base)  # meant for the other
+    open_generator(ModelConfig(generator=str(base / "saved"), lora="retriever"), list, base)  # meant for the other
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 @needs_bitsandbytes
 def test_a_base_in_4_bits_stays_and_its_adapter_learns(model_folder: MakeFolder) -> None:
     base = model_folder("llama", "AutoModelForCausalLM", hidden_size=64, intermediate_size=64)
-    plain = load_generator(ModelConfig(generator=str(base)), list, base).eval()
+    plain = open_generator(ModelConfig(generator=str(base)), list, base).eval()
     model = adapted(base, load_in_4bit="generator")
     kept = model.lm.model.layers[0].mlp.up_proj.base_layer.weight
     assert kept.dtype == torch.uint8 and kept.numel() * 2 == 64 * 64
@@ -147,7 +147,7 @@ def test_a_run_in_4_bits_is_opened_as_it_learned_and_merged_in_full_precision(
     """RUN/index holds vectors of the rounded base and its adapter: queries must come from the same model."""
     base = model_folder("bert", hidden_size=64, intermediate_size=64)
     flags: dict[str, Any] = {"retriever": str(base), "lora": "retriever", "load_in_4bit": "retriever"}
-    model = load_retriever(ModelConfig(**flags), DataConfig(), list, base).eval()
+    model = open_retriever(ModelConfig(**flags), DataConfig(), list, base).eval()
     teach(model)
     run = tmp_path / "run"
     model.save(run / "retriever")
@@ -159,10 +159,10 @@ def test_a_run_in_4_bits_is_opened_as_it_learned_and_merged_in_full_precision(
         return retriever.eval().embed(tokens, "query")
 
     wanted = vector(model)
-    assert torch.equal(vector(load_pair(run, ModelConfig(**flags), DataConfig())[0]), wanted)
+    assert torch.equal(vector(open_pair(run, ModelConfig(**flags), DataConfig())[0]), wanted)
     merge.main(argparse.Namespace(run=str(run), out=None, device="cpu"))
     whole, merged = (
-        load_retriever(ModelConfig(retriever=str(folder)), DataConfig(), list, base)
+        open_retriever(ModelConfig(retriever=str(folder)), DataConfig(), list, base)
         for folder in (run / "retriever", run / "merged" / "retriever")
     )
     assert not any((run / "merged").rglob(ADAPTER_FILE)) and all(p.dtype == torch.float32 for p in merged.parameters())

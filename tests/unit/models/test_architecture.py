@@ -25,9 +25,9 @@ from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.data.batch import list_cells, pad_right
 from ds_rag.models.adapters import ADAPTER_FILE
 from ds_rag.models.architecture import AFTER_PADDING, usable_positions
+from ds_rag.models.behaviour_checks import check_looks_back
+from ds_rag.models.from_settings import open_generator, open_retriever
 from ds_rag.models.generator import Generator
-from ds_rag.models.loading import load_generator, load_retriever
-from ds_rag.models.probe import check_looks_back
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.errors import UserError
 
@@ -59,11 +59,11 @@ def any_folder(tokenizer: Any, tmp_path: Path) -> MakeFolder:
 
 def generator_of(folder: Path | str, **flags: Any) -> Generator:
     scratch = Path(str(folder).removeprefix("config:")).parent / "tokenizers"
-    return load_generator(ModelConfig(generator=str(folder), **flags), lambda: ["a text"] * 50, scratch)
+    return open_generator(ModelConfig(generator=str(folder), **flags), lambda: ["a text"] * 50, scratch)
 
 
 def retriever_of(folder: Path | str, **flags: Any) -> Retriever:
-    return load_retriever(ModelConfig(retriever=str(folder), **flags), DataConfig(), list, Path("unused")).eval()
+    return open_retriever(ModelConfig(retriever=str(folder), **flags), DataConfig(), list, Path("unused")).eval()
 
 
 def edit(file: Path, **keys: Any) -> None:
@@ -123,7 +123,7 @@ def test_a_model_whose_code_looks_ahead(tiny: Callable[..., Any], tokenizer: Any
 def test_a_new_one_that_is_no_causal_lm(kind: str, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps({"model_type": kind, "vocab_size": 300} | WIDE))
     with pytest.raises(UserError, match="not a causal LM"):
-        load_generator(ModelConfig(generator=f"config:{tmp_path}/model.json"), lambda: ["abc"] * 9, tmp_path)
+        open_generator(ModelConfig(generator=f"config:{tmp_path}/model.json"), lambda: ["abc"] * 9, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_nor_does_config_file(tmp_path: Path, no_network: list[Any]) -> None:
 def test_an_adapters_base_is_a_folder_and_no_adapter(model_folder: MakeFolder, no_network: list[Any]) -> None:
     """transformers would look for the base's base on the hub."""
     base = model_folder("llama", "AutoModelForCausalLM")
-    load_generator(ModelConfig(generator=str(base), lora="generator"), list, base).save(base / "saved")
+    open_generator(ModelConfig(generator=str(base), lora="generator"), list, base).save(base / "saved")
     edit(base / "saved" / ADAPTER_FILE, base_model_name_or_path="org/name")
     with pytest.raises(UserError, match="an adapter whose base is not there"):
         generator_of(base / "saved")
@@ -301,7 +301,7 @@ def test_positions_that_begin_after_the_padding_token(kind: str) -> None:
 def test_a_robertas_texts_are_cut_where_its_positions_end(any_folder: MakeFolder) -> None:
     folder = any_folder("roberta", "AutoModel", **WIDE, max_position_embeddings=64)
     data = DataConfig(max_query_length=500, max_passage_length=500)
-    retriever = load_retriever(ModelConfig(retriever=str(folder)), data, list, folder).eval()
+    retriever = open_retriever(ModelConfig(retriever=str(folder)), data, list, folder).eval()
     assert retriever.settings.max_passage_length == 63  # padding is token 0
     ids = retriever.tokenize(["the tavern of zor " * 60], "passage")
     assert len(ids[0]) == 63

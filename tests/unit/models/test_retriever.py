@@ -7,7 +7,7 @@ import torch
 
 from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.data.batch import pad_right
-from ds_rag.models.loading import load_retriever
+from ds_rag.models.from_settings import open_retriever
 from ds_rag.models.pooling import POOLERS
 from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever, RetrieverSettings
 
@@ -60,7 +60,7 @@ def check_sentence_transformers(retriever: Retriever, folder) -> None:
     for name, side in (("query", "query"), ("document", "passage")):
         theirs = torch.from_numpy(st.encode(WORDS, prompt_name=name))
         torch.testing.assert_close(embed(retriever, WORDS, side), theirs, rtol=0, atol=1e-5)
-    again = load_retriever(ModelConfig(retriever=str(folder)), DataConfig(), list, folder)
+    again = open_retriever(ModelConfig(retriever=str(folder)), DataConfig(), list, folder)
     assert again.settings == retriever.settings
     torch.testing.assert_close(embed(again, WORDS, "query"), embed(retriever, WORDS, "query"), rtol=0, atol=0)
 
@@ -79,12 +79,12 @@ def test_saved_folder_gives_the_same_vectors(pooling, normalize, make, tmp_path)
 @pytest.mark.parametrize(("pooling", "normalize"), [("mean", "true"), ("cls", "false"), ("max", "true")])
 def test_minilm_saved_folder_gives_the_same_vectors(pooling, normalize, minilm, tmp_path):
     model = ModelConfig(retriever=str(minilm), pooling=pooling, normalize=normalize, query_prefix="query: ")
-    check_sentence_transformers(disturb(load_retriever(model, DataConfig(), list, tmp_path)), tmp_path)
+    check_sentence_transformers(disturb(open_retriever(model, DataConfig(), list, tmp_path)), tmp_path)
 
 
 def test_minilm_as_it_comes(minilm, tmp_path):
     """Pooling and normalisation are read from its folder, whose files have the old form."""
-    retriever = load_retriever(ModelConfig(retriever=str(minilm)), DataConfig(), list, tmp_path)
+    retriever = open_retriever(ModelConfig(retriever=str(minilm)), DataConfig(), list, tmp_path)
     assert (retriever.settings.pooling, retriever.settings.normalize) == ("mean", True)
     theirs = torch.from_numpy(opened(minilm).encode(WORDS))
     torch.testing.assert_close(embed(retriever, WORDS, "query"), theirs, rtol=0, atol=1e-5)
@@ -103,7 +103,7 @@ def test_two_encoders(make, tmp_path):
     for folder, side in ((tmp_path, "query"), (tmp_path / PASSAGE_ENCODER, "passage")):
         theirs = torch.from_numpy(opened(folder).encode(WORDS))
         torch.testing.assert_close(embed(retriever, WORDS, side), theirs, rtol=0, atol=1e-5)
-    again = load_retriever(ModelConfig(retriever=str(tmp_path)), DataConfig(), list, tmp_path)
+    again = open_retriever(ModelConfig(retriever=str(tmp_path)), DataConfig(), list, tmp_path)
     for side in ("query", "passage"):
         torch.testing.assert_close(embed(again, WORDS, side), embed(retriever, WORDS, side), rtol=0, atol=0)
 
@@ -129,10 +129,10 @@ def test_learned_temperature_is_saved(make, tmp_path):
     with torch.no_grad():
         retriever.log_temperature -= 1.0
     retriever.save(tmp_path)
-    again = load_retriever(ModelConfig(retriever=str(tmp_path)), DataConfig(), list, tmp_path)
+    again = open_retriever(ModelConfig(retriever=str(tmp_path)), DataConfig(), list, tmp_path)
     assert again.temperature.item() == pytest.approx(0.2 / 2.718281828, rel=1e-5)
     flag = ModelConfig(retriever=str(tmp_path), temperature=0.5)
-    assert load_retriever(flag, DataConfig(), list, tmp_path).temperature.item() == pytest.approx(0.5)
+    assert open_retriever(flag, DataConfig(), list, tmp_path).temperature.item() == pytest.approx(0.5)
 
 
 def test_fixed_temperature_is_exact_in_every_precision(make):
@@ -147,7 +147,7 @@ def test_saves_the_state_it_is_given(make, tmp_path):
     state = {name: tensor.clone() for name, tensor in retriever.state_dict().items()}
     state["log_temperature"] = torch.tensor(0.1).log()
     disturb(retriever).bfloat16().save(tmp_path, state)
-    again = load_retriever(ModelConfig(retriever=str(tmp_path)), DataConfig(), list, tmp_path)
+    again = open_retriever(ModelConfig(retriever=str(tmp_path)), DataConfig(), list, tmp_path)
     torch.testing.assert_close(embed(again, WORDS, "query"), expected, rtol=0, atol=0)
     assert again.temperature.item() == pytest.approx(0.1)
     assert opened(tmp_path)[0].auto_model.dtype == torch.float32

@@ -17,7 +17,7 @@ from ds_rag.data.batch import CellList, lay_out_plain, list_cells
 from ds_rag.models.generator import Generator
 from ds_rag.models.shared_prefix import attention
 from ds_rag.models.shared_prefix.layout import blocks, lay_out_shared
-from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.models.shared_prefix.support import share_prefixes
 
 FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "opt", "gpt_neox"]
 WINDOWED = {"mistral", "gemma2", "gemma3_text"}  # by SHAPES: five tokens, shorter than every prefix below but two

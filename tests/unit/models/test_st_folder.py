@@ -3,7 +3,8 @@ order of passages, or a refusal that names the key; and a saved folder that give
 
 Covered: do_lower_case, similarity (cosine with and without Normalize, dot, euclidean, manhattan), the older file names,
 lengths (also per side), weights in a subfolder, prompts (more than two, default, passage's names), poolings of both
-forms in test_loading.py, order and kinds of modules, truncate_dim, tasks, modalities, arguments, tokenizers by name.
+forms in test_from_settings.py, order and kinds of modules, truncate_dim, tasks, modalities, arguments, tokenizers by
+name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.data.batch import pad_right
-from ds_rag.models.loading import load_retriever, retriever_texts
+from ds_rag.models.from_settings import open_retriever, retriever_texts
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.st_folder import OWN_SETTINGS, TRANSFORMER_FILES, transformer_settings
 from ds_rag.runtime.errors import UserError
@@ -71,7 +72,7 @@ def write(file: Path, content: Any) -> None:
 
 def ours(folder: Path, **flags: Any) -> Retriever:
     data = DataConfig(max_query_length=64, max_passage_length=64)
-    return load_retriever(ModelConfig(retriever=str(folder), **flags), data, list, folder).eval()
+    return open_retriever(ModelConfig(retriever=str(folder), **flags), data, list, folder).eval()
 
 
 def theirs(folder: Path) -> Any:

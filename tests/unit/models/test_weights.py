@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ds_rag.config import DataConfig, ModelConfig
-from ds_rag.models.loading import load_generator, load_retriever
+from ds_rag.models.from_settings import open_generator, open_retriever
 from ds_rag.runtime.errors import UserError
 
 Weights = dict[str, torch.Tensor]
@@ -48,11 +48,11 @@ def before(prefix: str) -> Callable[[Weights], Weights]:
 
 
 def generator(folder: Path) -> Any:
-    return load_generator(ModelConfig(generator=str(folder)), list, folder).lm
+    return open_generator(ModelConfig(generator=str(folder)), list, folder).lm
 
 
 def encoder(folder: Path) -> Any:
-    return load_retriever(ModelConfig(retriever=str(folder)), DataConfig(), list, folder).encoder
+    return open_retriever(ModelConfig(retriever=str(folder)), DataConfig(), list, folder).encoder
 
 
 def equal(found: Any, wanted: Any) -> None:
@@ -154,7 +154,7 @@ def test_what_may_be_missing_or_left_over(model_folder: MakeFolder, tiny: Any) -
 )
 def test_an_adapter_that_is_not_the_bases(change: Any, found: str, model_folder: MakeFolder) -> None:
     base = model_folder("llama", "AutoModelForCausalLM")
-    model = load_generator(ModelConfig(generator=str(base), lora="generator", lora_r=4), list, base)
+    model = open_generator(ModelConfig(generator=str(base), lora="generator", lora_r=4), list, base)
     model.save(base / "saved")
     file = base / "saved" / "adapter_model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})

@@ -25,7 +25,7 @@ class Notes:
         self.index = SimpleNamespace(stalled=0.0, best=None, search="search", wanted=True, refresh=self.refresh)
         table = SimpleNamespace(refresh=self.offer) if candidates else None
         parts = SimpleNamespace(candidates=table, total_steps=total, data=SimpleNamespace(evaluation=["a row"]))
-        keeper = SimpleNamespace(save=lambda state: self.lines.append(("save", state.step)))
+        saver = SimpleNamespace(save=lambda state: self.lines.append(("save", state.step)))
         watchers = SimpleNamespace(after_evaluation=lambda step, found: self.lines.append(("watch", step)))
         metrics = SimpleNamespace(write=self.write)
         fixed: Any = dict(halt=None, console=None, folder=None)
@@ -33,7 +33,7 @@ class Notes:
             parts=parts,  # type: ignore[arg-type]
             config=build(flags),
             index=self.index,  # type: ignore[arg-type]
-            keeper=keeper,  # type: ignore[arg-type]
+            saver=saver,  # type: ignore[arg-type]
             watchers=watchers,  # type: ignore[arg-type]
             state=TrainState(step=step),
             metrics=metrics,  # type: ignore[arg-type]

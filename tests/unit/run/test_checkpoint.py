@@ -240,7 +240,7 @@ def test_export_writes_every_model_with_its_card(tmp_path):
             (folder / "weights").write_text(state)
 
     modules = {"retriever": Module(), "generator": Module()}
-    engines: Any = SimpleNamespace(modules=modules, whole_state=lambda name, keep: f"{name} {keep}")
+    engines: Any = SimpleNamespace(modules=modules, full_state=lambda name, keep: f"{name} {keep}")
     export_models(tmp_path, engines, {"retriever": "# R – ü", "generator": "# G"})
     assert (tmp_path / "retriever/README.md").read_text(encoding="utf-8") == "# R – ü"
     assert (tmp_path / "generator/weights").read_text() == "generator True"

@@ -26,11 +26,11 @@ from ds_rag.config import RunConfig, build
 from ds_rag.config.flags import parse
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.models.adapters import base_folder
-from ds_rag.run import checkpoint, resume_rules, run_files
+from ds_rag.run import checkpoint, config_and_results, resume_rules
 from ds_rag.run.checkpoint import TrainState
-from ds_rag.run.folder import claim
 from ds_rag.run.html_report import read_metrics
 from ds_rag.run.metrics_file import Metrics
+from ds_rag.run.output_dir import claim
 from ds_rag.runtime import atomic_folders, folder_lock, json_files, stop_signals
 from ds_rag.runtime.errors import UserError
 
@@ -261,7 +261,7 @@ def test_a_configuration_of_a_newer_version_says_so(made: Path, tmp_path: Path) 
     run = copy(made, tmp_path, sealed=False)
     with_keys(ds_rag="9.1.0", brain="large")(run / "config.json")
     with pytest.raises(UserError, match=r"a newer version of ds_rag, 9\.1\.0") as caught:
-        run_files.configuration(run)
+        config_and_results.configuration(run)
     assert "brain" in str(caught.value) and "ds_rag 9.1.0" in str(caught.value.fix)
 
 
@@ -269,7 +269,7 @@ def test_an_unknown_key_of_no_newer_version_is_named_too(made: Path, tmp_path: P
     run = copy(made, tmp_path, sealed=False)
     with_keys(brain="large")(run / "config.json")
     with pytest.raises(UserError, match="keys that are not known") as caught:
-        run_files.configuration(run)
+        config_and_results.configuration(run)
     assert "brain" in str(caught.value)
 
 
@@ -409,7 +409,7 @@ def test_a_run_copied_while_it_was_written_again_is_seen(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Models of one export, read between two looks at the manifest."""
-    from ds_rag.commands.reading import add_reading_flags
+    from ds_rag.commands.saved_run import add_reading_flags
     from ds_rag.config.flags import Parser, parse_strictly
     from ds_rag.run import open_saved
 

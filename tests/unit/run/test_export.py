@@ -17,7 +17,7 @@ import pytest
 
 from ds_rag.commands.verify.command import look
 from ds_rag.index.store import hash_model
-from ds_rag.run import export, run_files
+from ds_rag.run import config_and_results, export
 from ds_rag.runtime import atomic_folders, fault_injection, folder_lock
 from ds_rag.runtime.errors import UserError
 
@@ -270,5 +270,5 @@ def test_the_lock_stays_with_who_held_it(tmp_path: Path) -> None:
 def test_a_configuration_says_what_wrote_it(tmp_path: Path) -> None:
     from ds_rag.config import RunConfig
 
-    (tmp_path / "config.json").write_text(run_files.configuration_text(RunConfig()))
-    assert run_files.configuration(tmp_path) == RunConfig().flat() and run_files.has_version(tmp_path)
+    (tmp_path / "config.json").write_text(config_and_results.configuration_text(RunConfig()))
+    assert config_and_results.configuration(tmp_path) == RunConfig().flat() and config_and_results.has_version(tmp_path)

@@ -29,7 +29,7 @@ class Ending:
         self.parts = SimpleNamespace(
             candidates=None, data=SimpleNamespace(evaluation=["a row"]), engines="engines", total_steps=6
         )
-        self.keeper = SimpleNamespace(folder=folder, save=lambda state: self.done.append(f"save {state.step}"))
+        self.saver = SimpleNamespace(folder=folder, save=lambda state: self.done.append(f"save {state.step}"))
         self.index = SimpleNamespace(refresh=self.refresh)
         self.last, nothing = last, lambda *_: None
         self.watchers = SimpleNamespace(memory={}, after_evaluation=nothing)
@@ -139,4 +139,4 @@ def test_what_ranks_do_together_names_itself_before_they_wait(tmp_path, monkeypa
     assert phases[-1] == phase
 
 
-ENGINES: Any = SimpleNamespace(modules={"retriever": None}, learning={"retriever": None}, whole_state=lost)
+ENGINES: Any = SimpleNamespace(modules={"retriever": None}, learning={"retriever": None}, full_state=lost)

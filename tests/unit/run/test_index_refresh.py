@@ -11,7 +11,7 @@ import pytest
 import torch
 from small import small_parts
 
-from ds_rag.config import StageConfig
+from ds_rag.config import EvaluationConfig
 from ds_rag.config.schedules import Schedule
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.index.encode import encode
@@ -43,7 +43,7 @@ def make(folder: Path, schedule: str = "2", steps: int = 8, flags: dict[str, Any
         engine.optimizer.param_groups[0]["lr"] = 0.01
     parts.engines.base_lrs = {name: [0.01] for name in parts.engines.base_lrs}
     torch.manual_seed(0)
-    return parts, IndexStage(parts, StageConfig(**stage), Notes(), folder, SILENT, needed=True)  # type: ignore[arg-type]
+    return parts, IndexStage(parts, EvaluationConfig(**stage), Notes(), folder, SILENT, needed=True)  # type: ignore[arg-type]
 
 
 def loop(parts: Any, stage: IndexStage) -> tuple[list[float], list[Landed], list[str]]:
@@ -106,13 +106,13 @@ class Gate:
     """Holds the encoding of the thread until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.open, encode_share = threading.Event(), module.encode_share
+        self.open, encode_shard = threading.Event(), module.encode_shard
 
         def held(*inputs: Any) -> Any:
             assert self.open.wait(30)
-            return encode_share(*inputs)
+            return encode_shard(*inputs)
 
-        monkeypatch.setattr(module, "encode_share", held)
+        monkeypatch.setattr(module, "encode_shard", held)
 
 
 def test_training_goes_on_while_a_refresh_is_under_way_and_lands_once_it_is_done(tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_what_the_thread_raises_is_raised_in_the_loop(tmp_path, monkeypatch):
     def full(*inputs: Any) -> Any:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module, "encode_share", full)
+    monkeypatch.setattr(module, "encode_shard", full)
     assert stage.after_step(1) is None
     with pytest.raises(OSError, match="No space"):
         stage.after_step(2)
@@ -168,7 +168,7 @@ def test_a_loop_that_breaks_leaves_no_thread(tmp_path, monkeypatch):
 def test_a_frozen_retriever_is_encoded_once(tmp_path, monkeypatch):
     parts, stage = make(tmp_path, flags={"freeze": "retriever"}, refresh_mode="async")
     stage.refresh(0)
-    monkeypatch.setattr(module, "encode_share", None)
+    monkeypatch.setattr(module, "encode_shard", None)
     _, landed, _ = loop(parts, stage)
     assert [(x.step, x.at) for x in landed] == [(2, 2), (4, 4), (6, 6)]
     assert len(stage.evaluator.seen) == 4 and landed[-1].figures["index_age"] == 0

@@ -12,7 +12,7 @@ import torch
 from small import small_generator, small_retriever
 
 from ds_rag.commands.evaluate import command as evaluate
-from ds_rag.commands.reading import add_reading_flags
+from ds_rag.commands.saved_run import add_reading_flags
 from ds_rag.config import RunConfig, build
 from ds_rag.config.flags import Parser, parse_strictly
 from ds_rag.run.open_saved import Saved, open_saved
@@ -42,7 +42,7 @@ def opened(*argv: str) -> Saved:
 def test_a_run_opens_with_its_own_configuration(run):
     saved = opened("--run", str(run), "--own", "x")
     assert saved.run == run
-    assert (saved.config.stage.top_k, saved.config.optim.max_steps) == (3, 5)
+    assert (saved.config.evaluation.top_k, saved.config.optim.max_steps) == (3, 5)
     wanted = small_retriever(seed=4)
     found = dict(saved.retriever.named_parameters())  # with BERT's pooler, which is not used
     assert all(torch.equal(p, found[name]) for name, p in wanted.named_parameters())
@@ -62,7 +62,7 @@ def test_models_are_ready_to_read(run):
 
 def test_flags_win_over_the_run(run):
     saved = opened("--run", str(run), "--top_k", "9", "--query_prefix", "q: ", "--prompt_template", "{query} {passage}")
-    assert saved.config.stage.top_k == 9
+    assert saved.config.evaluation.top_k == 9
     assert saved.retriever.settings.query_prefix == "q: "
     assert saved.prompt.order == ["query", "passage"]
     assert float(opened("--run", str(run), "--temperature", "0.4").retriever.temperature) == pytest.approx(0.4)
@@ -91,7 +91,7 @@ def test_a_run_of_before_has_the_prompt_that_it_was_trained_on(run, tmp_path):
 
 def test_plain_folders(run):
     saved = opened("--retriever", str(run / "retriever"), "--generator", str(run / "generator"), "--top_k", "2")
-    assert saved.run is None and saved.config.stage.top_k == 2 and saved.prompt is not None
+    assert saved.run is None and saved.config.evaluation.top_k == 2 and saved.prompt is not None
     alone = opened("--retriever", str(run / "retriever"))
     assert alone.generator is None and alone.prompt is None
 

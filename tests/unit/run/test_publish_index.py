@@ -22,7 +22,7 @@ import pytest
 
 from ds_rag.commands import cli
 from ds_rag.commands.index import command as index
-from ds_rag.index.building import Built, EncodedShare
+from ds_rag.index.building import Built, EncodedShard
 from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.index.store import Manifest
 from ds_rag.run import checkpoint
@@ -190,7 +190,7 @@ def write(folder: Path, text: str) -> None:
     vectors = np.ones((1, 2), np.float32)
     flat = faiss.IndexFlatIP(2)
     flat.add(vectors)
-    share = EncodedShare(np.arange(1), vectors, np.zeros(1))
+    share = EncodedShard(np.arange(1), vectors, np.zeros(1))
     built = Built(CorpusIndex([type("Part", (), {"index": flat})()], 1), share, vectors)
     publish(folder, built, [text], [text], Manifest("m", 1, 2, "flat", True, "mean", "c"))
 

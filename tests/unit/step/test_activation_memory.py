@@ -9,7 +9,7 @@ from small import small_generator
 
 from ds_rag.data.batch import list_cells
 from ds_rag.models.generator import Generator
-from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.step.activation_memory import budget_bytes, count_saved, free_in_cgroup, measure_cost
 
 

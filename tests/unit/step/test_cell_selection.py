@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ds_rag.losses import posterior, rag_sequence, rag_token
-from ds_rag.step.cell_selection import cell_shares, draw_one, keep_heavy, token_shares
+from ds_rag.step.cell_selection import cell_fractions, draw_one, keep_heavy, token_fractions
 
 B, K, T = 3, 4, 5
 QUERY_C = torch.arange(B).repeat_interleave(K)
@@ -25,18 +25,18 @@ def case(loss: str = "rag_sequence") -> tuple[torch.Tensor, torch.Tensor, torch.
 
 def test_shares_of_rag_sequence_are_the_posterior():
     scores_BK, logp_BKT, mask_BT, grad_CT = case()
-    share_CT = token_shares(grad_CT, QUERY_C, B)
+    share_CT = token_fractions(grad_CT, QUERY_C, B)
     wanted_C = posterior(scores_BK, logp_BKT, mask_BT).flatten()
-    torch.testing.assert_close(cell_shares(share_CT, QUERY_C, B), wanted_C)
+    torch.testing.assert_close(cell_fractions(share_CT, QUERY_C, B), wanted_C)
     torch.testing.assert_close(share_CT, wanted_C[:, None] * mask_BT.repeat_interleave(K, 0))
 
 
 def test_shares_of_rag_token_are_each_tokens_own_posterior():
     scores_BK, logp_BKT, mask_BT, grad_CT = case("rag_token")
     r_BKT = (scores_BK.log_softmax(1)[..., None] + logp_BKT).softmax(1)
-    share_CT = token_shares(grad_CT, QUERY_C, B)
+    share_CT = token_fractions(grad_CT, QUERY_C, B)
     torch.testing.assert_close(share_CT, (r_BKT * mask_BT[:, None]).reshape(B * K, T))
-    sums_B = torch.zeros(B, dtype=torch.float64).index_add_(0, QUERY_C, cell_shares(share_CT, QUERY_C, B))
+    sums_B = torch.zeros(B, dtype=torch.float64).index_add_(0, QUERY_C, cell_fractions(share_CT, QUERY_C, B))
     torch.testing.assert_close(sums_B, torch.ones(B, dtype=torch.float64))
 
 

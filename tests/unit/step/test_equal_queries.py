@@ -37,7 +37,7 @@ def batch_of(rows: list[Example], world: int = 1) -> Batch:
     n = len(rows)
     tokens = TrainTokens(table(n), table(5), table(n), table(5), table(n))
     loader = Loader(with_also(rows), tokens, BatchOptions(n // world, 1, 0, world, 0, 0, shared_pool=world > 1))
-    return loader.collate_share(range(n)) if world > 1 else loader.collate(range(n))
+    return loader.collate_shard(range(n)) if world > 1 else loader.collate(range(n))
 
 
 def scores() -> torch.Tensor:

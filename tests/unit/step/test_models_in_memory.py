@@ -16,10 +16,10 @@ from ds_rag.data.batch import Batch
 from ds_rag.data.dataset import Example, RagData
 from ds_rag.data.loader import BatchOptions
 from ds_rag.runtime.errors import UserError
+from ds_rag.step.batches import load_rows
 from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep
 from ds_rag.step.objectives import positive_only
-from ds_rag.step.rows import load_rows
 from ds_rag.train import train_step
 
 TOWNS = (("zor", "flint"), ("via", "ebony"), ("kel", "basalt"))

@@ -11,7 +11,7 @@ from small import gradients, plain_loss, small_parts
 
 from ds_rag.config import build
 from ds_rag.config.objectives import OBJECTIVES
-from ds_rag.engines.joint import Engines, StepResult
+from ds_rag.engines.engine_pair import Engines, StepResult
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.early_stopping import is_time_to_stop, note_metric
@@ -166,7 +166,7 @@ def test_embedding_spread_is_the_mean_standard_deviation_of_a_dimension():
 
 
 def test_judge_keeps_the_best_and_counts_patience():
-    stage = build({"metric_for_best_model": "mrr@10", "early_stopping_patience": 2}).stage
+    stage = build({"metric_for_best_model": "mrr@10", "early_stopping_patience": 2}).evaluation
     state = TrainState()
     stops = []
     for step, value in enumerate([0.2, 0.5, 0.5, 0.6, 0.1, 0.6]):
@@ -180,12 +180,12 @@ def test_judge_keeps_the_best_and_counts_patience():
 def test_without_patience_nothing_stops_and_an_unknown_metric_is_an_error_only_where_it_matters():
     state = TrainState()
     for _ in range(9):
-        note_metric(state, {"recall@1": 0.1}, build({}).stage, 0)
-        assert not is_time_to_stop(state, build({}).stage)
-    note_metric(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"}).stage, 0)
+        note_metric(state, {"recall@1": 0.1}, build({}).evaluation, 0)
+        assert not is_time_to_stop(state, build({}).evaluation)
+    note_metric(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"}).evaluation, 0)
     for wish in ({"load_best_model_at_end": True}, {"early_stopping_patience": 1}):
         with pytest.raises(UserError, match="bleu") as caught:
-            note_metric(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"} | wish).stage, 0)
+            note_metric(state, {"recall@1": 0.1}, build({"metric_for_best_model": "bleu"} | wish).evaluation, 0)
         assert "recall@1" in str(caught.value)
 
 

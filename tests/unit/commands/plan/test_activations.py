@@ -13,10 +13,10 @@ from ds_rag.commands.plan.activations import Activations
 from ds_rag.commands.plan.shapes import shape_of
 from ds_rag.commands.plan.workload import Workload
 from ds_rag.data.batch import Tokens, list_cells
+from ds_rag.models.from_settings import checkpoint_activations, fuse_activations
 from ds_rag.models.generator import Generator
-from ds_rag.models.loading import checkpoint_activations, fuse_activations
 from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.shared_prefix.probe import share_prefixes
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.step.activation_memory import count_saved
 
 KEYS: dict[str, Any] = {

@@ -22,11 +22,11 @@ from ds_rag.models.architecture import (
     is_half_of_two,
     read_config,
 )
+from ds_rag.models.behaviour_checks import check_looks_back, check_states, rows_of
 from ds_rag.models.folder_safety import opening, out_of_reach
 from ds_rag.models.generator import Generator
-from ds_rag.models.probe import check_looks_back, check_states, rows_of
 from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever
-from ds_rag.models.sharded import is_sharded, keep_todays_names, loading_in_pieces
+from ds_rag.models.sharded import forget_renamings, is_sharded, loading_sharded
 from ds_rag.models.size import check_counted, check_least, stored_bytes
 from ds_rag.models.st_folder import RetrieverSettings, apply_flags, described, transformer_folder
 from ds_rag.models.tokenizer import check_ids, lower_cased, open_tokenizer, train_tokenizer
@@ -44,13 +44,13 @@ AS_SAVED: dict[str, Any] = {"pooling": "auto", "normalize": "auto"} | dict.fromk
 PADDING_SIDE = {"--retriever": "right", "--generator": "left"}
 
 
-def load_retriever(
+def open_retriever(
     model: ModelConfig, data: DataConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None
 ) -> Retriever:
     """The retriever that the flags describe, in float32 on the CPU. An adapter in its folder is merged.
 
     texts: the corpus, read only to train the tokenizer of a `config:FILE`. scratch: the folder for that tokenizer.
-    pieces: see `loading_in_pieces`; the weights of a folder are then sharded, in the configuration's precision.
+    pieces: see `loading_sharded`; the weights of a folder are then sharded, in the configuration's precision.
     """
     if model.retriever.startswith("config:"):
         place = ("AutoModel", model.retriever, "--retriever", texts, scratch / "retriever")
@@ -95,8 +95,8 @@ def retriever_texts(model: ModelConfig, data: DataConfig) -> tuple[Any, Retrieve
     return tokenizer, settings_of(folder, config, tokenizer, model, data)
 
 
-def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None) -> Generator:
-    """The causal LM that the flags describe, in float32 on the CPU; arguments as in `load_retriever`."""
+def open_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None) -> Generator:
+    """The causal LM that the flags describe, in float32 on the CPU; arguments as in `open_retriever`."""
     from transformers import AutoModelForCausalLM
 
     if model.generator.startswith("config:"):
@@ -114,7 +114,7 @@ def load_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict
     return generator
 
 
-def load_pair(
+def open_pair(
     run: Path, model: ModelConfig, data: DataConfig, flags: Collection[str] = ()
 ) -> tuple[Retriever, Generator | None]:
     """The models that a run left in `run/retriever` and `run/generator` (None after `infonce`).
@@ -135,8 +135,8 @@ def load_pair(
         load_in_4bit="both" if len(small) == 2 else next(iter(small), "none"),
         **{key: default for key, default in AS_SAVED.items() if key not in flags},
     )
-    retriever = load_retriever(saved, data, list, run)
-    return retriever, load_generator(saved, list, run) if (run / "generator").is_dir() else None
+    retriever = open_retriever(saved, data, list, run)
+    return retriever, open_generator(saved, list, run) if (run / "generator").is_dir() else None
 
 
 def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folder: Path) -> tuple[Any, Any]:
@@ -225,10 +225,10 @@ def open_weights(
                 f"--{name} {folder}: ZeRO stage 3 together with {needs}", expected="stage 0, 1 or 2, or whole weights"
             )
     load = partial(auto.from_pretrained, base, dtype=torch.float32, trust_remote_code=trusted, **small)
-    with opening(what), out_of_reach(trusted), loading_in_pieces(pieces):
+    with opening(what), out_of_reach(trusted), loading_sharded(pieces):
         weights = open_all(load, base, what, pieces is not None)
     if pieces is not None:
-        keep_todays_names(weights)
+        forget_renamings(weights)
     with opening(what), out_of_reach(trusted):
         weights = apply_adapters(weights, folder, merge=not small)
     if wanted_by(model.lora, name):

@@ -12,7 +12,7 @@ from ds_rag.run.checkpoint import TrainState
 from ds_rag.runtime.errors import not_written
 
 
-class Keeper:
+class CheckpointSaver:
     """Saves this run's checkpoints. `saved`: the last step there is one of."""
 
     def __init__(self, folder: Path, limit: int, parts: Parts, facts: dict[str, Any], saved: int = -1):

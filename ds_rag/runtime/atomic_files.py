@@ -33,7 +33,7 @@ def replacing(file: Path, beside: Path | None = None) -> Iterator[IO[str]]:
         raise
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_complete(file: Path, text: str) -> None:
     """`text` in the place of what `file` holds; on return the new name is on the disk too. Raises OSError."""
     with replacing(file) as stream:
         stream.write(text)

@@ -9,7 +9,7 @@ import numpy as np
 Piece = tuple[np.ndarray, np.ndarray]  # vectors (n, D), and the numbers (n,) of their passages
 
 
-class Rows:
+class VectorParts:
     """(N, D) float32 vectors; the numbers of all pieces together are 0 .. N - 1, each once."""
 
     def __init__(self, pieces: Sequence[Piece]):
@@ -33,4 +33,4 @@ class Rows:
         return rows
 
 
-Vectors = np.ndarray | Rows
+Vectors = np.ndarray | VectorParts

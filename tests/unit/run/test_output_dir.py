@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ds_rag.config.flags import parse
-from ds_rag.run.folder import claim
+from ds_rag.run.output_dir import claim
 from ds_rag.runtime import atomic_folders, folder_lock, stop_signals
 from ds_rag.runtime.errors import UserError
 

@@ -18,8 +18,8 @@ from ds_rag.index import store
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import embed_rows, precision_of, token_budget
 from ds_rag.index.faiss_index import check_factory
-from ds_rag.index.rows import Rows
-from ds_rag.index.shards import share_of
+from ds_rag.index.shards import shard_of
+from ds_rag.index.vector_parts import VectorParts
 from ds_rag.models.fingerprint import fingerprint
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import atomic_folders, collectives
@@ -163,7 +163,7 @@ def embed(retriever: Retriever, texts: Sequence[str], side: str, batch: int = 64
     """(N, D) float32 embeddings of the texts of a side: 'query' or 'passage'. Raises UserError for one that has no
     token."""
     tokens = tokenize_side(retriever, side, texts, Console(speaks=False), f"{side} texts")
-    order = share_of(tokens.lengths, rank=0, world=1)  # longest first
+    order = shard_of(tokens.lengths, rank=0, world=1)  # longest first
     vectors_ND = np.zeros((len(tokens), retriever.hidden_size), np.float32)
     rows = embed_rows(retriever, tokens, order, side, token_budget(retriever, tokens, batch), alone=True)
     vectors_ND[order] = np.concatenate([*rows, vectors_ND[:0]])
@@ -173,7 +173,7 @@ def embed(retriever: Retriever, texts: Sequence[str], side: str, batch: int = 64
 def check_vectors(folder: Path, stored: store.StoredIndex, retriever: Retriever) -> None:
     """Raises UserError where the retriever gives the first passages other vectors than the index holds."""
     some = list(range(min(CHECKED, len(stored.texts))))
-    held = Rows(store.open_vectors(folder, stored.manifest.shards))[some]
+    held = VectorParts(store.open_vectors(folder, stored.manifest.shards))[some]
     now = embed(retriever, [stored.texts[n] for n in some], "passage")
     apart = np.linalg.norm(held - now, axis=1) / np.maximum(np.linalg.norm(held, axis=1), 1e-12)
     if apart.max(initial=0.0) > TOLERANCE:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 from ds_rag.config import build
 from ds_rag.data.dataset import build_table
 from ds_rag.data.formats import passages_of
-from ds_rag.data.in_memory import corpus_from, rows_from
+from ds_rag.data.in_memory_rows import corpus_from, rows_from
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_evaluation
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
@@ -78,12 +78,12 @@ def evaluate(
     config = build(values)
     read = rows_from(rows, need_passages=corpus is None, need_answers=False)
     data = build_table(passages_of(read) if corpus is None else corpus_from(corpus), [], read)
-    check_factory(config.stage.index_factory, retriever.hidden_size, data.corpus_size)
+    check_factory(config.evaluation.index_factory, retriever.hidden_size, data.corpus_size)
     if generator is None:
         prompt = None
     elif prompt is None:
         prompt = Prompt(generator.tokenizer, max_length=generator.max_length)
-    silent, stage = Console(speaks=False), replace(config.stage, eval_answers=generator is not None)
+    silent, stage = Console(speaks=False), replace(config.evaluation, eval_answers=generator is not None)
     tokens = tokenize_evaluation(retriever, prompt, data, config.data, silent)
     for module in (retriever, generator):
         if module is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from ds_rag.config.flags import Parser, add_settings
 from ds_rag.runtime.launcher_env import allow_open_files
 
-READING = ("data", "model", "stage")  # the sections of the configuration that reading a saved run can use
+READING = ("data", "model", "evaluation")  # the sections of the configuration that reading a saved run can use
 
 
 def add_reading_flags(parser: Parser, run: str = "--run", own: Collection[str] = ("retriever", "generator")) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ds_rag.config import DataConfig
 from ds_rag.data.dataset import RagData, build_table
-from ds_rag.data.in_memory import rows_from
+from ds_rag.data.in_memory_rows import rows_from
 from ds_rag.data.loader import BatchOptions, Loader
 from ds_rag.data.token_tables import tokenize_run
 from ds_rag.runtime.console import Console

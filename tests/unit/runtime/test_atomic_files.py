@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ds_rag.runtime import stop_signals
+from ds_rag.runtime.atomic_files import replacing, write_complete
 from ds_rag.runtime.own_files import CHECKPOINT, RUN, SHARDS, strangers
-from ds_rag.runtime.whole_files import replacing, write_whole
 
 
 def test_the_old_content_stands_until_the_block_ends(tmp_path):
@@ -36,13 +36,13 @@ def test_after_an_error_the_old_content_stands_and_nothing_is_left(tmp_path):
 def test_a_rename_that_fails_leaves_the_old_content(tmp_path):
     (tmp_path / "a").mkdir()  # no file takes a folder's name
     with pytest.raises(OSError):
-        write_whole(tmp_path / "a", "new")
+        write_complete(tmp_path / "a", "new")
     assert [f.name for f in tmp_path.iterdir()] == ["a"]
 
 
 def test_what_a_crash_left_is_overwritten(tmp_path):
     (tmp_path / "a.tmp").write_text("a much longer text of before")
-    write_whole(tmp_path / "a", "new")
+    write_complete(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "new" and not (tmp_path / "a.tmp").exists()
 
 
@@ -60,7 +60,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(t
 
     monkeypatch.setattr(os, "fsync", watched)
     monkeypatch.setattr(os, "replace", renamed)
-    write_whole(tmp_path / "a", "text")
+    write_complete(tmp_path / "a", "text")
     assert done == ["sync file", "rename", "sync folder"]
 
 

@@ -10,7 +10,7 @@ from ds_rag.runtime.errors import UserError
 METRIC = "inner product"
 
 
-def check_fits(folder: Path, manifest: Any, retriever: Any) -> None:
+def check_compatible(folder: Path, manifest: Any, retriever: Any) -> None:
     """retriever: embeds the queries (`hidden_size`, `settings`). Raises UserError if dimension, metric, normalisation
     or pooling differ: scores would be meaningless, whatever the weights."""
     settings = retriever.settings

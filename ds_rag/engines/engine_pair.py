@@ -24,7 +24,7 @@ from ds_rag.engines.deepspeed_engine import (
     scale_may_shrink,
     skip_step,
 )
-from ds_rag.models.sharded import is_sharded, whole_state
+from ds_rag.models.sharded import full_state, is_sharded
 from ds_rag.runtime.errors import UserError
 
 
@@ -83,10 +83,10 @@ class Engines:
         pairs = (("retriever", self.retriever), ("generator", self.generator))
         return {name: e.module if name in self.learning else e for name, e in pairs if e is not None}
 
-    def whole_state(self, name: str, keep: bool) -> dict[str, torch.Tensor]:
-        """A model's whole `state_dict`, of this stage or that; `keep` as in `sharded.whole_state`. On all ranks."""
+    def full_state(self, name: str, keep: bool) -> dict[str, torch.Tensor]:
+        """A model's whole `state_dict`, of this stage or that; `keep` as in `sharded.full_state`. On all ranks."""
         self.settle(name)
-        return whole_state(self.modules[name], keep)
+        return full_state(self.modules[name], keep)
 
     def settle(self, name: str) -> None:
         """Before parameters of ZeRO-3 are gathered outside of a forward: those fetched ahead are still on their way."""

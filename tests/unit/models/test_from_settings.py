@@ -9,7 +9,7 @@ import torch
 
 from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.data.batch import lay_out_cells, pad_right
-from ds_rag.models.loading import fuse_activations, load_generator, load_pair, load_retriever
+from ds_rag.models.from_settings import fuse_activations, open_generator, open_pair, open_retriever
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.errors import UserError
 
@@ -18,7 +18,7 @@ DATA = DataConfig()
 
 
 def retriever_of(folder, data=DATA, **flags) -> Retriever:
-    return load_retriever(ModelConfig(retriever=str(folder), **flags), data, list, Path("unused"))
+    return open_retriever(ModelConfig(retriever=str(folder), **flags), data, list, Path("unused"))
 
 
 def describe(folder, pooling: dict, modules=("Transformer", "Pooling", "Normalize"), new: bool = True, **st):
@@ -168,7 +168,7 @@ def test_no_folder_no_model(flag, tmp_path):
             if flag == "retriever":
                 retriever_of(path)
             else:
-                load_generator(ModelConfig(generator=str(path)), list, tmp_path)
+                open_generator(ModelConfig(generator=str(path)), list, tmp_path)
         assert str(path) in str(error.value.found)
 
 
@@ -188,12 +188,12 @@ def test_a_wrong_configuration_is_a_user_error(content, tmp_path, texts):
     (tmp_path / "model.json").write_text(content)
     model = ModelConfig(generator=f"config:{tmp_path}/model.json")
     with pytest.raises(UserError, match=r"not a (model|causal LM)"):
-        load_generator(model, lambda: texts, tmp_path / "scratch")
+        open_generator(model, lambda: texts, tmp_path / "scratch")
 
 
 def test_a_missing_configuration_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="--generator: no such file"):
-        load_generator(ModelConfig(generator=f"config:{tmp_path}"), list, tmp_path)
+        open_generator(ModelConfig(generator=f"config:{tmp_path}"), list, tmp_path)
 
 
 @pytest.fixture
@@ -206,8 +206,8 @@ def built(tmp_path, texts):
     def build(**flags):
         torch.manual_seed(0)
         flagged = replace(model, **flags)
-        retriever = load_retriever(flagged, DATA, lambda: texts, tmp_path / "scratch")
-        return retriever, load_generator(flagged, lambda: texts, tmp_path / "scratch")
+        retriever = open_retriever(flagged, DATA, lambda: texts, tmp_path / "scratch")
+        return retriever, open_generator(flagged, lambda: texts, tmp_path / "scratch")
 
     return build
 
@@ -253,7 +253,7 @@ def test_gradient_checkpointing(on, built):
 
 def test_small_causal_lm_builds(texts, tmp_path):
     model = ModelConfig(generator=f"config:{MODELS}/small_causal_lm.json")
-    generator = load_generator(model, lambda: texts, tmp_path)
+    generator = open_generator(model, lambda: texts, tmp_path)
     assert generator.max_length == 1024
     assert generator.lm.get_output_embeddings().weight is generator.lm.get_input_embeddings().weight
 
@@ -266,19 +266,19 @@ def test_a_run_is_opened_as_it_was_saved(built, tmp_path):
         retriever.log_temperature += 0.5
     retriever.save(tmp_path / "run" / "retriever")
     model = ModelConfig(encoders="two", **flags | {"pooling": "mean", "query_prefix": "z: "})
-    again, none = load_pair(tmp_path / "run", model, DATA)
+    again, none = open_pair(tmp_path / "run", model, DATA)
     assert none is None
     expected = replace(retriever.settings, temperature=again.settings.temperature)
     assert again.settings == expected
     assert again.temperature.item() == pytest.approx(retriever.temperature.item())
-    now, _ = load_pair(tmp_path / "run", model, DATA, {"temperature", "query_prefix"})
+    now, _ = open_pair(tmp_path / "run", model, DATA, {"temperature", "query_prefix"})
     assert now.settings == replace(expected, temperature=0.2, query_prefix="z: ")
     assert torch.equal(
         again.passage_encoder.get_input_embeddings().weight,
         retriever.passage_encoder.get_input_embeddings().weight,
     )
     generator.save(tmp_path / "run" / "generator")
-    _, reopened = load_pair(tmp_path / "run", model, DATA)
+    _, reopened = open_pair(tmp_path / "run", model, DATA)
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         torch.testing.assert_close(reopened.lm.eval()(ids).logits, generator.lm.eval()(ids).logits)

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from ds_rag.config import RunConfig
-from ds_rag.run import run_files
+from ds_rag.run import config_and_results
 from ds_rag.runtime import folder_lock, json_files, stop_signals
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_access, check_place
@@ -78,7 +78,7 @@ def claim(config: RunConfig) -> Path:
     stop_signals.forget(folder)
     if config.run.resume == "never":
         # From now on it is a run's.
-        (folder / json_files.CONFIG).write_text(run_files.configuration_text(config), encoding="utf-8")
+        (folder / json_files.CONFIG).write_text(config_and_results.configuration_text(config), encoding="utf-8")
     return folder
 
 
