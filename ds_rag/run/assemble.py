@@ -159,7 +159,7 @@ def batch_options(config: RunConfig, retriever: Retriever) -> BatchOptions:
 def what_learns(config: RunConfig, objective: Objective) -> dict[str, bool]:
     """Which of the two models are trained. Raises UserError where none is."""
     frozen = config.model.freeze
-    learns = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.generator_learns}
+    learns = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.trains_generator}
     if not any(learns.values()):
         raise UserError("nothing learns", found=f"--objective {objective.name} --freeze {frozen}")
     return learns
