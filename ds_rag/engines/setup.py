@@ -13,7 +13,7 @@ from torch import nn
 from ds_rag.config import RunConfig, deepspeed_config, find_file
 from ds_rag.config.deepspeed_config import Known
 from ds_rag.config.deepspeed_config.optimizers import check_optimizer, check_schedule, check_with_deepspeed
-from ds_rag.engines.deepspeed_engine import shard_frozen, make_engine
+from ds_rag.engines.deepspeed_engine import make_engine, shard_frozen
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever

@@ -85,8 +85,8 @@ def check_parameters(name: str, given: dict[str, Any], optimizer: Any, flag: str
 
 
 def check_built(operator: str, name: str, flag: str) -> None:
-    """Raises UserError for an operator that DeepSpeed would compile at the start, which takes minutes without any output
-    and needs a compiler, for a GPU also nvcc."""
+    """Raises UserError for an operator that DeepSpeed would compile at the start. That takes minutes without output and
+    needs a compiler, for a GPU also nvcc."""
     if not operator or is_built(operator):
         return
     raise UserError(

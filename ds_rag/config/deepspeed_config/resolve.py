@@ -165,7 +165,7 @@ def resolve(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> dic
         raise UserError(
             f'{flag}: "auto" has no value for these keys',
             found=listed(left),
-            fix="write a value or leave the key out" + (" (the model has no hidden_size)" if sizes else ""),
+            fix="write a value or leave the key out" + (" (no hidden size is known)" if sizes else ""),
         )
     return config
 

@@ -109,10 +109,10 @@ def test_precision_is_chosen_as_in_training(gpu, flags, wanted):
         ([*QUESTION, "--lora", "all"], "unknown value"),
         ([*QUESTION, "--generator_backward", "sample"], "depends on the data"),
         ([*QUESTION, "--candidates", "none"], "--candidates"),
-        ([*QUESTION, "--max_passage_length", "2000"], "longer than bge-large reads"),
+        ([*QUESTION, "--max_passage_length", "2000"], "more than bge-large can read"),
         ([*QUESTION, "--gpuz", "2"], "did you mean"),
         ([*QUESTION, "--gpus", "1"], None),
-        ([*QUESTION, "--gpus", "1", "--gpu", "t4", "--host_memory", "16", "--lora", "both"], "no way fits"),
+        ([*QUESTION, "--gpus", "1", "--gpu", "t4", "--host_memory", "16", "--lora", "both"], "nothing fits on t4"),
     ],
 )
 def test_wrong_input(argv, message, capsys):
