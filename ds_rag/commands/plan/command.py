@@ -127,7 +127,7 @@ def way_figures(found: list[Way], request: Request) -> list[dict[str, Any]]:
 
 
 def way_table(found: list[Way], request: Request) -> tuple[list[str], list[list[str]]]:
-    heads = ["way", "GPUs", "stages (retriever, generator)", "GB per GPU", "host GB per rank", "step s", "queries/s"]
+    heads = ["way", "GPUs", "stages (retriever, generator)", "GB/GPU", "host GB/rank", "step s", "queries/s"]
     rows = []
     for f in way_figures(found, request):
         if f["gpus"] is None:
