@@ -103,6 +103,7 @@ HEAVY = {"transformers", "deepspeed", "datasets", "faiss", "matplotlib", "torchm
 
 
 def test_the_lower_rooms_import_no_heavy_library_at_module_level() -> None:
+    assert not [name for name in LIGHT if not any(inside(path).startswith(name) for path in FILES)], "no such file"
     for path in FILES:
         light = inside(path).startswith(tuple(LIGHT)) or (room_of(path) == "commands" and path.name != "command.py")
         if light or room_of(path) in ("runtime", "losses", "step"):
