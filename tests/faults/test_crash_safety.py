@@ -287,7 +287,7 @@ def test_row_12_a_disk_of_the_run_that_is_really_full(tmp_path: Path, flags: lis
         ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto"], 1)
         assert ranks.wait() == [1], ranks.said()
         assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
-        assert "to mend" in ranks.said() and str(run) in ranks.said()
+        assert "to fix" in ranks.said() and str(run) in ranks.said()
         assert all(not atomic_folders.damages(folder) for folder in checkpoints(run))
 
 
@@ -298,7 +298,7 @@ def test_row_12_no_room_for_an_index(tmp_path: Path, whole: Whole, size: str) ->
         ranks = start(["index", "--run", whole["1"], "--out", disk / "index"], where=tmp_path)
         assert ranks.wait() == [1], ranks.said()
         assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
-        assert "to mend" in ranks.said() and not (disk / "index").exists() and not atomic_folders.partials(disk)
+        assert "to fix" in ranks.said() and not (disk / "index").exists() and not atomic_folders.partials(disk)
 
 
 FILES = {
