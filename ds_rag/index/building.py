@@ -23,7 +23,6 @@ from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import TokenTable
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import embed_rows, token_budget
-from ds_rag.index.faiss_index import threads
 from ds_rag.index.partial_update import choose_rows, drift, estimate, fit_map, move, sample_rows
 from ds_rag.index.shards import Origin, ShardWriter, chunk_rows, merge_shards, open_shard, shard_of, shard_path, slices
 from ds_rag.models.retriever import Retriever
@@ -176,8 +175,7 @@ def build(corpus: Corpus, share: EncodedShard, folder: Path, settings: Evaluatio
         )
     numbers = [shard_of(corpus.tokens.lengths, rank, corpus.world) for rank in range(corpus.world)]
     vectors_ND = merge_shards([open_shard(p) for p in paths], numbers, folder / "vectors.npy")
-    with threads(collectives.cores() if corpus.world > 1 else 1):
-        part = build_part(vectors_ND, settings.index_factory)
+    part = build_part(vectors_ND, settings.index_factory, cores=collectives.cores() if corpus.world > 1 else 1)
     return Built(CorpusIndex([part] if part else [], count), share, vectors_ND)
 
 

@@ -19,8 +19,7 @@ from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.token_tables import EvalTokens, tokenize_run
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.setup import make_engines, plan_engines
-from ds_rag.index.faiss_index import check_factory
-from ds_rag.index.spelling import check_spelling
+from ds_rag.index.back_ends import check_factory, check_spelling
 from ds_rag.models.behaviour_checks import check_looks_back
 from ds_rag.models.from_settings import open_generator, open_retriever
 from ds_rag.models.generator import Generator

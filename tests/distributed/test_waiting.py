@@ -23,7 +23,7 @@ from small import small_parts, small_retriever
 from ds_rag.config import EvaluationConfig
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.dataset import tokenize
-from ds_rag.index import building, corpus_index
+from ds_rag.index import building, corpus_index, faiss_index
 from ds_rag.index.building import Corpus, index_corpus
 from ds_rag.index.corpus_index import CorpusIndex, Part, build_part
 from ds_rag.run import index_refresh
@@ -126,10 +126,10 @@ def threads_of_search() -> list[tuple[int, int]]:
     collectives.cores = lambda: 7
     numbers = np.arange(300)[collectives.rank() :: 2]
     whole = [build_part(VECTORS, "Flat")] if collectives.rank() == 0 else []
-    search, found = Part.search, []
+    search, found = faiss_index.search, []
     for parts in (whole, [build_part(VECTORS[numbers], "Flat", numbers)]):
         seen = [-1]
-        Part.search = lambda *x, s=seen: s.append(faiss.omp_get_max_threads()) or search(*x)  # type: ignore
+        faiss_index.search = lambda *x, s=seen: s.append(faiss.omp_get_max_threads()) or search(*x)  # type: ignore
         CorpusIndex(parts, 300).search(VECTORS[:2], 5)  # type: ignore[arg-type]
         found.append((seen[-1], faiss.omp_get_max_threads()))
     return found

@@ -13,8 +13,8 @@ from ds_rag.data.dataset import RagData, TokenTable, build_table, reading_of
 from ds_rag.data.formats import Passage, read_corpus
 from ds_rag.data.source import source_of
 from ds_rag.data.token_tables import tokenize_side
+from ds_rag.index.back_ends import check_factory
 from ds_rag.index.building import Corpus, index_corpus
-from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.shards import remove_shards
 from ds_rag.index.store import check_replaceable, hash_model, read_passages
 from ds_rag.run.open_saved import Saved, open_saved
