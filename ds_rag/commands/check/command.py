@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ds_rag.config import DataConfig, ModelConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
 from ds_rag.data.dataset import CHUNK, build_table, columns_of, corpus_source
-from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
+from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
 from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread
@@ -37,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     config = build(given, frozenset(given))
     data = config.data
     parts: dict[str, dict[str, Any]] = {}
-    source = corpus_source(data) or (data.train_data if is_beir(data.train_data) else None)
+    source = corpus_source(data) or (data.train_data if contains_corpus(data.train_data, "DATA") else None)
     rows, parts["rows"] = check_rows(data.train_data, data, "--train_data", source)
     evaluation: list[Row] = []
     if data.eval_data:
@@ -78,10 +77,6 @@ def examine_together(
         return build_table(corpus or passages_of([*rows, *evaluation]), rows, evaluation).notices, None
     except UserError as error:
         return [], str(error)
-
-
-def is_beir(path: str) -> bool:
-    return detect(Path(path).expanduser(), "DATA") == "beir"
 
 
 def check_rows(path: str, data: DataConfig, flag: str, corpus: str | None) -> tuple[list[Row], dict[str, Any]]:
