@@ -17,7 +17,15 @@ import torch
 from small import small_generator, small_retriever
 
 from ds_rag.commands.mine import command as mine
-from ds_rag.commands.mine.command import Limits, Miner, check_arguments, faults, mine_chunks, posterior_of, show
+from ds_rag.commands.mine.command import (
+    Limits,
+    Miner,
+    check_arguments,
+    exceeded_limits,
+    mine_chunks,
+    posterior_of,
+    show,
+)
 from ds_rag.config import DEFAULT_TEMPLATE, EvaluationConfig, RunConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells
@@ -82,20 +90,23 @@ def test_faults_by_a_loop(limits, shift):
         if not why and limits.posterior is not None and share > limits.posterior:
             why = "posterior"
         wanted.append(why)
-    assert faults(scores, positives, shares, limits) == wanted
+    assert exceeded_limits(scores, positives, shares, limits) == wanted
 
 
 def test_the_factor_is_one_for_scores_above_0_and_never_lifts_the_limit():
     scores = np.array([0.47, 0.48, -0.51, -0.53])
-    assert faults(scores, np.array([0.5]), None, Limits(0.95)) == ["", "margin", "", ""]
-    assert faults(scores, np.array([-0.5]), None, Limits(0.95)) == ["margin", "margin", "margin", ""]
+    assert exceeded_limits(scores, np.array([0.5]), None, Limits(0.95)) == ["", "margin", "", ""]
+    assert exceeded_limits(scores, np.array([-0.5]), None, Limits(0.95)) == ["margin", "margin", "margin", ""]
 
 
 def test_without_positives_only_what_needs_none():
     scores, shares = np.array([0.9, 0.1]), np.array([0.1, 0.9])
-    assert faults(scores, np.zeros(0), shares, Limits(0.95, absolute_margin=0.5)) == ["", ""]
-    assert faults(scores, np.zeros(0), shares, Limits(0.95, max_score=0.5, posterior=0.5)) == ["max_score", "posterior"]
-    assert faults(scores, np.zeros(0), None, Limits(0.95, posterior=0.5)) == ["", ""]
+    assert exceeded_limits(scores, np.zeros(0), shares, Limits(0.95, absolute_margin=0.5)) == ["", ""]
+    assert exceeded_limits(scores, np.zeros(0), shares, Limits(0.95, max_score=0.5, posterior=0.5)) == [
+        "max_score",
+        "posterior",
+    ]
+    assert exceeded_limits(scores, np.zeros(0), None, Limits(0.95, posterior=0.5)) == ["", ""]
 
 
 @pytest.mark.parametrize("limits", LIMITS[:5])
