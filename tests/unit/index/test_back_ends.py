@@ -120,7 +120,7 @@ def test_a_runs_index_is_built_and_published_by_it(by_hand, tmp_path, shards):
     publish(tmp_path / "index", built, [str(n) for n in range(30)], TEXTS, manifest)
     name = "shard-0-of-1.by-by_hand" if shards == "keep" else "index.by-by_hand"
     assert (tmp_path / "index" / name).is_file() and by_hand == [""]
-    queries = np.array(built.share.vectors_nD[:4])
+    queries = np.array(built.shard.vectors_nD[:4])
     for a, b in zip(
         read_index(tmp_path / "index", "m").index.search(queries, 5), built.index.search(queries, 5), strict=True
     ):
