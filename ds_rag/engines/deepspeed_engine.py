@@ -59,7 +59,7 @@ def prepare(module: nn.Module, ds_config: dict[str, Any]) -> None:
     allow_another()
 
 
-def hold_frozen(module: nn.Module, ds_config: dict[str, Any]) -> nn.Module:
+def shard_frozen(module: nn.Module, ds_config: dict[str, Any]) -> nn.Module:
     """A frozen module, sharded over the ranks under a stage-3 configuration. The module itself is to be called, not an
     engine."""
     import deepspeed
@@ -100,7 +100,7 @@ def held_gradients(engine: Any) -> list[torch.Tensor]:
     return [p.grad for p in engine.module.parameters() if p.grad is not None]
 
 
-def own_norm(engine: Any) -> float:
+def gradient_norm(engine: Any) -> float:
     """The gradient norm of one model over all ranks, without the loss scale. NaN, infinite or negative if a gradient is
     not finite."""
     optimizer = engine.optimizer

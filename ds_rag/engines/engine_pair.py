@@ -18,8 +18,8 @@ from torch import nn
 
 from ds_rag.engines.clipping import shrink_to
 from ds_rag.engines.deepspeed_engine import (
+    gradient_norm,
     is_half_wrapper,
-    own_norm,
     scale_gradients,
     scale_may_shrink,
     skip_step,
@@ -140,7 +140,7 @@ class Engines:
         """
         engines = {name: e for name, e in self.learning.items() if only is None or name in only}
         assert engines, f"no model to update: {only} of {sorted(self.learning)}"
-        norms = {name: own_norm(engine) for name, engine in engines.items()}
+        norms = {name: gradient_norm(engine) for name, engine in engines.items()}
         not_finite = tuple(name for name, n in norms.items() if not (math.isfinite(n) and n >= 0))
         skip = skip or bool(not_finite)
         scale = min(getattr(e.optimizer, "loss_scale", 1.0) for e in engines.values())

@@ -13,7 +13,7 @@ from torch import nn
 from ds_rag.config import RunConfig, deepspeed_config, find_file
 from ds_rag.config.deepspeed_config import Known
 from ds_rag.config.deepspeed_config.optimizers import check_optimizer, check_schedule, check_with_deepspeed
-from ds_rag.engines.deepspeed_engine import hold_frozen, make_engine
+from ds_rag.engines.deepspeed_engine import make_engine, shard_frozen
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
@@ -24,8 +24,8 @@ from ds_rag.runtime.errors import UserError
 def files(config: RunConfig) -> list[tuple[str, str]]:
     """(path of the DeepSpeed JSON, the flag that named it) for the retriever's engine, then the generator's."""
     run = config.run
-    own = ((run.deepspeed_retriever, "--deepspeed_retriever"), (run.deepspeed_generator, "--deepspeed_generator"))
-    return [(path, flag) if path else (run.deepspeed, "--deepspeed") for path, flag in own]
+    given = ((run.deepspeed_retriever, "--deepspeed_retriever"), (run.deepspeed_generator, "--deepspeed_generator"))
+    return [(path, flag) if path else (run.deepspeed, "--deepspeed") for path, flag in given]
 
 
 def read_files(config: RunConfig) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def make_engines(
         if learns[name]:
             parts[name] = make_engine(module, resolved, config.optim, known.learning_rate)
         elif resolved["zero_optimization"]["stage"] == 3:
-            parts[name] = hold_frozen(module, resolved)
+            parts[name] = shard_frozen(module, resolved)
         else:
             parts[name] = frozen(module, device, known.precision)
     return Engines(parts["retriever"], parts["generator"], config.optim.max_grad_norm)

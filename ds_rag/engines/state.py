@@ -107,7 +107,7 @@ def shard_of(p: Any) -> torch.Tensor:
 
 def full_tensors(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields ('<parameter>:<key>', full flat float32 tensor on the CPU), in the same order on every rank. One rank
-    keeps each tensor, and saves it; on the others the tensor is empty. A collective."""
+    keeps each tensor; the others get an empty one. A collective."""
     keys = state_keys(engine)
     for number, (name, p) in enumerate(trainable(engine).items()):
         mine = held(engine, p, keys)

@@ -21,12 +21,12 @@ def split_cells(
     chunks: list[list[int]] = []
     tokens, before = 0, -1
     for c in order:
-        prefix, own = cells.prefix_C[c], len(cells.suffixes[c])
-        size = len(cells.prefixes[prefix])
-        added = own if shared and prefix == before else own + size
+        prefix, suffix_tokens = cells.prefix_C[c], len(cells.suffixes[c])
+        both = suffix_tokens + len(cells.prefixes[prefix])
+        added = suffix_tokens if shared and prefix == before else both
         if not chunks or len(chunks[-1]) >= most_cells or tokens + added > most_tokens:
             chunks.append([])
-            tokens, added = 0, own + size
+            tokens, added = 0, both
         chunks[-1].append(c)
         tokens += added
         before = prefix

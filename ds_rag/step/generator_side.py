@@ -213,7 +213,7 @@ class ScoredCells:
         self.outputs = logp_CA
 
     @property
-    def own(self) -> torch.Tensor:
+    def on_this_rank(self) -> torch.Tensor:
         """The log-probabilities of the cells that this rank has read."""
         return self.outputs[self.read.mine]
 

@@ -113,7 +113,7 @@ class JointStep:
             objective = make_objective(objective, collectives.world())
         check_models(objective, generator)
         if engines is None:
-            if generator is not None and not objective.generator_learns:
+            if generator is not None and not objective.trains_generator:
                 generator.requires_grad_(False)
             if generator is not None and options.scoring.share_prefixes and (why := share_prefixes(generator)):
                 options.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {why}")
@@ -173,8 +173,9 @@ class JointStep:
                 found.sums |= scored.backward(found.d_logp_CA, (number, m))
                 tokens += scored.tokens
             tokens += int(batch.queries.mask_BT.sum() + batch.passages.mask_BT.sum())
-            logp = None if scored is None else scored.own
-            sign = first_not_finite(m, Seen(embedded.own, logp, found.loss, d_embedded[:2], found.d_logp_CA))
+            logp = None if scored is None else scored.on_this_rank
+            seen = Seen(embedded.on_this_rank, logp, found.loss, d_embedded[:2], found.d_logp_CA)
+            sign = first_not_finite(m, seen)
             found.sums["embedding_spread"] = spread(embedded.outputs[1])
             outputs.append(StepOutput(found.loss, found.sums, sign))
         bad = any_loss_is_bad([o.sign for o in outputs], self.device)

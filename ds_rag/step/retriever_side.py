@@ -45,11 +45,11 @@ class Embedded:
     def __init__(self, run: Pass, parts: Sequence[tuple[Slice, Slice]], batch: Batch):
         self.parts, self.shares = parts, batch.shares
         self.run: Pass | None = run
-        own = [in_order([p[side] for p in parts], [o[side] for o in run.outputs]) for side in (0, 1)]
+        made = [in_order([p[side] for p in parts], [o[side] for o in run.outputs]) for side in (0, 1)]
         shares = batch.shares
         every = [
-            collectives.gather_rows(own[0].float(), [s.rows for s in shares]) if shares else own[0],
-            collectives.gather_rows(own[1].float(), [s.columns for s in shares]) if shares else own[1],
+            collectives.gather_rows(made[0].float(), [s.rows for s in shares]) if shares else made[0],
+            collectives.gather_rows(made[1].float(), [s.columns for s in shares]) if shares else made[1],
             run.outputs[0][2],
         ]
         self.outputs = [x.detach().float().clone().requires_grad_() for x in every]
@@ -61,7 +61,7 @@ class Embedded:
         return q_BD @ p_ND.T / temperature
 
     @property
-    def own(self) -> list[torch.Tensor]:
+    def on_this_rank(self) -> list[torch.Tensor]:
         """The embeddings that this rank has computed: those of its queries and of its passages."""
         q_BD, p_ND, _ = self.outputs
         if not self.shares:
@@ -82,8 +82,8 @@ class Embedded:
         pairs = zip(gradients, self.outputs, strict=True)
         grads = [torch.zeros_like(x) if g is None else g for g, x in pairs]
         if self.shares:
-            own = self.shares[collectives.rank()]
-            sides = [Slice(rows).gradient(g) for rows, g in zip((own.rows, own.columns), grads[:2], strict=True)]
+            mine = self.shares[collectives.rank()]
+            sides = [Slice(rows).gradient(g) for rows, g in zip((mine.rows, mine.columns), grads[:2], strict=True)]
             grads = [*sides, grads[2] / len(self.shares)]
 
         def of_chunk(c: int) -> Gradients:
@@ -100,17 +100,17 @@ def take_both(batch: Batch, queries: Sequence[int], passages: Sequence[int]) -> 
 class Slice:
     """The rows of the queries, or of the passages, that one chunk embeds.
 
-    own: the rows, possibly none. read: the rows that are embedded: `own`, or row 0 if there are none, because every
+    rows: possibly none. read: the rows that are embedded: `rows`, or row 0 if there are none, because every
     forward needs a query and a passage; that embedding is then not used.
     """
 
     def __init__(self, rows: Sequence[int]):
-        self.own = list(rows)
-        self.read = self.own or [0]
+        self.rows = list(rows)
+        self.read = self.rows or [0]
 
     def gradient(self, grad: torch.Tensor) -> torch.Tensor:
-        """The gradient of the rows in `read`; zero if `own` is empty. grad: of all rows."""
-        return grad[self.own] if self.own else grad.new_zeros(1, *grad.shape[1:])
+        """The gradient of the rows in `read`; zero if `rows` is empty. grad: of all rows."""
+        return grad[self.rows] if self.rows else grad.new_zeros(1, *grad.shape[1:])
 
 
 def split_evenly(queries: Tokens, passages: Tokens, chunk: int) -> list[tuple[Slice, Slice]]:
@@ -131,8 +131,8 @@ def split_evenly(queries: Tokens, passages: Tokens, chunk: int) -> list[tuple[Sl
 
 def in_order(slices: Sequence[Slice], parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """The embeddings of all chunks in the order of the rows. parts: one tensor for each slice."""
-    kept = [part[: len(s.own)] for s, part in zip(slices, parts, strict=True)]
-    rows = [r for s in slices for r in s.own]
+    kept = [part[: len(s.rows)] for s, part in zip(slices, parts, strict=True)]
+    rows = [r for s in slices for r in s.rows]
     joined = torch.cat(kept)
     out = torch.empty_like(joined)
     out[torch.tensor(rows, dtype=torch.int64, device=joined.device)] = joined

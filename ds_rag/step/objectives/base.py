@@ -88,7 +88,8 @@ class Objective(ABC):
         return self.spec.needs_generator
 
     @property
-    def generator_learns(self) -> bool:
+    def trains_generator(self) -> bool:
+        """Is the generator trained, by the objective or by a reader loss?"""
         return self.spec.trains_generator(self.config.reader_loss)
 
     def check(self) -> None:  # noqa: B027 (most have nothing to check)

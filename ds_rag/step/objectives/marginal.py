@@ -10,7 +10,7 @@ from ds_rag.step.objectives.over_candidates import Candidates, OverCandidates
 
 
 class RagSequence(OverCandidates):
-    """`-log sum_j p(z_j | x) p(y | x, z_j)`: one passage explains the whole answer."""
+    """`-log sum_j p(z_j | x) p(y | x, z_j)`: one passage explains the full answer."""
 
     name = "rag_sequence"
 

@@ -80,7 +80,7 @@ def test_reasons_name_the_alternative():
     reasons = explain(large, OPEN, H100, less)
     peak = plan_memory(replace(large, checkpointing=False)).peak
     assert peak > less.usable and f"{peak / 1e9:.3g} GB" in reasons["checkpointing on"]
-    assert "on 2 it would take at the least" in reasons["GPUs"]
+    assert "on 2 it would take at least" in reasons["GPUs"]
     assert "reduce gradients 4 times" in reasons["pass"]
 
 
@@ -144,7 +144,7 @@ def test_every_choice_of_a_setup_is_among_those_that_are_trained():
 def test_the_flags_of_the_index():
     index = plan_index(setup().retriever, 21_000_000, 200, H100, "bf16", 5e10, hosts=2)
     words = shlex.split(command_line(setup(), 8, index, {}))
-    stage = parse([*words[words.index("launch/train.py") + 1 :]]).stage
+    stage = parse([*words[words.index("launch/train.py") + 1 :]]).evaluation
     assert (stage.index_factory, stage.index_shards) == (index.recommended, index.shards) == ("ivf", "keep")
 
 
