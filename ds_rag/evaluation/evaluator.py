@@ -79,8 +79,8 @@ class Evaluator:
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
     def run(self, console: Console | None = None) -> Evaluation:
-        """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index. Where
-        there is one of these vectors (`already_encoded`), `measure` does. console: for the progress of both."""
+        """Encodes the corpus into a temporary folder, builds an index and evaluates on it; all ranks call it together.
+        If there is an index of the same vectors already, use `measure`. console: shows the progress."""
         corpus = Corpus(self.tokens.passages, self.retriever, self.settings.per_device_eval_batch_size)
         with scratch() as folder:
             # Without a variable for the index, so that its files are closed: NFS keeps a folder while a file is open.

@@ -254,7 +254,7 @@ def test_the_posterior_by_one_forward_a_cell():
 
 def test_a_posterior_wants_a_generator():
     saved: Any = SimpleNamespace(generator=None, prompt=None)
-    with pytest.raises(UserError, match="--posterior: no generator") as caught:
+    with pytest.raises(UserError, match="--posterior: there is no generator") as caught:
         posterior_of(saved, [])
     assert "in place of --run" in caught.value.expected  # with --run a --generator is refused
 

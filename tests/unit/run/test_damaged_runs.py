@@ -425,7 +425,7 @@ def test_a_run_copied_while_it_was_written_again_is_seen(
     parser = Parser("test", "A test.")
     add_reading_flags(parser)
     args: argparse.Namespace = parse_strictly(parser, ["--run", str(run)])
-    with pytest.raises(UserError, match="just written this run again"):
+    with pytest.raises(UserError, match="just replaced this run"):
         open_saved.open_saved(args)
 
 
