@@ -86,7 +86,7 @@ def held(engine: Any, p: torch.nn.Parameter, keys: list[str]) -> Held | None:
         return Held(0, {MASTER: master.data.view(-1)} | {k: state[master][k].view(-1) for k in keys}, replicated=True)
     if hasattr(p, "ds_id"):
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(p)]
-        flat, width = optimizer.fp32_partitioned_groups_flat[group], shard_of(p).numel()
+        flat, width = optimizer.fp32_partitioned_groups_flat[group], weight_shard(p).numel()
         start = collectives.rank() * width
         count = max(0, min(width, shape_of(p).numel() - start))  # the last shards are padded
         views = {MASTER: flat.data} | {k: state[flat][k] for k in keys}
@@ -100,7 +100,7 @@ def held(engine: Any, p: torch.nn.Parameter, keys: list[str]) -> Held | None:
     return Held(mapping.lp_fragment_address.start, shards)
 
 
-def shard_of(p: Any) -> torch.Tensor:
+def weight_shard(p: Any) -> torch.Tensor:
     """This rank's shard of a parameter's weights at stage 3."""
     return p.ds_tensor
 
@@ -188,7 +188,7 @@ def put_weights(p: torch.nn.Parameter, name: str, tensors: FullTensors) -> None:
     if not hasattr(p, "ds_id"):
         p.data.view(-1).copy_(tensors.part(name, 0, count))
         return
-    shard = shard_of(p)
+    shard = weight_shard(p)
     start = min(collectives.rank() * shard.numel(), count)
     stop = min(start + shard.numel(), count)  # the last shards have padding
     shard.data.view(-1)[: stop - start].copy_(tensors.part(name, start, stop))

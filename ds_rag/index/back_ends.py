@@ -70,13 +70,13 @@ class BackEnd(Protocol):
 
 def back_end(factory: str) -> tuple[BackEnd, str]:
     """The back end of an `--index_factory`, and what it reads of it. Raises UserError for an unknown name."""
-    name, settings = split(factory)
+    name, settings = split_factory(factory)
     choose(BACK_ENDS, name, f"index back end in --index_factory {factory}")
     module: Any = import_module(BACK_ENDS[name])
     return module, settings
 
 
-def split(factory: str) -> tuple[str, str]:
+def split_factory(factory: str) -> tuple[str, str]:
     """(name of the back end, its settings)."""
     named = re.fullmatch(r"([a-z][a-z0-9_]*):(.*)", factory)
     return (named[1], named[2]) if named else (DEFAULT, factory)
@@ -84,7 +84,7 @@ def split(factory: str) -> tuple[str, str]:
 
 def file_suffix(factory: str) -> str:
     """Of the files that the back end writes; `runtime/own_files.py` recognises it."""
-    name = split(factory)[0]
+    name = split_factory(factory)[0]
     return "faiss" if name == DEFAULT else f"by-{name}"
 
 

@@ -161,7 +161,7 @@ def update_shard(
     return EncodedShard(old.numbers_n, open_shard(path), steps_n, figures)
 
 
-def build(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
+def build_from_shards(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
     """Builds the index from all shards, which must be on disk. Uses no collective, so it may run in a thread."""
     count = len(corpus.tokens)
     if settings.index_shards == "keep":
@@ -184,10 +184,10 @@ def build(corpus: Corpus, shard: EncodedShard, folder: Path, settings: Evaluatio
 
 
 def build_together(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
-    """`build` on all ranks together, once every shard is on disk. Ranks that wait for the one that builds do not time
-    out."""
+    """`build_from_shards` on all ranks together, once every shard is on disk. Ranks that wait for the one that builds
+    do not time out."""
     collectives.barrier()
-    return together(lambda pause: build(corpus, shard, folder, settings), "the building of the index")
+    return together(lambda pause: build_from_shards(corpus, shard, folder, settings), "the building of the index")
 
 
 def index_corpus(

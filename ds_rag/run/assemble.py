@@ -26,7 +26,7 @@ from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.sharded import full_copy_notice, is_sharded
 from ds_rag.models.shared_prefix.support import share_prefixes
-from ds_rag.models.tokenizer import check_known
+from ds_rag.models.tokenizer import check_token_ids
 from ds_rag.run.index_candidates import Candidates
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
@@ -264,4 +264,6 @@ def check_generator_ids(generator: Generator | None, train: TrainTokens, evaluat
     tables = train.generator_passages, train.generator_queries, train.generator_answers, evaluation.generator_queries
     for table in filter(None, tables):
         if generator is not None and len(table.flat):
-            check_known(generator.tokenizer, int(table.flat.max()), generator.vocabulary, "a text for the generator")
+            check_token_ids(
+                generator.tokenizer, int(table.flat.max()), generator.vocabulary, "a text for the generator"
+            )

@@ -45,7 +45,7 @@ RUN = "|".join(
 )
 
 
-def strangers(folder: Path, names: str) -> list[str]:
+def strangers_by_name(folder: Path, names: str) -> list[str]:
     """Relative paths of files and links in `folder` that are not in the table `names`. Links are not followed."""
     known, found = re.compile(names), []
     for root, folders, files in os.walk(folder):

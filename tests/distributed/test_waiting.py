@@ -70,7 +70,7 @@ def wait_long(port: int, folder: Path) -> dict[str, Any]:
 
     retriever = small_retriever()
     tokens = tokenize(lambda t: retriever.tokenize(t, "passage"), ["zor", "mel", "dor"], SILENT, "texts")
-    corpus, build, encode_shard = Corpus(tokens, retriever, 8), building.build, index_refresh.encode_shard
+    corpus, build, encode_shard = Corpus(tokens, retriever, 8), building.build_from_shards, index_refresh.encode_shard
     collectives.barrier()
     stop_signals.agree_by(during("search"))
     search, Part.search = Part.search, slowly(Part.search)  # type: ignore[method-assign]
@@ -78,11 +78,11 @@ def wait_long(port: int, folder: Path) -> dict[str, Any]:
     found = index.search(VECTORS[:9], 5)
     Part.search = search  # type: ignore[method-assign]
     stop_signals.agree_by(during("build"))
-    building.build = slowly(build)
+    building.build_from_shards = slowly(build)
     built = index_corpus(retriever, corpus, EvaluationConfig(), folder / "work", "m").index.search(
         np.eye(16, dtype="f"), 3
     )
-    building.build = build
+    building.build_from_shards = build
     stop_signals.agree_by(None)
     parts = small_parts()
     parts.schedule, parts.total_steps = Schedule("2"), 9

@@ -113,14 +113,14 @@ def measures(config: RunConfig) -> tuple[dict[str, dict[str, Measure]], dict[str
     }
     cuts: dict[str, dict[str, int]] = {}
     model, data = config.model, config.data
-    if named("retriever", config):
+    if names_a_model("retriever", config):
         tokenizer, settings = retriever_texts(model, data)
         cuts["retriever tokens"] = {"query": settings.max_query_length, "passage": settings.max_passage_length}
         for side, prefix in (("query", settings.query_prefix), ("passage", settings.passage_prefix)):
             sides[side]["retriever tokens"] = lambda texts, prefix=prefix: [  # type: ignore[misc]
                 len(ids) for ids in tokenizer([prefix + text for text in texts])["input_ids"]
             ]
-    if named("generator", config):
+    if names_a_model("generator", config):
         prompt = prompt_of(model)
         unit = "generator tokens"
         cuts[unit] = {side: getattr(data, f"max_{side}_length") for side in sides}
@@ -131,7 +131,7 @@ def measures(config: RunConfig) -> tuple[dict[str, dict[str, Measure]], dict[str
     return sides, cuts
 
 
-def named(model: str, config: RunConfig) -> bool:
+def names_a_model(model: str, config: RunConfig) -> bool:
     """Whether a model folder is named, so that there is a tokenizer: that of a config:FILE is trained by the run."""
     return model in config.explicit and not getattr(config.model, model).startswith("config:")
 

@@ -24,7 +24,7 @@ from ds_rag.runtime import collectives, folder_lock
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_place
-from ds_rag.runtime.own_files import SHARDS, listed, strangers
+from ds_rag.runtime.own_files import SHARDS, listed, strangers_by_name
 
 
 def main(args: argparse.Namespace) -> int:
@@ -67,7 +67,7 @@ def claim_place(folder: Path) -> Iterator[None]:
             check_beside_run(place, "--out")
         check_replaceable(place, bool(runs))
         partial = beside(place)
-        foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
+        foreign = strangers_by_name(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
         if foreign:
             raise UserError(
                 f"{partial}: in the way, because vectors are kept there until the index is complete",

@@ -105,7 +105,7 @@ def test_another_back_end_builds_searches_saves_and_opens(by_hand, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(again.search(questions, 7), found, strict=True))
     index.save(tmp_path / "index")  # it is recognised as an index, and replaced
     (tmp_path / "index" / "manifest.json").unlink()
-    assert not own_files.strangers(tmp_path / "index", own_files.INDEX), "and without a manifest too"
+    assert not own_files.strangers_by_name(tmp_path / "index", own_files.INDEX), "and without a manifest too"
 
 
 @pytest.mark.parametrize("shards", ["merge", "keep"])
