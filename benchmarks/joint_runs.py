@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ds_rag.commands.plan.setup import Setup
-from ds_rag.commands.plan.shapes import shape_of
+from ds_rag.commands.plan.shapes import shape_from
 from ds_rag.commands.plan.workload import Workload
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -49,8 +49,8 @@ def setup_of(run: Run, world: int) -> Setup:
     )
     none = dict.fromkeys(DROPOUTS, 0.0)
     return Setup(
-        shape_of(run.retriever | none, "the retriever", "--retriever", False),
-        shape_of(run.generator | none, "the generator", "--generator", True),
+        shape_from(run.retriever | none, "the retriever", "--retriever", False),
+        shape_from(run.generator | none, "the generator", "--generator", True),
         work,
         world,
         (stage, stage),
