@@ -173,8 +173,8 @@ def verdict(figure: str, pair: Pair) -> str:
     points = 100 * abs(pair.difference)
     if pair.p_holm <= ALPHA:
         higher, lower = (pair.b, pair.a) if pair.difference > 0 else (pair.a, pair.b)
-        return f"{higher} is higher than {lower} in {figure}, by {points:.1f} points (p = {pair.p_holm:.2g})"
-    line = f"no difference between {pair.a} and {pair.b} in {figure} is shown (p = {pair.p_holm:.2g})"
+        return f"{higher} is higher than {lower} in {figure}, by {points:.1f} points (p after Holm {pair.p_holm:.2g})"
+    line = f"no difference between {pair.a} and {pair.b} in {figure} is shown (p after Holm {pair.p_holm:.2g})"
     if pair.interval is None:
         return line
     low, high = (100 * end for end in pair.interval)
