@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ SIZES = {"all 81 articles": TRAIN + DEV, "dev_beir, 17 articles": DEV}
 
 RATE, TIES = 0.4, 0.4  # of right answers, of questions that come out the same: 29 % come out differently
 AT_ONCE = 100  # simulated evaluations
+ICCS, FIGURES = (0.05, 0.2), (0.05, 0.1, 0.2, 0.4, 0.8, 0.95)
 DIFFERENCES = (0.01, 0.02, 0.03, 0.05, 0.1)
 DOCUMENTS = (20, 80, 320, 1280, 5120)
 PARTS, WAYS = ("alarms", "found", "coverage"), ("document", "question")  # columns of the table
@@ -55,6 +57,13 @@ class World:
         correlation = self.icc / (1 - TIES)
         strength = 1 / correlation - 1
         return rng.beta(rate * strength, (1 - rate) * strength, (len(self.sizes), count))
+
+    def figures(self, rate: float, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(Q, count): one system's outcomes, 0 or 1; those of one document have the correlation icc."""
+        strength = 1 / self.icc - 1
+        rates = rng.beta(rate * strength, (1 - rate) * strength, (len(self.sizes), count))
+        shape = (sum(self.sizes), count)
+        return (rng.random(shape) < np.repeat(rates, self.sizes, axis=0)).astype(np.float64)
 
     def both_rates(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         more = self.difference / (1 - TIES)
@@ -106,6 +115,16 @@ def promises(world: World, simulations: int, draws: int, seed: int = 0) -> dict[
     return {name: hits / simulations for name, hits in kept.items()}
 
 
+def coverage_of_a_figure(world: World, rate: float, simulations: int, draws: int) -> float:
+    """How often the interval of one system's figure holds its true value."""
+    rng, kept = np.random.default_rng(0), 0
+    documents = np.repeat(np.arange(len(world.sizes)), world.sizes).tolist()
+    for number, count in enumerate(portions(simulations)):
+        ends = significance.intervals(world.figures(rate, count, rng), documents, draws, seed=number)
+        kept += holding(np.array(ends), rate)
+    return kept / simulations
+
+
 def plain_means(values: np.ndarray, documents: list[int], draws: int, seed: int) -> np.ndarray:
     return significance.drawn_means(*significance.cluster_sums(values, documents), draws, seed)
 
@@ -146,6 +165,23 @@ def questions_needed(difference: float, documents: int | None, icc: float, simul
     return high
 
 
+def promises_table(simulations: int, draws: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for (name, sizes), icc, seeds, difference in itertools.product(SIZES.items(), ICCS, (1, 3), (0.0, 0.05)):
+        found = promises(World(sizes, icc, difference, seeds), simulations, draws)
+        rows.append({"documents": name, "icc": icc, "seeds": seeds, "difference": difference, **found})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def figures_table(simulations: int, draws: int) -> list[dict[str, Any]]:
+    rows = []
+    for (name, sizes), icc in itertools.product(SIZES.items(), ICCS):
+        found = {str(rate): coverage_of_a_figure(World(sizes, icc), rate, simulations, draws) for rate in FIGURES}
+        rows.append({"documents": name, "icc": icc, **found})
+    return rows
+
+
 def sizes_of(folder: Path) -> list[int]:
     """Questions of each article of a BEIR folder: the part of the passage id before the hyphen."""
     with (folder / "qrels/test.tsv").open(encoding="utf-8") as stream:
@@ -176,23 +212,17 @@ def main() -> None:
     if args.covidqa:
         train, dev = (sizes_of(args.covidqa / name) for name in ("train_beir", "dev_beir"))
         assert (train, dev) == (TRAIN, DEV), f"other sizes: {train} {dev}"
-    rows: list[dict[str, Any]] = []
-    for name, sizes in SIZES.items():
-        for icc in (0.05, 0.2):
-            for seeds in (1, 3):
-                for difference in (0.0, 0.05):
-                    found = promises(World(sizes, icc, difference, seeds), args.simulations, args.draws)
-                    rows.append({"documents": name, "icc": icc, "seeds": seeds, "difference": difference, **found})
-                    print(json.dumps(rows[-1]), flush=True)
-    needed = {f"icc {icc}": needed_table(icc, max(200, args.simulations // 5), 1000) for icc in (0.05, 0.2)}
+    rows, figures = promises_table(args.simulations, args.draws), figures_table(args.simulations, args.draws)
+    needed = {f"icc {icc}": needed_table(icc, max(200, args.simulations // 5), 1000) for icc in ICCS}
     columns = ["documents", "icc", "seeds", "difference", *(f"{part}, by {way}" for part in PARTS for way in WAYS)]
     columns.append("coverage, plain percentiles")
     shown = [{c: f"{row[c]:.3f}" if isinstance(row.get(c), float) else row.get(c, "") for c in columns} for row in rows]
     print(table(shown))
+    print(f"\ncoverage of one figure, by its true value\n{table(figures)}")
     for name, lines in needed.items():
         print(f"\nquestions needed, {name}\n{table(lines)}")
     setting = {"simulations": args.simulations, "draws": args.draws, "rate": RATE, "ties": TIES}
-    write_json(args.json, {"promises": rows, "questions_needed": needed, "setting": setting})
+    write_json(args.json, {"promises": rows, "one_figure": figures, "questions_needed": needed, "setting": setting})
 
 
 if __name__ == "__main__":

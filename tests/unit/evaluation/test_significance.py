@@ -90,6 +90,17 @@ def test_drawn_means_are_means_of_drawn_documents() -> None:
     np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.03)
 
 
+def test_documents_that_are_alike_are_drawn_together() -> None:
+    """The same distribution, faster: 40 documents of two kinds against 40 that differ by nothing that counts."""
+    sums, sizes = np.array([[1.0, 2.0]] * 10 + [[0.0, 1.0]] * 30), np.ones(40)
+    together = drawn_means(sums, sizes, 20_000, seed=0)
+    apart = drawn_means(sums + np.linspace(0, 1e-9, 40)[:, None], sizes, 20_000, seed=0)
+    np.testing.assert_allclose(together[:, 1], together[:, 0] + 1)
+    np.testing.assert_allclose(together.mean(axis=0), [0.25, 1.25], atol=0.003)
+    np.testing.assert_allclose(np.quantile(together, [0.02, 0.98], 0), np.quantile(apart, [0.02, 0.98], 0), atol=0.026)
+    assert together.std() == pytest.approx(apart.std(), rel=0.02)
+
+
 def test_students_t_is_scipys() -> None:
     stats = pytest.importorskip("scipy.stats")
     for free in (4, 7.66, 19, 38.8, 1040):
