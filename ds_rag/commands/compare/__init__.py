@@ -15,6 +15,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--figure", default="recall@1", help="the one figure with a verdict (default: recall@1)")
     parser.add_argument(
         "--cluster_column",
+        type=str,
         default="document",
         help="column of the questions' table that says what goes together; none: every question by itself",
     )
