@@ -92,7 +92,7 @@ def compare(systems: Sequence[System], options: Options) -> Comparison:
         raise UserError("no question in common", found=left_out, expected="evaluations of the same rows, by their ids")
     shared = {name: None for name in systems[0].figures if all(name in system.figures for system in systems)}
     choose(shared, options.figure, "figure")
-    ids = [id_ for id_ in systems[0].ids if id_ in common]
+    ids = sorted(common)  # so that neither the order of systems nor that of rows changes what is drawn
     clusters = clusters_in_common(systems, ids)
     chosen = [values_of(system, ids) for system in systems]
     figures = {}

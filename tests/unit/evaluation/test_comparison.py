@@ -66,6 +66,18 @@ def test_means_and_differences_are_those_of_the_questions_in_common(found: Compa
     assert [pair.p_holm for pair in figure.pairs] == holm(raw)
 
 
+def test_the_order_of_systems_and_of_rows_changes_nothing(found: Comparison) -> None:
+    turned = System("b", B.ids[::-1], B.clusters[::-1], {k: v[:, ::-1] for k, v in B.figures.items()}, B.signatures)
+    again = compare([C, turned, A], OPTIONS).figures["f1"]
+    before = {(pair.a, pair.b): pair for pair in found.figures["f1"].pairs}
+    for pair in again.pairs:
+        other = before[pair.b, pair.a]
+        assert (pair.p, pair.p_holm) == (other.p, other.p_holm)
+        assert pair.difference == pytest.approx(-other.difference)
+        assert pair.interval == pytest.approx((-other.interval[1], -other.interval[0]))
+    assert again.systems["b"].interval == pytest.approx(found.figures["f1"].systems["b"].interval)
+
+
 def test_a_question_without_a_value_in_one_system_is_left_out_of_that_figure(found: Comparison) -> None:
     """The first five of each: q0 to q4, q50 to q46, q10 to q14."""
     figure = found.figures["hit"]
