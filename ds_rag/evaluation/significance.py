@@ -7,6 +7,7 @@ benchmarks/significance.py; docs/evaluation.md explains.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from statistics import NormalDist
 
@@ -21,19 +22,20 @@ Clusters = Sequence[Hashable] | None
 
 
 def cluster_sums(values_QM: np.ndarray, clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
-    """The sums of the values of each document, (G, M), and the number of its questions, (G,); float64, in the order of
-    first appearance.
+    """The sums of the values of each document, (G, M), and the number of its questions, (G,); float64. Documents are in
+    the order of their names, not of the rows: what is drawn later is the same for rows in another order.
 
-    clusters: (Q,) names. None, as the list or as a name, makes a question a document of its own.
+    clusters: (Q,) names. None, as the list or as a name, makes a question a document of its own; these come last.
     """
     if clusters is None:
         return values_QM.astype(np.float64), np.ones(len(values_QM))
-    places: dict[object, int] = {}
-    keys = (("alone", number) if name is None else ("named", name) for number, name in enumerate(clusters))
-    at_Q = np.array([places.setdefault(key, len(places)) for key in keys], dtype=int)
-    sums_GM = np.zeros((len(places), values_QM.shape[1]))
+    named = sorted(dict.fromkeys(name for name in clusters if name is not None), key=str)
+    place, alone = {name: n for n, name in enumerate(named)}, itertools.count(len(named))
+    at_Q = np.array([next(alone) if name is None else place[name] for name in clusters], dtype=int)
+    sizes_G = np.bincount(at_Q).astype(np.float64)
+    sums_GM = np.zeros((len(sizes_G), values_QM.shape[1]))
     np.add.at(sums_GM, at_Q, values_QM)
-    return sums_GM, np.bincount(at_Q, minlength=len(places)).astype(np.float64)
+    return sums_GM, sizes_G
 
 
 def effective_number(sizes_G: np.ndarray) -> float:

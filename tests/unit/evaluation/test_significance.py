@@ -42,7 +42,9 @@ def sums_of(values: np.ndarray, clusters: list[str | None]) -> np.ndarray:
 def test_sums_and_sizes_of_documents() -> None:
     values = np.array([[1.0, 0], [2, 0], [4, 1], [8, 0], [16, 0]])
     sums, sizes = cluster_sums(values, ["a", None, "a", None, "None"])
-    assert sums.tolist() == [[5, 1], [2, 0], [8, 0], [16, 0]] and sizes.tolist() == [2, 1, 1, 1]
+    assert sums.tolist() == [[16, 0], [5, 1], [2, 0], [8, 0]] and sizes.tolist() == [1, 2, 1, 1]  # None, a, alone
+    empty, none = cluster_sums(np.zeros((0, 1)), [])
+    assert empty.shape == (0, 1) and none.shape == (0,)
     sums, sizes = cluster_sums(values, None)
     assert sums.tolist() == values.tolist() and sizes.tolist() == [1] * 5
     assert effective_number(np.array([7.0, 7, 7])) == 3 and effective_number(np.array([8.0, 1, 1])) == 100 / 66
@@ -80,6 +82,11 @@ def test_an_interval_is_the_same_again_and_none_without_two_documents() -> None:
     assert np.isnan(interval(np.array([]), [])).all()
     pairs = np.stack([values, -values], axis=1)
     assert intervals(pairs, names, draws=500) == [outer, pytest.approx((-outer[1], -outer[0]))]
+
+
+def test_the_order_of_rows_changes_nothing() -> None:
+    values, names = np.random.default_rng(0).random(40), [f"d{n % 12}" for n in range(40)]
+    assert interval(values[::-1], names[::-1]) == pytest.approx(interval(values, names), abs=1e-12)
 
 
 def test_drawn_means_are_means_of_drawn_documents() -> None:
