@@ -76,7 +76,8 @@ class Steps:
 
 
 def make_steps(run: Run, device: str = "cpu") -> Steps:
-    config = build({"candidates": "all"} | run.flags)
+    folders = {"retriever": ".", "generator": "."}  # as if from some, for adapters are not for new models
+    config = build({"candidates": "all"} | folders | run.flags)
     retriever, generator = make_models(run, config.model, device)
     made: dict[str, Any] = {}
     for name, module in (("retriever", retriever), ("generator", generator)):

@@ -1,5 +1,6 @@
-"""What can be seen of a GPU without one: embedding, scoring and objectives forward on `device="cuda"`, with tensors that
-have no values (fake_gpu.py). A tensor that is made on the CPU and meets one of the GPU raises here as it would there.
+"""What can be seen of a GPU without one: embedding, scoring and objectives forward on `device="cuda"`, with tensors
+that have no values (fake_gpu.py). A tensor that is made on the CPU and meets one of the GPU raises here as it would
+there.
 
 Not possible without values, and so not seen here: the backward; `Objective.differentiate` and `counts` (they read
 gradients' norms and sums as numbers); the choice of candidates as cells (`tolist`), which is why they are fixed below;
@@ -122,7 +123,7 @@ def test_a_tensor_that_stays_on_the_cpu_is_seen():
     with fake_gpu():
         move_module(generator)
         cells = generator.lay_out(sample_cells(64), 0)
-        with pytest.raises(RuntimeError, match="found at least two devices|on cpu"):
+        with pytest.raises(RuntimeError, match="found at least two devices"):
             generator(cells)
 
 
