@@ -5,8 +5,8 @@
     CUDA_VISIBLE_DEVICES= python benchmarks/gpu.py --tiny      # the same parts on a CPU, with tiny shapes
 
 Each part is a process of its own with its own limit (gpu_parts.py); what it found, or its last lines if it failed or
-ran out of time, is in the file before the next one begins. Models are made from configurations, with random weights. What
-`ds-rag plan` predicts for the device stands beside what was measured.
+ran out of time, is in the file before the next one begins. Models are made from configurations, with random weights.
+What `ds-rag plan` predicts for the device stands beside what was measured.
 
 Exit code 0: every part that was asked for is done. 1: some are not. 2: nothing could be begun.
 """

@@ -36,7 +36,7 @@ def runs(tiny: bool) -> dict[str, Run]:
     gpt2 = Run(models["minilm"], models["gpt2"], *short, precision="bf16", flags=flags)
     llama = Run(models["minilm"], models["llama-1b"], *long, precision="bf16", flags=flags)
     adapters = flags | {"lora": "generator", "gradient_checkpointing": True}
-    few = {"batch": 4, "precision": "fp32"}
+    few: dict[str, Any] = {"batch": 4, "precision": "fp32"}
     return {
         "step_gpt2": gpt2,
         "step_llama_1b": llama,
