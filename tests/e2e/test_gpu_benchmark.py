@@ -141,11 +141,15 @@ def test_devices_by_their_own_names():
 
 
 def test_the_runs_fit_the_gpu_that_they_are_for():
-    """By the plan, in the way that each part measures first."""
+    """By the plan, in the way that each part measures first; and the page has the same figures."""
     plans = {name: planned(run, Rates(GPUS["h200"]), "cuda") for name, run in runs(False).items()}
     assert all(0.01 < plan.seconds < 6 and plan.gb < 0.92 * GPUS["h200"].memory for plan in plans.values())
     assert [name for name, plan in plans.items() if plan.host_gb] == ["offload_llama_1b"]
     assert plans["lora_llama_8b"].gb > 16, "the weights alone, in two bytes"
+    shown = (ROOT / "docs/performance.md").read_text()
+    for name, plan in plans.items():
+        line = f"| `{name}` | {plan.seconds:.3f} | {plan.tokens / plan.seconds:,.0f} | {plan.gb:.1f} |"
+        assert line in shown or name.startswith("exactness"), line
     # GPT-2: 512 cells of 39 tokens and 64 passages, and the retriever's 64 queries and passages
     assert plans["step_gpt2"].tokens == 512 * 39 + 64 * 160 + 64 * 180
 
