@@ -198,4 +198,5 @@ def number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part is ended too
     sys.exit(main())

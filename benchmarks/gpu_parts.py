@@ -6,6 +6,7 @@ A part returns `rows`, the lines of the table, and whatever else is worth keepin
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +21,12 @@ import torch
 from gpu_device import Meter, Timed, describe, product_tflops, rates_here
 from gpu_end_to_end import encoding, quickstart
 from gpu_runs import Planned, planned, row, runs
-from joint_parts import Steps, make_models, make_rows, make_steps, make_tokens
+from joint_parts import make_models, make_rows, make_steps, make_tokens
 from joint_runs import Run
 from variants import Joined
 
 from ds_rag.config import build
+from ds_rag.data.batch import Batch
 from ds_rag.data.loader import BatchOptions, Loader
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.plain import PlainEngine
@@ -125,33 +127,33 @@ def gradients(joint: JointStep) -> torch.Tensor:
     return found
 
 
+def plain_step(run: Run) -> tuple[JointStep, list[Batch]]:
+    """A joint step without DeepSpeed, which only leaves gradients, and its micro-batch."""
+    config = build(run.flags)
+    retriever, generator = make_models(run, config.model, device())
+    engines, options = Engines(Kept(retriever), Kept(generator), 0.0), StepOptions(config.scoring)
+    joint = JointStep.from_models(retriever, generator, config.objective, engines, Joined(), options)
+    data = make_rows(run)
+    tokens = make_tokens(run, len(data.train), len(data.texts), retriever, generator)
+    return joint, Loader(data.train, tokens, BatchOptions(run.batch)).micro_batches(0)
+
+
 def exactness(tiny: bool) -> Found:
     """In fp32: loss and gradients of the shared layout against plain sequences, norm of the difference over norm."""
     rows = []
-    for name in ("exactness_gpt2", "exactness_llama_1b"):
-        run = runs(tiny)[name]
-        config = build(run.flags)
-        retriever, generator = make_models(run, config.model, device())
-        engines = Engines(Kept(retriever), Kept(generator), 0.0)
-        joint = JointStep.from_models(
-            retriever, generator, config.objective, engines, Joined(), StepOptions(config.scoring)
-        )
-        data = make_rows(run)
-        tokens = make_tokens(run, len(data.train), len(data.texts), retriever, generator)
-        batches = Loader(data.train, tokens, BatchOptions(run.batch)).micro_batches(0)
+    for model in ("gpt2", "llama_1b"):
+        joint, batches = plain_step(runs(tiny)[f"exactness_{model}"])
         results = {}
         for way in paths():
-            with by_path(generator, way):
+            with by_path(joint.generator, way):
                 results[way] = joint.step(batches).loss, gradients(joint)
         loss, wanted = results.pop(PLAIN)
-        model = name.removeprefix("exactness_")
         for way, (other, gradient) in results.items():
             error = float((gradient - wanted).norm() / wanted.norm())
             rows.append(row(f"gradient error, {model}, {way}", "", error, EXACT, "goal"))
             rows.append(row(f"loss, {model}, {way}", "nats", other, loss, PLAIN))
-        del retriever, generator, engines, joint, results, wanted
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        del joint, results, wanted, gradient
+        gc.collect()
     return {"rows": rows}
 
 
@@ -170,11 +172,6 @@ def scoring(tiny: bool) -> Found:
     return {"rows": rows + step_rows(run, plan, timed, tiny, "reader frozen"), "run": asdict(run)}
 
 
-def first_losses(run: Run, count: int) -> tuple[list[Any], Steps]:
-    steps = make_steps(run, device())
-    return [steps.step(number) for number in range(count)], steps
-
-
 def fp16(tiny: bool) -> Found:
     """Under a dynamic loss scale: skipped steps, the first loss beside that of fp32, then time and memory."""
     if device() == "cpu":  # DeepSpeed refuses it there; for the logic it will do
@@ -182,14 +179,17 @@ def fp16(tiny: bool) -> Found:
 
         get_accelerator().is_fp16_supported = lambda: True
     run, meter = runs(tiny)["fp16"], Meter(tiny)
-    single, steps = first_losses(replace(run, precision="fp32"), 1)
-    del steps
-    reports, steps = first_losses(run, 4 if tiny else 24)
+    joint, batches = plain_step(replace(run, precision="fp32"))
+    single = joint.step(batches).loss
+    del joint
+    gc.collect()  # or its models would count
+    steps = make_steps(run, device())
+    reports = [steps.step(number) for number in range(4 if tiny else 24)]
     timed = meter.time(steps.step)
     losses = [report.loss for report in reports]
     skipped = sum(report.result.skipped for report in reports)
     rows = [
-        row("first loss", "nats", losses[0], single[0].loss, "fp32"),
+        row("first loss", "nats", losses[0], single, "fp32"),
         row("last loss", "nats", losses[-1], losses[0], "first"),
         row(f"skipped of the first {len(losses)} steps", "", skipped),
         row("loss scale", "", reports[-1].result.loss_scale),

@@ -13,14 +13,20 @@ from __future__ import annotations
 import pytest
 import torch
 from fake_gpu import devices, fake_gpu, move_module
-from small import small_generator, small_parts
+from small import small_generator, small_parts, small_retriever
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ds_rag.config import ModelConfig
 from ds_rag.config.objectives import OBJECTIVES
+from ds_rag.data.cells import cells
+from ds_rag.data.prompt import make_prompt
+from ds_rag.models.cell_scores import score_cells
 from ds_rag.models.generator import Generator
+from ds_rag.models.pooling import POOLERS
 from ds_rag.models.shared_prefix import masked
 from ds_rag.models.shared_prefix.support import sample_cells, share_prefixes
 from ds_rag.step.candidates import choose_candidates, list_candidates
+from ds_rag.step.cell_selection import cell_fractions, token_fractions
 from ds_rag.step.objectives import Micro
 
 WAYS = ("one_pass", "exact", "posterior", "sample")
@@ -117,14 +123,42 @@ def test_attention_with_what_flash_lacks(make):
     assert logp_CA.device.type == "cuda" and logp_CA.shape == (3, 3)
 
 
+@pytest.mark.parametrize("pooling", POOLERS)
+def test_every_pooling_embeds_on_the_device(pooling):
+    """From texts; both sides."""
+    retriever = small_retriever(pooling=pooling)
+    with fake_gpu():
+        move_module(retriever)
+        tokens = retriever.tokens(["who leads zor ?", "ann"], "query")
+        q_BD, p_ND, temperature = retriever(tokens, tokens)
+    assert devices([tokens.ids_BT, q_BD, p_ND, temperature]) == {"cuda"} and q_BD.dtype == torch.float32
+
+
+def test_cells_from_texts_are_scored_on_the_device():
+    generator = small_generator()
+    prompt = make_prompt(ModelConfig(), generator.tokenizer, generator.max_length)
+    pairs = cells(prompt, ["who ?"], [["ann was here", "bob was here"]], ["ann"])
+    with fake_gpu():
+        move_module(generator)
+        assert score_cells(generator, pairs).device.type == "cuda"
+
+
+def test_shares_of_cells_are_computed_on_the_device():
+    """What `posterior` and `sample` go by; the choice itself is a value."""
+    with fake_gpu():
+        weight_CA, query_C = torch.ones(4, 3, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
+        fractions = token_fractions(weight_CA, query_C, 1)
+        assert devices([fractions, cell_fractions(fractions, query_C, 1)]) == {"cuda"}
+
+
 def test_a_tensor_that_stays_on_the_cpu_is_seen():
     """Else all of the above would pass whatever the code does."""
     generator = small_generator()
     with fake_gpu():
         move_module(generator)
-        cells = generator.lay_out(sample_cells(64), 0)
+        laid_out = generator.lay_out(sample_cells(64), 0)
         with pytest.raises(RuntimeError, match="found at least two devices"):
-            generator(cells)
+            generator(laid_out)
 
 
 def test_the_detours_of_the_fake_gpu_are_the_operations_themselves():
