@@ -21,7 +21,7 @@ from measure import interleave, quartiles, ratios
 
 from ds_rag.commands.plan.index_cost import plan_index
 from ds_rag.commands.plan.presets import MODELS
-from ds_rag.commands.plan.shapes import shape_of
+from ds_rag.commands.plan.shapes import shape_from
 from ds_rag.config import DataConfig, ModelConfig
 from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import tokenize
@@ -131,7 +131,7 @@ def time_encoding(retriever: Retriever, theirs: Any, texts: list[str], batch: in
 
 def encoding_rows(timed: dict[str, Any], config: dict[str, Any], precision: str, tiny: bool) -> list[dict[str, Any]]:
     speed = {name: timed["count"] / statistics.median(seconds) for name, seconds in timed["seconds"].items()}
-    shape = shape_of(config, "minilm", "--retriever", False)
+    shape = shape_from(config, "minilm", "--retriever", False)
     plan = plan_index(shape, 1_000_000, round(timed["mean_tokens"]), rates_here(tiny), precision, 1e12)
     hours = 1e6 / speed["from token ids"] / 3600
     rows = [
