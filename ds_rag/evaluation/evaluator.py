@@ -16,9 +16,9 @@ from ds_rag.data.token_tables import EvalTokens
 from ds_rag.evaluation.answering import Answerer
 from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.metrics import answer_metrics, retrieval_metrics
+from ds_rag.evaluation.retrieval import Wanted, search
 from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex
-from ds_rag.index.encode import encode
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
@@ -93,16 +93,21 @@ class Evaluator:
     ) -> Evaluation:
         """On an index that is there, on all ranks together. retriever: that whose vectors it holds, where it is not the
         evaluator's own: it embeds the queries. console: for the search's progress."""
-        result, retriever = Evaluation(), retriever or self.retriever
+        retriever = retriever or self.retriever
         if not self.data.evaluation:
-            return result
-        queries = encode(retriever, self.tokens.queries, "query", self.settings.per_device_eval_batch_size)
-        with (console or Console(speaks=False)).progress(len(queries), "searching", unit="query") as meter:
-            scores, numbers = index.search(queries, max(DEPTH, self.settings.top_k), meter.advance)
+            return Evaluation()
+        wanted = Wanted(max(DEPTH, self.settings.top_k), self.settings.per_device_eval_batch_size)
+        scores, numbers = search(index, retriever, self.tokens.queries, wanted, console)
+        return self.judge(scores, numbers, float(retriever.temperature))
+
+    def judge(self, scores: np.ndarray, numbers: np.ndarray, temperature: float) -> Evaluation:
+        """The figures of what was found, (Q, k) scores and passage numbers, best first, by whichever search. On all
+        ranks together. temperature: of the scores, in the prior of the passages that the generator reads."""
+        result = Evaluation()
         result.retrieval = self._retrieval(scores, numbers)
         result.retrieved = self._retrieved(numbers[:, : self.settings.top_k])
         if self.with_answers:
-            result.answers, result.samples = self._answers(scores, numbers, float(retriever.temperature))
+            result.answers, result.samples = self._answers(scores, numbers, temperature)
         return result
 
     def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
