@@ -83,7 +83,14 @@ UNTAUGHT = "the generator does not learn"
 NOT_READ = "the objective reads no candidates, only labelled passages"
 IDLE = (
     Rule(("world_seed",), lambda c: c.is_builtin, "it is the built-in rows', and these are not taken"),
-    Rule(("max_eval_samples", "eval_answers"), evaluates, "there are no evaluation rows (--eval_data)"),
+    Rule(
+        ("hybrid", "rerank"),
+        lambda c: False,
+        "training measures the retriever itself, and BM25 and the hybrid beside it; `ds-rag evaluate` takes it",
+    ),
+    Rule(
+        ("max_eval_samples", "eval_answers", "lexical_lines"), evaluates, "there are no evaluation rows (--eval_data)"
+    ),
     Rule(
         ("generator", "max_answer_length", "prompt_template", "chat_template", "share_prefixes", "deepspeed_generator"),
         has_generator,

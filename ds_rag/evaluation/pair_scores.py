@@ -68,15 +68,14 @@ def score_pairs(
     generator.eval()
     rank, world = collectives.rank(), collectives.world()
     mine = np.flatnonzero(ranks_of(pairs, world) == rank)
-    mine = mine[np.argsort([pairs[n][1] for n in mine], kind="stable")]  # those of a passage side by side
+    mine = mine[np.argsort([pairs[n][1] for n in mine.tolist()], kind="stable")]  # those of a passage side by side
     found = np.zeros((len(mine), 2))
     with (console or Console(speaks=False)).progress(len(pairs), "re-ranking", unit="pair") as meter:
         for start in range(0, most_on_ranks(len(mine)), BLOCK):
             stop_signals.safe_place()
             own = mine[start : start + BLOCK]
-            cells = cells_of(prompt, texts, [pairs[n] for n in own])
+            cells = cells_of(prompt, texts, [pairs[n] for n in own.tolist()])
             for chunk in chunks_of(generator, cells):
-                stop_signals.safe_place() if world == 1 or is_sharded(generator) else None
                 fault_injection.point("rerank")
                 read = cells.take(chunk) if chunk else stand_in()
                 laid_out = generator.lay_out(read, generator.tokenizer.pad_token_id)

@@ -71,7 +71,7 @@ def rerank(
     return {
         name: retrieval_metrics(
             [[data.ids[n] for n in numbers] for numbers, _ in ranked],
-            [scores for _, scores in ranked],
+            [scores.tolist() for _, scores in ranked],
             qrels,
             corpus_size=size,
             ks=KS,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 
 from ds_rag.commands.saved_run import add_reading_flags, together
-from ds_rag.config.flags import Parser
+from ds_rag.config.flags import Parser, add_settings
 
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
     parser.add_argument("--controls", action="store_true", help="also answer closed-book and from the gold passage")
     parser.add_argument("--json", help="write the figures to this file too")
-    add_reading_flags(parser, own=("retriever", "generator", "corpus"))
+    add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank"))
+    add_settings(parser, ("objective",), only=("answer_logprob",), own=())
 
 
 def main(args: argparse.Namespace) -> int:
