@@ -118,7 +118,12 @@ class Evaluator:
     @property
     def depth(self) -> int:
         """Passages that are searched for each query."""
-        return max(DEPTH, self.settings.top_k, self.settings.rerank)
+        deepest = max(DEPTH, self.settings.top_k, self.settings.rerank)
+        return max(deepest, fusion.DEPTH) if self.settings.hybrid != "none" or self.with_lines else deepest
+
+    @property
+    def with_lines(self) -> bool:
+        return self.settings.lexical_lines and len(self.corpus) <= FEW_PASSAGES and bool(self.data.labelled)
 
     def found_by_words(self, console: Console | None = None) -> Found:
         """What BM25 finds, searched once: the corpus stays. All ranks together."""
@@ -130,8 +135,7 @@ class Evaluator:
     def lexical_lines(self, result: Evaluation) -> dict[str, dict[str, float]]:
         """Retrieval metrics of BM25 alone, and of BM25 and `result`'s ranking fused: what a user would try first, and
         what a user would run. Empty where retrieval is not measured or the corpus is large. All ranks together."""
-        wanted = self.settings.lexical_lines and len(self.corpus) <= FEW_PASSAGES
-        if not wanted or not result.retrieval or result.found is None:
+        if not self.with_lines or result.found is None:
             return {}
         words = self.found_by_words()
         fused = fusion.fuse(result.found, words, self.depth)
@@ -152,6 +156,7 @@ class Evaluator:
         rows = self.data.labelled
         if not rows:
             return {}
+        scores, numbers = (found[:, : max(DEPTH, self.settings.top_k)] for found in (scores, numbers))
         kept = [numbers[r] >= 0 for r in rows]  # -1: an approximate index found fewer
         return retrieval_metrics(
             [[self.data.ids[n] for n in numbers[r][k]] for r, k in zip(rows, kept, strict=True)],

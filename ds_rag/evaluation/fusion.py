@@ -1,8 +1,9 @@
 """One ranking of two: the passages that a retriever found and those that BM25 found.
 
 The rule: each side's scores of a query are standardised, (score - mean) / standard deviation, over the passages that
-this side has found for it (the first `DEPTH` of the corpus), and added, the words' with weight `WEIGHT`. A passage that
-one side has not found has the last of that side's found scores there, which is the most that it can have.
+this side has found for it (its first `DEPTH`, so all of a small corpus), and added, the words' with weight `WEIGHT`. A
+passage that one side has not found has the last of that side's found scores there, which is the most that it can have.
+Over all passages of a large corpus BM25's standard deviation would be that of many zeros, and BM25 would decide alone.
 
 Why this and not reciprocal rank fusion (Cormack, Clarke and Buettcher 2009, k = 60): ranks forget by how much a side
 prefers a passage. docs/evaluation.md has both measured.
@@ -16,7 +17,7 @@ import numpy as np
 
 from ds_rag.index.exact import MISS, best
 
-DEPTH = 200  # passages of each side
+DEPTH = 1000  # passages of each side
 WEIGHT = 1.0  # of the words' standardised scores beside the retriever's
 TEMPERATURE = 1.0  # of the summed scores, which are in standard deviations, in a prior over passages
 
@@ -26,7 +27,8 @@ Found = tuple[np.ndarray, np.ndarray]  # scores_QK float32, numbers_QK int64; nu
 def fuse(vectors: Found, words: Found, depth: int) -> Found:
     """(scores_QK float32, numbers_QK int64), the `depth` best of each query by (score descending, number ascending);
     (MISS, -1) where both sides found fewer. vectors, words: what each side found for the same queries."""
-    rows = [fuse_row(*sides) for sides in zip(*vectors, *words, strict=True)]
+    sides = [array[:, :DEPTH] for array in (*vectors, *words)]
+    rows = [fuse_row(*query) for query in zip(*sides, strict=True)]
     width = min(depth, max((len(numbers) for _, numbers in rows), default=0))
     scores_QK, numbers_QK = np.full((len(rows), width), MISS, np.float32), np.full((len(rows), width), -1, np.int64)
     for row, (scores, numbers) in enumerate(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -72,13 +72,14 @@ def measure(
 ) -> tuple[Evaluator, Evaluation]:
     """What the models that were opened find and answer; without a retriever passages are found by BM25."""
     config, generator, prompt = saved.config, saved.generator, saved.prompt
+    settings = replace(config.evaluation, lexical_lines=False)
     if opened is None:
         tokens = tokenize_for_reader(prompt, data, config.data, console)
-        evaluator = Evaluator(None, generator, prompt, data, tokens, config.evaluation)
+        evaluator = Evaluator(None, generator, prompt, data, tokens, settings)
         return evaluator, evaluator.run(console)
     check_factory(config.evaluation.index_factory, opened.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(opened.retriever, prompt, data, config.data, console)
-    evaluator = Evaluator(opened.retriever, generator, prompt, data, tokens, config.evaluation)
+    evaluator = Evaluator(opened.retriever, generator, prompt, data, tokens, settings)
     index = already_encoded(opened, tokens.passages, console)
     return evaluator, evaluator.measure(index) if index is not None else evaluator.run(console)
 
