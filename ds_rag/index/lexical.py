@@ -23,7 +23,7 @@ NO_BLANKS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0
 WORD = rf"[{NO_BLANKS}]|[^\W{NO_BLANKS}]+"
 # The sum of a query's terms is a log-odds of relevance, so its softmax at temperature 1 is the prior over passages.
 TEMPERATURE = 1.0
-ABOUT = {"method": METHOD, "k1": K1, "b": B, "word": WORD, "stop words": "none", "stemming": "none"}
+ABOUT = {"method": METHOD, "k1": K1, "b": B, "word": WORD, "stop_words": "none", "stemming": "none"}
 
 
 def nothing() -> None:

@@ -92,8 +92,9 @@ def rerank_blocks(
     if generator and not generator.shares_prefixes and (reason := share_prefixes(generator)):
         console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
     how = AnswerScoring(config.data.max_answer_length, config.objective.answer_logprob)
+    found = rerank(evaluator, result, how, console)
     console.say("note: rerank_posterior and rerank_likelihood read each row's answer: they measure the generator")
-    return {f"rerank_{name}": values for name, values in rerank(evaluator, result, how, console).items()}
+    return {f"rerank_{name}": values for name, values in found.items()}
 
 
 def main(args: argparse.Namespace) -> int:
@@ -103,7 +104,7 @@ def main(args: argparse.Namespace) -> int:
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
     saved: Saved | Reader = open_reader(args) if getattr(args, "retriever", None) == BY_WORDS else open_saved(args)
-    config, opened = saved.config, saved if isinstance(saved, Saved) else None
+    config, opened = saved.config, None if isinstance(saved, Reader) else saved
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and bool(opened and opened.run)
     if not builtin and config.data.eval_data is None:
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
