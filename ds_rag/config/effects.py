@@ -85,7 +85,14 @@ FROZEN_GENERATOR = "the generator is not trained"
 NOT_READ = "the generator reads no candidates under this objective, at most the labelled passage"
 IDLE = (
     Rule(("world_seed",), lambda c: c.is_builtin, "it is the seed of the built-in rows, which this run does not use"),
-    Rule(("max_eval_samples", "eval_answers"), evaluates, "there are no evaluation rows (--eval_data)"),
+    Rule(
+        ("hybrid", "rerank"),
+        lambda c: False,
+        "training measures the retriever itself, and BM25 and the hybrid beside it; `ds-rag evaluate` takes it",
+    ),
+    Rule(
+        ("max_eval_samples", "eval_answers", "lexical_lines"), evaluates, "there are no evaluation rows (--eval_data)"
+    ),
     Rule(
         ("generator", "max_answer_length", "prompt_template", "chat_template", "share_prefixes", "deepspeed_generator"),
         has_generator,
