@@ -159,7 +159,7 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
         query = ids("query", [example.query], data.max_query_length)[0]
         answer = ids("answer", [example.answers[0]], data.max_answer_length)[0]
         passages = ids("passage", [texts[n] for n in numbers], data.max_passage_length)
-        contexts = [prompt.context(p, query, len(answer)) for p in passages]
+        contexts = [prompt.split(p, query, len(answer)) for p in passages]
         G_D = answerer.log_probs(contexts, [answer] * len(contexts))
         return np.exp(log_softmax(log_softmax(scores / temperature) + G_D))
 

@@ -32,9 +32,12 @@ class Joined:
     def __init__(self) -> None:
         self.rooms: set[int] = set()
 
-    def context(self, passage: np.ndarray, query: np.ndarray, answer_room: int) -> np.ndarray:
+    def split(self, passage: np.ndarray, query: np.ndarray, answer_room: int) -> tuple[np.ndarray, np.ndarray]:
         self.rooms.add(answer_room)
-        return np.concatenate([[1], passage, [3], query]).astype(np.int32)
+        return np.concatenate([[1], passage]).astype(np.int32), np.concatenate([[3], query]).astype(np.int32)
+
+    def context(self, passage: np.ndarray, query: np.ndarray, answer_room: int) -> np.ndarray:
+        return np.concatenate(self.split(passage, query, answer_room))
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +133,9 @@ def test_answers_do_not_depend_on_the_batch(generator, decode):
 
 def test_greedy_stops_at_the_end_token_or_the_limit(generator):
     queries, passages, _ = questions(2, 30)
-    contexts = [Joined().context(p[0], q, 0) for q, p in zip(queries, passages, strict=True)]
-    found = make(generator, batch=8).greedy(contexts)
-    assert [ids.tolist() for ids in found] == [greedy(generator, c) for c in contexts]
+    split = [Joined().split(p[0], q, 0) for q, p in zip(queries, passages, strict=True)]
+    found = make(generator, batch=8).greedy(split)
+    assert [ids.tolist() for ids in found] == [greedy(generator, np.concatenate(c)) for c in split]
     ended = [ids for ids in found if ids[-1] == END]
     assert ended and len(ended) < len(found), "the case shows nothing"
     assert all(len(ids) == NEW for ids in found if ids[-1] != END)
