@@ -23,7 +23,6 @@ from ds_rag.models.sharded import is_sharded
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import choose
 
-
 Context = tuple[Ids, Ids]  # a prompt in two parts: what all cells of one passage share, and the rest
 
 

@@ -13,15 +13,18 @@ from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import EvalTokens
-from ds_rag.evaluation.answering import Answerer
+from ds_rag.evaluation.answer_rows import Question, Reader, answer_rows
 from ds_rag.evaluation.collapse import Retrieved
-from ds_rag.evaluation.metrics import answer_metrics, retrieval_metrics
+from ds_rag.evaluation.containment import answer_in_top
+from ds_rag.evaluation.metrics import answer_metrics, answer_metrics_per_row, retrieval_metrics_per_query
+from ds_rag.evaluation.per_question import PerQuestion
+from ds_rag.evaluation.posteriors import agreement, log_softmax, posterior
+from ds_rag.evaluation.questions import enter, found_table
 from ds_rag.evaluation.retrieval import Wanted, search
 from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
-from ds_rag.runtime import collectives, fault_injection, stop_signals
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
@@ -43,6 +46,8 @@ class Sample:
 @dataclass
 class Evaluation:
     """What `evaluate` measured. retrieval and answers: metric -> value in 0..1, empty where they could not be taken.
+    without_labels: the same of what needs no labelled passage (docs/evaluation.md). questions: all of it question by
+    question; None where there are no rows.
 
     Example:
         >>> found = ds_rag.Evaluation(retrieval={"recall@1": 0.5}, answers={"f1": 0.25})
@@ -54,6 +59,8 @@ class Evaluation:
     answers: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     retrieved: Retrieved | None = None
+    without_labels: dict[str, float] = field(default_factory=dict)
+    questions: PerQuestion | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -103,20 +110,22 @@ class Evaluator:
     def judge(self, scores: np.ndarray, numbers: np.ndarray, temperature: float) -> Evaluation:
         """The figures of what was found, (Q, k) scores and passage numbers, best first, by whichever search. On all
         ranks together. temperature: of the scores, in the prior of the passages that the generator reads."""
-        result = Evaluation()
-        result.retrieval = self._retrieval(scores, numbers)
+        table = found_table(self.data, scores, numbers)
+        result = Evaluation(questions=table)
+        result.retrieval = enter(table, self.data.labelled, self._retrieval(scores, numbers))
         result.retrieved = self._retrieved(numbers[:, : self.settings.top_k])
+        result.without_labels = enter(table, range(len(table.ids)), answer_in_top(table.details["answer_in"], KS))
         if self.with_answers:
-            result.answers, result.samples = self._answers(scores, numbers, temperature)
+            self._answers(result, scores, numbers, temperature)
         return result
 
-    def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
-        """Over the rows whose positives are known; no such row: no metric."""
+    def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics of each of the rows whose positives are known; no such row: no metric."""
         rows = self.data.labelled
         if not rows:
             return {}
         kept = [numbers[r] >= 0 for r in rows]  # -1: an approximate index found fewer
-        return retrieval_metrics(
+        return retrieval_metrics_per_query(
             [[self.data.ids[n] for n in numbers[r][k]] for r, k in zip(rows, kept, strict=True)],
             [scores[r][k] for r, k in zip(rows, kept, strict=True)],
             [self.data.qrels(self.data.evaluation[r]) for r in rows],
@@ -130,27 +139,45 @@ class Evaluator:
         wanted = {p for row in self.data.evaluation for p in row.positives}
         return Retrieved(len(found), len(numbers_Qk), numbers_Qk.shape[1], len(self.corpus), len(wanted))
 
-    def _answers(
-        self, scores: np.ndarray, numbers: np.ndarray, temperature: float
-    ) -> tuple[dict[str, float], list[Sample]]:
-        """Answer metrics over rows with answers, every rank its share of them; the first rows as samples."""
-        rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
-        top = numbers[:, : self.settings.top_k]
-        wide = scores[:, : self.settings.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
-        priors = log_softmax(wide / temperature)
-        texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.settings.decode)
-        references = [list(self.data.evaluation[r].answers) for r in rows]
-        samples = [
+    def _answers(self, result: Evaluation, scores: np.ndarray, numbers: np.ndarray, temperature: float) -> None:
+        """Answers of the rows that have references, their metrics, and the posterior of the passages that are read; the
+        first rows as samples."""
+        table = result.questions
+        assert table is not None
+        examples, count = self.data.evaluation, len(self.data.evaluation)
+        rows = [n for n, row in enumerate(examples) if row.answers]
+        log_prior_Qk = self.log_priors(scores, temperature)
+        read = [list(top[top >= 0]) for top in numbers[:, : self.settings.top_k]]
+        asked = [Question(r, read[r], log_prior_Qk[r][: len(read[r])], examples[r].answers[0]) for r in rows]
+        replies = answer_rows(self.reader, asked, self.settings.decode)
+        texts = [reply.text for reply in replies]
+        values = answer_metrics_per_row(texts, [list(examples[r].answers) for r in rows])
+        result.answers = enter(table, rows, values)
+        posteriors = [posterior(q, reply) for q, reply in zip(asked, replies, strict=True)]
+        result.without_labels |= enter(table, rows, agreement(asked, posteriors))
+        answers, posterior_of = dict(zip(rows, texts, strict=True)), dict(zip(rows, posteriors, strict=True))
+        table.details["answer"] = [answers.get(n) for n in range(count)]
+        table.details["posterior"] = [posterior_of.get(n) for n in range(count)]
+        result.samples = [
             Sample(
-                self.data.evaluation[r].query,
-                list(self.data.evaluation[r].answers),
+                examples[r].query,
+                list(examples[r].answers),
                 text,
-                self.corpus[top[r][0]] if top[r][0] >= 0 else "",
-                bool(top[r][0] in self.data.evaluation[r].positives),
+                self.corpus[read[r][0]] if read[r] else "",
+                bool(read[r] and read[r][0] in examples[r].positives),
             )
-            for r, text in list(zip(rows, texts, strict=True))[:3]
+            for r, text in list(answers.items())[:3]
         ]
-        return answer_metrics(texts, references), samples
+
+    def log_priors(self, scores: np.ndarray, temperature: float) -> np.ndarray:
+        """(Q, top_k) log-probabilities of the passages that the generator reads, over these alone."""
+        wide = scores[:, : self.settings.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
+        return log_softmax(wide / temperature)
+
+    @property
+    def reader(self) -> Reader:
+        assert self.generator is not None and self.prompt is not None
+        return Reader(self.generator, self.prompt, self.tokens, self.settings)
 
     def controls(self) -> dict[str, dict[str, float]]:
         """What the passages are worth: answers without any (closed book), and from the labelled ones (gold)."""
@@ -158,47 +185,11 @@ class Evaluator:
             raise UserError("controls need a generator and rows with answers", fix="leave --controls out")
         rows = [n for n, row in enumerate(self.data.evaluation) if row.positives and row.answers]
         references = [list(self.data.evaluation[r].answers) for r in rows]
-        gold: list[list[int]] = [[] for _ in self.data.evaluation]
-        for r in rows:
-            gold[r] = list(self.data.evaluation[r].positives[:1])
-        nothing: list[list[int]] = [[] for _ in self.data.evaluation]
-        flat = np.zeros((len(self.data.evaluation), 1))
-        return {
-            "closed_book": answer_metrics(self._answer_rows(rows, nothing, flat, "top1"), references),
-            "gold_passage": answer_metrics(self._answer_rows(rows, gold, flat, "top1"), references),
+        contexts = {
+            "closed_book": [Question(r, [], [0.0]) for r in rows],
+            "gold_passage": [Question(r, self.data.evaluation[r].positives[:1], [0.0]) for r in rows],
         }
-
-    def _answer_rows(self, rows: list[int], passages: list[list[int]], priors: np.ndarray, decode: str) -> list[str]:
-        """The answers of these rows in their order; rank r answers every world-th."""
-        assert self.generator is not None and self.prompt is not None
-        table, queries = self.tokens.generator_passages, self.tokens.generator_queries
-        assert table is not None and queries is not None
-        settings = self.settings
-        batch = settings.per_device_eval_batch_size
-        answerer = Answerer(self.generator, self.prompt, decode, settings.max_new_tokens, batch)
-        mine = rows[collectives.rank() :: collectives.world()]
-        own = len(mine)
-        if answerer.in_step:  # every rank the same number of rows; the last may be read in vain
-            mine += rows[: -(-len(rows) // collectives.world()) - own]
-        answers: list[str] = []
-        for start in range(0, -(-len(rows) // collectives.world()), batch):  # as often on every rank
-            fault_injection.point("evaluate")
-            stop_signals.safe_place()
-            if start >= len(mine):
-                continue
-            chunk = mine[start : start + batch]
-            read = [[table[n] for n in passages[r]] or [np.zeros(0, np.int32)] for r in chunk]
-            found = answerer.answer(
-                [queries[r] for r in chunk],
-                read,
-                [priors[r][: len(p)] for r, p in zip(chunk, read, strict=True)],
-            )
-            answers += [a.text for a in found]
-        shares = collectives.gather_objects(answers[:own])
-        return [shares[n % collectives.world()][n // collectives.world()] for n in range(len(rows))]
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis; float64."""
-    x = x.astype(np.float64)
-    return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
+        return {
+            name: answer_metrics([reply.text for reply in answer_rows(self.reader, asked, "top1")], references)
+            for name, asked in contexts.items()
+        }

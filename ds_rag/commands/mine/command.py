@@ -25,7 +25,7 @@ from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.answering import Answerer
-from ds_rag.evaluation.evaluator import log_softmax
+from ds_rag.evaluation.posteriors import log_softmax
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode

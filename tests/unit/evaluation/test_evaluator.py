@@ -13,9 +13,11 @@ import torch
 from ds_rag.config import DataConfig, EvaluationConfig
 from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.token_tables import EvalTokens, tokenize_evaluation
-from ds_rag.evaluation import evaluator as module
+from ds_rag.evaluation import answer_rows as module
+from ds_rag.evaluation.answer_rows import Question, answer_rows
 from ds_rag.evaluation.answering import Answer
-from ds_rag.evaluation.evaluator import Evaluator, log_softmax
+from ds_rag.evaluation.evaluator import Evaluator
+from ds_rag.evaluation.posteriors import log_softmax
 from ds_rag.index import building
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -42,7 +44,8 @@ class Chosen:
 
 
 class Parrot:
-    """Stands for `Answerer`: answers with the numbers of the passages it was given; notes the priors."""
+    """Stands for `Answerer`: answers with the numbers of the passages it was given; notes the priors. It finds the last
+    passage the likeliest."""
 
     calls: ClassVar[list[dict[str, Any]]] = []
 
@@ -54,6 +57,9 @@ class Parrot:
     def answer(self, queries: Any, passages: Any, priors: Any) -> list[Answer]:
         Parrot.calls.append({"decode": self.decode, "priors": [list(p) for p in priors], "queries": len(queries)})
         return [Answer(" ".join(str(p[0]) for p in row if len(p)) or "nothing", 0.0) for row in passages]
+
+    def score(self, queries: Any, passages: Any, targets: Any) -> list[np.ndarray]:
+        return [9.0 * np.arange(len(row)) for row in passages]
 
 
 def numbers(count: int) -> TokenTable:
@@ -75,7 +81,7 @@ def evaluator(
 def parrot(monkeypatch):
     monkeypatch.setattr(module, "Answerer", Parrot)
     Parrot.calls = []
-    return object()
+    return SimpleNamespace(encode=lambda name, texts, length: [[1]] * len(texts))  # generator and prompt
 
 
 def row(*positives: int, answers: tuple[str, ...] = ()) -> Example:
@@ -199,22 +205,22 @@ def test_no_file_of_the_vectors_is_open_when_their_folder_goes(monkeypatch):
 
 def test_two_ranks_share_the_answers_and_keep_their_order(parrot, monkeypatch):
     rows = [row(0, answers=(str(n),)) for n in range(5)]
-    queries = [ranked(1 + n) for n in range(5)]
-    alone = evaluator(queries, np.eye(30), rows, parrot)
-    top = [[n] for n in range(5)]
-    flat = np.zeros((5, 1))
-    expected = alone._answer_rows(list(range(5)), top, flat, "top1")
-    shares: list[list[str]] = []
+    reader = evaluator([ranked(1 + n) for n in range(5)], np.eye(30), rows, parrot).reader
+    asked = [Question(n, [(2 * n) % 5], [0.0]) for n in range(5)]  # rows are read in the order of their passages
+    expected = answer_rows(reader, asked, "top1")
+    assert [reply.text for reply in expected] == ["0", "2", "4", "1", "3"]
+    shares: list[list[Any]] = []
     monkeypatch.setattr(module.collectives, "world", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(module.collectives, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(
             module.collectives, "gather_objects", lambda mine: shares.append(mine) or [[*mine, ""], [*mine, ""]]
         )
-        evaluator(queries, np.eye(30), rows, parrot)._answer_rows(list(range(5)), top, flat, "top1")
+        answer_rows(reader, asked, "top1")
     assert [len(s) for s in shares] == [3, 2]
+    assert [[reply.text for reply in share] for share in shares] == [["0", "2", "4"], ["1", "3"]]
     monkeypatch.setattr(module.collectives, "gather_objects", lambda mine: shares)
-    assert alone._answer_rows(list(range(5)), top, flat, "top1") == expected == ["0", "1", "2", "3", "4"]
+    assert answer_rows(reader, asked, "top1") == expected
 
 
 def test_tokenize_evaluation_reads_the_corpus_alone():
