@@ -6,6 +6,7 @@ Called by the index stage while training, and by `ds-rag evaluate`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,13 @@ from ds_rag.data.token_tables import EvalTokens
 from ds_rag.evaluation.answer_rows import Question, Reader, answer_rows
 from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.containment import answer_in_top
-from ds_rag.evaluation.metrics import answer_metrics, answer_metrics_per_row, retrieval_metrics_per_query
+from ds_rag.evaluation.controls import CONTROLS, Ranked, contexts, control_metrics, named, rows_of_controls
+from ds_rag.evaluation.metrics import answer_metrics_per_row, retrieval_metrics_per_query
 from ds_rag.evaluation.per_question import PerQuestion
-from ds_rag.evaluation.posteriors import agreement, log_softmax, posterior
+from ds_rag.evaluation.posteriors import agreement, posterior
 from ds_rag.evaluation.questions import enter, found_table
 from ds_rag.evaluation.retrieval import Wanted, search
+from ds_rag.evaluation.signature import facts_of_data, facts_of_settings, precision
 from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.models.generator import Generator
@@ -47,7 +50,7 @@ class Sample:
 class Evaluation:
     """What `evaluate` measured. retrieval and answers: metric -> value in 0..1, empty where they could not be taken.
     without_labels: the same of what needs no labelled passage (docs/evaluation.md). questions: all of it question by
-    question; None where there are no rows.
+    question, and ranked what was found for them; None where there are no rows.
 
     Example:
         >>> found = ds_rag.Evaluation(retrieval={"recall@1": 0.5}, answers={"f1": 0.25})
@@ -61,6 +64,7 @@ class Evaluation:
     retrieved: Retrieved | None = None
     without_labels: dict[str, float] = field(default_factory=dict)
     questions: PerQuestion | None = None
+    ranked: Ranked | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -111,12 +115,12 @@ class Evaluator:
         """The figures of what was found, (Q, k) scores and passage numbers, best first, by whichever search. On all
         ranks together. temperature: of the scores, in the prior of the passages that the generator reads."""
         table = found_table(self.data, scores, numbers)
-        result = Evaluation(questions=table)
+        result = Evaluation(questions=table, ranked=Ranked(scores, numbers, temperature))
         result.retrieval = enter(table, self.data.labelled, self._retrieval(scores, numbers))
         result.retrieved = self._retrieved(numbers[:, : self.settings.top_k])
         result.without_labels = enter(table, range(len(table.ids)), answer_in_top(table.details["answer_in"], KS))
         if self.with_answers:
-            self._answers(result, scores, numbers, temperature)
+            self._answers(result)
         return result
 
     def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -139,16 +143,14 @@ class Evaluator:
         wanted = {p for row in self.data.evaluation for p in row.positives}
         return Retrieved(len(found), len(numbers_Qk), numbers_Qk.shape[1], len(self.corpus), len(wanted))
 
-    def _answers(self, result: Evaluation, scores: np.ndarray, numbers: np.ndarray, temperature: float) -> None:
+    def _answers(self, result: Evaluation) -> None:
         """Answers of the rows that have references, their metrics, and the posterior of the passages that are read; the
         first rows as samples."""
-        table = result.questions
-        assert table is not None
+        table, ranked = result.questions, result.ranked
+        assert table is not None and ranked is not None
         examples, count = self.data.evaluation, len(self.data.evaluation)
         rows = [n for n, row in enumerate(examples) if row.answers]
-        log_prior_Qk = self.log_priors(scores, temperature)
-        read = [list(top[top >= 0]) for top in numbers[:, : self.settings.top_k]]
-        asked = [Question(r, read[r], log_prior_Qk[r][: len(read[r])], examples[r].answers[0]) for r in rows]
+        asked = [ranked.question(r, 0, self.settings.top_k, examples[r].answers[0]) for r in rows]
         replies = answer_rows(self.reader, asked, self.settings.decode)
         texts = [reply.text for reply in replies]
         values = answer_metrics_per_row(texts, [list(examples[r].answers) for r in rows])
@@ -158,38 +160,38 @@ class Evaluator:
         answers, posterior_of = dict(zip(rows, texts, strict=True)), dict(zip(rows, posteriors, strict=True))
         table.details["answer"] = [answers.get(n) for n in range(count)]
         table.details["posterior"] = [posterior_of.get(n) for n in range(count)]
-        result.samples = [
-            Sample(
-                examples[r].query,
-                list(examples[r].answers),
-                text,
-                self.corpus[read[r][0]] if read[r] else "",
-                bool(read[r] and read[r][0] in examples[r].positives),
-            )
-            for r, text in list(answers.items())[:3]
-        ]
+        result.samples = [self._sample(q, text) for q, text in list(zip(asked, texts, strict=True))[:3]]
 
-    def log_priors(self, scores: np.ndarray, temperature: float) -> np.ndarray:
-        """(Q, top_k) log-probabilities of the passages that the generator reads, over these alone."""
-        wide = scores[:, : self.settings.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
-        return log_softmax(wide / temperature)
+    def _sample(self, asked: Question, answer: str) -> Sample:
+        example, best = self.data.evaluation[asked.row], next(iter(asked.passages), None)
+        passage = self.corpus[best] if best is not None else ""
+        return Sample(example.query, list(example.answers), answer, passage, best in example.positives)
 
     @property
     def reader(self) -> Reader:
         assert self.generator is not None and self.prompt is not None
         return Reader(self.generator, self.prompt, self.tokens, self.settings)
 
-    def controls(self) -> dict[str, dict[str, float]]:
-        """What the passages are worth: answers without any (closed book), and from the labelled ones (gold)."""
-        if not self.with_answers:
+    def controls(self, result: Evaluation) -> dict[str, dict[str, float]]:
+        """What the passages are worth: answers from other contexts, by the names of controls.py. Their values for each
+        question are added to the result's table. All ranks together."""
+        if not self.with_answers or result.ranked is None or result.questions is None:
             raise UserError("controls need a generator and rows with answers", fix="leave --controls out")
-        rows = [n for n, row in enumerate(self.data.evaluation) if row.positives and row.answers]
-        references = [list(self.data.evaluation[r].answers) for r in rows]
-        contexts = {
-            "closed_book": [Question(r, [], [0.0]) for r in rows],
-            "gold_passage": [Question(r, self.data.evaluation[r].positives[:1], [0.0]) for r in rows],
-        }
-        return {
-            name: answer_metrics([reply.text for reply in answer_rows(self.reader, asked, "top1")], references)
-            for name, asked in contexts.items()
-        }
+        table, data = result.questions, self.data
+        rows = rows_of_controls(data)
+        read = [result.ranked.question(r, 0, self.settings.top_k) for r in rows]
+        replies = {"retrieved": (read, [table.details["answer"][r] for r in rows])}
+        for name, (asked, decode) in contexts(data, result.ranked, self.settings.top_k, self.settings.decode).items():
+            replies[name] = asked, [reply.text for reply in answer_rows(self.reader, asked, decode)]
+        figures: dict[str, dict[str, float]] = {}
+        for name in [name for name in CONTROLS if name in replies]:
+            means = enter(table, rows, named(name, control_metrics(data, *replies[name])))
+            figures[name] = {key.removeprefix(f"{name}/"): value for key, value in means.items()}
+        return figures
+
+    def facts(self) -> dict[str, Any]:
+        """What the signature says of data, settings and precision."""
+        prompt = self.prompt if self.with_answers else None
+        models = {"retriever": self.retriever, "generator": self.generator if self.with_answers else None}
+        settings = facts_of_settings(self.settings, self.retriever.settings, prompt)
+        return {**facts_of_data(self.data), **settings, "precision": precision(models)}

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from ds_rag.commands.evaluate.results import check_places, sign_result, write_and_show
 from ds_rag.config import BUILTIN
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
@@ -18,11 +19,11 @@ from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import precision_of
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.output_places import check_json, write_json
 
 
 def already_encoded(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
@@ -67,7 +68,7 @@ def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusInd
 def main(args: argparse.Namespace) -> int:
     """The command. Several ranks share the work; rank 0 speaks and writes."""
     if collectives.rank() == 0:
-        check_json(args.json, ("retrieval", "setting"))
+        check_places(args.json)
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
     saved = open_saved(args)
@@ -80,20 +81,19 @@ def main(args: argparse.Namespace) -> int:
     data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
     say_notices(data.notices, console)
     check_factory(config.evaluation.index_factory, saved.retriever.hidden_size, data.corpus_size)
+    generator = saved.generator if config.scoring.share_prefixes else None
+    if generator is not None and (reason := share_prefixes(generator)):
+        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
     evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.evaluation)
     index = already_encoded(saved, tokens.passages, console)
     result = evaluator.measure(index) if index is not None else evaluator.run(console)
-    figures = {"retrieval": result.retrieval, "answers": result.answers}
+    figures = {"retrieval": result.retrieval, "answers": result.answers, "without_labels": result.without_labels}
     if args.controls:
-        figures |= {f"answers_{name}": values for name, values in evaluator.controls().items()}
-    rows = [[part, name, f"{value:.3f}"] for part, values in figures.items() for name, value in values.items()]
-    title = f"{len(data.evaluation)} queries against {data.corpus_size} passages"
-    console.table(title, ["part", "metric", "value"], rows)
-    if not result.retrieval:
-        console.say("note: no row has a labelled passage, so retrieval cannot be scored", style="yellow")
-    what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.evaluation)}
+        figures |= {f"answers_{name}": values for name, values in evaluator.controls(result).items()}
+    setting = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.evaluation)}
     if collectives.rank() == 0:
-        write_json(args.json, {**figures, "setting": what})
+        sign_result(evaluator, saved, result)
+        write_and_show(args.json, figures, result, setting, console)
     collectives.stop()
     return 0
