@@ -74,7 +74,7 @@ def answer_chunk(reader: Reader, answerer: Answerer, chunk: Sequence[Question]) 
     assert table is not None and queries is not None
     asked = [queries[q.row] for q in chunk]
     read = [[table[n] for n in q.passages] or [np.zeros(0, np.int32)] for q in chunk]
-    answers = answerer.answer(asked, read, [q.log_prior for q in chunk])
+    answers = answerer.answer(asked, read, [list(q.log_prior) for q in chunk])
     if all(q.reference is None for q in chunk):
         return [Reply(a.text) for a in answers]
     targets = reference_ids(reader, [q.reference or "-" for q in chunk])

@@ -6,6 +6,7 @@ Shape legend: Q questions, K passages found for each, best first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def found_table(data: RagData, scores_QK: np.ndarray, numbers_QK: np.ndarray) ->
         gold_rank(data.qrels(row), i, s, data.corpus_size) if row.positives else None
         for row, i, s in zip(rows, ids, scores, strict=True)
     ]
-    details = {
+    details: dict[str, list[Any]] = {
         "query": [row.query for row in rows],
         "answers": [list(row.answers) for row in rows],
         "gold": [[data.ids[p] for p in row.positives] for row in rows],

@@ -98,3 +98,11 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """In what two signatures differ so that their figures are of different questions or of another search: of `rows`
     and `corpus`. Nothing is known of a signature that is empty."""
     return [key.removesuffix("_hash") for key in COMPARED if one and other and one.get(key) != other.get(key)]
+
+
+def unlike(evaluation: Mapping[str, Any]) -> str | None:
+    """What has to be said beside figures before and after that are not of the same questions and corpus. evaluation:
+    as results.json has it; None: they are, as far as is known."""
+    signatures = [(evaluation.get(when) or {}).get("signature") or {} for when in ("before", "after")]
+    apart = differing(*signatures)
+    return f"before and after are not comparable: other {' and other '.join(apart)}" if apart else None

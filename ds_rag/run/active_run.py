@@ -12,6 +12,7 @@ from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.checkpoint_saver import CheckpointSaver
 from ds_rag.run.early_stopping import note_metric
+from ds_rag.run.evaluation_files import Measured, write_before
 from ds_rag.run.index_refresh import IndexStage, Landed
 from ds_rag.run.metrics_file import Metrics
 from ds_rag.run.step_metrics import ProgressText
@@ -47,7 +48,9 @@ def measure_before(run: Run) -> None:
         refresh_candidates(run, 0, first.retriever)
     if run.parts.data.evaluation:
         state.before = first.result.metrics
-        metrics.write("eval", 0, state.before)
+        metrics.write("eval", 0, state.before | first.result.without_labels)
+        measured = Measured(first.result, index.evaluator, run.config)
+        state.before_trust = write_before(measured, run.parts.engines.modules, run.folder)
     index.best = note_metric(state, state.before or {}, run.config.evaluation, 0)
     state.refreshed = 0
     if run.config.evaluation.load_best_model_at_end:
@@ -68,7 +71,7 @@ def record_index(run: Run, landed: Landed, new_candidates: bool = False) -> None
     if new_candidates:
         run.index.stalled += refresh_candidates(run, landed.step, landed.retriever)  # no step is made meanwhile
     if run.parts.data.evaluation:
-        run.metrics.write("eval", landed.step, landed.metrics)
+        run.metrics.write("eval", landed.step, landed.metrics | landed.result.without_labels)
     run.watchers.after_evaluation(landed.step, landed.result.retrieved)
     run.index.best = note_metric(run.state, landed.result.metrics, run.config.evaluation, landed.step)
 

@@ -53,6 +53,7 @@ class TrainState:
     skipped: int = 0
     refreshed: int = -1  # the last step at which the index stage was done, before this one was saved
     before: dict[str, float] | None = None  # metrics before training
+    before_trust: dict[str, Any] = field(default_factory=dict)  # their n, intervals and signature
     watched: dict[str, Any] = field(default_factory=dict)  # what the watchers remember
 
 

@@ -8,7 +8,8 @@ after the other, and a crash in between leaves the rest in that folder: whoever 
     RUN/export.pending.tmp-X/    being written; after a crash it is nothing, and what was there before stands
     RUN/export.pending/          whole, on its way to the places below
     RUN/manifest.json            moved last: size and hash of every file of RUN/retriever, RUN/generator, config.json,
-                                 results.json. An index has a manifest of its own, for it may be made again alone.
+                                 results.json and after.* (the results per question). An index has a manifest of its
+                                 own, for it may be made again alone.
 
 What stood in the places goes, but for files that no manifest names: those the user has put there, and they are kept in
 RUN/replaced-N.
@@ -23,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ds_rag.evaluation.per_question import RUN, TABLE
 from ds_rag.run import config_and_results
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, folder_lock, json_files, stop_signals
 from ds_rag.runtime.atomic_files import sync_folder
@@ -31,7 +33,9 @@ from ds_rag.runtime.errors import UserError
 
 PENDING = "export.pending"
 INDEX = "index"
-NAMES = ("retriever", "generator", INDEX, json_files.RESULTS, json_files.CONFIG, MANIFEST)  # moved in this order
+AFTER = "after"  # what the names of the results per question begin with
+QUESTIONS = (AFTER + TABLE, AFTER + RUN)
+NAMES = ("retriever", "generator", INDEX, *QUESTIONS, json_files.RESULTS, json_files.CONFIG, MANIFEST)  # in this order
 OLD = "replaced"  # within PENDING: what stood in the places
 CARD = "README.md"  # people write on in a model's card: that is no damage
 
