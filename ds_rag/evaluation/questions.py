@@ -55,16 +55,15 @@ def gold_rank(qrels: Mapping[str, int], ids: Sequence[str], scores: Sequence[flo
 
 def question_ids(rows: Sequence[Example]) -> list[str]:
     """The rows' ids, made distinct: the id of a query may repeat, and rows in memory may have none."""
-    taken: dict[str, int] = {}
-    found = []
+    times: dict[str, int] = {}  # that an id was met, with those that were made of it
+    found: dict[str, None] = {}
     for n, row in enumerate(rows, start=1):
-        id_ = row.id or f"row-{n}"
-        while id_ in taken:
-            taken[id_] += 1
-            id_ = f"{id_}#{taken[id_]}"
-        taken[id_] = 1
-        found.append(id_)
-    return found
+        own = id_ = row.id or f"row-{n}"
+        while id_ in found:
+            times[own] = times.get(own, 1) + 1
+            id_ = f"{own}#{times[own]}"
+        found[id_] = None
+    return list(found)
 
 
 def documents_of(data: RagData) -> list[str | None]:

@@ -213,7 +213,7 @@ def _before_after(results: dict[str, Any]) -> str:
         change = "" if old is None or new is None else f"{new - old:+.3f}"
         cells = [f"{value:.3f}" if value is not None else "&ndash;" for value in (old, new)] + [change]
         ends, count = (about[1].get("intervals") or {}).get(name), (about[1].get("n") or {}).get(name)
-        cells += [show_interval(ends), "" if count is None else escape(str(count))]
+        cells += [show_interval(ends) if ends else "", "" if count is None else escape(str(count))]
         numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td>{escape(name)}</td>{numbers}</tr>")
     titles = ("before", "after", "change", "95 % interval of after", "n")

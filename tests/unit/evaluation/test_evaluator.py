@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -17,7 +18,9 @@ from ds_rag.evaluation import answer_rows as module
 from ds_rag.evaluation.answer_rows import Question, answer_rows
 from ds_rag.evaluation.answering import Answer
 from ds_rag.evaluation.evaluator import Evaluator
+from ds_rag.evaluation.figures import counts
 from ds_rag.evaluation.posteriors import log_softmax
+from ds_rag.evaluation.questions import question_ids
 from ds_rag.index import building
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -129,6 +132,38 @@ def test_rows_without_a_label_are_left_out_of_retrieval_alone(parrot):
     assert result.metrics == result.retrieval | result.answers
 
 
+def test_what_is_kept_of_each_question(parrot):
+    rows = [row(0, answers=("0 1",)), row(answers=("text 3", "x")), row(0, 2), row(29, answers=("the",))]
+    rows[0] = replace(rows[0], id="q")
+    result = evaluator([ranked(1), ranked(2), ranked(7), ranked(3)], np.eye(30), rows, parrot).run()
+    table = result.questions
+    assert table.ids == ["q", "row-2", "row-3", "row-4"] and table.documents == [None] * 4
+    details = table.details
+    assert table.retrieved[1][:4] == ["p1", "p0", "p2", "p3"] and table.scores[0][:2] == [29.5, 29.0]
+    assert details["gold_rank"] == [1, None, 2, 30] and details["gold"] == [["p0"], [], ["p0", "p2"], ["p29"]]
+    assert details["answer_in"][1] == [n == 3 for n in range(10)], "text 3 is fourth"
+    assert details["answer_in"][2] is None, "without an answer nothing can be said"
+    assert details["answer_in"][3] is None, "nor where the answer has no word"
+    assert details["passages"][0] == [f"text {n}" for n in range(5)] and details["gold_text"][3] == "text 29"
+    assert details["answer"] == ["0 1", "1 0", None, "1 2"] and details["posterior"][2] is None
+    assert details["posterior"][0] == pytest.approx([1 / (1 + np.exp(9 - 1)), 1 / (1 + np.exp(1 - 9))])
+    assert result.without_labels == {
+        "answer_in_top@1": 0.0,
+        "answer_in_top@5": 0.5,
+        "answer_in_top@10": 0.5,
+        "prior_posterior_agreement": 0.0,  # the retriever's first is never the generator's
+    }
+    assert (
+        counts(table)["recall@1"] == 3 and counts(table)["exact_match"] == 3 and counts(table)["answer_in_top@5"] == 2
+    )
+    assert table.means() == pytest.approx(result.metrics | result.without_labels)
+
+
+def test_ids_that_repeat_are_made_distinct():
+    rows = [replace(row(0), id=id_) for id_ in ("a", "a#2", "a", "", "a")]
+    assert question_ids(rows) == ["a", "a#2", "a#3", "row-4", "a#4"]
+
+
 def test_nothing_to_measure():
     unlabelled = evaluator([ranked(1)], np.eye(30), [row(answers=("x",))]).run()
     assert unlabelled.metrics == {}
@@ -144,7 +179,7 @@ def test_without_answers(parrot, case):
     result = work.run()
     assert result.answers == {} and result.samples == [] and not Parrot.calls
     with pytest.raises(UserError, match="controls"):
-        work.controls()
+        work.controls(result)
 
 
 def test_answers_read_the_best_passages_with_their_prior(parrot):
@@ -163,10 +198,16 @@ def test_controls(parrot):
     """Each control answers another row right, so that one's passages in the other's place would show."""
     rows = [row(3, 4, answers=("3",)), row(answers=("nothing",)), row(5, answers=("nothing",)), row(6)]
     rows.append(row(7, answers=("7",)))
-    found = evaluator(np.zeros((5, 30)), np.eye(30), rows, parrot).controls()
+    work = evaluator(np.zeros((5, 30)), np.eye(30), rows, parrot)
+    result = work.run()
+    Parrot.calls = []
+    found = work.controls(result)
     assert found["closed_book"]["exact_match"] == pytest.approx(1 / 3)  # rows 0, 2 and 4: labelled, with answers
     assert found["gold_passage"]["exact_match"] == pytest.approx(2 / 3)
-    assert {call["decode"] for call in Parrot.calls} == {"top1"}
+    decodes = [call["decode"] for call in Parrot.calls]
+    assert decodes == ["top1"] * 6 + ["rag_sequence"] * 2, (
+        "closed book, random, gold; and without the first, by two rows"
+    )
 
 
 def test_an_approximate_index_that_finds_too_few(parrot):
