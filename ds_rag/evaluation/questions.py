@@ -68,8 +68,8 @@ def question_ids(rows: Sequence[Example]) -> list[str]:
 
 def documents_of(data: RagData) -> list[str | None]:
     """The document (cluster) of each evaluation row; None where none is named."""
-    document = getattr(data, "row_document", None)
-    return [document(row) if document is not None else None for row in data.evaluation]
+    cluster_of = getattr(data, "cluster_of", None)
+    return [cluster_of(row) if cluster_of is not None else None for row in data.evaluation]
 
 
 def shown(text: str) -> str:
