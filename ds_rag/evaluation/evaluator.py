@@ -1,6 +1,6 @@
-"""Measuring a pair of models: held-out queries scored on an index of the corpus, and their answers.
+"""Measures a pair of models on held-out queries: retrieval from an index of the corpus, and answers.
 
-Called by the index stage while training, and by `ds-rag evaluate`.
+Used by the index stage of training, and by `ds-rag evaluate`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
 KS = (1, 5, 10)
-DEPTH = 101  # passages retrieved for the metrics: beyond every cutoff, so that ties at the end can be seen
+DEPTH = 101  # passages retrieved for the metrics: more than every cutoff, so that ties at a cutoff are seen
 
 
 @dataclass
@@ -42,13 +42,13 @@ class Sample:
     query: str
     gold: list[str]
     answer: str
-    passage: str  # the best one; empty where an approximate index found none
+    passage: str  # the best one; empty if an approximate index found none
     retrieved_gold: bool
 
 
 @dataclass
 class Evaluation:
-    """What `evaluate` measured. retrieval and answers: metric -> value in 0..1, empty where they could not be taken.
+    """What `evaluate` measured. retrieval and answers: metric -> value in 0..1, empty if they could not be measured.
     without_labels: the same of what needs no labelled passage (docs/evaluation.md). questions: all of it question by
     question, and ranked what was found for them; None where there are no rows.
 
@@ -72,7 +72,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Holds what does not change between evaluations."""
+    """Evaluates repeatedly on the same rows, corpus and settings."""
 
     def __init__(
         self,
@@ -90,11 +90,11 @@ class Evaluator:
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
     def run(self, console: Console | None = None) -> Evaluation:
-        """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index. Where
-        there is one of these vectors (`already_encoded`), `measure` does. console: for the progress of both."""
+        """Encodes the corpus into a temporary folder, builds an index and evaluates on it; all ranks call it together.
+        If there is an index of the same vectors already, use `measure`. console: shows the progress."""
         corpus = Corpus(self.tokens.passages, self.retriever, self.settings.per_device_eval_batch_size)
         with scratch() as folder:
-            # By no name, so that all of it is let go of: a folder that hosts share by NFS stays while a file is open.
+            # Without a variable for the index, so that its files are closed: NFS keeps a folder while a file is open.
             return self.measure(
                 index_corpus(self.retriever, corpus, self.settings, folder, "", console=console).index, console=console
             )
@@ -102,8 +102,8 @@ class Evaluator:
     def measure(
         self, index: CorpusIndex, retriever: Retriever | None = None, console: Console | None = None
     ) -> Evaluation:
-        """On an index that is there, on all ranks together. retriever: that whose vectors it holds, where it is not the
-        evaluator's own: it embeds the queries. console: for the search's progress."""
+        """Evaluates on an existing index, all ranks together. retriever: the one that made the index's vectors, to
+        embed the queries, if it is not the evaluator's own. console: shows the search's progress."""
         retriever = retriever or self.retriever
         if not self.data.evaluation:
             return Evaluation()
@@ -124,7 +124,7 @@ class Evaluator:
         return result
 
     def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """Metrics of each of the rows whose positives are known; no such row: no metric."""
+        """Retrieval metrics of each row whose positives are known; empty if there are none."""
         rows = self.data.labelled
         if not rows:
             return {}
@@ -138,7 +138,7 @@ class Evaluator:
         )
 
     def _retrieved(self, numbers_Qk: np.ndarray) -> Retrieved:
-        """How many different passages all queries together find, and how many they should."""
+        """How many different passages all queries together retrieve, and how many are labelled."""
         found = np.unique(numbers_Qk[numbers_Qk >= 0])
         wanted = {p for row in self.data.evaluation for p in row.positives}
         return Retrieved(len(found), len(numbers_Qk), numbers_Qk.shape[1], len(self.corpus), len(wanted))

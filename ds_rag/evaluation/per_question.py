@@ -1,4 +1,4 @@
-"""What an evaluation found for each question, and its two files: a Parquet table and a TREC run."""
+"""The results of an evaluation for each question, and their two files: a Parquet table and a TREC run."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FIXED = ("id", "document", "retrieved", "scores")  # columns that are neither me
 
 @dataclass
 class PerQuestion:
-    """One entry a question in every list, Q questions in all, in the order of the rows.
+    """Results of Q questions: every list has one entry per question, in the order of the rows.
 
     Attributes:
         ids: the questions' ids, distinct.
-        documents: the document (cluster) that a question belongs to; None where its row names none.
-        metrics: name -> (Q,) float64; NaN where a question has no value, such as recall of a row without labels.
+        documents: the document (cluster) to which a question belongs; None if its row names none.
+        metrics: name -> (Q,) float64; NaN if a question has no value, such as recall for a row without labels.
         retrieved: ids of the passages that were found, best first.
         scores: their scores, float64, higher is better.
         details: further columns for people to read (`query`, `gold`, `answer` ...), each of length Q.
-        signature: what was evaluated on what, and how (`signature.py`).
+        signature: models, data and settings of the evaluation (`signature.py`).
     """
 
     ids: list[str]

@@ -84,7 +84,7 @@ def write_and_show(
     if beside["signature"]:
         console.say(f"signature  {beside['signature']['line']}")
     if not result.retrieval:
-        console.say("note: no row has a labelled passage, so retrieval cannot be scored", style="yellow")
+        console.say("note: no row has a labelled passage, so retrieval cannot be measured", style="yellow")
     write_json(path, {**figures, "setting": setting, **beside})
     if (stem := stem_of(path)) is not None and result.questions is not None:
         table, run = write_per_question(result.questions, stem)
