@@ -70,17 +70,11 @@ def write_and_show(
     for block, values in figures.items():
         for name, value in values.items():
             key = name if block in BLOCKS else f"{block.removeprefix('answers_')}/{name}"
-            rows.append(
-                [
-                    block,
-                    name,
-                    f"{value:.3f}",
-                    show_interval(beside["intervals"].get(key)),
-                    str(beside["n"].get(key, "-")),
-                ]
-            )
+            ends, count = beside["intervals"].get(key), beside["n"].get(key, "-")
+            labelled = result.retrieval.get(name.replace("answer_in_top", "hit")) if block == "without_labels" else None
+            rows.append([block, name, f"{value:.3f}", show_interval(ends), str(count), show(labelled)])
     title = f"{setting['queries']} queries against {setting['passages']} passages"
-    console.table(title, ["part", "metric", "value", "95 % interval", "n"], rows)
+    console.table(title, ["part", "metric", "value", "95 % interval", "n", "with labels"], rows)
     if beside["signature"]:
         console.say(f"signature  {beside['signature']['line']}")
     if not result.retrieval:
@@ -89,3 +83,8 @@ def write_and_show(
     if (stem := stem_of(path)) is not None and result.questions is not None:
         table, run = write_per_question(result.questions, stem)
         console.say(f"each question is in {table}, the run for trec_eval in {run}")
+
+
+def show(labelled: float | None) -> str:
+    """hit@k, beside answer_in_top@k."""
+    return "" if labelled is None else f"{labelled:.3f}"
