@@ -160,7 +160,7 @@ def batch_options(config: RunConfig, retriever: Retriever) -> BatchOptions:
 def trained_models(config: RunConfig, objective: Objective) -> dict[str, bool]:
     """Model -> whether it is trained. Raises UserError where neither is."""
     frozen = config.model.freeze
-    trained = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.generator_learns}
+    trained = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.trains_generator}
     if not any(trained.values()):
         raise UserError("neither model would be trained", found=f"--objective {objective.name} --freeze {frozen}")
     return trained

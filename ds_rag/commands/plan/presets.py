@@ -1,4 +1,4 @@
-"""Configurations of common models, as their published config.json have them: only what counting reads."""
+"""Configurations of common models: those keys of their published config.json files that are needed for a plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Config = dict[str, Any]
 
 
 def _encoder(kind: str, hidden: int, layers: int, heads: int, vocabulary: int, positions: int = 512) -> Config:
-    """An encoder whose MLP is four times as wide as it is."""
+    """An encoder whose MLP is four times as wide as its hidden size."""
     return {
         "model_type": kind,
         "hidden_size": hidden,

@@ -168,7 +168,7 @@ def test_help_imports_no_heavy_library(argv):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_a_commands_own_flags_and_all_of_them_when_asked(capsys, name):
     parser = cli.parser_of(name)
-    of_training = [action.option_strings[0] for action in parser.behind]
+    of_training = [action.option_strings[0] for action in parser.advanced]
     shown = {}
     for words in (["--help"], ["--help", "all"]):
         with pytest.raises(SystemExit):

@@ -114,11 +114,11 @@ WORKS = [
 ]
 CONTRADICTS = [
     (["--freeze", "retriever", "--learn_temperature"], "--learn_temperature true"),
-    (["--freeze", "retriever", *INFONCE], "--freeze retriever: nothing would learn"),
-    (["--freeze", "retriever", "--objective", "emdr2", "--reader_loss", "none"], "nothing would learn"),
+    (["--freeze", "retriever", *INFONCE], "--freeze retriever: no model would be trained"),
+    (["--freeze", "retriever", "--objective", "emdr2", "--reader_loss", "none"], "no model would be trained"),
     (["--lora", "generator", "--generator", "G", *INFONCE], "no generator"),
     (["--load_in_4bit", "generator", "--generator", "G", *INFONCE, "--freeze", "generator"], "no generator"),
-    (["--lora", "generator", "--generator", "G", "--objective", "emdr2", "--reader_loss", "none"], "does not learn"),
+    (["--lora", "generator", "--generator", "G", "--objective", "emdr2", "--reader_loss", "none"], "is not trained"),
     (["--early_stopping_patience", "3", "--eval_data", "none"], "--early_stopping_patience 3: without evaluation rows"),
     (["--load_best_model_at_end", "--eval_data", "none"], "--load_best_model_at_end true: without evaluation rows"),
     (["--early_stopping_patience", "3", "--refresh_index", "0"], "nothing is evaluated before the end"),
