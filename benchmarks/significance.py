@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--covidqa", type=Path, help="folder with train_beir and dev_beir: counts the articles anew")
     parser.add_argument("--simulations", type=int, default=4000)
-    parser.add_argument("--draws", type=int, default=4000, help="of documents, and of signs")
+    parser.add_argument("--draws", type=int, default=2000, help="of documents, and of signs")
     parser.add_argument("--json")
     args = parser.parse_args()
     check_json(args.json, ("promises", "questions_needed"))

@@ -109,7 +109,7 @@ def expanded_tail(tail: float, effective: float) -> float:
 
     A plain percentile interval is too narrow in two ways: drawn means vary by G - 1 where G is right, and they take
     the place of a normal distribution where Student's t is right (Hesterberg 2015, "What teachers should know about the
-    bootstrap", section 3.2: the expanded percentile interval). Documents differ in size, so that their effective number
+    bootstrap": the expanded percentile interval). Documents differ in size, so that their effective number
     takes the place of G.
     """
     free = max(effective - 1, 1.0)

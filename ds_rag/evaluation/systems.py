@@ -135,7 +135,9 @@ def check_same_data(systems: Sequence[System], different_data: bool) -> list[str
                 fix="evaluate again on the same data, or --different_data compares in spite of it",
             )
         if count:
-            notes.append(f"warning: {count} questions were evaluated with a different {what}: so may be the figures")
+            notes.append(
+                f"warning: {what} not the same for {count} questions: figures may differ for that reason alone"
+            )
     documents: dict[str, str] = {}
     for system in systems:
         for id_, document in zip(system.ids, system.clusters, strict=True):

@@ -129,7 +129,7 @@ def test_other_data_is_refused_and_then_compared_with_a_warning(
     with pytest.raises(UserError, match="not of the same rows"):
         run("compare", words)
     found = compared(*words, "--different_data", file=tmp_path / "x.json")
-    assert any("120 questions were evaluated with a different rows" in note for note in found["notes"])
+    assert any("rows not the same for 120 questions" in note for note in found["notes"])
     assert "warning" in capsys.readouterr().out
 
 

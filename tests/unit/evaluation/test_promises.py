@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -24,6 +25,21 @@ def test_by_document_it_holds_and_by_question_it_does_not(icc: float, seeds: int
     assert found["alarms, by question"] > 0.12 and found["coverage, by question"] < 0.88
     if seeds > 1:
         assert found["alarms, seeds as questions"] > found["alarms, by question"]
+
+
+def test_the_figures_of_the_docs_are_within_what_is_promised() -> None:
+    file = Path(__file__).resolve().parents[3] / "benchmarks/results/significance.json"
+    rows = json.loads(file.read_text())["promises"]
+    assert [(row["documents"], row["icc"], row["seeds"], row["difference"]) for row in rows] == [
+        (name, icc, seeds, difference)
+        for name in SIZES
+        for icc in simulation.ICCS
+        for seeds in (1, 3)
+        for difference in (0, 0.05)
+    ]
+    for row in rows:
+        assert row["difference"] or 0.03 <= row["alarms, by document"] <= 0.07 < row["alarms, by question"]
+        assert 0.93 <= row["coverage, by document"] <= 0.97 and row["coverage, by question"] < 0.93
 
 
 def test_the_interval_holds_a_true_difference_too() -> None:

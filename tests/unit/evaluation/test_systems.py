@@ -73,7 +73,7 @@ def test_rows_and_corpus_must_be_the_same_question_by_question() -> None:
         with pytest.raises(UserError, match=f"not of the same {what}"):
             check_same_data(systems, False)
         (note,) = check_same_data(systems, True)
-        assert note.startswith("warning: 2 questions") and what in note
+        assert note.startswith(f"warning: {what} not the same for 2 questions")
     with pytest.raises(UserError, match="not of the same rows"):  # two seeds of one system
         check_same_data([join("s", [table("ab", [0, 0]), table("ab", [0, 0], data_hash="x")])], False)
 
