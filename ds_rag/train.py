@@ -32,7 +32,7 @@ from ds_rag.run.summary import say_beginning, write_results
 from ds_rag.run.watchers import Watchers
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, log_capture, stop_signals
 from ds_rag.runtime.console import Console
-from ds_rag.runtime.stop_agreement import Halt, meet
+from ds_rag.runtime.stop_agreement import Halt, join_ranks
 from ds_rag.runtime.stop_signals import Stopped
 from ds_rag.step.joint_step import StepReport
 
@@ -77,7 +77,7 @@ def train(run: Run) -> Evaluation | None:
                 take_up(run, landed, text)
             last = landed.result if landed is not None and landed.step == state.step and landed.full else None
             if due_for_saving(run):
-                save(run)
+                save_checkpoint(run)
             meter.advance(1, text.line(values["loss"]))
             stop_signals.phase(f"the end of step {state.step}")
             run.halt.check()
@@ -94,7 +94,7 @@ def due_for_saving(run: Run) -> bool:
     return bool(every and state.step % every == 0 and run.watchers.healthy) or best_now
 
 
-def save(run: Run) -> None:
+def save_checkpoint(run: Run) -> None:
     """Saves a checkpoint of this step, and logs how long it took."""
     run.state.watched = run.watchers.memory
     if run.saver.save(run.state):
@@ -115,7 +115,7 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
     can be resumed."""
     began, minutes = time.monotonic(), config.run.collective_timeout
     try:
-        device = meet(folder, minutes, console)
+        device = join_ranks(folder, minutes, console)
     except Stopped as reason:
         return stop_here(None, str(reason), folder, console)
     log_capture.redirect(folder, collectives.rank())  # rank 0 has made the folder by now
@@ -194,7 +194,7 @@ def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> i
     """Saves a checkpoint and tells the user. Before the first step there is nothing to save. Returns the exit code."""
     step = run.state.step if run is not None else 0
     if run is not None and step:
-        save(run)
+        save_checkpoint(run)
         run.metrics.close()
     if collectives.rank() == 0:
         stop_signals.leave_word(folder, reason, step or None)
@@ -212,7 +212,7 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
     again. Returns the evaluation of the final weights."""
     state, settings = run.state, run.config.evaluation
     if run.config.run.save_steps:
-        save(run)
+        save_checkpoint(run)
     if last is None:
         stop_signals.phase("the last evaluation")
         landed = run.index.refresh(state.step, progress=True)
@@ -222,7 +222,7 @@ def finish(run: Run, last: Evaluation | None) -> Evaluation:
         last = landed.result
     if not settings.load_best_model_at_end or state.best_step is None or state.best_step == state.step:
         return last
-    save(run)  # before other weights are loaded, because the run may still be stopped
+    save_checkpoint(run)  # before other weights are loaded, because the run may still be stopped
     load_best(run, state.best_step)
     stop_signals.phase(f"the evaluation of the best step, {state.best_step}")
     return run.index.refresh(state.best_step, progress=True).result

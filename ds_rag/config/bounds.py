@@ -65,8 +65,8 @@ class Bounds:
         return low and high  # False for NaN
 
     def __str__(self) -> str:
-        least = f"{'above' if self.above else 'from'} {show(self.least)}"
-        most = f"{'below' if self.below else 'to'} {show(self.most)}"
+        least = f"{'above' if self.above else 'from'} {number_text(self.least)}"
+        most = f"{'below' if self.below else 'to'} {number_text(self.most)}"
         words = "".join(f", or {value}" for value in self.also)
         return f"{'a whole number' if self.integer else 'a number'} {least} {most}{words}"
 
@@ -75,7 +75,7 @@ class Bounds:
         try:
             self.read(value)
         except (ValueError, OverflowError):
-            raise UserError(f"{where}: out of bounds", found=show(value), expected=str(self), fix=fix) from None
+            raise UserError(f"{where}: out of bounds", found=number_text(value), expected=str(self), fix=fix) from None
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Number:
         return self.bounds.read(text)
 
 
-def show(value: object) -> str:
+def number_text(value: object) -> str:
     """A number formatted for a message."""
     if isinstance(value, str):
         return repr(value[:40])

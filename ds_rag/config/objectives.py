@@ -65,3 +65,9 @@ def spec_of(name: str) -> ObjectiveSpec:
 def names_with(setting: str) -> str:
     """The names of the objectives that have `setting`, as text."""
     return " and ".join(name for name, spec in OBJECTIVES.items() if setting in spec.settings)
+
+
+def objectives_with(**facts: bool) -> str:
+    """The flag with the objectives of which these facts of `ObjectiveSpec` are so: "--objective infonce"."""
+    fitting = (name for name, spec in OBJECTIVES.items() if all(getattr(spec, k) == v for k, v in facts.items()))
+    return f"--objective {' | '.join(fitting)}"

@@ -65,11 +65,11 @@ def lines(events: Iterator[Any], name: str) -> dict[str, str | None]:
                 again = f"{key.value}, in lines {where[key.value]} and {line_of(key)}"
                 raise UserError(f"{name}: repeated key", found=again, expected="once")
         elif isinstance(event, yaml.ScalarEvent):
-            found[key.value], where[key.value], key = plain(event), line_of(key), None
+            found[key.value], where[key.value], key = scalar_text(event), line_of(key), None
     return found
 
 
-def plain(event: Any) -> str | None:
+def scalar_text(event: Any) -> str | None:
     """The text of a scalar. If it is not quoted, empty and null become None, and booleans lower case."""
     if event.style is not None or not event.implicit[0]:  # quoted, or a block of lines
         return str(event.value)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from ds_rag.config import DataConfig
+from ds_rag.config.objectives import objectives_with
 from ds_rag.data.almanac import make_world
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import Ids
 from ds_rag.data.columns import Columns
-from ds_rag.data.formats import Passage, Row, detect, passages_of, read_corpus, read_rows
+from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, read_corpus, read_rows
 from ds_rag.data.matching import find_in_corpus, missing_note, positives_elsewhere, refuse_ids_as_texts, texts_of
 from ds_rag.data.source import Source, source_of
 from ds_rag.runtime.console import Console
@@ -111,7 +111,7 @@ def read_data(
                 "this objective needs labelled positives",
                 found=f"{len(bare)} rows without, the first at {bare[0]}",
                 expected="a column positive, passage or positives",
-                fix="label them, choose --objective rag_sequence, or pass --assume_first_positive",
+                fix=f"label them, choose {objectives_with(needs_positive=False)}, or pass --assume_first_positive",
             )
     return table
 
@@ -153,10 +153,10 @@ def columns_of(data: DataConfig) -> Columns:
 
 
 def has_corpus(data: DataConfig, flag: str) -> bool:
-    """Is a corpus given? A BEIR folder with the evaluation rows, named by `flag`, contains its own."""
+    """Is a corpus given, or do the evaluation rows, named by `flag`, bring their own (as a BEIR folder does)?"""
     if data.corpus or not data.eval_data:
         return bool(data.corpus)
-    return detect(Path(data.eval_data).expanduser(), flag) == "beir"
+    return contains_corpus(data.eval_data, flag)
 
 
 def corpus_source(data: DataConfig) -> str | None:

@@ -2,8 +2,8 @@
 
 Each stage shards the fp32 master weights and the optimizer's moments in its own way. Here every trainable parameter is
 put together from its shards when it is saved, and sharded again when it is loaded. So a run can continue at another
-stage or on another number of ranks, and a checkpoint contains only tensors (safetensors) and numbers, nothing to
-execute.
+stage or on another number of ranks, and a checkpoint contains only tensors and numbers, nothing to execute. The files
+are those of state_files.py.
 
     parameter p, flat:   |------- rank 0's shard -------|------- rank 1's shard -------|   (a stage may add padding, or
                           start, views = held(...)                                          split at another element)
@@ -18,21 +18,17 @@ Where a shard is stored, by DeepSpeed's optimizer (the table in deepspeed_engine
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ds_rag.engines.deepspeed_engine import is_bare, is_half_wrapper
 from ds_rag.models.sharded import shape_of
 from ds_rag.runtime import collectives
-from ds_rag.runtime.output_places import follow_umask
 
 MASTER = "master"  # key of the fp32 weights, beside the optimizer's keys (exp_avg, ...)
-FILE_BYTES = 1 << 30  # size at which a new file is started: a rank keeps about this much in memory while saving
 COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -90,7 +86,7 @@ def held(engine: Any, p: torch.nn.Parameter, keys: list[str]) -> Held | None:
         return Held(0, {MASTER: master.data.view(-1)} | {k: state[master][k].view(-1) for k in keys}, replicated=True)
     if hasattr(p, "ds_id"):
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(p)]
-        flat, width = optimizer.fp32_partitioned_groups_flat[group], shard_of(p).numel()
+        flat, width = optimizer.fp32_partitioned_groups_flat[group], weight_shard(p).numel()
         start = collectives.rank() * width
         count = max(0, min(width, shape_of(p).numel() - start))  # the last shards are padded
         views = {MASTER: flat.data} | {k: state[flat][k] for k in keys}
@@ -104,7 +100,7 @@ def held(engine: Any, p: torch.nn.Parameter, keys: list[str]) -> Held | None:
     return Held(mapping.lp_fragment_address.start, shards)
 
 
-def shard_of(p: Any) -> torch.Tensor:
+def weight_shard(p: Any) -> torch.Tensor:
     """This rank's shard of a parameter's weights at stage 3."""
     return p.ds_tensor
 
@@ -126,43 +122,6 @@ def full_tensors(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
                     full[mine.start : mine.start + shard.numel()] = shard.to(full.device)
                 collectives.add_over_ranks(full)
             yield f"{name}:{key}", full.detach().to("cpu", torch.float32, copy=True) if keeps else torch.empty(0)
-
-
-def save_engine(engine: Any, folder: Path) -> str | None:
-    """Writes `folder`: each rank writes some of the parameters, in files of about FILE_BYTES, and rank 0 the numbers.
-
-    Returns the error message of this rank, or None. After an error the rank continues, because the others need it for
-    their parameters. A collective.
-    """
-    from safetensors.torch import save_file
-
-    waiting: dict[str, torch.Tensor] = {}
-    count, failure = 0, None
-
-    def write() -> None:
-        nonlocal waiting, count, failure
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if waiting:
-                file = folder / f"rank{collectives.rank():04d}-{count:04d}.safetensors"
-                save_file(waiting, file)
-                follow_umask([file])
-        except Exception as error:  # for a full disk safetensors raises an exception of its own
-            failure = failure or f"{type(error).__name__}: {error}"
-        waiting, count = {}, count + 1
-
-    for name, tensor in full_tensors(engine):
-        if tensor.numel():
-            waiting[name] = tensor
-        if sum(t.nbytes for t in waiting.values()) >= FILE_BYTES:
-            write()
-    write()
-    if collectives.rank() == 0 and failure is None:
-        try:
-            (folder / "numbers.json").write_text(json.dumps(numbers(engine), indent=1), encoding="utf-8")
-        except OSError as error:
-            failure = str(error)
-    return failure
 
 
 def numbers(engine: Any) -> dict[str, Any]:
@@ -189,47 +148,52 @@ def loss_scaler(engine: Any) -> Any:
     return getattr(optimizer, "loss_scale_config", None) or getattr(optimizer, "loss_scaler", None)
 
 
-def load_engine(engine: Any, folder: Path, weights_only: bool = False) -> None:
-    """Loads this rank's shards from `folder`. weights_only: do not change the optimizer's state.
+class FullTensors(Protocol):
+    """The tensors of `full_tensors`, read again by name."""
 
-    Raises KeyError for a parameter that is not in the folder, ValueError for one of another size.
+    def size(self, name: str) -> int:
+        """Number of elements. Raises KeyError for a name that is not there."""
+
+    def part(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements start .. stop - 1, flat."""
+
+
+def restore(engine: Any, saved: dict[str, Any], tensors: FullTensors, weights_only: bool = False) -> None:
+    """Puts this rank's shards of `tensors` into the engine, and `saved`, which `numbers` returned. weights_only: do not
+    change the optimizer's state.
+
+    Raises KeyError for a parameter that `tensors` does not have, ValueError for one of another size.
     """
-    from safetensors import safe_open
-
-    with_numbers = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
-    keys = [] if weights_only else with_numbers["keys"]
+    keys = [] if weights_only else saved["keys"]
     if not weights_only:
-        begin_state(engine, keys, with_numbers["scalars"])
-    files = [safe_open(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
-    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+        begin_state(engine, keys, saved["scalars"])
     for name, p in trainable(engine).items():
         size = shape_of(p).numel()
-        found = where[f"{name}:{MASTER}"].get_slice(f"{name}:{MASTER}")
-        if found.get_shape() != [size]:
-            raise ValueError(f"{name}: {found.get_shape()} elements, expected {size}")
+        if (found := tensors.size(f"{name}:{MASTER}")) != size:
+            raise ValueError(f"{name}: {found} elements, expected {size}")
         mine = held(engine, p, keys)
         if mine is not None:
             for key, view in mine.views.items():
-                saved = where[f"{name}:{key}"].get_slice(f"{name}:{key}")
-                view.copy_(saved[mine.start : mine.start + view.numel()])
-        put_weights(p, found)
+                view.copy_(tensors.part(f"{name}:{key}", mine.start, mine.start + view.numel()))
+        put_weights(p, f"{name}:{MASTER}", tensors)
     if hasattr(engine.optimizer, "invalidate_secondary_tensor"):  # hierarchical ZeRO-3 gathers from copies of the
         engine.optimizer.invalidate_secondary_tensor()  # weights, which an earlier forward made
     if not weights_only:
-        set_numbers(engine, with_numbers)
+        set_numbers(engine, saved)
 
 
-def put_weights(p: torch.nn.Parameter, full: Any) -> None:
-    """Sets the weights that the model computes with, from the full flat master weights `full` (a slice of a file)."""
+def put_weights(p: torch.nn.Parameter, name: str, tensors: FullTensors) -> None:
+    """Sets the weights that the model computes with, from the full flat master weights `name`."""
+    count = shape_of(p).numel()
     if not hasattr(p, "ds_id"):
-        p.data.view(-1).copy_(full[:])
+        p.data.view(-1).copy_(tensors.part(name, 0, count))
         return
-    shard = shard_of(p)
-    start = collectives.rank() * shard.numel()
-    count = max(0, min(shard.numel(), shape_of(p).numel() - start))
-    shard.data.view(-1)[:count].copy_(full[start : start + count])
+    shard = weight_shard(p)
+    start = min(collectives.rank() * shard.numel(), count)
+    stop = min(start + shard.numel(), count)  # the last shards have padding
+    shard.data.view(-1)[: stop - start].copy_(tensors.part(name, start, stop))
     if p.numel():  # a small parameter, which stage 3 also keeps in full on every rank
-        p.data.view(-1).copy_(full[:])
+        p.data.view(-1).copy_(tensors.part(name, 0, count))
 
 
 def begin_state(engine: Any, keys: list[str], scalars: dict[str, float]) -> None:

@@ -176,13 +176,13 @@ class JointStep:
             logp = None if scored is None else scored.on_this_rank
             seen = Seen(embedded.on_this_rank, logp, found.loss, d_embedded[:2], found.d_logp_CA)
             sign = first_not_finite(m, seen)
-            found.sums["embedding_spread"] = spread(embedded.outputs[1])
+            found.sums["embedding_spread"] = embedding_spread(embedded.outputs[1])
             outputs.append(StepOutput(found.loss, found.sums, sign))
         bad = any_loss_is_bad([o.sign for o in outputs], self.device)
         return StepReport(outputs, totals | {"tokens": float(tokens)}, engines.step(lr_factor, skip=bad))
 
 
-def spread(p_ND: torch.Tensor) -> float:
+def embedding_spread(p_ND: torch.Tensor) -> float:
     """Standard deviation of the passage embeddings over the pool, averaged over dimensions; 0 for one passage."""
     return float(p_ND.detach().std(0).mean()) if len(p_ND) > 1 else 0.0
 

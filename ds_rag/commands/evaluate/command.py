@@ -14,10 +14,10 @@ from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import TokenTable, read_evaluation
 from ds_rag.data.token_tables import tokenize_evaluation
 from ds_rag.evaluation.evaluator import Evaluator
+from ds_rag.index.back_ends import check_factory
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import precision_of
-from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import Saved, open_saved

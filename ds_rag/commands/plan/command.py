@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     for name, text in reasons.items():
         console.say(f"  {name:22} {text}")
     show_step(best, request, console)
-    figures |= {"stages": stages, "variants": variants, "recommended": chosen(best, request, reasons, index)}
+    figures |= {"stages": stages, "variants": variants, "recommended": recommended(best, request, reasons, index)}
     if index is not None:
         console.table(*index_table(index, request, best.world))
         console.say(f"index: {index.recommended}. {index.reason}")
@@ -215,7 +215,7 @@ def show_step(best: Setup, request: Request, console: Console) -> None:
     )
 
 
-def chosen(best: Setup, request: Request, reasons: dict[str, str], index: IndexPlan | None) -> dict[str, Any]:
+def recommended(best: Setup, request: Request, reasons: dict[str, str], index: IndexPlan | None) -> dict[str, Any]:
     return {
         "gpu": request.rates.gpu.name,
         "gpus": best.world,

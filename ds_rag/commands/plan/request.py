@@ -132,7 +132,7 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         generator,
         work,
         stages=(stages[0] or stages[1] or "2", stages[1] or stages[0] or "2"),
-        precision=precision_of(config, gpu),
+        precision=planned_precision(config, gpu),
         checkpointing=config.model.gradient_checkpointing,
         micro_cells=chunk_of(config),
         retriever_chunk=scoring.retriever_chunk,
@@ -143,7 +143,7 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
     )
 
 
-def precision_of(config: RunConfig, gpu: Gpu) -> str:
+def planned_precision(config: RunConfig, gpu: Gpu) -> str:
     """The precision that training would choose: by default bf16 on a GPU that supports it, else fp32."""
     optim = config.optim
     if optim.fp16:

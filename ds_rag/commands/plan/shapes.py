@@ -117,12 +117,12 @@ def read_shape(source: str, flag: str, head: bool) -> ModelShape:
     Raises UserError if `source` is none of these, and for a configuration without the necessary sizes.
     """
     if source.startswith("config:"):
-        return shape_of(read_json(find_file(source.removeprefix("config:"), flag), flag), source, flag, head)
+        return shape_from(read_model_json(find_file(source.removeprefix("config:"), flag), flag), source, flag, head)
     file = Path(source).expanduser() / "config.json"
     if file.is_file():
-        return shape_of(read_json(file, flag), source, flag, head)
+        return shape_from(read_model_json(file, flag), source, flag, head)
     if source in MODELS:
-        return shape_of(MODELS[source], source, flag, head)
+        return shape_from(MODELS[source], source, flag, head)
     close = nearest(source, MODELS)
     raise UserError(
         f"{flag}: no such model",
@@ -132,14 +132,14 @@ def read_shape(source: str, flag: str, head: bool) -> ModelShape:
     )
 
 
-def read_json(file: Path, flag: str) -> Any:
+def read_model_json(file: Path, flag: str) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{flag}: not a model configuration", found=f"{file}: {error}", expected="JSON") from None
 
 
-def shape_of(config: Any, name: str, flag: str, head: bool) -> ModelShape:
+def shape_from(config: Any, name: str, flag: str, head: bool) -> ModelShape:
     """The shape from the keys of a config.json. Of a multimodal model only `text_config` counts."""
     if not isinstance(config, Mapping) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{flag} {name}: not a model configuration", expected="a JSON object with model_type")

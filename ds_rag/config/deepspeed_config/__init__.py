@@ -5,7 +5,7 @@ false, and unknown top-level keys are ignored silently. So this package returns 
 The order is load -> adopt (which fixes the run's batch size, clipping and precision) -> resolve, once per engine.
 """
 
-from ds_rag.config.deepspeed_config.keys import check, load
+from ds_rag.config.deepspeed_config.keys import check_config, load
 from ds_rag.config.deepspeed_config.resolve import Known, adopt, adopt_pair, resolve, while_loading
 
-__all__ = ["Known", "adopt", "adopt_pair", "check", "load", "resolve", "while_loading"]
+__all__ = ["Known", "adopt", "adopt_pair", "check_config", "load", "resolve", "while_loading"]

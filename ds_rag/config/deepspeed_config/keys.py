@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_rag.config.bounds import MANY, real, show
+from ds_rag.config.bounds import MANY, number_text, real
 from ds_rag.runtime.errors import UserError, nearest
 
 AUTO = "auto"
@@ -126,11 +126,11 @@ def load(path: str | Path, flag: str = "--deepspeed") -> dict[str, Any]:
         raise UserError(f"{flag} {path}: not valid JSON", found=error, expected="a JSON object") from error
     if not isinstance(raw, dict):
         raise UserError(f"{flag} {path}: not an object", found=type(raw).__name__, expected='{"key": value, ...}')
-    check(raw, flag)
+    check_config(raw, flag)
     return raw
 
 
-def check(raw: dict[str, Any], flag: str = "--deepspeed") -> None:
+def check_config(raw: dict[str, Any], flag: str = "--deepspeed") -> None:
     """Raises one UserError that lists every unknown or removed key and every wrong value of a configuration."""
     wrong = [
         f"{path}: found {type(get(raw, path)).__name__}, expected an object"
@@ -157,22 +157,22 @@ def check(raw: dict[str, Any], flag: str = "--deepspeed") -> None:
         wrong.append('zero_optimization.stage: "auto" would silently mean no ZeRO, write 0, 1, 2 or 3')
     elif stage is not None and (type(stage) is not int or stage not in range(4)):
         wrong.append(f"zero_optimization.stage: found {json.dumps(stage)}, expected 0, 1, 2 or 3")
-    for path, number in numbers(raw):
+    for path, number in numbers_in(raw):
         bounds = BOUNDED.get(path, ANY)
         if not bounds.holds(number):
-            wrong.append(f"{path}: found {show(number)}, expected {bounds}")
+            wrong.append(f"{path}: found {number_text(number)}, expected {bounds}")
     if wrong:
-        raise UserError(f"{flag}: the DeepSpeed configuration has mistakes", found=listed(wrong))
+        raise UserError(f"{flag}: the DeepSpeed configuration has mistakes", found=one_below_another(wrong))
 
 
-def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+def numbers_in(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Yields (dotted path, number) for every number in a configuration."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from numbers(inner, f"{path}.{key}" if path else key)
+            yield from numbers_in(inner, f"{path}.{key}" if path else key)
     elif isinstance(value, list):
         for inner in value:
-            yield from numbers(inner, path)
+            yield from numbers_in(inner, path)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield path, value
 
@@ -198,6 +198,6 @@ def put(config: dict[str, Any], path: str, value: object) -> None:
     config[last] = value
 
 
-def listed(lines: list[str]) -> str:
+def one_below_another(lines: list[str]) -> str:
     """The lines as a list, for a UserError."""
     return "".join(f"\n    - {line}" for line in lines)

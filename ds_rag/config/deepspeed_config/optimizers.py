@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ds_rag.config.deepspeed_config.keys import AUTO, get, listed
+from ds_rag.config.deepspeed_config.keys import AUTO, get, one_below_another
 from ds_rag.runtime.errors import UserError, nearest
 
 ADAM = ("adam", "adamw")
@@ -151,7 +151,7 @@ def check_schedule(raw: dict[str, Any], explicit: frozenset[str], flag: str) -> 
     if clash := sorted(idle & explicit):
         raise UserError(
             f"{flag}: the file has its own scheduler",
-            found=listed([f"{name} in the file", *(f"--{flag_}" for flag_ in clash)]),
+            found=one_below_another([f"{name} in the file", *(f"--{flag_}" for flag_ in clash)]),
             expected="one of them",
             fix='leave the flag out, or "scheduler" out of the file',
         )
@@ -171,4 +171,4 @@ def check_with_deepspeed(raw: dict[str, Any], flag: str) -> None:
         except ValidationError as error:
             wrong += [f"{section}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if wrong:
-        raise UserError(f"{flag}: DeepSpeed refuses these values", found=listed(wrong))
+        raise UserError(f"{flag}: DeepSpeed refuses these values", found=one_below_another(wrong))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ds_rag.config import OptimConfig
 from ds_rag.config.bounds import MANY, Bounds, integer
-from ds_rag.config.deepspeed_config.keys import AUTO, OWN_AUTO, check, get, listed, put
+from ds_rag.config.deepspeed_config.keys import AUTO, OWN_AUTO, check_config, get, one_below_another, put
 from ds_rag.config.deepspeed_config.optimizers import complete
 from ds_rag.runtime.errors import UserError
 
@@ -140,7 +140,7 @@ def resolve(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> dic
     the hidden size are those of transformers' integration, but reduce_bucket_size is at least `MIN_BUCKET`.
     Raises: UserError for unknown keys, contradictions with `known`, and every "auto" that has no value here.
     """
-    check(raw, flag)
+    check_config(raw, flag)
     said: Fixed = {row.field: (getattr(known, row.field), "the run") for row in OWNED + LATE}
     _settle(raw, known, flag, said | {"precision": (known.precision, "the run")} | _flags(known), OWNED + LATE)
     config = copy.deepcopy(raw)
@@ -164,7 +164,7 @@ def resolve(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> dic
         sizes = known.hidden_size is None and any(path.startswith("zero_optimization.") for path in left)
         raise UserError(
             f'{flag}: "auto" has no value for these keys',
-            found=listed(left),
+            found=one_below_another(left),
             fix="write a value or leave the key out" + (" (no hidden size is known)" if sizes else ""),
         )
     return config
@@ -267,7 +267,7 @@ def _settle(raw: dict[str, Any], known: Known, flag: str, fixed: Fixed, rows: tu
     if wrong:
         raise UserError(
             f"{flag}: the DeepSpeed configuration contradicts the run",
-            found=listed(wrong),
+            found=one_below_another(wrong),
             fix='write "auto" in the JSON, or leave the flag out',
         )
     return fixed

@@ -1,4 +1,4 @@
-"""What `ds-rag evaluate` leaves: figures with n, intervals and a signature, and beside them the results per question."""
+"""What `ds-rag evaluate` leaves: figures with n, intervals and a signature; beside them the results per question."""
 
 from __future__ import annotations
 
