@@ -36,6 +36,7 @@ class Example:
     also: tuple[int, ...] = ()  # positives of other rows with this query: not its own, and no negatives
     judged: bool = False  # its positives are known, even if there are none
     absent: tuple[int, ...] = ()  # grades of relevant passages that are not in the table
+    id: str = ""  # the row's, as the file has it
 
     @property
     def qrels(self) -> dict[int, int]:
@@ -215,6 +216,7 @@ def build_table(
             place(row.negatives, positives),
             judged=row.judged,
             absent=row.absent,
+            id=row.id,
         )
 
     rows = with_also([example(r) for r in train]), [example(r) for r in evaluation]

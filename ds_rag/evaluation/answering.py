@@ -1,5 +1,9 @@
 """Decodes answers with a generator: one from each passage, rescored by the marginal, or one from the best passage.
 
+An answer is made token by token from prompts that are each read alone: transformers' `generate` takes plain sequences.
+What scores texts that are there (the rescoring, the posterior) reads cells as training does, so that after
+`share_prefixes` a passage is read once for all questions and answers that stand on it in one forward.
+
 Shape legend: B queries, K passages per query, C cells, T tokens.
 """
 
@@ -18,6 +22,8 @@ from ds_rag.models.generator import Generator
 from ds_rag.models.sharded import is_sharded
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import choose
+
+Context = tuple[Ids, Ids]  # a prompt in two parts: what all cells of one passage share, and the rest
 
 
 @dataclass
@@ -47,8 +53,22 @@ class Answerer:
         self.generator.eval()
         return self.pick(self, queries, passages, [np.asarray(row, dtype=np.float64) for row in log_priors])
 
-    def greedy(self, contexts: list[Ids]) -> list[Ids]:
+    @torch.no_grad()
+    def score(
+        self, queries: Sequence[Ids], passages: Sequence[Sequence[Ids]], targets: Sequence[Ids]
+    ) -> list[np.ndarray]:
+        """For each query the (K,) log p(target | passage, query) of its passages, summed over tokens, in nats."""
+        self.generator.eval()
+        contexts = [self.contexts(q, p) for q, p in zip(queries, passages, strict=True)]
+        pairs = [(c, target) for row, target in zip(contexts, targets, strict=True) for c in row]
+        logp_C = self.log_probs([c for c, _ in pairs], [target for _, target in pairs])
+        return np.split(logp_C, np.cumsum([len(row) for row in contexts])[:-1]) if contexts else []
+
+    def greedy(self, contexts: list[Context]) -> list[Ids]:
         """The greedy continuation of each context, with its end-of-sequence token where one was reached."""
+        return self._greedy([np.concatenate(context) for context in contexts])
+
+    def _greedy(self, contexts: list[Ids]) -> list[Ids]:
         out: list[Ids] = []
         for part in self.parts(len(contexts)):
             found = self._greedy_batch(contexts[part] or contexts[:1])
@@ -82,19 +102,27 @@ class Answerer:
         )
         return [until_end(row[width:], tokenizer.eos_token_id) for row in generated.cpu().numpy().astype(np.int32)]
 
-    def log_probs(self, contexts: list[Ids], targets: list[Ids]) -> np.ndarray:
-        """(C,) summed log-probability of each target after its context."""
-        sums = []
+    def log_probs(self, contexts: list[Context], targets: list[Ids]) -> np.ndarray:
+        """(C,) summed log-probability of each target after its context. Cells of one passage are read together."""
+        number: dict[bytes, int] = {}
+        place_C = [number.setdefault(prefix.tobytes(), len(number)) for prefix, _ in contexts]
+        order = sorted(range(len(contexts)), key=place_C.__getitem__)
+        sums = np.zeros(len(contexts))
         for part in self.parts(len(contexts)):
-            chunk = targets[part] or targets[:1]
-            listed = list_cells(contexts[part] or contexts[:1], chunk, [len(t) for t in chunk])
-            cells = self.generator.lay_out(listed, self.generator.tokenizer.pad_token_id)
-            logp_CA = self.generator(cells.to(self.device)).cpu()
-            sums += [float(row[: len(target)].sum()) for row, target in zip(logp_CA, targets[part], strict=False)]
-        return np.array(sums)
+            chosen = order[part] or order[:1]
+            cells = list_cells(
+                [contexts[c][0] for c in chosen],
+                [np.concatenate([contexts[c][1], targets[c]]) for c in chosen],
+                [len(targets[c]) for c in chosen],
+            )
+            laid_out = self.generator.lay_out(cells, self.generator.tokenizer.pad_token_id)
+            logp_CA = self.generator(laid_out.to(self.device)).cpu()
+            for c, row in zip(order[part], logp_CA, strict=False):
+                sums[c] = float(row[: len(targets[c])].sum())
+        return sums
 
-    def contexts(self, query: Ids, passages: Sequence[Ids]) -> list[Ids]:
-        return [self.prompt.context(p, query, self.max_new_tokens + 1) for p in passages]
+    def contexts(self, query: Ids, passages: Sequence[Ids]) -> list[Context]:
+        return [self.prompt.split(p, query, self.max_new_tokens + 1) for p in passages]
 
     def text(self, ids: Ids) -> str:
         return self.generator.tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -6,6 +6,7 @@ Used by the index stage of training, and by `ds-rag evaluate`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +15,21 @@ from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import EvalTokens
 from ds_rag.evaluation import fusion
-from ds_rag.evaluation.answering import Answerer
+from ds_rag.evaluation.answer_rows import Question, Reader, answer_rows
 from ds_rag.evaluation.collapse import Retrieved
-from ds_rag.evaluation.metrics import answer_metrics, retrieval_metrics
+from ds_rag.evaluation.containment import answer_in_top
+from ds_rag.evaluation.controls import CONTROLS, Ranked, contexts, control_metrics, named, rows_of_controls
+from ds_rag.evaluation.metrics import answer_metrics_per_row, retrieval_metrics_per_query
+from ds_rag.evaluation.per_question import PerQuestion
+from ds_rag.evaluation.posteriors import agreement, posterior
+from ds_rag.evaluation.questions import enter, found_table
 from ds_rag.evaluation.retrieval import Found, Wanted, search, search_words
+from ds_rag.evaluation.signature import facts_of_data, facts_of_settings, precision
 from ds_rag.index import lexical
 from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
-from ds_rag.runtime import collectives, fault_injection, stop_signals
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
@@ -46,6 +52,8 @@ class Sample:
 @dataclass
 class Evaluation:
     """What `evaluate` measured. retrieval and answers: metric -> value in 0..1, empty if they could not be measured.
+    without_labels: the same of what needs no labelled passage (docs/evaluation.md). questions: all of it question by
+    question, and ranked what was found for them; None where there are no rows.
 
     Example:
         >>> found = ds_rag.Evaluation(retrieval={"recall@1": 0.5}, answers={"f1": 0.25})
@@ -57,8 +65,9 @@ class Evaluation:
     answers: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     retrieved: Retrieved | None = None
-    found: Found | None = None  # scores and passage numbers of each query, best first
-    temperature: float = 1.0  # of these scores, in the prior over passages
+    without_labels: dict[str, float] = field(default_factory=dict)
+    questions: PerQuestion | None = None
+    ranked: Ranked | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -116,9 +125,14 @@ class Evaluator:
         return self.judge(scores, numbers, temperature)
 
     @property
+    def depth_shown(self) -> int:
+        """Passages of each query that figures and the table of questions are about."""
+        return max(DEPTH, self.settings.top_k)
+
+    @property
     def depth(self) -> int:
         """Passages that are searched for each query."""
-        deepest = max(DEPTH, self.settings.top_k, self.settings.rerank)
+        deepest = max(self.depth_shown, self.settings.rerank)
         return max(deepest, fusion.DEPTH) if self.settings.hybrid != "none" or self.with_lines else deepest
 
     @property
@@ -135,30 +149,33 @@ class Evaluator:
     def lexical_lines(self, result: Evaluation) -> dict[str, dict[str, float]]:
         """Retrieval metrics of BM25 alone, and of BM25 and `result`'s ranking fused: what a user would try first, and
         what a user would run. Empty where retrieval is not measured or the corpus is large. All ranks together."""
-        if not self.with_lines or result.found is None:
+        if not self.with_lines or result.ranked is None:
             return {}
         words = self.found_by_words()
-        fused = fusion.fuse(result.found, words, self.depth)
-        return {"bm25": self._retrieval(*words), "hybrid": self._retrieval(*fused)}
+        fused = fusion.fuse((result.ranked.scores_QK, result.ranked.numbers_QK), words, self.depth)
+        lines = {"bm25": self._retrieval(*words), "hybrid": self._retrieval(*fused)}
+        return {line: {name: float(v.mean()) for name, v in values.items()} for line, values in lines.items()}
 
     def judge(self, scores: np.ndarray, numbers: np.ndarray, temperature: float) -> Evaluation:
         """The figures of what was found, (Q, k) scores and passage numbers, best first, by whichever search. On all
         ranks together. temperature: of the scores, in the prior of the passages that the generator reads."""
-        result = Evaluation(found=(scores, numbers), temperature=temperature)
-        result.retrieval = self._retrieval(scores, numbers)
+        table = found_table(self.data, *(found[:, : self.depth_shown] for found in (scores, numbers)))
+        result = Evaluation(questions=table, ranked=Ranked(scores, numbers, temperature))
+        result.retrieval = enter(table, self.data.labelled, self._retrieval(scores, numbers))
         result.retrieved = self._retrieved(numbers[:, : self.settings.top_k])
+        result.without_labels = enter(table, range(len(table.ids)), answer_in_top(table.details["answer_in"], KS))
         if self.with_answers:
-            result.answers, result.samples = self._answers(scores, numbers, temperature)
+            self._answers(result)
         return result
 
-    def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
-        """Retrieval metrics over the rows whose positives are known; empty if there are none."""
+    def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """Retrieval metrics of each row whose positives are known; empty if there are none."""
         rows = self.data.labelled
         if not rows:
             return {}
-        scores, numbers = (found[:, : max(DEPTH, self.settings.top_k)] for found in (scores, numbers))
+        scores, numbers = (found[:, : self.depth_shown] for found in (scores, numbers))
         kept = [numbers[r] >= 0 for r in rows]  # -1: an approximate index found fewer
-        return retrieval_metrics(
+        return retrieval_metrics_per_query(
             [[self.data.ids[n] for n in numbers[r][k]] for r, k in zip(rows, kept, strict=True)],
             [scores[r][k] for r, k in zip(rows, kept, strict=True)],
             [self.data.qrels(self.data.evaluation[r]) for r in rows],
@@ -172,76 +189,55 @@ class Evaluator:
         wanted = {p for row in self.data.evaluation for p in row.positives}
         return Retrieved(len(found), len(numbers_Qk), numbers_Qk.shape[1], len(self.corpus), len(wanted))
 
-    def _answers(
-        self, scores: np.ndarray, numbers: np.ndarray, temperature: float
-    ) -> tuple[dict[str, float], list[Sample]]:
-        """(answer metrics over the rows with answers, split among the ranks; the first rows as samples)."""
-        rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
-        top = numbers[:, : self.settings.top_k]
-        wide = scores[:, : self.settings.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
-        priors = log_softmax(wide / temperature)
-        texts = self._answer_rows(rows, [list(t[t >= 0]) for t in top], priors, self.settings.decode)
-        references = [list(self.data.evaluation[r].answers) for r in rows]
-        samples = [
-            Sample(
-                self.data.evaluation[r].query,
-                list(self.data.evaluation[r].answers),
-                text,
-                self.corpus[top[r][0]] if top[r][0] >= 0 else "",
-                bool(top[r][0] in self.data.evaluation[r].positives),
-            )
-            for r, text in list(zip(rows, texts, strict=True))[:3]
-        ]
-        return answer_metrics(texts, references), samples
+    def _answers(self, result: Evaluation) -> None:
+        """Answers of the rows that have references, their metrics, and the posterior of the passages that are read; the
+        first rows as samples."""
+        table, ranked = result.questions, result.ranked
+        assert table is not None and ranked is not None
+        examples, count = self.data.evaluation, len(self.data.evaluation)
+        rows = [n for n, row in enumerate(examples) if row.answers]
+        asked = [ranked.question(r, 0, self.settings.top_k, examples[r].answers[0]) for r in rows]
+        replies = answer_rows(self.reader, asked, self.settings.decode)
+        texts = [reply.text for reply in replies]
+        values = answer_metrics_per_row(texts, [list(examples[r].answers) for r in rows])
+        result.answers = enter(table, rows, values)
+        posteriors = [posterior(q, reply) for q, reply in zip(asked, replies, strict=True)]
+        result.without_labels |= enter(table, rows, agreement(asked, posteriors))
+        answers, posterior_of = dict(zip(rows, texts, strict=True)), dict(zip(rows, posteriors, strict=True))
+        table.details["answer"] = [answers.get(n) for n in range(count)]
+        table.details["posterior"] = [posterior_of.get(n) for n in range(count)]
+        result.samples = [self._sample(q, text) for q, text in list(zip(asked, texts, strict=True))[:3]]
 
-    def controls(self) -> dict[str, dict[str, float]]:
-        """Answer metrics without any passage (closed book), and with the labelled passage (gold): what passages are
-        worth. Raises UserError without a generator."""
-        if not self.with_answers:
-            raise UserError("controls need a generator and rows with answers", fix="leave --controls out")
-        rows = [n for n, row in enumerate(self.data.evaluation) if row.positives and row.answers]
-        references = [list(self.data.evaluation[r].answers) for r in rows]
-        gold: list[list[int]] = [[] for _ in self.data.evaluation]
-        for r in rows:
-            gold[r] = list(self.data.evaluation[r].positives[:1])
-        nothing: list[list[int]] = [[] for _ in self.data.evaluation]
-        flat = np.zeros((len(self.data.evaluation), 1))
-        return {
-            "closed_book": answer_metrics(self._answer_rows(rows, nothing, flat, "top1"), references),
-            "gold_passage": answer_metrics(self._answer_rows(rows, gold, flat, "top1"), references),
-        }
+    def _sample(self, asked: Question, answer: str) -> Sample:
+        example, best = self.data.evaluation[asked.row], next(iter(asked.passages), None)
+        passage = self.corpus[best] if best is not None else ""
+        return Sample(example.query, list(example.answers), answer, passage, best in example.positives)
 
-    def _answer_rows(self, rows: list[int], passages: list[list[int]], priors: np.ndarray, decode: str) -> list[str]:
-        """The answers to these rows, in their order; rank r decodes every world-th one."""
+    @property
+    def reader(self) -> Reader:
         assert self.generator is not None and self.prompt is not None
-        table, queries = self.tokens.generator_passages, self.tokens.generator_queries
-        assert table is not None and queries is not None
-        settings = self.settings
-        batch = settings.per_device_eval_batch_size
-        answerer = Answerer(self.generator, self.prompt, decode, settings.max_new_tokens, batch)
-        mine = rows[collectives.rank() :: collectives.world()]
-        own = len(mine)
-        if answerer.in_step:  # the same number of rows on every rank; a surplus row's answer is dropped
-            mine += rows[: -(-len(rows) // collectives.world()) - own]
-        answers: list[str] = []
-        for start in range(0, -(-len(rows) // collectives.world()), batch):  # equally often on every rank
-            fault_injection.point("evaluate")
-            stop_signals.safe_place()
-            if start >= len(mine):
-                continue
-            chunk = mine[start : start + batch]
-            read = [[table[n] for n in passages[r]] or [np.zeros(0, np.int32)] for r in chunk]
-            found = answerer.answer(
-                [queries[r] for r in chunk],
-                read,
-                [priors[r][: len(p)] for r, p in zip(chunk, read, strict=True)],
-            )
-            answers += [a.text for a in found]
-        by_rank = collectives.gather_objects(answers[:own])
-        return [by_rank[n % collectives.world()][n // collectives.world()] for n in range(len(rows))]
+        return Reader(self.generator, self.prompt, self.tokens, self.settings)
 
+    def controls(self, result: Evaluation) -> dict[str, dict[str, float]]:
+        """What the passages are worth: answers from other contexts, by the names of controls.py. Their values for each
+        question are added to the result's table. All ranks together."""
+        if not self.with_answers or result.ranked is None or result.questions is None:
+            raise UserError("controls need a generator and rows with answers", fix="leave --controls out")
+        table, data = result.questions, self.data
+        rows = rows_of_controls(data)
+        read = [result.ranked.question(r, 0, self.settings.top_k) for r in rows]
+        replies = {"retrieved": (read, [table.details["answer"][r] for r in rows])}
+        for name, (asked, decode) in contexts(data, result.ranked, self.settings.top_k, self.settings.decode).items():
+            replies[name] = asked, [reply.text for reply in answer_rows(self.reader, asked, decode)]
+        figures: dict[str, dict[str, float]] = {}
+        for name in [name for name in CONTROLS if name in replies]:
+            means = enter(table, rows, named(name, control_metrics(data, *replies[name])))
+            figures[name] = {key.removeprefix(f"{name}/"): value for key, value in means.items()}
+        return figures
 
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """Log-softmax over the last axis, float64."""
-    x = x.astype(np.float64)
-    return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
+    def facts(self) -> dict[str, Any]:
+        """What the signature says of data, settings and precision."""
+        prompt = self.prompt if self.with_answers else None
+        models = {"retriever": self.retriever, "generator": self.generator if self.with_answers else None}
+        settings = facts_of_settings(self.settings, self.retriever.settings if self.retriever else None, prompt)
+        return {**facts_of_data(self.data), **settings, "precision": precision(models)}

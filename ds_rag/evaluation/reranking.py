@@ -15,9 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ds_rag.evaluation.evaluator import KS, Evaluation, Evaluator, log_softmax
-from ds_rag.evaluation.metrics import TIE, retrieval_metrics
+from ds_rag.evaluation.evaluator import KS, Evaluation, Evaluator
+from ds_rag.evaluation.metrics import TIE, retrieval_metrics_per_query
 from ds_rag.evaluation.pair_scores import PairTexts, score_pairs
+from ds_rag.evaluation.posteriors import log_softmax
+from ds_rag.evaluation.questions import enter
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
@@ -34,7 +36,8 @@ def rerank(
     evaluator: Evaluator, result: Evaluation, how: AnswerScoring, console: Console | None = None
 ) -> dict[str, dict[str, float]]:
     """Retrieval metrics of `result`'s ranking with its first `--rerank` passages in the order of the prior, the
-    posterior and the likelihood; all over the same rows, those with labels and an answer (the first one is read).
+    posterior and the likelihood; all over the same rows, those with labels and an answer (the first one is read). Their
+    values for each question are added to the result's table, as `rerank_prior/recall@1`.
 
     All ranks together. Raises UserError where there is no generator or no such row.
     """
@@ -46,38 +49,37 @@ def rerank(
         tokens.generator_passages,
         tokens.generator_queries,
     )
-    if generator is None or prompt is None or passages is None or queries is None or not rows or not result.found:
+    ranked, table = result.ranked, result.questions
+    if None in (generator, prompt, passages, queries, ranked, table) or not rows:
         raise UserError(
             "--rerank needs a generator, and rows with an answer and a labelled passage",
             found="no generator" if generator is None else f"{len(rows)} such rows",
             fix="leave --rerank out",
         )
+    assert generator and prompt and passages is not None and queries is not None and ranked and table
     answers = prompt.encode("answer", [data.evaluation[r].answers[0] for r in rows], how.max_answer_length)
     answer_ids = {r: np.array(ids, dtype=np.int32) for r, ids in zip(rows, answers, strict=True)}
-    kept = [result.found[1][r] >= 0 for r in rows]
-    found = [(result.found[0][r][k], result.found[1][r][k]) for r, k in zip(rows, kept, strict=True)]
+    kept = [ranked.numbers_QK[r] >= 0 for r in rows]
+    found = [(ranked.scores_QK[r][k], ranked.numbers_QK[r][k]) for r, k in zip(rows, kept, strict=True)]
     pairs = [(r, int(n)) for r, (_, numbers) in zip(rows, found, strict=True) for n in numbers[:N]]
     scored = score_pairs(generator, prompt, PairTexts(queries, answer_ids, passages), pairs, console)
     ends = np.cumsum([len(numbers[:N]) for _, numbers in found])[:-1]
     likelihoods = np.split(scored.log_likelihoods(how.answer_logprob), ends)
     lists: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"prior": [], "posterior": [], "likelihood": []}
     for (scores, numbers), likelihood_N in zip(found, likelihoods, strict=True):
-        prior_N = log_softmax(scores[:N].astype(np.float64) / result.temperature)
+        prior_N = log_softmax(scores[:N].astype(np.float64) / ranked.temperature)
         lists["prior"].append((numbers, scores))
         for name, judged_N in (("posterior", prior_N + likelihood_N), ("likelihood", likelihood_N)):
             order_K, levels_K = reorder(scores, judged_N)
             lists[name].append((numbers[order_K], levels_K))
     qrels, size = [data.qrels(data.evaluation[r]) for r in rows], len(evaluator.corpus)
-    return {
-        name: retrieval_metrics(
-            [[data.ids[n] for n in numbers] for numbers, _ in ranked],
-            [scores.tolist() for _, scores in ranked],
-            qrels,
-            corpus_size=size,
-            ks=KS,
-        )
-        for name, ranked in lists.items()
-    }
+    figures: dict[str, dict[str, float]] = {}
+    for name, judged in lists.items():
+        ids, scores = [[data.ids[n] for n in numbers] for numbers, _ in judged], [s.tolist() for _, s in judged]
+        values = retrieval_metrics_per_query(ids, scores, qrels, corpus_size=size, ks=KS)
+        means = enter(table, rows, {f"rerank_{name}/{metric}": value for metric, value in values.items()})
+        figures[name] = {metric.partition("/")[2]: mean for metric, mean in means.items()}
+    return figures
 
 
 def reorder(scores_K: np.ndarray, judged_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

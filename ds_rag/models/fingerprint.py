@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import nn
 
 from ds_rag.models.retriever import Retriever
 
@@ -12,9 +13,21 @@ from ds_rag.models.retriever import Retriever
 def fingerprint(retriever: Retriever) -> str:
     """sha256 of weights and settings: whose vectors are whose. Of the part that this rank holds."""
     digest = hashlib.sha256(repr(retriever.settings).encode())
-    parameters = dict(retriever.named_parameters(remove_duplicate=False))
-    for name, tensor in sorted(retriever.state_dict().items()):
+    add_weights(digest, retriever)
+    return digest.hexdigest()
+
+
+def hash_weights(module: nn.Module) -> str:
+    """sha256 of a model's weights, of the part that this rank holds."""
+    digest = hashlib.sha256()
+    add_weights(digest, module)
+    return digest.hexdigest()
+
+
+def add_weights(digest: hashlib._Hash, module: nn.Module) -> None:
+    """Names, types, shapes and values of all that the module's state holds."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = getattr(parameters.get(name), "ds_tensor", tensor).detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()

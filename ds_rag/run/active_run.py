@@ -12,6 +12,7 @@ from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.checkpoint_saver import CheckpointSaver
 from ds_rag.run.early_stopping import note_metric
+from ds_rag.run.evaluation_files import Measured, write_before
 from ds_rag.run.index_refresh import IndexStage, Landed
 from ds_rag.run.metrics_file import Metrics
 from ds_rag.run.step_metrics import ProgressText
@@ -49,7 +50,9 @@ def measure_before(run: Run) -> None:
     if run.parts.data.evaluation:
         state.before = first.result.metrics
         state.lexical_before = index.evaluator.lexical_lines(first.result)
-        metrics.write("eval", 0, state.before)
+        metrics.write("eval", 0, state.before | first.result.without_labels)
+        measured = Measured(first.result, index.evaluator, run.config)
+        state.before_trust = write_before(measured, run.parts.engines.modules, run.folder)
     index.best = note_metric(state, state.before or {}, run.config.evaluation, 0)
     state.refreshed = 0
     if run.config.evaluation.load_best_model_at_end:
@@ -70,7 +73,7 @@ def record_index(run: Run, landed: Landed, new_candidates: bool = False) -> None
     if new_candidates:
         run.index.stalled += refresh_candidates(run, landed.step, landed.retriever)  # training waits
     if run.parts.data.evaluation:
-        run.metrics.write("eval", landed.step, landed.metrics)
+        run.metrics.write("eval", landed.step, landed.metrics | landed.result.without_labels)
     run.watchers.after_evaluation(landed.step, landed.result.retrieved)
     run.index.best = note_metric(run.state, landed.result.metrics, run.config.evaluation, landed.step)
 

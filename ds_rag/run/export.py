@@ -9,7 +9,8 @@ next process that opens the run moves it (`settle`).
     RUN/export.pending.tmp-X/    being written; after a crash it is ignored, and the previous export is unchanged
     RUN/export.pending/          complete; its entries are being moved to RUN
     RUN/manifest.json            moved last: size and hash of every file of RUN/retriever, RUN/generator, config.json,
-                                 results.json. An index has its own manifest, because it can be rebuilt separately.
+                                 results.json and after.* (the results per question). An index has its own
+                                 manifest, because it can be rebuilt separately.
 
 The previous export is deleted. Files in its folders that no manifest names are the user's: they are kept in
 RUN/replaced-N.
@@ -24,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ds_rag.evaluation.per_question import RUN, TABLE
 from ds_rag.run import config_and_results
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, folder_lock, json_files, stop_signals
 from ds_rag.runtime.atomic_files import sync_folder
@@ -32,7 +34,9 @@ from ds_rag.runtime.errors import UserError
 
 PENDING = "export.pending"
 INDEX = "index"
-NAMES = ("retriever", "generator", INDEX, json_files.RESULTS, json_files.CONFIG, MANIFEST)  # moved in this order
+AFTER = "after"  # the stem of the results per question
+QUESTIONS = (AFTER + TABLE, AFTER + RUN)
+NAMES = ("retriever", "generator", INDEX, *QUESTIONS, json_files.RESULTS, json_files.CONFIG, MANIFEST)  # in this order
 OLD = "replaced"  # folder within PENDING: the previous export
 CARD = "README.md"  # people edit a model's card: that is not damage
 

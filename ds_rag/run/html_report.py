@@ -16,8 +16,10 @@ from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ds_rag.evaluation.figures import show_interval
+from ds_rag.evaluation.signature import unlike
 from ds_rag.run import config_and_results
-from ds_rag.run.lexical_table import COMPARED, lexical_table
+from ds_rag.run.lexical_table import lexical_html
 from ds_rag.runtime import json_files
 from ds_rag.runtime.credentials import printable
 from ds_rag.runtime.errors import UserError
@@ -94,8 +96,8 @@ def write_report(run_dir: Path) -> Path:
     body = [
         f"<h1>{name}</h1>\n{MADE_HERE}",
         _facts(metrics, results),
-        _section("Before and after", _before_after(results.get("before") or {}, results.get("after") or {})),
-        _section("Beside a search by words (BM25)", _beside_words(results)),
+        _section("Before and after", _before_after(results)),
+        _section("Beside a search by words (BM25)", lexical_html(results)),
         _section("Curves", _curves(metrics)),
         _section("Samples", "".join(_sample(sample) for sample in results.get("samples") or ())),
         _section("Configuration", _configuration(config)),
@@ -196,7 +198,14 @@ def _facts(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
     return f'<div class="card facts">{cells}</div>'
 
 
-def _before_after(before: dict[str, Any], after: dict[str, Any]) -> str:
+def _before_after(results: dict[str, Any]) -> str:
+    """Every figure with its interval and number of questions, those that need no labels last, and the signatures."""
+    known = results.get("evaluation") or {}
+    about = [known.get(when) or {} for when in ("before", "after")]
+    before, after = (
+        {**(results.get(when) or {}), **(facts.get("without_labels") or {})}
+        for when, facts in zip(("before", "after"), about, strict=True)
+    )
     names = list(dict.fromkeys([*before, *after]))
     if not names:
         return ""
@@ -205,20 +214,18 @@ def _before_after(before: dict[str, Any], after: dict[str, Any]) -> str:
         old, new = _number(before.get(name)), _number(after.get(name))
         change = "" if old is None or new is None else f"{new - old:+.3f}"
         cells = [f"{value:.3f}" if value is not None else "&ndash;" for value in (old, new)] + [change]
+        ends, count = (about[1].get("intervals") or {}).get(name), (about[1].get("n") or {}).get(name)
+        cells += [show_interval(ends) if ends else "", "" if count is None else escape(str(count))]
         numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td>{escape(name)}</td>{numbers}</tr>")
-    head = "".join(f"<th class=number>{title}</th>" for title in ("before", "after", "change"))
-    return f'<div class="card scroll"><table><tr><th>metric</th>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _beside_words(results: dict[str, Any]) -> str:
-    head = "".join(f"<th class=number>{name}</th>" for name in COMPARED)
-    rows = [
-        f"<tr><td>{escape(name)}</td>{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>"
-        for name, *cells in lexical_table(results)
-    ]
-    table = f"<table><tr><th>ranking</th>{head}</tr>{''.join(rows)}</table>"
-    return f'<div class="card scroll">{table}</div>' if rows else ""
+    titles = ("before", "after", "change", "95 % interval of after", "n")
+    head = "".join(f"<th class=number>{title}</th>" for title in titles)
+    warning = unlike(known)
+    below = f'<p class="bad">{escape(warning)}</p>' if warning else ""
+    for when, facts in zip(("before", "after"), about, strict=True):
+        if line := (facts.get("signature") or {}).get("line"):
+            below += f'<p class="dim">{when}: {escape(str(line))}</p>'
+    return f'<div class="card scroll"><table><tr><th>metric</th>{head}</tr>{"".join(rows)}</table>{below}</div>'
 
 
 def _curves(metrics: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 COMPARED = ("recall@1", "recall@10", "mrr@10")
@@ -23,6 +24,17 @@ def lexical_table(results: dict[str, Any]) -> list[list[str]]:
         "retriever after + BM25": hybrid.get("after"),
     }
     return [[name, *(_cell(_dict(figures).get(metric)) for metric in COMPARED)] for name, figures in rankings.items()]
+
+
+def lexical_html(results: dict[str, Any]) -> str:
+    """The same table for the report; empty where there are no such lines."""
+    head = "".join(f"<th class=number>{name}</th>" for name in COMPARED)
+    rows = [
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>"
+        for name, *cells in lexical_table(results)
+    ]
+    table = f"<table><tr><th>ranking</th>{head}</tr>{''.join(rows)}</table>"
+    return f'<div class="card scroll">{table}</div>' if rows else ""
 
 
 def _dict(value: object) -> dict[str, Any]:

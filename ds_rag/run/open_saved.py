@@ -38,7 +38,7 @@ BY_WORDS = "bm25"  # as --retriever: no model, passages are found by BM25 (a fol
 
 
 @dataclass
-class Reader:
+class WithoutRetriever:
     """A generator, or None, that answers from passages which are found without a retriever."""
 
     config: RunConfig
@@ -93,7 +93,7 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
     return Saved(run, config, retriever, generator, ready(generator, config, args))
 
 
-def open_reader(args: argparse.Namespace) -> Reader:
+def open_reader(args: argparse.Namespace) -> WithoutRetriever:
     """With `--retriever bm25`: the generator alone, where one is named. All ranks together. Raises UserError."""
     quiet_libraries()
     given = checked(args)
@@ -105,7 +105,7 @@ def open_reader(args: argparse.Namespace) -> Reader:
         raise UserError("--hybrid together with --retriever bm25", fix="leave one of them out")
     config = build({name: value for name, value in given.items() if name != "retriever"})
     generator = open_generator(config.model, list, Path(".")) if "generator" in given else None
-    return Reader(config, generator, ready(generator, config, args))
+    return WithoutRetriever(config, generator, ready(generator, config, args))
 
 
 def checked(args: argparse.Namespace) -> dict[str, Any]:

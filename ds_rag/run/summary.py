@@ -13,11 +13,14 @@ from ds_rag import __version__
 from ds_rag.config import RunConfig
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
+from ds_rag.evaluation.figures import show_interval
+from ds_rag.evaluation.signature import unlike
 from ds_rag.index.store import hash_model
 from ds_rag.models.sharded import count_of
 from ds_rag.run import config_and_results, export
 from ds_rag.run.active_run import Run
 from ds_rag.run.assemble import Parts
+from ds_rag.run.evaluation_files import Measured
 from ds_rag.run.html_report import write_report
 from ds_rag.run.lexical_table import COMPARED, lexical_table
 from ds_rag.run.model_cards import card, warmed
@@ -56,10 +59,10 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
 
 
 def write_results(run: Run, result: Evaluation, began: float) -> None:
-    """Exports the models with their cards, the index, results.json and config.json, all at once (export.py); writes
-    report.html and prints the outcome. result: that of the exported weights; began: time.monotonic() at the start of
-    the run. Raises RunError on every rank if one of them could not write."""
-    config, folder = run.config, run.folder
+    """Exports the models with their cards, the index, results.json, the results per question and config.json, all at
+    once (export.py); writes report.html and prints the outcome. result: that of the exported weights; began:
+    time.monotonic() at the start of the run. Raises RunError on every rank if one of them could not write."""
+    folder = run.folder
     cards = make_cards(run, result)
     linked = collectives.from_first((folder / export.INDEX).is_symlink())  # perhaps to a disk with more space
     fix = "free some space, then --resume auto, which resumes from the last checkpoint"
@@ -72,11 +75,8 @@ def write_results(run: Run, result: Evaluation, began: float) -> None:
                 save_index(run, place / export.INDEX, model)
             results["seconds"] = round(time.monotonic() - began, 1)
             stop_signals.phase("writing the figures")
-            failure = (
-                atomic_folders.attempt(lambda: write_figures(place, results, config))
-                if collectives.rank() == 0
-                else None
-            )
+            first = collectives.rank() == 0
+            failure = atomic_folders.attempt(lambda: write_figures(place, results, run, result)) if first else None
             atomic_folders.agree("the figures", failure)
     except OSError as error:
         raise not_written("the trained models", error, folder, fix) from None
@@ -125,6 +125,7 @@ def outcome(run: Run, result: Evaluation) -> dict[str, Any]:
     return {
         "before": state.before or {},
         "after": result.metrics,
+        "evaluation": {"before": state.before_trust, "after": {}},
         "samples": [asdict(s) for s in result.samples],
         "steps": state.step,
         "best_step": state.best_step,
@@ -142,7 +143,14 @@ def lexical_lines(run: Run, result: Evaluation) -> dict[str, dict[str, dict[str,
     return {name: {"before": before.get(name, {}), "after": values} for name, values in after.items()}
 
 
-def write_figures(place: Path, results: dict[str, Any], config: RunConfig) -> None:
+def write_figures(place: Path, results: dict[str, Any], run: Run, result: Evaluation) -> None:
+    """results.json, config.json and the results per question, on one rank, beside the models in `place`; what is to be
+    known of the last evaluation is added to `results`."""
+    config = run.config
+    if result.questions is not None:
+        hashes = {name: hash_model(place / name) for name in run.parts.engines.modules}
+        measured = Measured(result, run.index.evaluator, config)
+        results["evaluation"]["after"] = measured.write(hashes, place / export.AFTER)
     (place / json_files.RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
     (place / json_files.CONFIG).write_text(config_and_results.configuration_text(config), encoding="utf-8")
 
@@ -172,12 +180,14 @@ def save_index(run: Run, folder: Path, model_hash: str) -> None:
 
 def show_outcome(results: dict[str, Any], report: Path, console: Console) -> None:
     """Prints the metrics before and after training, the sample questions, and the path of the report."""
-    before, after = results["before"], results["after"]
+    before, after, known = results["before"], results["after"], results["evaluation"]
     if after:
-        rows = [
-            [name, f"{before[name]:.3f}" if name in before else "-", f"{value:.3f}"] for name, value in after.items()
-        ]
-        console.table("held-out queries", ["metric", "before", "after"], rows)
+        rows = figure_rows(before, after, known)
+        console.table("held-out queries", ["metric", "before", "after", "95 % interval", "n"], rows)
+        if known["after"].get("signature"):
+            console.say(f"signature  {known['after']['signature']['line']}")
+        if warning := unlike(known):
+            console.say(f"warning: {warning}", style="yellow")
     if table := lexical_table(results):
         console.table("retrieval, beside a search by words (BM25)", ["ranking", *COMPARED], table)
     for sample in results["samples"]:
@@ -189,3 +199,21 @@ def show_outcome(results: dict[str, Any], report: Path, console: Console) -> Non
         console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
     console.say("")
     console.say(f"report     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")
+
+
+def figure_rows(before: dict[str, float], after: dict[str, float], known: dict[str, Any]) -> list[list[str]]:
+    """metric, before, after, the interval of `after`, n; the figures that need no labels last. known: `evaluation` of
+    results.json."""
+    before = before | known["before"].get("without_labels", {})
+    after = after | known["after"].get("without_labels", {})
+    ends, counts = known["after"].get("intervals", {}), known["after"].get("n", {})
+    return [
+        [
+            name,
+            f"{before[name]:.3f}" if name in before else "-",
+            f"{value:.3f}",
+            show_interval(ends.get(name)),
+            str(counts.get(name, "-")),
+        ]
+        for name, value in after.items()
+    ]

@@ -22,6 +22,7 @@ VERSION = "ds_rag"  # key: the version that wrote the file
 AGAIN = "the training's own command with --resume auto leaves models, figures and configuration again"
 FILES = [CONFIG, RESULTS, METRICS, "manifest.json", "report.html", "exit.json", "STOP", "lock", "run.log"]
 FILES += ["checkpoints/LATEST"]
+FILES += [f"{when}.{kind}" for when in ("before", "after") for kind in ("questions.parquet", "trec")]
 Record = TypeVar("Record")
 
 

@@ -28,15 +28,18 @@ MODEL = (  # as transformers and sentence-transformers write one
     r"(vocab|merges)\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.jinja|README\.md)"
 )
 FOLDERS = ("checkpoints", "generator", "index", "refresh", "retriever", "tensorboard", "tokenizers")  # of a run
+QUESTIONS = r"\.(questions\.parquet|trec)"  # of an evaluation, question by question
 LEFT = r"(\.tmp-(old-)?[0-9a-f]+|\.tmp-pruned)"
 RESERVED = rf"{'|'.join(FOLDERS)}|(index|export\.pending)(\.partial|{LEFT})?"  # in a run's folder
 RUN = "|".join(
     (
         r"(config|results|exit|manifest|trackers|deepspeed_retriever|deepspeed_generator)\.json(\.tmp)?",
         r"metrics\.jsonl(\.tmp)?|report\.html|lock|STOP|run(-rank\d+)?\.log|stacks-rank\d+\.txt",
+        rf"(before|after){QUESTIONS}(\.tmp)?",
         r"tensorboard/events\.out\..+",
         rf"tokenizers/{MODELS}/tokenizer(\.model|_config\.json)",
-        rf"export\.pending{LEFT}?/(replaced/)?(({MODELS}/({MODEL}))|index/({INDEX})|(results|config|manifest)\.json)",
+        rf"export\.pending{LEFT}?/(replaced/)?(({MODELS}/({MODEL}))|index/({INDEX})|after{QUESTIONS}(\.tmp)?|"
+        r"(results|config|manifest)\.json)",
         rf"{MODELS}/({MODEL})",
         rf"index{LEFT}?/({INDEX})|index\.partial/({SHARDS})|index\.ds_rag-lock",
         rf"refresh/step-\d+/({SHARDS})",

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from commands import ROOT, SMALL, TRAIN, call, execute, files, launcher, lines, results
 
+from ds_rag.evaluation.per_question import read_per_question
+
 FLAGS = [*SMALL, "--max_steps", "4", "--refresh_index", "2", "--save_steps", "2"]
 ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
 COMMANDS = {
@@ -20,6 +22,7 @@ COMMANDS = {
 NOTHING_MORE = ["--save_steps", "0", "--refresh_index", "0"]
 RETRIEVAL = {"recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr@10", "ndcg@10"}
 ANSWERS = {"exact_match", "f1", "rougeL"}
+WITHOUT_LABELS = {"answer_in_top@1", "answer_in_top@5", "answer_in_top@10", "prior_posterior_agreement"}
 LOGGED = {"loss", "prior_entropy", "posterior_entropy", "embedding_spread", "grad_share/rag_sequence", "grad_norm"}
 LOGGED |= {"skipped", "tokens_per_s", "queries_per_s", "memory_gb", "lr/retriever", "lr/generator", "kind", "step"}
 LOGGED |= {"skipped_total", "skipped_in_row", "uniform_entropy"}
@@ -44,6 +47,7 @@ def expected_files(world: int) -> set[str]:
         "run.log",
         *(f"run-rank{r}.log" for r in range(1, world)),
     }
+    found |= {f"{when}.{kind}" for when in ("before", "after") for kind in ("questions.parquet", "trec")}
     found |= {f"retriever/{name}" for name in MODEL | SENTENCE_TRANSFORMERS}
     found |= {f"generator/{name}" for name in MODEL | {"generation_config.json"}}
     found |= {f"index/{name}" for name in ("ids.json", "index.faiss", "manifest.json", "texts.jsonl", "vectors.npy")}
@@ -82,6 +86,25 @@ def test_results(run):
     assert set(found["samples"][0]) == {"query", "gold", "answer", "passage", "retrieved_gold"}
 
 
+def test_each_evaluation_is_left_question_by_question(run):
+    """Its means are the figures, and its intervals and signature stand beside them."""
+    found = results(run[0])
+    signatures = []
+    for when in ("before", "after"):
+        table, known = read_per_question(run[0] / f"{when}.questions.parquet"), found["evaluation"][when]
+        assert table.means() == pytest.approx(found[when] | known["without_labels"])
+        assert len(set(table.ids)) == len(table.ids) == known["n"]["recall@1"] == known["n"]["f1"]
+        low, high = known["intervals"]["f1"]
+        assert low <= found[when]["f1"] <= high
+        assert known["signature"]["line"].count(" | ") >= 6
+        assert table.signature == {k: v for k, v in known["signature"].items() if k != "line"}
+        lines_of_run = (run[0] / f"{when}.trec").read_text().splitlines()
+        assert len(lines_of_run) == sum(map(len, table.retrieved)) > 0
+        signatures.append(table.signature)
+    before, after = signatures
+    assert {k for k in after if after[k] != before[k]} == {"model_hashes"}, "only the weights have changed"
+
+
 def test_metrics(run):
     folder = run[0]
     steps = lines(folder)
@@ -95,7 +118,7 @@ def test_metrics(run):
         assert 0 < line["embedding_spread"] < 1 and line["tokens_per_s"] > line["queries_per_s"] > 0
     evaluations = lines(folder, "eval")
     assert [line["step"] for line in evaluations] == [0, 2, 4]
-    assert all(set(line) == {"kind", "step"} | RETRIEVAL | ANSWERS for line in evaluations)
+    assert all(set(line) == {"kind", "step"} | RETRIEVAL | ANSWERS | WITHOUT_LABELS for line in evaluations)
 
 
 def test_the_console_is_ours_after_our_first_line(run):

@@ -5,6 +5,8 @@ Graded, zero and negative judgments; queries of which nothing is relevant; runs 
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ds_rag.evaluation.metrics import retrieval_metrics_per_query
+from ds_rag.evaluation.per_question import PerQuestion, spell, write_per_question
 
 QUIET = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 DOCS = [f"d{n}" for n in range(14)]
@@ -61,3 +64,22 @@ def test_never_higher_than_the_worst_order_of_ties(data: Any, grades: dict[str, 
     for name, value in by_trec(untied, grades).items():
         assert ours[name] == pytest.approx(value, abs=1e-9), name
         assert ours[name] <= theirs[name] + 1e-9, name
+
+
+@settings(max_examples=40, **QUIET)
+@given(data=st.data(), grades=GRADES, depth=st.integers(11, len(DOCS)))
+def test_the_run_that_is_written_has_the_figures_that_stand_beside_it(
+    data: Any, grades: dict[str, int], depth: int
+) -> None:
+    """trec_eval, on the .trec file that an evaluation leaves, gets the metrics of its table."""
+    runs = [run_of(data.draw, [float(n) for n in np.linspace(top, 1, depth)]) for top in (3, 2)]
+    ids = ["question 1", "q2"]  # a blank ends a field of such a file: it is spelled otherwise
+    tables = [by_us(run, grades) for run in runs]
+    metrics = {name: np.array([table[name] for table in tables]) for name in NAMES}
+    retrieved, scores = [list(run) for run in runs], [list(run.values()) for run in runs]
+    with TemporaryDirectory() as folder:
+        _, file = write_per_question(PerQuestion(ids, [None, None], metrics, retrieved, scores), Path(folder) / "x")
+        read = pytrec_eval.parse_run(file.open())
+    assert set(read) == {spell(id_) for id_ in ids}
+    for id_, table in zip(ids, tables, strict=True):
+        assert table == pytest.approx(by_trec(read[spell(id_)], grades), abs=1e-9)

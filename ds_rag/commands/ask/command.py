@@ -10,7 +10,7 @@ import numpy as np
 
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.answering import Answer, Answerer
-from ds_rag.evaluation.evaluator import log_softmax
+from ds_rag.evaluation.posteriors import log_softmax
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.encode import encode
 from ds_rag.index.store import hash_model, read_index

@@ -11,7 +11,9 @@ from ds_rag.config.flags import Parser, add_settings
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
     parser.add_argument(
-        "--controls", action="store_true", help="also answer without passages, and from the gold passage"
+        "--controls",
+        action="store_true",
+        help="also answer without a passage, from a random one, from the gold one, and without the first retrieved",
     )
     parser.add_argument("--json", help="also write the figures to this file")
     add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank"))

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from ds_rag.commands.evaluate.results import check_places, sign_result, write_and_show
 from ds_rag.config import BUILTIN, RunConfig
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
@@ -21,11 +22,10 @@ from ds_rag.index.encode import precision_of
 from ds_rag.index.lexical import ABOUT, K1, METHOD, B
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.models.shared_prefix.support import share_prefixes
-from ds_rag.run.open_saved import BY_WORDS, Reader, Saved, open_reader, open_saved
+from ds_rag.run.open_saved import BY_WORDS, Saved, WithoutRetriever, open_reader, open_saved
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.output_places import check_json, write_json
 
 
 def already_encoded(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
@@ -68,11 +68,13 @@ def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusInd
 
 
 def measure(
-    saved: Saved | Reader, opened: Saved | None, data: RagData, console: Console
+    saved: Saved | WithoutRetriever, opened: Saved | None, data: RagData, console: Console
 ) -> tuple[Evaluator, Evaluation]:
     """What the models that were opened find and answer; without a retriever passages are found by BM25."""
     config, generator, prompt = saved.config, saved.generator, saved.prompt
     settings = replace(config.evaluation, lexical_lines=False)
+    if generator and config.scoring.share_prefixes and (reason := share_prefixes(generator)):
+        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
     if opened is None:
         tokens = tokenize_for_reader(prompt, data, config.data, console)
         evaluator = Evaluator(None, generator, prompt, data, tokens, settings)
@@ -88,9 +90,6 @@ def rerank_blocks(
     evaluator: Evaluator, result: Evaluation, config: RunConfig, console: Console
 ) -> dict[str, dict[str, float]]:
     """`rerank_prior`, `rerank_posterior`, `rerank_likelihood`. Each passage is read once for all its questions."""
-    generator = evaluator.generator
-    if generator and not generator.shares_prefixes and (reason := share_prefixes(generator)):
-        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
     how = AnswerScoring(config.data.max_answer_length, config.objective.answer_logprob)
     found = rerank(evaluator, result, how, console)
     console.say("note: rerank_posterior and rerank_likelihood read each row's answer: they measure the generator")
@@ -100,11 +99,12 @@ def rerank_blocks(
 def main(args: argparse.Namespace) -> int:
     """Runs the command. Several ranks split the work; rank 0 prints and writes."""
     if collectives.rank() == 0:
-        check_json(args.json, ("retrieval", "setting"))
+        check_places(args.json)
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
-    saved: Saved | Reader = open_reader(args) if getattr(args, "retriever", None) == BY_WORDS else open_saved(args)
-    config, opened = saved.config, None if isinstance(saved, Reader) else saved
+    by_words = getattr(args, "retriever", None) == BY_WORDS
+    saved: Saved | WithoutRetriever = open_reader(args) if by_words else open_saved(args)
+    config, opened = saved.config, None if isinstance(saved, WithoutRetriever) else saved
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and bool(opened and opened.run)
     if not builtin and config.data.eval_data is None:
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
@@ -113,21 +113,17 @@ def main(args: argparse.Namespace) -> int:
     data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
     say_notices(data.notices, console)
     evaluator, result = measure(saved, opened, data, console)
-    figures = {"retrieval": result.retrieval, "answers": result.answers}
+    figures = {"retrieval": result.retrieval, "answers": result.answers, "without_labels": result.without_labels}
     if args.controls:
-        figures |= {f"answers_{name}": values for name, values in evaluator.controls().items()}
+        figures |= {f"answers_{name}": values for name, values in evaluator.controls(result).items()}
     if config.evaluation.rerank:
         figures |= rerank_blocks(evaluator, result, config, console)
-    rows = [[part, name, f"{value:.3f}"] for part, values in figures.items() for name, value in values.items()]
-    title = f"{len(data.evaluation)} queries against {data.corpus_size} passages"
-    console.table(title, ["part", "metric", "value"], rows)
-    if not result.retrieval:
-        console.say("note: no row has a labelled passage, so retrieval cannot be measured", style="yellow")
-    what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.evaluation)}
+    setting = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.evaluation)}
     if opened is None or config.evaluation.hybrid != "none":
-        what["bm25"] = ABOUT
+        setting["bm25"] = ABOUT
         console.say(f"bm25       method {METHOD}, k1 {K1}, b {B}, no stop words, no stemming")
     if collectives.rank() == 0:
-        write_json(args.json, {**figures, "setting": what})
+        sign_result(evaluator, saved, result)
+        write_and_show(args.json, figures, result, setting, console)
     collectives.stop()
     return 0

@@ -27,7 +27,7 @@ from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.answering import Answerer
-from ds_rag.evaluation.evaluator import log_softmax
+from ds_rag.evaluation.posteriors import log_softmax
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
@@ -162,7 +162,7 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
         query = ids("query", [example.query], data.max_query_length)[0]
         answer = ids("answer", [example.answers[0]], data.max_answer_length)[0]
         passages = ids("passage", [texts[n] for n in numbers], data.max_passage_length)
-        contexts = [prompt.context(p, query, len(answer)) for p in passages]
+        contexts = [prompt.split(p, query, len(answer)) for p in passages]
         G_D = answerer.log_probs(contexts, [answer] * len(contexts))
         return np.exp(log_softmax(log_softmax(scores / temperature) + G_D))
 

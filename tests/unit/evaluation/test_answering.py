@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from small import SHAPE
 
 from ds_rag.evaluation.answering import DECODERS, Answer, Answerer, until_end
 from ds_rag.models.generator import Generator
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.runtime.errors import UserError
 
 VOCABULARY, PAD, END = 14, 0, 2
@@ -32,9 +34,12 @@ class Joined:
     def __init__(self) -> None:
         self.rooms: set[int] = set()
 
-    def context(self, passage: np.ndarray, query: np.ndarray, answer_room: int) -> np.ndarray:
+    def split(self, passage: np.ndarray, query: np.ndarray, answer_room: int) -> tuple[np.ndarray, np.ndarray]:
         self.rooms.add(answer_room)
-        return np.concatenate([[1], passage, [3], query]).astype(np.int32)
+        return np.concatenate([[1], passage]).astype(np.int32), np.concatenate([[3], query]).astype(np.int32)
+
+    def context(self, passage: np.ndarray, query: np.ndarray, answer_room: int) -> np.ndarray:
+        return np.concatenate(self.split(passage, query, answer_room))
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +133,48 @@ def test_answers_do_not_depend_on_the_batch(generator, decode):
         assert [a.logprob for a in run] == pytest.approx([a.logprob for a in alone], abs=1e-4)
 
 
+@pytest.fixture
+def sharing(generator: Generator) -> Generator:
+    """The same weights; passages are read once for all that stands on them."""
+    shared = Generator(deepcopy(generator.lm), generator.tokenizer)
+    assert share_prefixes(shared) is None
+    return shared
+
+
+@pytest.mark.parametrize("layout", ["plain", "shared"])
+def test_a_given_text_is_scored_under_each_passage(generator, sharing, layout):
+    queries, passages, _ = questions(4)
+    passages[1] = [passages[0][0], *passages[1]]  # passages that questions have in common, apart in the lists
+    passages[5][1] = passages[0][0]
+    targets = [np.array([5 + n, 2 + n % 3, END], dtype=np.int32)[n % 2 :] for n in range(len(queries))]
+    found = make(sharing if layout == "shared" else generator).score(queries, passages, targets)
+    for logp_K, query, row, target in zip(found, queries, passages, targets, strict=True):
+        wanted = [sequence_logp(generator, Joined().context(p, query, 0), target.tolist()) for p in row]
+        assert logp_K == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_passage_that_questions_share_is_read_once(sharing, monkeypatch):
+    """Three questions on the same two passages, in one forward: two prefixes, six cells; the answers are the same."""
+    queries, passages, _ = questions(5)
+    rows = [passages[3][:2] if n % 2 else passages[3][1::-1] for n in range(3)]
+    laid_out = []
+    lay_out = sharing.lay_out
+    monkeypatch.setattr(sharing, "lay_out", lambda cells, pad: laid_out.append(cells) or lay_out(cells, pad))
+    make(sharing, batch=6).score(queries[:3], rows, [np.array([5, END], dtype=np.int32)] * 3)
+    assert [(len(cells.prefixes), len(cells)) for cells in laid_out] == [(2, 6)]
+
+
+def test_sharing_passages_changes_no_answer(generator, sharing):
+    found, wanted = (make(g).answer(*questions(6)) for g in (sharing, generator))
+    assert [a.text for a in found] == [a.text for a in wanted]
+    assert [a.logprob for a in found] == pytest.approx([a.logprob for a in wanted], abs=1e-4)
+
+
 def test_greedy_stops_at_the_end_token_or_the_limit(generator):
     queries, passages, _ = questions(2, 30)
-    contexts = [Joined().context(p[0], q, 0) for q, p in zip(queries, passages, strict=True)]
-    found = make(generator, batch=8).greedy(contexts)
-    assert [ids.tolist() for ids in found] == [greedy(generator, c) for c in contexts]
+    split = [Joined().split(p[0], q, 0) for q, p in zip(queries, passages, strict=True)]
+    found = make(generator, batch=8).greedy(split)
+    assert [ids.tolist() for ids in found] == [greedy(generator, np.concatenate(c)) for c in split]
     ended = [ids for ids in found if ids[-1] == END]
     assert ended and len(ended) < len(found), "the case shows nothing"
     assert all(len(ids) == NEW for ids in found if ids[-1] != END)

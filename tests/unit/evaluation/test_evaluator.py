@@ -14,9 +14,13 @@ import torch
 from ds_rag.config import DataConfig, EvaluationConfig
 from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.token_tables import EvalTokens, tokenize_evaluation
-from ds_rag.evaluation import evaluator as module
+from ds_rag.evaluation import answer_rows as module
+from ds_rag.evaluation.answer_rows import Question, answer_rows
 from ds_rag.evaluation.answering import Answer
-from ds_rag.evaluation.evaluator import Evaluator, log_softmax
+from ds_rag.evaluation.evaluator import Evaluator
+from ds_rag.evaluation.figures import counts
+from ds_rag.evaluation.posteriors import log_softmax
+from ds_rag.evaluation.questions import question_ids
 from ds_rag.index import building
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -43,7 +47,8 @@ class Chosen:
 
 
 class Parrot:
-    """Stands for `Answerer`: answers with the numbers of the passages it was given; notes the priors."""
+    """Stands for `Answerer`: answers with the numbers of the passages it was given; notes the priors. It finds the last
+    passage the likeliest."""
 
     calls: ClassVar[list[dict[str, Any]]] = []
 
@@ -55,6 +60,9 @@ class Parrot:
     def answer(self, queries: Any, passages: Any, priors: Any) -> list[Answer]:
         Parrot.calls.append({"decode": self.decode, "priors": [list(p) for p in priors], "queries": len(queries)})
         return [Answer(" ".join(str(p[0]) for p in row if len(p)) or "nothing", 0.0) for row in passages]
+
+    def score(self, queries: Any, passages: Any, targets: Any) -> list[np.ndarray]:
+        return [9.0 * np.arange(len(row)) for row in passages]
 
 
 def numbers(count: int) -> TokenTable:
@@ -76,7 +84,7 @@ def evaluator(
 def parrot(monkeypatch):
     monkeypatch.setattr(module, "Answerer", Parrot)
     Parrot.calls = []
-    return object()
+    return SimpleNamespace(encode=lambda name, texts, length: [[1]] * len(texts))  # generator and prompt
 
 
 def row(*positives: int, answers: tuple[str, ...] = ()) -> Example:
@@ -124,6 +132,38 @@ def test_rows_without_a_label_are_left_out_of_retrieval_alone(parrot):
     assert result.metrics == result.retrieval | result.answers
 
 
+def test_what_is_kept_of_each_question(parrot):
+    rows = [row(0, answers=("0 1",)), row(answers=("text 3", "x")), row(0, 2), row(29, answers=("the",))]
+    rows[0] = replace(rows[0], id="q")
+    result = evaluator([ranked(1), ranked(2), ranked(7), ranked(3)], np.eye(30), rows, parrot).run()
+    table = result.questions
+    assert table.ids == ["q", "row-2", "row-3", "row-4"] and table.documents == [None] * 4
+    details = table.details
+    assert table.retrieved[1][:4] == ["p1", "p0", "p2", "p3"] and table.scores[0][:2] == [29.5, 29.0]
+    assert details["gold_rank"] == [1, None, 2, 30] and details["gold"] == [["p0"], [], ["p0", "p2"], ["p29"]]
+    assert details["answer_in"][1] == [n == 3 for n in range(10)], "text 3 is fourth"
+    assert details["answer_in"][2] is None, "without an answer nothing can be said"
+    assert details["answer_in"][3] is None, "nor where the answer has no word"
+    assert details["passages"][0] == [f"text {n}" for n in range(5)] and details["gold_text"][3] == "text 29"
+    assert details["answer"] == ["0 1", "1 0", None, "1 2"] and details["posterior"][2] is None
+    assert details["posterior"][0] == pytest.approx([1 / (1 + np.exp(9 - 1)), 1 / (1 + np.exp(1 - 9))])
+    assert result.without_labels == {
+        "answer_in_top@1": 0.0,
+        "answer_in_top@5": 0.5,
+        "answer_in_top@10": 0.5,
+        "prior_posterior_agreement": 0.0,  # the retriever's first is never the generator's
+    }
+    assert (
+        counts(table)["recall@1"] == 3 and counts(table)["exact_match"] == 3 and counts(table)["answer_in_top@5"] == 2
+    )
+    assert table.means() == pytest.approx(result.metrics | result.without_labels)
+
+
+def test_ids_that_repeat_are_made_distinct():
+    rows = [replace(row(0), id=id_) for id_ in ("a", "a#2", "a", "", "a")]
+    assert question_ids(rows) == ["a", "a#2", "a#3", "row-4", "a#4"]
+
+
 def test_nothing_to_measure():
     unlabelled = evaluator([ranked(1)], np.eye(30), [row(answers=("x",))]).run()
     assert unlabelled.metrics == {}
@@ -139,7 +179,7 @@ def test_without_answers(parrot, case):
     result = work.run()
     assert result.answers == {} and result.samples == [] and not Parrot.calls
     with pytest.raises(UserError, match="controls"):
-        work.controls()
+        work.controls(result)
 
 
 def test_answers_read_the_best_passages_with_their_prior(parrot):
@@ -158,10 +198,16 @@ def test_controls(parrot):
     """Each control answers another row right, so that one's passages in the other's place would show."""
     rows = [row(3, 4, answers=("3",)), row(answers=("nothing",)), row(5, answers=("nothing",)), row(6)]
     rows.append(row(7, answers=("7",)))
-    found = evaluator(np.zeros((5, 30)), np.eye(30), rows, parrot).controls()
+    work = evaluator(np.zeros((5, 30)), np.eye(30), rows, parrot)
+    result = work.run()
+    Parrot.calls = []
+    found = work.controls(result)
     assert found["closed_book"]["exact_match"] == pytest.approx(1 / 3)  # rows 0, 2 and 4: labelled, with answers
     assert found["gold_passage"]["exact_match"] == pytest.approx(2 / 3)
-    assert {call["decode"] for call in Parrot.calls} == {"top1"}
+    decodes = [call["decode"] for call in Parrot.calls]
+    assert decodes == ["top1"] * 6 + ["rag_sequence"] * 2, (
+        "closed book, random, gold; and without the first, by two rows"
+    )
 
 
 def test_an_approximate_index_that_finds_too_few(parrot):
@@ -200,22 +246,22 @@ def test_no_file_of_the_vectors_is_open_when_their_folder_goes(monkeypatch):
 
 def test_two_ranks_share_the_answers_and_keep_their_order(parrot, monkeypatch):
     rows = [row(0, answers=(str(n),)) for n in range(5)]
-    queries = [ranked(1 + n) for n in range(5)]
-    alone = evaluator(queries, np.eye(30), rows, parrot)
-    top = [[n] for n in range(5)]
-    flat = np.zeros((5, 1))
-    expected = alone._answer_rows(list(range(5)), top, flat, "top1")
-    shares: list[list[str]] = []
+    reader = evaluator([ranked(1 + n) for n in range(5)], np.eye(30), rows, parrot).reader
+    asked = [Question(n, [(2 * n) % 5], [0.0]) for n in range(5)]  # rows are read in the order of their passages
+    expected = answer_rows(reader, asked, "top1")
+    assert [reply.text for reply in expected] == ["0", "2", "4", "1", "3"]
+    shares: list[list[Any]] = []
     monkeypatch.setattr(module.collectives, "world", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(module.collectives, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(
             module.collectives, "gather_objects", lambda mine: shares.append(mine) or [[*mine, ""], [*mine, ""]]
         )
-        evaluator(queries, np.eye(30), rows, parrot)._answer_rows(list(range(5)), top, flat, "top1")
+        answer_rows(reader, asked, "top1")
     assert [len(s) for s in shares] == [3, 2]
+    assert [[reply.text for reply in share] for share in shares] == [["0", "2", "4"], ["1", "3"]]
     monkeypatch.setattr(module.collectives, "gather_objects", lambda mine: shares)
-    assert alone._answer_rows(list(range(5)), top, flat, "top1") == expected == ["0", "1", "2", "3", "4"]
+    assert answer_rows(reader, asked, "top1") == expected
 
 
 def test_tokenize_evaluation_reads_the_corpus_alone():
@@ -260,15 +306,16 @@ def test_without_a_retriever_words_find_passages():
     work = asked(np.zeros((2, 4)))
     work.retriever = None
     found = work.run()
-    assert found.retrieval["recall@1"] == 1.0 and found.temperature == 1.0
-    assert found.found is not None and found.found[1][:, 0].tolist() == [1, 3]
+    assert found.retrieval["recall@1"] == 1.0
+    assert found.ranked is not None and found.ranked.temperature == 1.0
+    assert found.ranked.numbers_QK[:, 0].tolist() == [1, 3]
 
 
 def test_the_hybrid_follows_both_sides():
     vectors = [[0.0, 0.2, 0.0, 1.0], [1.0, 0.0, 0.0, 0.9]]  # wrong twice, the second time by little
     alone, both = asked(vectors).run(), asked(vectors, hybrid="bm25").run()
     assert alone.retrieval["recall@1"] == 0.0 and both.retrieval["recall@1"] == 1.0
-    assert alone.temperature == 0.5 and both.temperature == 1.0
+    assert alone.ranked.temperature == 0.5 and both.ranked.temperature == 1.0
 
 
 def test_the_lines_beside_the_retriever():
@@ -282,6 +329,6 @@ def test_the_lines_beside_the_retriever():
 
 
 def test_the_lines_of_a_large_corpus_are_left_out(monkeypatch):
-    monkeypatch.setattr(module, "FEW_PASSAGES", 3)
+    monkeypatch.setattr("ds_rag.evaluation.evaluator.FEW_PASSAGES", 3)
     work = asked(np.eye(4)[:2])
     assert work.lexical_lines(work.run()) == {} and work.words is None

@@ -7,8 +7,10 @@ import pytest
 
 from ds_rag.data.dataset import Example
 from ds_rag.evaluation import reranking
+from ds_rag.evaluation.controls import Ranked
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.evaluation.pair_scores import PairScores
+from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.reranking import AnswerScoring, reorder, rerank
 from ds_rag.runtime.errors import UserError
 
@@ -62,13 +64,10 @@ class Rows:
         return {self.ids[p]: 1 for p in row.positives}
 
 
-FOUND = Evaluation(
-    found=(
-        np.array([[2.0, 1.0, 0.0, -1.0]] * 4, np.float32),
-        np.array([[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]),
-    ),
-    temperature=0.5,
-)
+def evaluated() -> Evaluation:
+    scores = np.array([[2.0, 1.0, 0.0, -1.0]] * 4, np.float32)
+    table = PerQuestion(["a", "b", "c", "d"], [None] * 4, {})
+    return Evaluation(ranked=Ranked(scores, np.array([[0, 1, 2, 3]] * 4), temperature=0.5), questions=table)
 
 
 @pytest.fixture
@@ -86,7 +85,11 @@ def scored(monkeypatch):
 
 
 def test_three_orders(scored):
-    found = rerank(Reader(), FOUND, AnswerScoring(7, "sum"))
+    result = evaluated()
+    found = rerank(Reader(), result, AnswerScoring(7, "sum"))
+    each = result.questions.metrics
+    np.testing.assert_allclose(each["rerank_posterior/mrr@10"], [1 / 2, np.nan, 1 / 4, np.nan])
+    np.testing.assert_allclose(each["rerank_likelihood/mrr@10"], [1, np.nan, 1 / 4, np.nan])
     assert scored == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]  # rows with a label and an answer; N passages
     # prior 2, 1, 0 over 0.5: 4, 2, 0 and a constant. Posterior: -5, -6, -5.5. Likelihood: passage 2 first.
     assert found["prior"]["mrr@10"] == pytest.approx((1 / 3 + 1 / 4) / 2)
@@ -96,12 +99,12 @@ def test_three_orders(scored):
 
 
 def test_the_mean_over_an_answers_tokens_weighs_long_answers_less(scored):
-    found = rerank(Reader(), FOUND, AnswerScoring(7, "mean"))  # row 0: two tokens, posterior -0.5, -2, -2.75
+    found = rerank(Reader(), evaluated(), AnswerScoring(7, "mean"))  # row 0: two tokens, posterior -0.5, -2, -2.75
     assert found["posterior"]["mrr@10"] == pytest.approx((1 / 3 + 1 / 4) / 2)
 
 
 def test_all_passages(scored):
-    found = rerank(Reader(9), FOUND, AnswerScoring(7, "sum"))
+    found = rerank(Reader(9), evaluated(), AnswerScoring(7, "sum"))
     assert found["likelihood"]["mrr@10"] == pytest.approx((1 / 2 + 1) / 2)
 
 
@@ -109,4 +112,4 @@ def test_without_a_generator(scored):
     reader = Reader()
     reader.generator = None
     with pytest.raises(UserError, match="--rerank"):
-        rerank(reader, FOUND, AnswerScoring(7, "sum"))
+        rerank(reader, evaluated(), AnswerScoring(7, "sum"))

@@ -26,7 +26,8 @@ class Notes:
         self.index = SimpleNamespace(stalled=0.0, best=None, search="search", wanted=True, refresh=self.refresh)
         self.index.evaluator = lines
         table = SimpleNamespace(refresh=self.offer) if candidates else None
-        parts = SimpleNamespace(candidates=table, total_steps=total, data=SimpleNamespace(evaluation=["a row"]))
+        data, engines = SimpleNamespace(evaluation=["a row"]), SimpleNamespace(modules={})
+        parts = SimpleNamespace(candidates=table, total_steps=total, data=data, engines=engines)
         saver = SimpleNamespace(save=lambda state: self.lines.append(("save", state.step)))
         watchers = SimpleNamespace(after_evaluation=lambda step, found: self.lines.append(("watch", step)))
         metrics = SimpleNamespace(write=self.write)

@@ -21,7 +21,14 @@ from ds_rag.run import config_and_results, export
 from ds_rag.runtime import atomic_folders, fault_injection, folder_lock
 from ds_rag.runtime.errors import UserError
 
-FILES = ("retriever/weights.bin", "generator/weights.bin", "index/text", "results.json", "config.json")
+FILES = (
+    "retriever/weights.bin",
+    "generator/weights.bin",
+    "index/text",
+    *export.QUESTIONS,
+    "results.json",
+    "config.json",
+)
 MODELS = ("retriever", "generator")
 
 
@@ -36,6 +43,8 @@ def leave(run: Path, text: str, models: tuple[str, ...] = MODELS) -> None:
         part = atomic_folders.begin(place / "index")
         (part / "text").write_text(text)
         atomic_folders.seal(part, place / "index", {"kind": "index", "model_hash": hash_model(place / "retriever")})
+        for name in export.QUESTIONS:
+            (place / name).write_text(text)
         (place / "results.json").write_text(json.dumps({"after": {"mrr": 1.0}, "of": text}))
         (place / "config.json").write_text(json.dumps({"ds_rag": "0.1.0", "seed": len(text)}))
 
@@ -68,7 +77,7 @@ def killed(work: Callable[[], object], fault: str) -> bool:
 
 BEFORE = ["begin:0:kill:1", "export_model:0:kill:1", "export_model:0:kill:2", "begin:0:kill:2"]
 BEFORE += [f"{point}:0:kill:{n}" for point in ("before_manifest", "before_rename") for n in (1, 2)]
-AFTER = [f"exchange:0:kill:{n}" for n in range(1, 14)]
+AFTER = [f"exchange:0:kill:{n}" for n in range(1, 18)]
 
 
 @pytest.mark.parametrize("fault", BEFORE + AFTER)

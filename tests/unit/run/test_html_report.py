@@ -50,6 +50,22 @@ def write_run(folder, *, metrics=True, results=True, config=True, seed=0):
     return folder
 
 
+@pytest.mark.parametrize("other", [True, False])
+def test_figures_have_their_interval_and_other_rows_are_said(tmp_path, other):
+    run = write_run(tmp_path)
+    signatures = [{"line": f"rows {EVIL}{n}", "data_hash": str(n * other), "corpus_hash": "c"} for n in (0, 1)]
+    about = {"n": {"recall@1": 81, "answer_in_top@1": 80}, "intervals": {"recall@1": [0.2, 0.875], "f1": None}}
+    both = [about | {"signature": signature, "without_labels": {"answer_in_top@1": 0.5}} for signature in signatures]
+    values = json.loads((run / "results.json").read_text())
+    values["evaluation"] = dict(zip(("before", "after"), both, strict=True))
+    (run / "results.json").write_text(json.dumps(values))
+    page = write_report(run).read_text(encoding="utf-8")
+    row = page[page.index("<td>recall@1</td>") :].split("</tr>")[0]
+    assert re.findall(r">([^<>]+)</td>", row) == ["recall@1", "0.250", "0.900", "+0.650", "0.200 to 0.875", "81"]
+    assert "<td>answer_in_top@1</td>" in page and page.count("rows ") == 2 and EVIL not in page
+    assert ("before and after are not comparable: other data" in page) == other
+
+
 def test_the_report_is_complete(tmp_path):
     path = write_report(write_run(tmp_path / "quick & dirty"))
     page = path.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from ds_rag.commands.evaluate import command as evaluate
 from ds_rag.commands.saved_run import add_reading_flags
 from ds_rag.config import RunConfig, build
 from ds_rag.config.flags import Parser, parse_strictly
-from ds_rag.run.open_saved import Reader, Saved, open_reader, open_saved
+from ds_rag.run.open_saved import Saved, WithoutRetriever, open_reader, open_saved
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import write_json
 
@@ -152,7 +152,7 @@ def test_words_need_no_retriever(run):
     parser = Parser("ds-rag test", "A test.")
     add_reading_flags(parser)
 
-    def reader(*argv: str) -> Reader:
+    def reader(*argv: str) -> WithoutRetriever:
         return open_reader(parse_strictly(parser, ["--retriever", "bm25", *argv]))
 
     alone = reader("--top_k", "2")
