@@ -49,7 +49,7 @@ def retriever_learns(c: RunConfig) -> bool:
 
 
 def evaluates(c: RunConfig) -> bool:
-    return c.is_builtin or c.data.eval_data is not None
+    return c.is_builtin or c.data.eval_data is not None or c.data.folds > 0 or c.data.eval_fraction > 0
 
 
 def indexes(c: RunConfig) -> bool:
@@ -83,6 +83,13 @@ UNTAUGHT = "the generator does not learn"
 NOT_READ = "the objective reads no candidates, only labelled passages"
 IDLE = (
     Rule(("world_seed",), lambda c: c.is_builtin, "it is the built-in rows', and these are not taken"),
+    Rule(
+        ("eval_fraction",),
+        lambda c: not c.is_builtin and c.data.eval_data is None and not c.data.folds,
+        "there are evaluation rows without it",
+    ),
+    Rule(("fold_corpus",), lambda c: c.data.folds > 0, "there are no --folds"),
+    Rule(("cluster_column",), evaluates, "there are no evaluation rows (--eval_data)"),
     Rule(("max_eval_samples", "eval_answers"), evaluates, "there are no evaluation rows (--eval_data)"),
     Rule(
         ("generator", "max_answer_length", "prompt_template", "chat_template", "share_prefixes", "deepspeed_generator"),
@@ -148,6 +155,12 @@ IDLE = (
 
 # The same where the user has asked for the contrary of what would happen.
 CONTRARY = (
+    Rule(
+        ("folds", "eval_data"),
+        lambda c: not (c.data.folds and c.data.eval_data is not None),
+        "folds hold evaluation rows out of the training rows, and --eval_data names others",
+    ),
+    Rule(("folds",), lambda c: not (c.data.folds and c.is_builtin), "the built-in rows have a split of their own"),
     Rule(("freeze",), lambda c: retriever_learns(c) or generator_learns(c), "nothing would learn"),
     Rule(
         ("learn_temperature",),

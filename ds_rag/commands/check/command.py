@@ -11,8 +11,9 @@ from typing import Any
 from ds_rag.config import DataConfig, ModelConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
-from ds_rag.data.dataset import CHUNK, build_table, columns_of, corpus_source
+from ds_rag.data.dataset import CHUNK, build_table
 from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
+from ds_rag.data.inputs import columns_of, corpus_source
 from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread

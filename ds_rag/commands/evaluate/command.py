@@ -11,6 +11,7 @@ from ds_rag.config import BUILTIN
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import TokenTable, read_evaluation
+from ds_rag.data.inputs import splits
 from ds_rag.data.token_tables import tokenize_evaluation
 from ds_rag.evaluation.evaluator import Evaluator
 from ds_rag.index.building import hash_tokens
@@ -19,6 +20,7 @@ from ds_rag.index.encode import precision_of
 from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.run.split_file import read_split
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -73,11 +75,12 @@ def main(args: argparse.Namespace) -> int:
     saved = open_saved(args)
     config = saved.config
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and saved.run is not None
-    if not builtin and config.data.eval_data is None:
+    if not builtin and config.data.eval_data is None and not splits(config.data):
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
     if builtin:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
-    data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
+    from_index = config.objective.candidates_from != "batch"
+    data = read_evaluation(config.data, builtin, from_index, read_split(saved.run))
     say_notices(data.notices, console)
     check_factory(config.evaluation.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
