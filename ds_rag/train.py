@@ -147,6 +147,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     facts = resume_rules.run_facts(config, parts)
     if resumed:
         resume_rules.check_unchanged(resumed, config, facts, console.say)
+    split_file.write_split(folder, parts.data.split)
     if config.run.resume != "never":
         checkpoint.tidy(folder, resumed, console.say)
     saved = checkpoint.state_of(resumed) if resumed else None

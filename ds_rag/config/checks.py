@@ -32,12 +32,10 @@ def check_bounds(config: RunConfig) -> None:
 
 
 def check_folds(data: DataConfig) -> None:
-    """The fold is one of the folds, and both are named."""
+    """Of several folds one is named."""
     if data.folds and data.fold is None:
         raise UserError(f"--folds {data.folds}: which is evaluated?", expected=f"--fold 0 to {data.folds - 1}")
-    if data.fold is not None and not data.folds:
-        raise UserError(f"--fold {data.fold} without --folds", expected="--folds, the number of folds")
-    if data.fold is not None and data.fold >= data.folds:
+    if data.folds and data.fold is not None and data.fold >= data.folds:
         raise UserError(
             f"--fold {data.fold}: no such fold", expected=f"0 to {data.folds - 1}, for --folds {data.folds}"
         )

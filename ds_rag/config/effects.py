@@ -88,7 +88,7 @@ IDLE = (
         lambda c: not c.is_builtin and c.data.eval_data is None and not c.data.folds,
         "there are evaluation rows without it",
     ),
-    Rule(("fold_corpus",), lambda c: c.data.folds > 0, "there are no --folds"),
+    Rule(("fold", "fold_corpus"), lambda c: c.data.folds > 0, "there are no --folds"),
     Rule(("cluster_column",), evaluates, "there are no evaluation rows (--eval_data)"),
     Rule(("max_eval_samples", "eval_answers"), evaluates, "there are no evaluation rows (--eval_data)"),
     Rule(
@@ -156,7 +156,7 @@ IDLE = (
 # The same where the user has asked for the contrary of what would happen.
 CONTRARY = (
     Rule(
-        ("folds", "eval_data"),
+        ("folds",),
         lambda c: not (c.data.folds and c.data.eval_data is not None),
         "folds hold evaluation rows out of the training rows, and --eval_data names others",
     ),

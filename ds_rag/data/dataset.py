@@ -111,7 +111,7 @@ def hold_out(
     table = build_table(corpus, rows, [])
     examples = [assume_first(row) for row in table.train] if data.assume_first_positive else table.train
     units = [Unit(table.row_document(row), row.query, row.positives) for row in examples]
-    same = known is not None and (known.wanted.kind, known.wanted.count) == (wanted.kind, wanted.count)
+    same = known is not None and replace(known.wanted, fold=wanted.fold) == wanted
     split, folds = split_rows(units, wanted, known if same else None)
     parts: dict[bool, list[Row]] = {True: [], False: []}
     for row, fold in zip(rows, folds, strict=True):
@@ -126,7 +126,9 @@ def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False, k
         world = make_world(data.world_seed)
         return build_table(world.corpus, [], world.evaluation[: data.max_eval_samples])
     if splits(data):
-        table = read_data(replace(data, fold_corpus="all"), builtin, from_index=from_index, known=known)
+        table = read_data(
+            replace(data, fold_corpus="all"), builtin, need_answers=False, from_index=from_index, known=known
+        )
         return replace(table, train=[])
     assert data.eval_data
     reading, need_passages = reading_of(data), not (from_index and has_corpus(data, "--data"))

@@ -79,7 +79,7 @@ def has_corpus(data: DataConfig, flag: str) -> bool:
     rows = evaluated_rows(data)
     if data.corpus or not rows:
         return bool(data.corpus)
-    return detect(Path(rows).expanduser(), flag) == "beir"
+    return detect(Path(rows).expanduser(), flag if data.eval_data else "--train_data") == "beir"
 
 
 def corpus_source(data: DataConfig) -> str | None:
@@ -91,5 +91,7 @@ def read_given_corpus(data: DataConfig, flag: str, reading: Reading | None = Non
     """The passages of the given corpus; empty where none is given."""
     if not has_corpus(data, flag):
         return []
-    path, flag = (data.corpus, "--corpus") if data.corpus else (str(evaluated_rows(data)), flag)
+    path, flag = str(evaluated_rows(data)), flag if data.eval_data else "--train_data"
+    if data.corpus:
+        path, flag = data.corpus, "--corpus"
     return read_corpus(path, flag, reading, columns_of(data))

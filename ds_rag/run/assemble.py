@@ -29,7 +29,7 @@ from ds_rag.models.sharded import full_copy_notice, is_sharded
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.models.tokenizer import check_known
 from ds_rag.run.index_candidates import Candidates
-from ds_rag.run.split_file import split_of_run, write_split
+from ds_rag.run.split_file import split_of_run
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -102,7 +102,6 @@ def assemble(
     from_index = config.objective.candidates_from != "batch"
     known = split_of_run(folder, resumed)
     data = read_data(config.data, config.is_builtin, *needs, from_index=from_index, known=known)
-    write_split(folder, data.split)
     say_notices(data.notices, console)
     check_labels(config, data, console)
     torch.manual_seed(config.optim.seed)

@@ -12,6 +12,7 @@ from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import TokenTable, read_evaluation
 from ds_rag.data.inputs import splits
+from ds_rag.data.splits import FOLDS
 from ds_rag.data.token_tables import tokenize_evaluation
 from ds_rag.evaluation.evaluator import Evaluator
 from ds_rag.index.building import hash_tokens
@@ -80,7 +81,11 @@ def main(args: argparse.Namespace) -> int:
     if builtin:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
     from_index = config.objective.candidates_from != "batch"
-    data = read_evaluation(config.data, builtin, from_index, read_split(saved.run))
+    known = read_split(saved.run)
+    trained_on = known is not None and known.wanted.kind == FOLDS and config.data.fold != known.wanted.fold
+    if known and trained_on and config.data.folds == known.wanted.count:
+        console.say(f"warning: this run held out fold {known.wanted.fold}, not this one", style="bold yellow")
+    data = read_evaluation(config.data, builtin, from_index, known)
     say_notices(data.notices, console)
     check_factory(config.evaluation.index_factory, saved.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
