@@ -1,11 +1,11 @@
-"""What a checkpoint costs a run: seconds a save beside seconds a step, and DeepSpeed's own save of the same engines.
+"""The cost of a checkpoint: seconds per save and per step, and DeepSpeed's own save of the same engines.
 
     python benchmarks/checkpoint_stall.py --json checkpoint_stall.json       # some minutes on 2 cores
 
-`checkpoint.save` writes whole parameters and optimizer of both engines, hashes every file, brings all to the disk and
-renames; `engine.save_checkpoint` writes and does no more, so it is measured once more with what it wrote brought to the
-disk. Steps and saves take turns in one process, on one rank of the CPU, ZeRO stage 2; what earlier calls left to the
-disk is written out before each.
+`checkpoint.save` writes complete parameters and optimizer states of both engines, hashes every file, flushes all files
+to disk (fsync) and renames the folder. `engine.save_checkpoint` only writes, so it is also measured with an fsync of
+its files. Steps and saves alternate in one process: one rank on the CPU, ZeRO stage 2. Before each measurement, data
+that earlier calls left in the system's write cache is flushed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIZES: dict[str, Run] = {
 
 
 def measure(run: Run, repeats: int, folder: Path) -> dict[str, Any]:
-    """The figures of one size; medians, ratios taken repeat by repeat."""
+    """The figures of one size: medians over the repeats; ratios are computed within each repeat."""
     steps = make_steps(run)
     steps.engines.train()
     numbers, ours, theirs = count(1), folder / "run", folder / "deepspeed"
@@ -64,12 +64,12 @@ def measure(run: Run, repeats: int, folder: Path) -> dict[str, Any]:
             to_disk(file)
 
     def clear() -> None:
-        """DeepSpeed's last one goes; ours are pruned by `save` itself."""
+        """Deletes DeepSpeed's last checkpoint; `save` itself deletes ours."""
         shutil.rmtree(theirs, ignore_errors=True)
         os.sync()
 
     variants = {"step": step, "save": save, "deepspeed": deepspeed_save, "deepspeed, on disk": deepspeed_save_to_disk}
-    step()  # the optimizer's state is there from now on
+    step()  # creates the optimizer's state
     sizes = []
     for variant, root in ((save, ours), (deepspeed_save, theirs)):
         variant()
@@ -112,7 +112,7 @@ def row(size: str, found: dict[str, Any]) -> dict[str, str]:
         "MB": f"{found['save_bytes'] / 1e6:.0f}",
         "MB/s": f"{found['mb_per_second']:.0f}",
         "steps a save": f"{found['steps_a_save']:.1f}",
-        f"share at {EVERY}": f"{found['share_of_time']:.2%}",
+        f"of time at {EVERY}": f"{found['share_of_time']:.2%}",
         "DeepSpeed s": f"{found['deepspeed_seconds']:.3f}",
         "ours/its": f"{found['times_deepspeed'][1]:.2f}",
         "ours/its on disk": f"{found['times_deepspeed_on_disk'][1]:.2f}",

@@ -1,8 +1,8 @@
-"""Bytes that this rank sends, counted where PyTorch's collectives are called; to be imported before DeepSpeed, which
-keeps some of them under names of its own.
+"""Counts the bytes that this rank sends, by wrapping PyTorch's collectives. To be imported before DeepSpeed, which
+keeps references to some of them.
 
-A collective of a tensor counts as the ring that NCCL and gloo run for large ones: of W ranks each sends (W - 1) / W of
-the whole for a gather, a reduce-scatter or a broadcast, twice that for an all-reduce.
+A collective counts as the ring algorithm that NCCL and gloo use for large tensors: each of W ranks sends (W - 1) / W of
+the full tensor for a gather, a reduce-scatter or a broadcast, and twice that for an all-reduce.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def stop_counting() -> dict[str, float]:
     return dict(sent)
 
 
-def whole_bytes(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """Of the whole tensor that the ring goes around with: the gathered one, or the one to be scattered."""
+def full_bytes(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    """Bytes of the full tensor of a collective: the gathered one, or the one to be scattered."""
     values = [*args, *kwargs.values()]
     tensors: list[torch.Tensor] = []
     for value in values:
@@ -60,7 +60,7 @@ def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if not _counts or _inside:
             return function(*args, **kwargs)
         world = torch_dist.get_world_size(kwargs.get("group"))
-        size = FACTOR[name] * (world - 1) / world * whole_bytes(name, args, kwargs)
+        size = FACTOR[name] * (world - 1) / world * full_bytes(name, args, kwargs)
         sent[name] = sent.get(name, 0.0) + size
         _inside = True
         try:

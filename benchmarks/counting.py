@@ -1,8 +1,8 @@
-"""FLOPs of a step: counted while it runs, and of shapes that are too large to run, on meta tensors.
+"""FLOPs of a step: counted while it runs, or, for shapes that are too large to run, on meta tensors.
 
-Matrix products are counted by torch. torch's counter does not know the CPU's flash attention and takes the full square
-for a causal one, so attention is counted by the (query, key) pairs that are not masked: 12 d FLOPs for each of a
-layer's pairs, forward and backward.
+torch counts the matrix products. Its counter does not know the CPU's flash attention, and counts all pairs for causal
+attention; so attention is counted here, by the (query, key) pairs that are not masked: 12 d FLOPs for each pair in a
+layer, forward and backward.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def attention_backward_flops(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Five products, of which one repeats the forward's scores."""
+    """Five products, one of which recomputes the scores of the forward."""
     return attention_flops(query, key, value, dropout, causal) * 5 // 2
 
 
@@ -53,7 +53,7 @@ FORMULAS: dict[Any, Any] = {
 
 
 def count_step(bench: Bench, name: str) -> float:
-    """FLOPs that one variant runs. In one pass all are useful: it has neither padding nor a second forward."""
+    """FLOPs of one variant. In one pass all of them are useful: there is neither padding nor a second forward."""
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         bench.run(name)
     return float(counter.get_total_flops())
@@ -107,55 +107,56 @@ def on_meta(kind: str) -> Generator:
         lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind))
     attention.install(lm)
     generator = Generator(lm, None)
-    generator.keep_bytes = math.inf  # as in one pass; in chunks there are few logits at once
+    generator.keep_bytes = math.inf  # keep all logits, as in one pass; chunks have few at once
     return generator
 
 
-def cells_for(size: Size, pairs: list[tuple[int, int]], whole: bool = False) -> SharedCells:
-    """Cells of query i and passage j, of distinct token ids; whole: every token but the first is a target."""
+def cells_for(size: Size, pairs: list[tuple[int, int]], all_targets: bool = False) -> SharedCells:
+    """Cells of the pairs (query i, passage j), with distinct token ids. all_targets: every token except the first is a
+    target, not only the answer's."""
     passages = [np.arange(size.passage, dtype=np.int32) + j for j in range(size.batch)]
     suffixes = [np.arange(size.query + size.answer, dtype=np.int32) + 1000 * i for i in range(size.batch)]
-    targets = size.passage + size.query + size.answer - 1 if whole else size.answer
+    targets = size.passage + size.query + size.answer - 1 if all_targets else size.answer
     chosen = [(passages[j], suffixes[i]) for i, j in pairs]
     return lay_out_shared(list_cells([p for p, _ in chosen], [s for _, s in chosen], [targets] * len(pairs)))
 
 
 def count_cells(
-    generator: Generator, size: Size, pairs: list[tuple[int, int]], shared: bool, whole: bool = False
+    generator: Generator, size: Size, pairs: list[tuple[int, int]], shared: bool, all_targets: bool = False
 ) -> float:
-    """Forward and backward. shared=False: what the same cells cost one by one, all tokens of each read."""
+    """FLOPs of forward and backward. shared: with shared prefixes; False: each cell as a sequence of its own."""
     if shared:
-        return linear_flops(generator, cells_for(size, pairs, whole)) + layer_flops(
+        return linear_flops(generator, cells_for(size, pairs, all_targets)) + layer_flops(
             generator, shared_pairs(size, pairs)
         )
-    one = cells_for(size, pairs[:1], whole)
+    one = cells_for(size, pairs[:1], all_targets)
     length = size.passage + size.query + size.answer
     linear = linear_flops(generator, one) * length / (length - 1)  # plain sequences read the last token too
     return len(pairs) * (linear + layer_flops(generator, length * (length + 1) / 2))
 
 
 def shared_pairs(size: Size, pairs: list[tuple[int, int]]) -> float:
-    """(query, key) pairs that are not masked, in the layout."""
+    """The number of (query, key) pairs that are not masked in the shared layout."""
     passages, segment = len({j for _, j in pairs}), size.query + size.answer - 1
     before = passages * size.passage * (size.passage + 1) / 2
     return before + len(pairs) * (segment * size.passage + segment * (segment + 1) / 2)
 
 
 def count_padded(generator: Generator, size: Size, length: int = 256) -> float:
-    """The toolkit's step: `length` positions a query with logits at all of them, and the whole square of pairs, for a
-    mask of the padding goes with it."""
+    """The toolkit's step: `length` positions for each query, with logits at all of them, and attention over all pairs,
+    because a padding mask is passed."""
     wide = Size("", size.batch, length - size.query - size.answer, size.query, size.answer)
     pairs = [(i, i) for i in range(size.batch)]
-    linear = linear_flops(generator, cells_for(wide, pairs, whole=True)) * length / (length - 1)
+    linear = linear_flops(generator, cells_for(wide, pairs, all_targets=True)) * length / (length - 1)
     return linear + size.batch * layer_flops(generator, length * (length + 1) / 2)
 
 
 def count_positive(generator: Generator, size: Size) -> tuple[float, float]:
-    """The toolkit's objective by shared prefixes: on all tokens, and on answers."""
+    """The toolkit's objective with shared prefixes: (loss on all tokens, loss on answers only)."""
     pairs = [(i, i) for i in range(size.batch)]
     attention = layer_flops(generator, shared_pairs(size, pairs))
     return (
-        linear_flops(generator, cells_for(size, pairs, whole=True)) + attention,
+        linear_flops(generator, cells_for(size, pairs, all_targets=True)) + attention,
         linear_flops(generator, cells_for(size, pairs)) + attention,
     )
 
@@ -166,7 +167,7 @@ def layer_flops(generator: Generator, pairs: float) -> float:
 
 
 def linear_flops(generator: Generator, cells: SharedCells) -> float:
-    """Matrix products of forward and backward, head included and attention left out, counted on meta tensors."""
+    """FLOPs of the matrix products of forward and backward, with the head and without attention, on meta tensors."""
     # On meta tensors attention becomes batched products, which no other part of these models uses.
     ignore: dict[Any, Any] = {op: lambda *_, **__: 0 for op in (*FORMULAS, ATEN.bmm)}
     with FlopCounterMode(display=False, custom_mapping=ignore) as counter:

@@ -1,10 +1,10 @@
-"""Corpus encoding against sentence-transformers' `encode`: the same texts, tokenisation included.
+"""Speed of corpus encoding, compared with sentence-transformers' `encode` on the same texts, tokenisation included.
 
     python benchmarks/encode.py                          # texts made from the almanac; a minute and a half on 2 cores
     python benchmarks/encode.py --texts corpus.jsonl --json encode.json
 
-Both encode in one process, in random order within each repeat, after a warm-up that also counts tokens and compares
-the vectors. A ratio above 1 says that ds_rag is faster.
+Both run in one process, in random order within each repeat, after a warm-up that also counts tokens and compares the
+vectors. A ratio above 1 means that ds_rag is faster.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OURS, THEIRS = "ds_rag", "sentence-transformers"
 
 
 def default_retriever() -> str:
-    """The folder of the packaged encoder. Raises UserError where it is not installed."""
+    """The folder of the packaged encoder. Raises UserError if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(
@@ -54,7 +54,8 @@ def default_retriever() -> str:
 
 
 def make_texts(count: int, seed: int) -> list[str]:
-    """Texts of 1 to 40 almanac passages, a log-normal number of them about 10: 10 to 400 tokens, as paragraphs vary."""
+    """Texts of 1 to 40 almanac passages, with a log-normal number of passages of median 10: 10 to 400 tokens, as
+    paragraphs have."""
     rng = random.Random(seed)
     passages = [p.text for p in make_world(seed).corpus]
     sizes = [min(40, max(1, round(rng.lognormvariate(math.log(10), 0.8)))) for _ in range(count)]
@@ -62,7 +63,7 @@ def make_texts(count: int, seed: int) -> list[str]:
 
 
 def pick_texts(source: str, count: int, seed: int) -> list[str]:
-    """`count` texts, or all where there are fewer: made, or drawn from a corpus file without its order."""
+    """`count` texts, or all if there are fewer: made here, or drawn at random from a corpus file."""
     if source == BUILTIN:
         return make_texts(count, seed)
     texts = [p.text for p in read_corpus(source, "--texts")]
@@ -85,7 +86,7 @@ def our_way(retriever: Retriever, texts: list[str], batch: int) -> np.ndarray:
 
 
 def count_tokens(encoder: Any, pad: int, work: Callable[[], np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
-    """Runs `work` and counts what reaches the encoder: real tokens, padded ones, and forwards."""
+    """Runs `work` and counts real tokens, tokens with padding, and forwards of the encoder."""
     counts = {"real_tokens": 0, "padded_tokens": 0, "forwards": 0}
 
     def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -93,7 +94,7 @@ def count_tokens(encoder: Any, pad: int, work: Callable[[], np.ndarray]) -> tupl
         counts["padded_tokens"] += inputs[0].numel()
         counts["forwards"] += 1
 
-    # Not on the encoder itself: sentence-transformers calls its `forward`, which no hook sees.
+    # Not on the encoder itself: sentence-transformers calls its `forward` directly, which bypasses hooks.
     handle = encoder.get_input_embeddings().register_forward_pre_hook(hook)
     try:
         return work(), counts
@@ -107,12 +108,12 @@ def least_cosine(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of the run, as the JSON holds it."""
-    disable_progress_bar()  # of opening weights
+    """Every figure of the benchmark, as written to the JSON."""
+    disable_progress_bar()  # the one of loading weights
     folder = args.retriever or default_retriever()
     texts = pick_texts(args.texts, args.count, args.seed)
-    whole = DataConfig(max_passage_length=sys.maxsize)  # what the folder itself allows, as theirs
-    retriever, theirs = open_retriever(ModelConfig(retriever=folder), whole, list, Path()), open_theirs(folder)
+    unlimited = DataConfig(max_passage_length=sys.maxsize)  # only the folder's own limit applies, as in theirs
+    retriever, theirs = open_retriever(ModelConfig(retriever=folder), unlimited, list, Path()), open_theirs(folder)
     prompt = retriever.settings.passage_prefix or None
     works: dict[str, Callable[[], np.ndarray]] = {
         OURS: lambda: our_way(retriever, texts, args.batch),

@@ -1,11 +1,11 @@
-"""What each named index costs and finds: building, searching, memory, recall@10 against exact search.
+"""Time to build and to search, memory, and recall@10 against exact search, for each named index.
 
     python benchmarks/index.py                        # 100,000 vectors of 384: a few minutes on 2 cores
     python benchmarks/index.py --count 1000000 --json index.json
 
-Through `build_index` and `search` of ds_rag/index/faiss_index.py. Searches are timed in random order within each
-repeat; an index is built once. The second table is of exact search in batches of a few queries: by the kernel that
-FAISS chooses by itself, and by that of `search`.
+It measures `build_index` and `search` of ds_rag/index/faiss_index.py. Searches are timed in random order within each
+repeat; each index is built once. The second table shows exact search in batches of a few queries: with the kernel that
+FAISS chooses by default, and with that of `search`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ds_rag.runtime.errors import UserError, choose
 
 EXACT = "flat"
 K = 10
-DEEP = 133  # what a search for 101 asks of FAISS
+DEEP = 133  # results that an exact search for 101 requests from FAISS
 BATCHES = (1, 4, 16, 64, 256, 512)
-FAISS_THRESHOLD: int = faiss.cvar.distance_compute_blas_threshold  # as FAISS has it
+FAISS_THRESHOLD: int = faiss.cvar.distance_compute_blas_threshold  # FAISS's default
 PER_CLUSTER = 100  # vectors of a cluster, on average
 SPREAD = 2.0  # length of the noise around a centre of length 1; 2: as hard for IVF as passages of real papers were
 
@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 import faiss
 import numpy as np
-from ds_rag.index.vector_parts import Rows
+from ds_rag.index.vector_parts import VectorParts
 from ds_rag.index.store import open_vectors, read_parts
 
 def taken():
@@ -50,18 +50,18 @@ def taken():
     return [int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))]
 
 folder, before = Path(sys.argv[1]), taken()
-part, rows = read_parts(folder, 0)[0], Rows(open_vectors(folder, 0))
+part, rows = read_parts(folder, 0)[0], VectorParts(open_vectors(folder, 0))
 part.search(rows[range(64)], 10)
 print(*(b - a for a, b in zip(before, taken())))
 """
 
 
 def make_vectors(count: int, queries: int, dimension: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(count, D) and (queries, D) float32 unit vectors: draws from one mixture of Gaussians, put on the sphere.
+    """(count, D) and (queries, D) float32 unit vectors, drawn from one mixture of Gaussians and normalised.
 
-    The noise falls off as 1/sqrt(n) from its first principal direction to its last, as embeddings of texts do:
-    isotropic noise of that many dimensions would leave nothing near to be found. The directions are random, so
-    that no part of a product quantizer is better off than another.
+    The noise's scale in its n-th principal direction is proportional to 1/sqrt(n), as with embeddings of texts: with
+    isotropic noise in so many dimensions no vector would be near another. The directions are random, so that no part
+    of a product quantizer has an advantage.
     """
     rng = np.random.default_rng(seed)
     clusters = max(1, count // PER_CLUSTER)
@@ -77,7 +77,7 @@ def make_vectors(count: int, queries: int, dimension: int, seed: int) -> tuple[n
 
 
 def recall(found_Bk: np.ndarray, exact_Bk: np.ndarray) -> float:
-    """The share of the exact k nearest that was found."""
+    """The fraction of the exact k nearest neighbours that was found."""
     return float(np.mean([len(set(f) & set(e)) / len(e) for f, e in zip(found_Bk, exact_Bk, strict=True)]))
 
 
@@ -87,7 +87,7 @@ def one_by_one(index: Any, queries_BD: np.ndarray) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of the run, as the JSON holds it. Exact search is always among the indexes: recall needs it."""
+    """Every figure of the benchmark, as written to the JSON. Exact search is always included, for recall."""
     names = list(dict.fromkeys([EXACT, *args.indexes]))
     for name in names:
         choose(INDEXES, name, "index")
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_batches(index: Any, queries_BD: np.ndarray, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Batch -> how many times as fast `search` is as FAISS by itself (quartiles), and both in ms a query (medians)."""
+    """Batch -> quartiles of the speedup of `search` over FAISS's default, then ms per query of both (medians)."""
     found = {}
     for batch in (b for b in BATCHES if b <= len(queries_BD)):
         some_BD = queries_BD[:batch]
@@ -146,7 +146,7 @@ def with_threshold(threshold: int, index: Any, queries_BD: np.ndarray) -> None:
 
 
 def memory_of_mining(vectors_ND: np.ndarray) -> dict[str, float]:
-    """MB that `ds-rag mine` takes for a flat index and its vectors, opened and searched: its own, and mapped."""
+    """MB of memory that `ds-rag mine` uses to open and search a flat index and its vectors: private, and mapped."""
     with tempfile.TemporaryDirectory() as folder:
         write_index(Path(folder), build_index(vectors_ND, EXACT), vectors_ND)
         said = subprocess.run([sys.executable, "-c", MINING, folder], capture_output=True, text=True, check=True).stdout
@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100_000, help="vectors")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--queries", type=int, default=1000, help="searched as one batch")
-    parser.add_argument("--single", type=int, default=100, help="queries that are searched one by one too")
+    parser.add_argument("--single", type=int, default=100, help="queries that are also searched one by one")
     parser.add_argument("--indexes", nargs="*", default=list(INDEXES), help="names in INDEXES")
     parser.add_argument("--repeats", type=int, default=5, help="of the searches")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,10 @@
-"""What the index stage costs training, and what its shortcuts cost: stalls, sharded search, partial refreshes.
+"""The cost of the index stage: stalls of training, sharded search, and the quality of partial refreshes.
 
     python benchmarks/index_stage.py                     # about ten minutes on 2 cores
     python benchmarks/index_stage.py --steps 50 --repeats 1 --json index_stage.json
 
-Stalls: the built-in run by the real command, a refresh every 25 steps as by default, `sync` and `async` in random
-order within each repeat. Sharded search: simulated shards against the whole, bit by bit. Partial refreshes: the
+Stalls: the built-in run with the real command and a refresh every 25 steps, its default; `sync` and `async` in random
+order within each repeat. Sharded search: simulated shards compared bitwise with one index. Partial refreshes: the
 built-in run's retriever, 25 steps after its last index.
 """
 
@@ -43,7 +43,7 @@ FRACTIONS = ("1.0", "0.5", "0.25", "0.1", "auto")
 
 
 def run_once(mode: str, steps: int, found: dict[str, list[dict[str, float]]]) -> None:
-    """One real run; notes its stall and the time of its loop."""
+    """Runs one real training run; records its stall and the duration of its loop in `found`."""
     flags = ["--max_steps", steps, "--refresh_index", EVERY, "--refresh_mode", mode]
     flags += ["--save_steps", 0, "--eval_answers", "false"]
     with tempfile.TemporaryDirectory() as folder:
@@ -70,8 +70,8 @@ def run_once(mode: str, steps: int, found: dict[str, list[dict[str, float]]]) ->
 
 
 def refresh_stall_fraction(steps: int = 75, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
-    """Of the training loop's time, the share in which it waits for the index; median over the repeats of `async`, and
-    every figure of both modes."""
+    """The fraction of the training loop's time in which it waits for the index: the median over the repeats of `async`,
+    and every figure of both modes."""
     found: dict[str, list[dict[str, float]]] = {"sync": [], "async": []}
     interleave({mode: partial(run_once, mode, steps, found) for mode in found}, repeats, seed)
     middle = {mode: quartiles([run["fraction"] for run in runs])[1] for mode, runs in found.items()}
@@ -85,28 +85,29 @@ def refresh_stall_fraction(steps: int = 75, repeats: int = 3, seed: int = 0) -> 
 
 
 def sharded_search_equal(sizes: tuple[int, ...] = (1, 7, 1000, 20_011), dimension: int = 96, seed: int = 0) -> bool:
-    """Are scores and numbers of flat shards those of the whole, to the last bit? Corpora of these sizes, with and
-    without ties, cut in 1, 2, 3 and 8 uneven shards; 1, 19 and 64 queries (FAISS changes its kernel at 20)."""
+    """Whether scores and numbers from flat shards are bitwise those of one index: for corpora of these sizes, with and
+    without ties, in 1, 2, 3 and 8 uneven shards; for 1, 19 and 64 queries (FAISS changes its kernel at 20)."""
     rng = np.random.default_rng(seed)
     for size in sizes:
         plain = rng.standard_normal((size, dimension), np.float32)
         tied = plain[rng.integers(max(1, size // 20), size=size)]
         for vectors in (plain, tied):
-            whole = CorpusIndex([p for p in [build_part(vectors, "Flat")] if p], size)
+            single = CorpusIndex([p for p in [build_part(vectors, "Flat")] if p], size)
             for shards in (1, 2, 3, 8):
                 cuts = np.sort(rng.integers(0, size + 1, size=shards - 1))
                 numbers = np.split(rng.permutation(size), cuts)
                 parts = CorpusIndex([p for n in numbers if (p := build_part(vectors[n], "Flat", n))], size)
                 for queries in (1, 19, 64):
                     asked = np.concatenate([vectors[:queries], rng.standard_normal((queries, dimension), np.float32)])
-                    for a, b in zip(whole.search(asked, 101), parts.search(asked, 101), strict=True):
+                    for a, b in zip(single.search(asked, 101), parts.search(asked, 101), strict=True):
                         if not np.array_equal(a, b):
                             return False
     return True
 
 
 def approximate_recall(count: int = 20_000, dimension: int = 96, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for each kind of index: recall@10 against exact search, whole and in shards, on the vectors of index.py."""
+    """A row for each type of index: recall@10 against exact search, as one index and in shards, on vectors like those
+    of index.py."""
     vectors, asked = make_vectors(count, 200, dimension, seed)
     exact = search(build_index(vectors, "flat"), asked, 10)[1]
     order, rows = np.random.default_rng(seed).permutation(count), []
@@ -121,8 +122,8 @@ def approximate_recall(count: int = 20_000, dimension: int = 96, seed: int = 0) 
 
 
 def partial_refresh(first: int = 50, later: int = EVERY) -> list[dict[str, Any]]:
-    """A row for each fraction: recall@1 and @10 of held-out questions, the share of the full refresh's ten nearest that
-    it finds, estimated and true drift that is left, seconds. The index is `later` steps old."""
+    """A row for each fraction: recall@1 and @10 on held-out questions, the fraction of a full refresh's ten nearest
+    that it finds, the estimated and the true remaining drift, seconds. The index is `later` steps old."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = parse(["--output_dir", name, "--max_steps", str(first + later), "--lr_scheduler_type", "constant"])
@@ -137,21 +138,21 @@ def partial_refresh(first: int = 50, later: int = EVERY) -> list[dict[str, Any]]
         for fraction in FRACTIONS:
             begin, where = time.perf_counter(), folder / f"f{fraction}"
             if fraction == "1.0":
-                share = encode_shard(Encoder(retriever, "new", first + later), corpus, where)
-                fresh = share
+                shard = encode_shard(Encoder(retriever, "new", first + later), corpus, where)
+                fresh = shard
             else:
-                share = update_shard(Encoder(retriever, "new", first + later), corpus, where, old, fraction, 0)
+                shard = update_shard(Encoder(retriever, "new", first + later), corpus, where, old, fraction, 0)
             seconds = time.perf_counter() - begin
-            nearest = build(corpus, share, where, config.evaluation).index.search(queries, 10)[1]
+            nearest = build(corpus, shard, where, config.evaluation).index.search(queries, 10)[1]
             full = nearest if fraction == "1.0" else full
-            rows.append(row(parts, fraction, share, fresh, nearest, full, seconds))
+            rows.append(row(parts, fraction, shard, fresh, nearest, full, seconds))
         stale = build(corpus, old, folder / "old", config.evaluation).index.search(queries, 10)[1]
         rows.append(row(parts, "0 (the old index)", old, fresh, stale, full, 0.0))
     return rows
 
 
 def walk(parts: Parts, config: RunConfig, first: int, stop: int) -> None:
-    """Training steps, without an index."""
+    """Trains from step `first` to `stop`, without refreshing the index."""
     for step in range(first, stop):
         parts.engines.train()
         factor = lr_factor(step, stop, config.optim.warmup_steps, config.optim.lr_scheduler_type)
@@ -161,7 +162,7 @@ def walk(parts: Parts, config: RunConfig, first: int, stop: int) -> None:
 def row(
     parts: Parts,
     fraction: str,
-    share: EncodedShard,
+    shard: EncodedShard,
     fresh: EncodedShard,
     found: np.ndarray,
     full: np.ndarray,
@@ -169,16 +170,16 @@ def row(
 ) -> dict[str, Any]:
     positives = [set(example.positives) for example in parts.data.evaluation]
     hits = np.array([[n in p for n in row] for row, p in zip(found.tolist(), positives, strict=True)])
-    count, figures = len(share.steps_n), share.figures
+    count, figures = len(shard.steps_n), shard.figures
     return {
         "fraction": fraction,
-        "encoded": figures.get("encoded", count if share is fresh else 0.0) / count,
+        "encoded": figures.get("encoded", count if shard is fresh else 0.0) / count,
         "recall@1": float(hits[:, 0].mean()),
         "recall@10": float(hits.any(1).mean()),
         "of the full ten": float(
             np.mean([len({*a} & {*b}) / 10 for a, b in zip(found.tolist(), full.tolist(), strict=True)])
         ),
-        "drift left": float((1 - (share.vectors_nD * fresh.vectors_nD).sum(1)).mean()),
+        "drift left": float((1 - (shard.vectors_nD * fresh.vectors_nD).sum(1)).mean()),
         "estimated": figures.get("drift_left", 0.0) / count,
         "seconds": seconds,
     }
@@ -199,7 +200,7 @@ def show(found: dict[str, Any]) -> str:
             }
         )
     text.append(table(rows) + f"\nlosses are the same: {stalls['same_loss']}")
-    text.append(f"sharded search is the whole one, bit by bit: {found['sharded_search_equal']}")
+    text.append(f"sharded search equals search in one index, bitwise: {found['sharded_search_equal']}")
     for name in ("approximate_recall", "partial"):
         text.append(table([{k: v if isinstance(v, str) else f"{v:.3g}" for k, v in r.items()} for r in found[name]]))
     return "\n\n".join(text)

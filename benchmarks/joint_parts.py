@@ -1,7 +1,6 @@
 """A joint step at given shapes, on real DeepSpeed engines: new models, rows of random tokens of equal length.
 
-What scaling.py measures is `JointStep.step` on these. Like a run, it needs a process group
-(`dist.start`).
+scaling.py measures `JointStep.step` on these. As in a run, `collectives.start` must have been called first.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ds_rag.step.joint_step import JointStep
 
 
 def build_model(keys: dict[str, Any], head: bool) -> Any:
-    """In float32 with random weights and no dropout."""
+    """A model with random float32 weights and no dropout. head: a causal LM, else an encoder."""
     import transformers
 
     config = transformers.AutoConfig.for_model(**keys)
@@ -86,7 +85,7 @@ def make_steps(run: Run) -> Steps:
 
 
 def deepspeed_json(stage: int) -> dict[str, Any]:
-    """As ds_configs/ has it."""
+    """The same settings as in ds_configs/."""
     zero: dict[str, Any] = {"stage": stage} | ({"reduce_bucket_size": "auto"} if stage else {})
     if stage == 3:
         zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
@@ -111,14 +110,14 @@ def known(run: Run, hidden_size: int) -> Known:
 
 
 def make_rows(run: Run) -> RagData:
-    """One step's rows, each with passages of its own, the first of them labelled."""
+    """The rows of one step. Each has its own passages; the first is its positive."""
     rows, each = run.batch * run.accumulation * collectives.world(), run.passages
     train = [Example("", ("",), (r * each,), tuple(range(r * each + 1, (r + 1) * each))) for r in range(rows)]
     return RagData([""] * rows * each, [""] * rows * each, 0, train)
 
 
 def make_tokens(run: Run, rows: int, passages: int, retriever: Retriever, generator: Generator) -> TrainTokens:
-    """The same on every rank."""
+    """Random token ids of all texts, the same on every rank."""
     rng = np.random.default_rng(0)
     words = retriever.encoder.config.vocab_size, generator.vocabulary
 

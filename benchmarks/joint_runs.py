@@ -1,4 +1,4 @@
-"""The joint runs that scaling.py counts and measures: shapes alone, so that a parent process needs no torch."""
+"""The joint runs that scaling.py counts and measures, described by shapes alone: a parent process needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "a
 
 @dataclass(frozen=True)
 class Run:
-    """Configurations of both models (keys of a config.json), the batch of one rank, and how it is trained.
+    """Configurations of both models (keys of a config.json), the batch of one rank, and the training settings.
 
     flags: keys of ds_rag's own configuration (pool, generator_backward, retriever_chunk, ...).
     """
@@ -33,7 +33,7 @@ class Run:
 
 
 def setup_of(run: Run, world: int) -> Setup:
-    """The same run as a plan takes it: on the CPU, texts joined without a prompt."""
+    """The run in the form that `ds-rag plan` uses: on the CPU, texts joined without a prompt."""
     flags, stage = run.flags, str(run.stage)
     work = Workload(
         run.batch,
@@ -102,7 +102,7 @@ ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "8", "retriever_chunk": 4}
 _GPT2, _LLAMA = Run(SMALL_BERT, GPT2, 3, flags=ONE_PASS), Run(SMALL_BERT, LLAMA, 8, flags=ONE_PASS)
 
-# name -> (ranks, run); the shorter first.
+# name -> (ranks, run); the shorter ones first.
 MEMORY_RUNS: dict[str, tuple[int, Run]] = {
     "gpt2 39M, stage 2": (1, _GPT2),
     "gpt2 39M, stage 0": (1, replace(_GPT2, stage=0)),
@@ -113,7 +113,7 @@ MEMORY_RUNS: dict[str, tuple[int, Run]] = {
     "llama 62M, stage 0": (1, replace(_LLAMA, retriever=MINILM, stage=0)),
     "gpt2 39M, stage 1, two ranks": (2, replace(_GPT2, stage=1)),
     "llama 45M, stage 2, two micro-batches": (1, replace(_LLAMA, batch=4, accumulation=2)),
-    # Not looked at before the plan's phases were settled.
+    # Held out: not measured until the model of the plan was final.
     "qwen2 47M, stage 2, two ranks, one pool": (2, Run(SMALL_BERT, QWEN, 3, flags=ONE_PASS | {"pool": "world"})),
     "gpt2 56M, stage 1, two micro-batches": (1, Run(SMALL_BERT, WIDE, 3, 2, stage=1, accumulation=2, flags=ONE_PASS)),
     "llama 45M, stage 2, bf16": (1, replace(_LLAMA, batch=4, precision="bf16")),

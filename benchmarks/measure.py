@@ -1,4 +1,4 @@
-"""What every benchmark measures with: variants interleaved in one process, quartiles, a plain table."""
+"""Tools of all benchmarks: interleaved timing of variants in one process, quartiles, a plain table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every call: `repeats` for each variant, in the order of the repeats.
 
-    Every repeat calls each variant once, in an order drawn anew, so that what the machine does beside (another
-    process, its clock) falls on all alike; element r of every list is from one repeat, and ratios are taken within
-    it. Warm-up is the caller's: call each variant before. before: called ahead of each, outside the seconds.
+    Every repeat calls each variant once, in a new random order, so that disturbances (another process, the clock of the
+    machine) affect all variants alike. Element r of every list is from repeat r; ratios should be taken within a
+    repeat. The caller must warm up each variant. before: called before each measurement, not timed.
     """
     rng = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -32,12 +32,12 @@ def interleave(
 
 
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
-    """How many times as fast the second is, repeat by repeat."""
+    """For each repeat, how many times as fast the second is as the first."""
     return [a / b for a, b in zip(slow, fast, strict=True)]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile; between two values linearly, so one value is all three."""
+    """First quartile, median and third quartile, by linear interpolation; of one value, that value three times."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -45,7 +45,8 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys as aligned text with a heading; the first column to the left, the others to the right."""
+    """A text table of rows that have the same keys: the first column is aligned to the left, the others to the
+    right."""
     names = list(rows[0])
     lines = [names, *([str(row[name]) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

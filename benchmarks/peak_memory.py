@@ -13,7 +13,7 @@ from memory_child import resident
 from ds_rag.runtime import collectives
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h
-STEPS = 2  # the optimizer's state is there from the second on
+STEPS = 2  # from the second one on the optimizer has its state
 TINY: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
 WARM = Run(
     {"model_type": "bert", "intermediate_size": 64, **TINY},
@@ -26,9 +26,9 @@ WARM = Run(
 
 
 def peak_of_training(run: Run) -> dict[str, float]:
-    """`peak_mb` above what is resident before the models are made, and their parameters.
+    """`peak_mb` above what is resident before the models are made, and the number of parameters of each model.
 
-    malloc gives large blocks back at once, so the figure is what the step needs and not what is kept for later.
+    malloc is told to return large blocks at once, so that the figure is what the step needs, not what malloc caches.
     """
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 18)
@@ -36,7 +36,7 @@ def peak_of_training(run: Run) -> dict[str, float]:
     step(WARM)  # libraries, threads, thread-local buffers
     libc.malloc_trim(0)
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     parameters = step(run)
     return {"peak_mb": resident("VmHWM") - before} | parameters
 

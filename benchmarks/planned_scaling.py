@@ -1,6 +1,7 @@
-"""What a plan says of more ranks and larger corpora than a test machine has: the tables of docs/scaling.md.
+"""Predictions of `ds-rag plan` for more ranks and larger corpora than a test machine has: the tables of
+docs/scaling.md.
 
-bge-large and an 8B model on H100s, as `ds-rag plan` has them.
+They are for bge-large and an 8B model on H100s, as `ds-rag plan` knows them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def pair(work: Workload, **changes: Any) -> Setup:
 
 
 def pools(batch: int = 16) -> list[dict[str, Any]]:
-    """One rank's step in a pool of the world, its passages read on one rank each, or by every rank that needs them."""
+    """The step of one rank with a pool of all ranks: each passage is read on one rank (`tokens`), or on every rank that
+    needs it (`tokens_not_stationary`)."""
     rows = []
     for candidates in (8, 64, None):
         for world in RANKS:
@@ -54,7 +56,7 @@ def pools(batch: int = 16) -> list[dict[str, Any]]:
 
 
 def stages() -> list[dict[str, Any]]:
-    """GB of a GPU and seconds of a step, by stage and ranks."""
+    """GB per GPU and seconds per step, by ZeRO stage and number of ranks."""
     rows = []
     for stage in ("1", "2", "3", "3+offload"):
         for world in (4, 8, 16, 64, 512):
@@ -66,7 +68,7 @@ def stages() -> list[dict[str, Any]]:
 
 
 def corpora() -> list[dict[str, Any]]:
-    """Index sizes in GB by type, and GPU-hours to encode the passages again."""
+    """Index sizes in GB by type, and GPU-hours to encode all passages once."""
     rows = []
     for passages in CORPORA:
         plan = plan_index(read_shape("bge-large", "--retriever", False), passages, 200, H100, "bf16", HOST_MEMORY * 5e8)

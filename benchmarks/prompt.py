@@ -1,10 +1,10 @@
-"""What the prompt's tokens are worth to a pretrained generator: log-probabilities of labelled answers.
+"""The effect of the prompt's tokenisation on a pretrained generator: log-probabilities of labelled answers.
 
     python benchmarks/prompt.py --generator FOLDER --data rows.jsonl --rows 35
 
-Each answer is read after its labelled passage, with the default template: as version 1 tokenised it (a BOS wherever the
-tokenizer has one, literals by themselves), as it is now, and in the tokenizer's chat template where it has one. The
-answer's end is not counted.
+Each answer is scored after its labelled passage and query in the default template: as prompt version 1 tokenised it (a
+BOS wherever the tokenizer adds one, each literal by itself), as the present version does, and in the tokenizer's chat
+template if it has one. The end-of-sequence token of the answer is not counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LENGTHS = {"passage": 200, "query": 64, "answer": 32}
 
 
 def answer_logprob(generator: Any, prompt: Prompt, row: Row) -> tuple[float, int]:
-    """Summed over the answer's tokens, and their number."""
+    """(log-probability summed over the answer's tokens, number of these tokens)."""
     texts = {"passage": row.positives[0], "query": row.query, "answer": row.answers[0]}
     ids = {name: np.array(prompt.encode(name, [text], LENGTHS[name])[0], np.int32) for name, text in texts.items()}
     context = prompt.context(ids["passage"], ids["query"], len(ids["answer"]))

@@ -1,8 +1,8 @@
-"""What the built-in world shows: only the marginal learns which passage answers.
+"""The claim of the built-in world: only with the marginal does the retriever learn which passage answers.
 
     python benchmarks/quickstart.py --json results.json            # 3 seeds, 3 variants, about 12 minutes on 2 cores
 
-Each run is the real command in a process of its own, with another seed for the weights, the row order and the almanac.
+Each run is the real command in its own process, with its own seed for the weights, the row order and the almanac.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIANTS = {
     "positive_only": ["--objective", "positive_only", "--assume_first_positive"],
     "retriever frozen": ["--freeze", "retriever"],
 }
-# What the built-in world was made to show: (variant, when, metric, at least or at most, bound)
+# Claims: (variant, when, metric, at least or at most, bound)
 MUST = [
     ("marginal", "after", "recall@1", ">=", 0.80),
     ("marginal", "after", "exact_match", ">=", 0.80),
@@ -33,7 +33,7 @@ MUST = [
 
 
 def run(flags: list[str], seed: int, folder: Path) -> dict[str, Any]:
-    """One training run; its results.json."""
+    """Runs one training run; returns its results.json."""
     command = [sys.executable, str(ROOT / "launch" / "train.py"), "--output_dir", str(folder)]
     command += [
         "--seed",
@@ -51,7 +51,7 @@ def run(flags: list[str], seed: int, folder: Path) -> dict[str, Any]:
 
 
 def verdicts(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Each claim with the worst value over the seeds."""
+    """Each claim with its worst value over the seeds, and whether it holds."""
     out = []
     for variant, when, metric, relation, bound in MUST:
         if variant in results:

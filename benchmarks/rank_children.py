@@ -1,4 +1,5 @@
-"""Ranks of one host as child processes, each running one job of `scaling_child.py`; JSON in, JSON out."""
+"""Runs a job of `scaling_child.py` on several ranks of this host, each a child process; argument and result are
+JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ SECONDS = 900
 
 
 def run_on_ranks(job: str, argument: Any, world: int) -> Any:
-    """What rank 0 of `world` gloo ranks on the CPU returned. Raises RuntimeError with a failed rank's last lines."""
+    """Runs the job on `world` gloo ranks on the CPU; returns the result of rank 0. Raises RuntimeError with the last
+    lines of a rank that failed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,9 +1,9 @@
-"""The recipe on real rows: zero-shot, infonce, positive_only and rag_sequence, by the real command.
+"""The recipe on real rows with the real command: zero-shot, infonce, positive_only and rag_sequence.
 
     python benchmarks/real_rows.py --train_data ROWS --eval_data DEV_BEIR --corpus DEV_BEIR --retriever ENCODER \\
         --json real_rows.json     # 7 runs: an hour or more
 
-Each line printed is one run; the table at the end is that of docs/results.md.
+It prints a line for each run; the table at the end is that of docs/results.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METRICS = ("recall@1", "recall@5", "recall@10", "mrr@10")
 
 
 def run(data: list[str], flags: list[str], seed: int, folder: Path) -> dict[str, Any]:
-    """One training run; its results.json."""
+    """Runs one training run; returns its results.json."""
     command = [sys.executable, str(ROOT / "launch" / "train.py"), "--config", RECIPE, *data, *flags]
     command += ["--seed", str(seed), "--output_dir", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -37,7 +37,7 @@ def run(data: list[str], flags: list[str], seed: int, folder: Path) -> dict[str,
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: mean over seeds, and the range in brackets where there are several."""
+    """A Markdown table: means over the seeds, and their range in brackets if there are several."""
     lines = [f"| | seeds | {' | '.join(METRICS)} | minutes |", "|---|---|" + "---|" * (len(METRICS) + 1)]
     before = next(iter(results.values()))[0]["before"]
     lines.append("| zero-shot | - | " + " | ".join(f"{before[m]:.3f}" for m in METRICS) + " | - |")

@@ -1,16 +1,16 @@
-"""What grows with the ranks and the corpus, counted and measured, beside what `ds-rag plan` predicts of it.
+"""Communication, memory and the index stage, counted or measured, and compared with the predictions of `ds-rag plan`.
 
     python benchmarks/scaling.py --json scaling.json              # several minutes on 2 cores
     python benchmarks/scaling.py --parts bytes --ranks 1 2        # one part, fewer ranks
 
-    bytes   what a rank sends in a step, counted where the collectives are called: a pool a rank and a pool of the
-            world; nothing is timed
-    plan    the peak memory of training processes of several shapes, against the plan's prediction; and what the plan
-            says of more ranks and larger corpora than there are here (planned_scaling.py)
-    index   the share of training's time that it waits for a refresh of the index, and whether a search in shards is the
-            whole one's (index_stage.py)
+    bytes   bytes that a rank sends in a step, counted where the collectives are called: with a pool per rank and with a
+            pool of all ranks; nothing is timed
+    plan    peak memory of training processes of several shapes, compared with the plan's prediction; and predictions
+            for more ranks and larger corpora than there are here (planned_scaling.py)
+    index   the fraction of training's time in which it waits for a refresh of the index, and whether a search in shards
+            equals one in a single index (index_stage.py)
 
-Each part gives its own keys to the JSON.
+Each part has its own keys in the JSON.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from ds_rag.commands.plan.communication import plan_traffic
 from ds_rag.commands.plan.memory import plan_memory
 
 POOLS = ("rank", "world")
-FURTHER = (8, 64, 512)  # ranks that are predicted only
+FURTHER = (8, 64, 512)  # numbers of ranks that are only predicted
 MB = 2**20
 
 
 def measure_bytes(args: argparse.Namespace) -> dict[str, Any]:
-    """bytes_per_step_by_ranks: {ranks: bytes} of the pool of the world; of both pools under `bytes_per_step`, counted,
-    planned, and planned for more ranks than there are here."""
+    """`bytes_per_step_by_ranks`: {ranks: bytes} for the pool of all ranks. `bytes_per_step`: counted and predicted
+    bytes for both pools, predicted also for more ranks than there are here."""
     counted: dict[str, dict[str, float]] = {pool: {} for pool in POOLS}
     for world in args.ranks:
         found = run_on_ranks("bytes", [asdict(pooled(args.stage, pool)) for pool in POOLS], world)
@@ -64,7 +64,7 @@ def pooled(stage: int, pool: str) -> Run:
 
 
 def measure_plan(args: argparse.Namespace) -> dict[str, Any]:
-    """plan_memory_error: the largest relative error of the predicted peak over the measured runs."""
+    """`plan_memory_error`: the largest relative error of the predicted peak over the measured runs."""
     rows = []
     for name, (world, run) in list(MEMORY_RUNS.items())[: args.runs]:
         measured = run_on_ranks("peak", asdict(run), world)["peak_mb"]
@@ -77,7 +77,7 @@ def measure_plan(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_index(args: argparse.Namespace) -> dict[str, Any]:
-    """refresh_stall_fraction (async; sync beside it), sharded_search_equal."""
+    """`refresh_stall_fraction` (`async`, and `sync` for comparison) and `sharded_search_equal`."""
     stalls = index_stage.refresh_stall_fraction(args.steps, args.repeats)
     return {
         "refresh_stall_fraction": stalls["refresh_stall_fraction"],

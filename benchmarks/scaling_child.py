@@ -17,12 +17,12 @@ from ds_rag.runtime import collectives
 
 
 def count_bytes(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run: bytes that a rank sends in one optimizer step (the mean over ranks), by collective."""
+    """For each run: the bytes that a rank sends in one optimizer step (the mean over ranks), and by collective."""
     found = []
     for run in runs:
         steps = make_steps(Run(**run))
         steps.engines.train()
-        steps.step(0)  # what only the first step does
+        steps.step(0)  # includes work that only the first step does
         counted_collectives.start_counting()
         steps.step(1)
         sent = counted_collectives.stop_counting()

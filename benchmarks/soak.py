@@ -1,17 +1,17 @@
-"""Runs that are killed again and again at random, and go on until they end: they must end as if nothing had happened.
+"""Kills runs at random and resumes them until they end: their results must equal those of an uninterrupted run.
 
     python benchmarks/soak.py --kills 200 --json soak.json     # about 20 minutes on 2 cores
 
-Each run is the small one of tests/faults on two ranks. SIGKILL hits one rank or all, at a moment drawn from the whole
-of the run's life or just after a sign of what it does (a step, a save, an index), and `--resume auto` goes on.
-Some starts go through `torchrun` and `deepspeed`, where the launcher itself may be hit. In the JSON must be 0:
+Each run is the small one of tests/faults on two ranks. SIGKILL is sent to one rank or to all, at a random moment of the
+run's duration or shortly after an event (a step, a save, an index); then `--resume auto` continues the run. Some starts
+use `torchrun` and `deepspeed`, where the launcher itself may be killed. In the JSON these counts must be 0:
 
-    lost_checkpoints   a kill took a finished checkpoint, or more steps than lie between two
+    lost_checkpoints   a kill destroyed a finished checkpoint, or more steps than there are between two checkpoints
     mismatches         a run that ended has other models, index, losses or figures than the uninterrupted one, or a
-                       start failed that nobody had killed
-    orphans            processes that did not end by themselves when others of their run were gone
-    leftovers          half-written files in a run that has ended
-    wrong_exits        a launcher that told of success though its run was killed
+                       start failed that was not killed
+    orphans            processes that did not end by themselves after others of their run were killed
+    leftovers          incomplete files in a run that has ended
+    wrong_exits        a launcher that reported success although its run was killed
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults")
 
 from small_run import SMALL, STEPS, differences, write_rows
 
-PATIENCE = 60.0  # seconds in which ranks must notice that others, or their launcher, are gone
-UNMET = 8.0  # in start-up ranks wait for those to come; a launcher ends them, and so do we in its place
+PATIENCE = 60.0  # seconds within which ranks must notice that other ranks, or their launcher, are gone
+UNMET = 8.0  # seconds; during start-up ranks wait for the others: a launcher would end them, here the benchmark does
 MUST_BE_0 = ("lost_checkpoints", "mismatches", "orphans", "leftovers", "wrong_exits")
 
 
 @dataclass
 class Tally:
-    """What goes into the JSON."""
+    """The content of the JSON."""
 
     seed: int = 0
     kills: int = 0
@@ -62,38 +62,38 @@ class Tally:
     problems: list[str] = field(default_factory=list)
 
     def blame(self, key: str, where: str, found: list[str]) -> None:
-        """Counts what was found wrong under one of MUST_BE_0."""
+        """Adds problems to the count `key`, one of MUST_BE_0."""
         setattr(self, key, getattr(self, key) + len(found))
         self.problems += [f"{key}, {where}: {text}" for text in found]
 
 
 class Soak:
-    """kills: in all; launched: how many of them through a launcher, spread evenly."""
+    """The benchmark. kills: in total; launched: how many of them under a launcher, spread evenly."""
 
     def __init__(self, kills: int, launched: int, seed: int, scratch: Path, console: Console, json_file: str | None):
         self.kills, self.scratch, self.console, self.json_file = kills, scratch, console, json_file
         self.rng, self.tally, self.began = random.Random(seed), Tally(seed), time.monotonic()
         self.by_launcher = {int((n + 0.5) * kills / launched) for n in range(launched)} if launched else set()
         self.flags = [*SMALL.split(), *write_rows(scratch)]
-        self.whole, self.life = scratch / "whole", 0.0
-        self.start_up: dict[str, float] = {}  # of each launcher's runs, once it is known
+        self.reference, self.duration = scratch / "reference", 0.0  # seconds
+        self.start_up: dict[str, float] = {}  # seconds that each launcher takes, once known
 
-    def go(self) -> None:
-        """Until the kills are done and the last run has ended."""
-        self.make_whole()
+    def run_all(self) -> None:
+        """Starts, kills and resumes runs until all kills are done and the last run has ended."""
+        self.make_reference()
         with self.console.progress(self.kills, "kill", unit="") as meter:
             while self.tally.kills < self.kills:
                 self.one_run(meter)
 
-    def make_whole(self) -> None:
-        """The uninterrupted run: what the others must equal, and how long they live."""
-        for _ in range(2):  # the first waits for imports too
-            shutil.rmtree(self.whole, ignore_errors=True)
+    def make_reference(self) -> None:
+        """Makes the uninterrupted run, which the others must equal, and measures its duration."""
+        for _ in range(2):  # the first also waits for imports
+            shutil.rmtree(self.reference, ignore_errors=True)
             began = time.monotonic()
-            started = Forked(["train", "--output_dir", self.whole, *self.flags], self.scratch)
+            started = Forked(["train", "--output_dir", self.reference, *self.flags], self.scratch)
             try:
                 wait_for_end(started, 600)
-                self.life = time.monotonic() - began
+                self.duration = time.monotonic() - began
                 assert started.good(), started.said()
             finally:
                 started.end()
@@ -105,16 +105,16 @@ class Soak:
             meter.advance(1, ", ".join(f"{getattr(self.tally, key)} {key}" for key in MUST_BE_0))
             self.write()
         ended = (run / "results.json").exists()
-        self.tally.blame("mismatches", run.name, differences(run, self.whole) if ended else ["did not end"])
+        self.tally.blame("mismatches", run.name, differences(run, self.reference) if ended else ["did not end"])
         self.tally.blame("leftovers", run.name, leftovers(run) if ended else [])
         self.write()
         if not any(run.name in text for text in self.tally.problems):
-            shutil.rmtree(run)  # else it is there to look at
+            shutil.rmtree(run)  # otherwise it is kept for inspection
         for file in self.scratch.glob("console-*"):
             file.unlink()
 
     def attempt(self, run: Path) -> bool:
-        """One start; True where it was killed, False where it ended by itself."""
+        """Starts or resumes the run once; returns True if it was killed, False if it ended by itself."""
         number = self.tally.kills
         look, started, name = Look(run, time.time()), *self.start(run, number)
         where = f"{run.name}, start after kill {number}" + f" by {name}" * bool(name)
@@ -123,7 +123,7 @@ class Soak:
                 return self.ended(started, where)
             before, done, place = committed(run), look.done() if look.started() else 0, look.place()
             victim = started.kill(self.rng)
-            if victim is None:  # it has just ended
+            if victim is None:  # the run has just ended
                 return self.ended(started, where)
             self.book(place, victim, bool(name))
             self.see_it_end(started, victim, place, where)
@@ -135,10 +135,10 @@ class Soak:
             started.end()
 
     def ended(self, started: Started, where: str) -> bool:
-        """By itself, then; False."""
+        """Waits for a run that is not killed, and checks that it succeeded. Returns False, for `attempt`."""
         wait_for_end(started, 10 * PATIENCE)
         if not started.good():
-            self.tally.blame("mismatches", where, [f"failed unkilled: {started.said()[-1500:]}"])
+            self.tally.blame("mismatches", where, [f"failed without being killed: {started.said()[-1500:]}"])
         return False
 
     def start(self, run: Path, number: int) -> tuple[Started, str | None]:
@@ -149,13 +149,13 @@ class Soak:
         return Forked(["train", *argv], self.scratch), None
 
     def wait(self, started: Started, look: Look, name: str | None) -> bool:
-        """Until the moment that is drawn; False where the run has ended before."""
+        """Waits for the moment of the kill, drawn at random; returns False if the run has ended before."""
         signs = look.signs()
         sign = self.rng.choice([*sorted(signs), *[""] * len(signs)])
         if name and name not in self.start_up:
-            sign = "started"  # so that its share of a life is known
+            sign = "started"  # to measure the launcher's start-up first
         begun = time.monotonic()
-        delay = self.rng.uniform(0, self.life + self.start_up.get(name or "", 0.0))
+        delay = self.rng.uniform(0, self.duration + self.start_up.get(name or "", 0.0))
         if sign:
             while started.running() and not signs[sign]():
                 time.sleep(0.005 if name is None else 0.05)
@@ -175,7 +175,7 @@ class Soak:
         tally.kills_by_victim[victim] = tally.kills_by_victim.get(victim, 0) + 1
 
     def see_it_end(self, started: Started, victim: str, place: str, where: str) -> None:
-        """All that was not hit must end too."""
+        """Checks that all processes that were not killed end too."""
         waits_for_others = isinstance(started, Forked) and place == "start-up"
         left = wait_for_end(started, UNMET if waits_for_others else PATIENCE)
         if left and not waits_for_others:
@@ -193,8 +193,8 @@ class Soak:
 
     def show(self) -> None:
         tally, say = self.tally, self.console.say
-        share = {place: tally.kills_by_place.get(place, 0) for place in PLACES}
-        say(table([{"killed in": place, "kills": count} for place, count in share.items()]) + "\n")
+        kills = {place: tally.kills_by_place.get(place, 0) for place in PLACES}
+        say(table([{"killed in": place, "kills": count} for place, count in kills.items()]) + "\n")
         victims = sorted(tally.kills_by_victim.items()) or [("nothing", 0)]
         say(table([{"killed": victim, "kills": n} for victim, n in victims]) + "\n")
         for problem in tally.problems:
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--launched", type=int, default=12, help="of the kills, under torchrun and deepspeed in turn")
-    parser.add_argument("--seed", type=int, default=0, help="of what is hit and when; the machine's pace is not in it")
+    parser.add_argument("--seed", type=int, default=0, help="of what is killed and when (timing varies all the same)")
     parser.add_argument("--folder", help="keep the runs that show a fault here (default: nowhere)")
     parser.add_argument("--json", help="write every figure to this file, after each kill")
     args = parser.parse_args(argv)
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     scratch.mkdir(parents=True, exist_ok=True)
     soak = Soak(args.kills, min(args.launched, args.kills), args.seed, scratch, Console(), args.json)
     try:
-        soak.go()
+        soak.run_all()
     except KeyboardInterrupt:
         soak.console.say("interrupted")
     finally:

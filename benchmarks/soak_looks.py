@@ -1,4 +1,4 @@
-"""What a run's folder shows from outside: what it is doing, what it has committed, what it has left behind."""
+"""What soak.py reads from a run's folder: what the run is doing, its finished checkpoints, files left behind."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "faults")
 
 from small_run import REFRESH, SAVE_STEPS, STEPS
 
-BRIEF = ("save", "last save", "index")  # signs of what is over in tenths of a second
+BRIEF = ("save", "last save", "index")  # events that last tenths of a second
 PLACES = ("start-up", "first index", "step", "save", "index stage", "the end")
 
 
 class Look:
-    """At one attempt to bring `run` to its end, begun at `began` (time.time())."""
+    """Observes one start of `run`, begun at `began` (time.time())."""
 
     def __init__(self, run: Path, began: float):
         self.run, self.began = run, began
-        self.stale = set(self.partials()) | set(self.indexes())  # of attempts before
+        self.stale = set(self.partials()) | set(self.indexes())  # of earlier starts
 
     def partials(self) -> list[Path]:
         return atomic_folders.partials(self.run / "checkpoints")
@@ -33,23 +33,23 @@ class Look:
         return bool(set(self.partials()) - self.stale)
 
     def indexes(self) -> list[Path]:
-        """What the index stage has begun to encode."""
+        """The folders in which the index stage encodes."""
         return sorted((self.run / "refresh").glob("step-*"))
 
     def indexing(self) -> bool:
         return bool(set(self.indexes()) - self.stale)
 
     def started(self) -> bool:
-        """Every start makes metrics.jsonl anew, once all is read and the models are there."""
+        """Whether the models are loaded: then every start writes metrics.jsonl again."""
         file = self.run / "metrics.jsonl"
         return file.exists() and file.stat().st_mtime >= self.began
 
     def done(self) -> int:
-        """Steps, by the metrics."""
+        """The number of steps done, by the metrics."""
         return max((line["step"] for line in metrics(self.run) if line["kind"] == "train"), default=0)
 
     def place(self) -> str:
-        """One of PLACES."""
+        """What the run is doing: one of PLACES."""
         if not self.started():
             return "start-up"
         if self.saving():
@@ -62,7 +62,8 @@ class Look:
         return "index stage" if done % REFRESH == 0 and done not in indexed else "step"
 
     def signs(self) -> dict[str, Callable[[], bool]]:
-        """What can be waited for, so that a kill falls near it; not what lies behind the newest checkpoint."""
+        """Events near which a run can be killed -> function that says whether it has happened. Steps before the newest
+        checkpoint are left out."""
         base = committed(self.run)
         found = {f"step {n}": self.reaches(n) for n in range(base + 1, STEPS + 1)}
         if base < STEPS:
@@ -74,7 +75,7 @@ class Look:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines that are there whole: a look may fall into a write."""
+    """The complete lines of metrics.jsonl: the run may just be writing the last one."""
     try:
         text = (run / "metrics.jsonl").read_text(encoding="utf-8")
     except OSError:
@@ -89,13 +90,14 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def committed(run: Path) -> int:
-    """The step of the newest finished checkpoint; 0 where there is none."""
+    """The step of the newest finished checkpoint; 0 if there is none."""
     return max((int(folder.name[5:]) for folder in checkpoints(run)), default=0)
 
 
 def lost(run: Path, before: int, done: int) -> list[str]:
-    """What a kill has taken that it must not: a checkpoint that was committed (`before`: the newest one's step), or
-    more of the steps that were `done` than the interval."""
+    """What a kill must not destroy but did: a finished checkpoint, or more steps than the interval between two.
+
+    before: the step of the newest finished checkpoint before the kill; done: the number of steps done then."""
     sound = [int(folder.name[5:]) for folder in checkpoints(run) if not atomic_folders.damages(folder)]
     newest, wrong = max(sound, default=0), []
     if newest < before:
@@ -113,7 +115,7 @@ def lost(run: Path, before: int, done: int) -> list[str]:
 
 
 def leftovers(run: Path) -> list[str]:
-    """What no finished run has: parts of files and folders, checkpoints without a manifest, an old pointer."""
+    """What a finished run must not contain: incomplete files and folders, damaged checkpoints, an old LATEST."""
     names = [f.relative_to(run).as_posix() for f in sorted(run.rglob("*")) if ".tmp" in f.name]
     torn = [f.name for f in (run / "checkpoints").glob("step-*") if atomic_folders.PARTIAL not in f.name]
     names += [f"{name}, damaged" for name in sorted(torn) if atomic_folders.damages(run / "checkpoints" / name)]

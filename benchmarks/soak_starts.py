@@ -1,6 +1,6 @@
-"""A run's processes for soak.py: on ranks forked by this one, or by a launcher as a user would start it.
+"""The processes of a run for soak.py: ranks that this process forks, or a launcher as a user would start it.
 
-Both kinds say who may be killed, kill, wait for the others to end by themselves, and end what is left.
+Both classes kill one of their processes, say which are left, and end the rest.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from commands import ROOT, environment, launcher
 from forked import start
 
 WORLD = 2
-MARK = "DS_RAG_SOAK"  # in the environment of all that a launcher starts
+MARK = "DS_RAG_SOAK"  # an environment variable of all processes that a launcher starts
 LAUNCHERS = {"torchrun": ("--nproc_per_node", str(WORLD)), "deepspeed": ("--num_gpus", str(WORLD))}
 
 
 class Started(Protocol):
     def kill(self, rng: random.Random) -> str | None:
-        """SIGKILL to something of it, drawn; what it was, or None where nothing is left."""
+        """Sends SIGKILL to one of its parts, drawn at random; returns which, or None if the run has ended."""
 
     def running(self) -> bool:
-        """Has it not ended? Of a launched run, the launcher."""
+        """Whether it is running; of a launched run, whether the launcher is."""
 
     def left(self) -> list[psutil.Process]:
-        """Its processes that are alive."""
+        """The processes that are alive."""
 
     def good(self) -> bool:
-        """Ended, and said that all is well."""
+        """Whether it has ended with exit code 0."""
 
     def end(self) -> None:
-        """Nothing of it is left after this."""
+        """Ends all processes that are left."""
 
     def said(self) -> str: ...
 
 
 class Forked:
-    """The real command on two forked ranks."""
+    """Runs the real command on two forked ranks."""
 
     def __init__(self, argv: list[Any], scratch: Path):
         self.ranks = start(argv, WORLD, where=scratch, TMPDIR=scratch)
@@ -64,7 +64,7 @@ class Forked:
         return victim if hit else None
 
     def note_children(self) -> None:
-        """They would lose their parent, and so be found no more."""
+        """Records child processes: once their parent is dead they could not be found."""
         for process in list(self.known.values()):
             if process.is_running():
                 self.known |= {child.pid: child for child in process.children(recursive=True)}
@@ -89,7 +89,7 @@ class Forked:
 
 
 class Launched:
-    """`torchrun` or `deepspeed` in processes of their own."""
+    """Runs `torchrun` or `deepspeed` in its own session."""
 
     def __init__(self, name: str, argv: list[Any], scratch: Path):
         self.name, self.mark = name, uuid.uuid4().hex
@@ -105,7 +105,7 @@ class Launched:
         found, victim = self.ranks(), rng.choice(["rank 0", "rank 1", "launcher", "launcher"])
         if not self.running():
             return None
-        hit = found.get(victim) or psutil.Process(self.process.pid)  # there may be no ranks yet
+        hit = found.get(victim) or psutil.Process(self.process.pid)  # the ranks may not exist yet
         if victim == "launcher" or victim not in found:
             lower = [p for p in self.left() if "deepspeed.launcher.launch" in " ".join(words(p))]
             victim = "launcher"
@@ -115,7 +115,7 @@ class Launched:
         return f"{victim} ({self.name})"
 
     def ranks(self) -> dict[str, psutil.Process]:
-        """'rank N' -> the first process that has it: workers of a rank inherit its environment."""
+        """'rank N' -> its process: the oldest one, because the workers of a rank inherit its environment."""
         found: dict[str, psutil.Process] = {}
         for process in sorted(self.left(), key=lambda p: p.create_time()):
             rank = environ(process).get("RANK")
@@ -127,7 +127,7 @@ class Launched:
         return self.process.poll() is None
 
     def left(self) -> list[psutil.Process]:
-        self.process.poll()  # or a dead launcher stays in the table
+        self.process.poll()  # otherwise a dead launcher stays in the process table
         return [p for p in psutil.process_iter() if environ(p).get(MARK) == self.mark and alive(p)]
 
     def good(self) -> bool:
@@ -170,7 +170,7 @@ def put_down(processes: list[psutil.Process]) -> None:
 
 
 def wait_for_end(started: Started, seconds: float) -> list[psutil.Process]:
-    """What is still alive after so long."""
+    """Waits until all processes have ended, at most for so long; returns those that are still alive."""
     deadline = time.monotonic() + seconds
     while (left := started.left()) and time.monotonic() < deadline:
         time.sleep(0.1)

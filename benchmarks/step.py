@@ -1,12 +1,12 @@
-"""One training step, several ways, on the same models and rows: time, FLOPs, memory, exactness.
+"""Time, FLOPs, memory and exactness of one training step, computed in several ways on the same models and rows.
 
     python benchmarks/step.py                                      # a tiny shape, under 5 minutes on 2 cores
     python benchmarks/step.py --shape gpt2 --json step.json        # GPT-2 124M, about 10 minutes
     python benchmarks/step.py --count                              # FLOP ratios of larger shapes, on meta tensors
 
-Time is of forward and backward of retriever and generator, variants interleaved in one process; the optimizer's
-update is the same in all and left out. Memory is of a child process for each variant: the peak above what is resident
-after the models are built. variants.py has the variants, counting.py the FLOPs.
+Timed are forward and backward of retriever and generator, with the variants interleaved in one process. The optimizer's
+update is the same in all variants and not included. Memory is measured in a child process for each variant: the peak
+above what is resident after the models are built. The variants are in variants.py, the FLOPs in counting.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from measure import interleave, quartiles, ratios, table
 from memory_child import peak_of_child
 from variants import NAIVE, ONE_PASS, PADDED, SHAPES, Bench, Size
 
-# key -> (at least or at most, goal at --shape gpt2 --batch 8 --passage 160 --query 20 --answer 20)
+# key -> (at least or at most, goal), with --shape gpt2 --batch 8 --passage 160 --query 20 --answer 20
 GOALS: dict[str, tuple[str, float]] = {
     "speedup_vs_naive": (">=", 3.3),
     "exact_speedup_vs_naive": (">=", 2.4),
@@ -46,8 +46,8 @@ GOALS: dict[str, tuple[str, float]] = {
     "max_relative_gradient_error": ("<=", 3e-5),
 }
 MATMUL = "matrix product"
-# Where memory is measured, malloc gives large tensors back at once: the figure is what the step needs, not what the
-# allocator keeps for later.
+# For the measurement of memory malloc returns large tensors at once: the figure is what the step needs, not what the
+# allocator caches.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 
 
@@ -92,20 +92,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", help="write every figure to this file")
     parser.add_argument("--count", action="store_true", help="only count FLOPs, of many shapes")
-    parser.add_argument("--no_memory", action="store_true", help="leave the child processes out")
+    parser.add_argument("--no_memory", action="store_true", help="do not measure memory (no child processes)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def matrix_product(size: Size) -> tuple[Callable[[], object], float]:
-    """A large product in the model's type and the FLOPs of one call."""
+    """(a function that computes large matrix products in the model's dtype, FLOPs of one call)."""
     n = 4096 if size.shape == "gpt2" else 2048
     a, b = torch.randn(n, n), torch.randn(n, n)
     return lambda: [a @ b for _ in range(4)], 4 * 2.0 * n**3
 
 
 def gradient_errors(bench: Bench) -> dict[str, float]:
-    """Of the ways that are exact: norm of the difference over the norm, all parameters of both models."""
+    """Relative error of the gradients of each exact variant: the norm of the difference over the norm, over all
+    parameters of both models."""
     errors = {}
     for base, names in bench.equal.items():
         bench.run(base)
@@ -118,13 +119,13 @@ def gradient_errors(bench: Bench) -> dict[str, float]:
 
 
 def measure_memory(args: argparse.Namespace, names: list[str]) -> dict[str, dict[str, float]]:
-    """Of every variant; small shapes two at a time, for most of it is start-up."""
+    """Memory of every variant. Small shapes run two at a time, because most of the time is start-up."""
     with ThreadPool(2 if args.shape == "tiny" else 1) as pool:
         return dict(zip(names, pool.map(lambda name: child_memory(args, name), names, chunksize=1), strict=True))
 
 
 def child_memory(args: argparse.Namespace, name: str) -> dict[str, float]:
-    """Megabytes, by a process that runs nothing else."""
+    """MB of one variant, measured in a process that runs nothing else."""
     options = ["shape", "batch", "passage", "query", "answer"]
     command = [sys.executable, str(Path(__file__)), "--child", name]
     command += [text for option in options for text in (f"--{option}", str(getattr(args, option)))]
@@ -140,7 +141,7 @@ def summary(
     errors: dict[str, float],
     product_flops: float,
 ) -> dict[str, Any]:
-    """The keys of GOALS and everything they are made of. Ratios are medians over repeats."""
+    """The values of the keys in GOALS, and the measurements behind them. Ratios are medians over the repeats."""
 
     def times(slow: str, fast: str) -> float:
         return statistics.median(ratios(seconds[slow], seconds[fast]))

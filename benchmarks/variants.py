@@ -1,11 +1,11 @@
-"""The ways to do one step that step.py compares, on the same models and rows, through the product's own classes.
+"""The variants of one step that step.py compares, on the same models and rows, with the library's own classes.
 
-    (a) padded          the DALM toolkit's step, re-created: one sequence a query, padded to 256 tokens, logits at
-                        every position, the positive passage only
-    (b) naive           the in-batch marginal as a careful engineer writes it: every (query, passage) sequence by
-                        itself, no padding, SDPA, logits at answers only, one graph
-    (c) one pass, exact, posterior, sample   ours
-    (d) positive only   the loss of (a) by our path       (e) the same, language-model loss on answer tokens only
+    (a) padded          the DALM toolkit's step, re-created: one sequence per query, padded to 256 tokens, logits at
+                        every position, only the positive passage
+    (b) naive           the in-batch marginal as a careful engineer would write it: each (query, passage) pair as its
+                        own sequence, no padding, SDPA, logits at answers only, one graph
+    (c) one pass, exact, posterior, sample   the ways of `--generator_backward`
+    (d) positive only   the loss of (a) with our code     (e) the same, language-model loss on answer tokens only
 
 Shape legend: B queries and passages, K = B candidates, C cells, A answer tokens.
 """
@@ -54,7 +54,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """A shape's name, queries of the batch, and tokens of a passage, query and answer."""
+    """Name of a shape, queries in the batch, and tokens of a passage, a query and an answer."""
 
     shape: str
     batch: int
@@ -64,7 +64,7 @@ class Size:
 
 
 class Joined(Prompt):
-    """Passage, then query, and nothing between."""
+    """A prompt of passage and query, with nothing between."""
 
     def __init__(self) -> None:
         self.max_length = 1 << 30
@@ -74,7 +74,7 @@ class Joined(Prompt):
 
 
 class Bench:
-    """Models, one batch, and `variants`: each a whole step, forward and backward."""
+    """Models, one batch, and `variants`: each runs forward and backward of a step."""
 
     def __init__(self, size: Size, device: str = "cpu"):
         from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
@@ -98,7 +98,7 @@ class Bench:
         self.positive = make_objective(ObjectiveConfig(objective="positive_only"))
         self.answers = make_objective(ObjectiveConfig(objective="positive_only", lm_tokens="answer"))
         self.variants = self.make_variants()
-        # A way that is exact, and those that must give its gradients.
+        # Variant -> variants that must have the same gradients.
         self.equal = {NAIVE: [ONE_PASS, "exact", "posterior, all kept"], PADDED: ["positive only"]}
         self.variants["posterior, all kept"] = lambda: self.ours("posterior", threshold=0.0)
 
@@ -128,7 +128,7 @@ class Bench:
         )
 
     def run(self, name: str, keep_gradients: bool = True) -> None:
-        """One step; gradients are zeroed and not freed, as in an engine's buffers."""
+        """Runs one step. Gradients are zeroed, not freed, like an engine's buffers."""
         if keep_gradients:
             for p in self.parameters():
                 if p.grad is not None:
@@ -161,7 +161,8 @@ class Bench:
     def ours(
         self, how: str, objective: Objective | None = None, kept: int | None = None, threshold: float = 0.01
     ) -> None:
-        """kept: cells of each query whose synthetic weight is not zero, the positive and its neighbours."""
+        """kept: for how many cells of each query the (synthetic) weight is not zero: the positive's and those after
+        it."""
         B, objective = self.size.batch, objective or self.marginal
         config = ScoringConfig(generator_backward=how, micro_cells=str(B), posterior_threshold=threshold)
         embedding, scoring = Embedding(self.engines), Scoring(self.engines, self.generator, 0, StepOptions(config))
@@ -182,12 +183,12 @@ class Bench:
 
 
 def still(module: nn.Module) -> PlainEngine:
-    """An engine that is never stepped: the gradients are what is looked at."""
+    """An engine without optimizer steps: only gradients are compared."""
     return PlainEngine(module, torch.optim.SGD(module.parameters(), lr=0.0))
 
 
 def make_batch(size: Size, vocabulary: int) -> Batch:
-    """B rows of random tokens, each with one passage of its own; lengths are those of `size`."""
+    """B rows of random tokens, each with its own passage, of the lengths in `size`."""
     rng = np.random.default_rng(0)
 
     def texts(length: int) -> list[Ids]:
@@ -208,7 +209,7 @@ def make_batch(size: Size, vocabulary: int) -> Batch:
 
 
 def pad_to(cells: Cells, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids and mask (B, length), padded on the right; the rows' own padding is none here, for all are of one length."""
+    """ids and mask (B, length), padded on the right. The rows have equal lengths, so they have no padding yet."""
     ids, mask = cells.ids_CT, cells.mask_CT
     missing = max(0, length - ids.shape[1])
     return F.pad(ids, (0, missing)), F.pad(mask, (0, missing))

@@ -71,7 +71,7 @@ def train(run: Run) -> Evaluation | None:
             landed = index.after_step(state.step)
             if landed is not None:
                 take_up(run, landed, text)
-            last = landed.result if landed is not None and landed.step == state.step and landed.whole else None
+            last = landed.result if landed is not None and landed.step == state.step and landed.full else None
             if due_for_saving(run):
                 save(run)
             meter.advance(1, text.line(values["loss"]))

@@ -18,17 +18,17 @@ from ds_rag.runtime.launcher_env import adopt_srun, check_launch
 from ds_rag.runtime.safe_loading import forbid_pickles
 from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standard_streams, read_utf8
 
-# A command's name, which is its module's too -> what it is for.
+# Name of a command and of its module -> the summary that --help shows.
 COMMANDS = {
     "train": "train retriever and generator together",
     "evaluate": "score a run, or a pair of model folders, on held-out rows",
     "index": "encode a corpus with a run's retriever and build its FAISS index",
     "merge": "add a run's adapters to the weights of their bases: models without adapters",
-    "verify": "is a run, a checkpoint or an index complete? Every file is held against its hash",
+    "verify": "is a run, a checkpoint or an index complete? Every file is compared with its hash",
     "ask": "answer a question with a run's models and index",
-    "check": "bad rows, repetitions, labels and lengths of data, before training; returns 1 where rows are bad or none",
+    "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
     "mine": "write rows with hard negatives, found by a retriever",
-    "plan": "what a run will need: memory, GPUs, time, the index; and its flags",
+    "plan": "what a run will need (memory, GPUs, time, the index), and the flags for it",
     "report": "write report.html of a run again",
 }
 
@@ -54,7 +54,7 @@ def answer(argv: list[str]) -> int:
     forbid_pickles()
 
     def body() -> int:
-        adopt_srun()  # a command must know its rank before it claims a folder
+        adopt_srun()  # a command must know its rank before it locks a folder
         check_launch(os.environ)
         return run(argv[0], argv[1:])
 
@@ -62,18 +62,18 @@ def answer(argv: list[str]) -> int:
 
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """One command with its arguments; returns its exit code. Raises UserError; `--help` prints and exits."""
+    """Runs one command with its arguments; returns its exit code. Raises UserError; `--help` prints and exits."""
     args = arguments(name, argv)
     return int(module_of(name).main(args))
 
 
 def arguments(name: str, argv: Sequence[str]) -> argparse.Namespace:
-    """A command's arguments, parsed. Raises UserError."""
+    """Parses a command's arguments. Raises UserError."""
     return parse_strictly(parser_of(name), argv)
 
 
 def parser_of(name: str) -> Parser:
-    """A command's parser. Raises UserError for an unknown name."""
+    """The parser of a command. Raises UserError for an unknown name."""
     summary = choose(COMMANDS, name, "command")
     parser = Parser(f"ds-rag {name}", f"{summary[0].upper()}{summary[1:]}.")
     module_of(name).add_flags(parser)

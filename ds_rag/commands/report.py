@@ -1,4 +1,4 @@
-"""`ds-rag report RUN`: report.html of a run again."""
+"""`ds-rag report RUN`: writes the report.html of a run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ds-rag train`: from its flags to the run's folder and console; the work is ds_rag/train.py."""
+"""`ds-rag train`: parses the flags, prepares the run's folder and console, and calls ds_rag/train.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers from a generator: one per passage, rescored by the marginal, or from the best passage alone.
+"""Decodes answers with a generator: one from each passage, rescored by the marginal, or one from the best passage.
 
 Shape legend: B queries, K passages per query, C cells, T tokens.
 """
@@ -22,19 +22,19 @@ from ds_rag.runtime.errors import choose
 
 @dataclass
 class Answer:
-    """A decoded text and its log-probability: summed over the passages under rag_sequence."""
+    """A decoded text and its log-probability in nats: under rag_sequence that of the marginal over the passages."""
 
     text: str
     logprob: float
 
 
 class Answerer:
-    """Turns (query, passages, prior) into answers with one decoding."""
+    """Decodes answers to queries from their passages. decode: a name in `DECODERS`; batch: contexts in one forward."""
 
     def __init__(self, generator: Generator, prompt: Prompt, decode: str, max_new_tokens: int, batch: int):
         self.generator, self.prompt, self.batch = generator, prompt, batch
         self.max_new_tokens = max_new_tokens
-        # Under ZeRO-3 a forward is a collective: every rank runs as many as the one with the most.
+        # Under ZeRO-3 a forward is a collective, so every rank must run as many as the rank with the most.
         self.in_step = is_sharded(generator) and collectives.world() > 1
         self.pick = choose(DECODERS, decode, "--decode")
 
@@ -42,8 +42,8 @@ class Answerer:
     def answer(
         self, queries: Sequence[Ids], passages: Sequence[Sequence[Ids]], log_priors: Sequence[Sequence[float]]
     ) -> list[Answer]:
-        """One answer a query. `passages[i]` are token ids of query i's passages, best first; `log_priors[i]` the
-        retriever's log-probabilities of them. An empty passage makes a closed-book prompt."""
+        """One answer for each query. `passages[i]`: token ids of query i's passages, best first; `log_priors[i]`: the
+        retriever's log-probabilities of them. With an empty passage the prompt is closed-book."""
         self.generator.eval()
         return self.pick(self, queries, passages, [np.asarray(row, dtype=np.float64) for row in log_priors])
 
@@ -56,7 +56,7 @@ class Answerer:
         return out
 
     def parts(self, count: int) -> list[slice]:
-        """Batches of `count` items; under ZeRO-3 as many on every rank, the further ones empty."""
+        """Batches of `count` items; under ZeRO-3 equally many on every rank, the surplus ones empty."""
         rounds = -(-count // self.batch)
         if self.in_step:
             rounds = int(collectives.all_max({"n": rounds}, self.device)["n"])
@@ -101,7 +101,8 @@ class Answerer:
 
 
 def plain_greedy(tokenizer: Any, max_new_tokens: int) -> Any:
-    """Greedy search and nothing else: a folder's own settings, such as a repetition penalty, would punish copying."""
+    """A configuration of greedy search alone. The model folder's own may have a repetition penalty, say, which would
+    punish copying from the passage."""
     from transformers import GenerationConfig
 
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -109,7 +110,7 @@ def plain_greedy(tokenizer: Any, max_new_tokens: int) -> Any:
 
 
 def until_end(ids: Ids, end: Any) -> Ids:
-    """Up to and including the first end-of-sequence token."""
+    """The ids up to and including the first end-of-sequence token."""
     stops = np.flatnonzero(ids == end) if end is not None else np.zeros(0, int)
     return ids[: stops[0] + 1] if len(stops) else ids
 
@@ -132,8 +133,9 @@ def decode_rag_sequence(
     passages: Sequence[Sequence[Ids]],
     log_priors: Sequence[np.ndarray],
 ) -> list[Answer]:
-    """An answer from each passage, each rescored under every passage: argmax_y log sum_j p(z_j|x) p(y|x,z_j)
-    ("thorough decoding" of Lewis et al. 2020, arXiv 2005.11401, with greedy search for the beam)."""
+    """Decodes an answer from each passage, scores each under every passage, and returns the best for each query:
+    argmax_y log sum_j p(z_j|x) p(y|x,z_j) ("thorough decoding" of Lewis et al. 2020, arXiv 2005.11401, with greedy
+    search in place of beam search)."""
     contexts = [self.contexts(q, p) for q, p in zip(queries, passages, strict=True)]
     greedy = iter(self.greedy([c for row in contexts for c in row]))
     distinct = [list({tuple(a): a for a in (next(greedy) for _ in row)}.values()) for row in contexts]

@@ -1,11 +1,12 @@
-"""Signs that training goes nowhere: embeddings that fall together, a posterior that says nothing. Warns, once a kind.
+"""Signs of collapse: embeddings that become equal, or a posterior that gives the retriever no signal. Each kind of
+warning is given once.
 
-spread     the passages' embeddings have come close to one point, measured against the first step's
-retrieved  at an evaluation, nearly all queries find the same few passages
-peaked     the posterior is sure of one passage for nearly every query, and the prior stays uniform: what the
+spread     the embeddings' spread is a small fraction of that at the first step: they are close to one point
+retrieved  at an evaluation, nearly all queries retrieve the same few passages
+peaked     for nearly every query the posterior is certain of one passage while the prior stays uniform: what the
            generator knows does not reach the retriever
-idle       the posterior stays uniform, or the prior's: whatever the passage, the answer is as likely, so the
-           generator does not read it. So it is at the start too, hence only after IDLE_STEPS in a row.
+idle       the posterior stays uniform, or equal to the prior: the answer is equally likely with every passage, so the
+           generator ignores them. This is normal at the start, so it counts only after IDLE_STEPS in a row.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MEAN_STEPS = 5  # over which the present spread is averaged
-SPREAD = 0.2  # of the starting spread
-DISTINCT = 0.1  # of the places that different passages could have taken
-FEW_LISTS = 1.5  # passages that are no more than so many lists' are few too
-LEAST_QUERIES = 8  # fewer tell nothing
-PEAKED, UNIFORM = 0.02, 0.98  # of the entropy of a uniform posterior
-UNMOVED = 0.002  # of the same: closer than this the posterior is the prior
+MEAN_STEPS = 5  # steps over which the present spread is averaged
+SPREAD = 0.2  # collapsed below this fraction of the spread at the start
+DISTINCT = 0.1  # collapsed if different passages are at most this fraction of those that there could be,
+FEW_LISTS = 1.5  # or at most this many times k, where each query retrieves k
+LEAST_QUERIES = 8  # with fewer queries nothing can be said
+PEAKED, UNIFORM = 0.02, 0.98  # fractions of the entropy of a uniform distribution
+UNMOVED = 0.002  # the same: with a smaller difference of entropies the posterior counts as equal to the prior
 PEAKED_STEPS, IDLE_STEPS = 50, 300
 
 TRY = {
@@ -36,8 +37,8 @@ TRY = {
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What an evaluation found: `distinct` passages in the first `k` places of `queries`, of a corpus of `corpus`.
-    wanted: how many distinct passages are labelled right for them; 0 where none is."""
+    """What the queries of an evaluation retrieved: `distinct` different passages in the first `k` ranks of `queries`
+    queries, from `corpus` passages. wanted: the number of different passages that are labelled as their positives."""
 
     distinct: int
     queries: int
@@ -46,8 +47,8 @@ class Retrieved:
     wanted: int = 0
 
     @property
-    def share(self) -> float:
-        """Of as many different passages as there could be."""
+    def fraction(self) -> float:
+        """Different passages as a fraction of the most that there could be."""
         return self.distinct / max(1, min(self.queries * self.k, self.corpus))
 
     @property
@@ -55,28 +56,30 @@ class Retrieved:
         places = min(self.queries * self.k, self.corpus)
         if self.queries < LEAST_QUERIES or places < LEAST_QUERIES * self.k:
             return False
-        if self.wanted and self.distinct >= self.wanted / 2:  # few passages are what these queries are about
+        if self.wanted and self.distinct >= self.wanted / 2:  # these queries are about few passages
             return False
         return self.distinct <= max(DISTINCT * places, FEW_LISTS * self.k)
 
 
 def is_peaked(prior: float, posterior: float, uniform: float) -> bool:
-    """Mean entropies in nats, and that of a uniform distribution."""
+    """Whether the posterior is certain and the prior uniform. Arguments: mean entropies in nats, and the entropy of a
+    uniform distribution."""
     return uniform > 0 and posterior <= PEAKED * uniform and prior >= UNIFORM * uniform
 
 
 def is_idle(prior: float, posterior: float, uniform: float) -> bool:
-    """A prior that is itself sure of a passage leaves the posterior nothing to say."""
+    """Whether the posterior is uniform or equal to the prior (False if the prior is certain of a passage: then nothing
+    can be said). Arguments as in `is_peaked`."""
     if uniform <= 0 or prior < 0.1 * uniform:
         return False
     return posterior >= UNIFORM * uniform or abs(posterior - prior) <= UNMOVED * uniform
 
 
 class CollapseWatch:
-    """Told of every step and evaluation; `say` is given each kind of warning once."""
+    """Is given every step and evaluation; calls `say` once for each kind of warning."""
 
     def __init__(self, say: Callable[[str, str], None], on: bool = True):
-        """say: of (kind, text)."""
+        """say: called with (kind, text)."""
         self.say, self.on = say, on
         self.said: set[str] = set()
         self.spreads: list[float] = []
@@ -85,7 +88,7 @@ class CollapseWatch:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What outlasts a stop."""
+        """The state that a checkpoint must contain."""
         return {
             "said": sorted(self.said),
             "spreads": self.spreads,
@@ -95,13 +98,13 @@ class CollapseWatch:
         }
 
     def remember(self, memory: Mapping[str, Any]) -> None:
-        """memory: as `memory` was; nothing where it is not known."""
+        """Restores the state. memory: an earlier value of `memory`; missing entries are as at the start."""
         self.said = set(memory.get("said", ()))
         self.spreads, self.start = list(memory.get("spreads", ())), memory.get("start", 0.0)
         self.peaked_steps, self.idle_steps = memory.get("peaked_steps", 0), memory.get("idle_steps", 0)
 
     def after_step(self, step: int, values: Mapping[str, float]) -> None:
-        """values: a step's line in metrics.jsonl. A skipped step tells nothing."""
+        """values: the step's line in metrics.jsonl. Skipped steps are ignored."""
         if not self.on or values.get("skipped"):
             return
         self._spread(step, values["embedding_spread"])
@@ -111,7 +114,7 @@ class CollapseWatch:
 
     def after_evaluation(self, step: int, found: Retrieved | None) -> None:
         if self.on and found is not None and found.collapsed:
-            text = f"{found.queries} held-out queries find {found.distinct} passages in their first {found.k} places, "
+            text = f"{found.queries} held-out queries find {found.distinct} passages in their first {found.k} ranks, "
             self._warn("retrieved", step, f"{text}of a corpus of {found.corpus}: the retriever has collapsed")
 
     def _spread(self, step: int, spread: float) -> None:
@@ -127,9 +130,10 @@ class CollapseWatch:
         self.idle_steps = self.idle_steps + 1 if is_idle(prior, posterior, uniform) else 0
         of = f"posterior entropy {posterior:.3f} nats, prior {prior:.3f}, uniform {uniform:.3f}"
         if self.peaked_steps >= PEAKED_STEPS:
-            self._warn("peaked", step, f"the generator is sure of one passage a query, the retriever of none ({of})")
+            text = f"the generator is certain of one passage for each query, the retriever of none ({of})"
+            self._warn("peaked", step, text)
         if self.idle_steps >= IDLE_STEPS:
-            text = f"for {IDLE_STEPS} steps no passage has made an answer likelier than another"
+            text = f"for {IDLE_STEPS} steps no passage has made an answer likelier than another has"
             self._warn("idle", step, f"{text} ({of}): the generator ignores them")
 
     def _warn(self, kind: str, step: int, text: str) -> None:

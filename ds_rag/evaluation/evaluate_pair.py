@@ -1,4 +1,4 @@
-"""Evaluating a pair of models that are in memory, on rows that are."""
+"""Evaluates a pair of models on rows, both in memory."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def evaluate(
         options: see `EvaluationOptions`.
 
     Returns:
-        `Evaluation`: `.retrieval` and `.answers` map a metric to its mean, 0 to 1 (recall@k, hit@k, mrr@10, ndcg@10;
-        exact_match, f1, rougeL); `.metrics` is both, `.samples` a few answers.
+        `Evaluation`: `.retrieval` and `.answers` map each metric to its mean, from 0 to 1 (recall@k, hit@k, mrr@10,
+        ndcg@10; exact_match, f1, rougeL); `.metrics` has both, `.samples` a few answers.
 
     Raises:
         UserError: rows or passages that cannot be used, with their numbers; an option that is unknown or out of bounds.

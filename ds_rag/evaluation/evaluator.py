@@ -1,6 +1,6 @@
-"""Measuring a pair of models: held-out queries scored on an index of the corpus, and their answers.
+"""Measures a pair of models on held-out queries: retrieval from an index of the corpus, and answers.
 
-Called by the index stage while training, and by `ds-rag evaluate`.
+Used by the index stage of training, and by `ds-rag evaluate`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
 KS = (1, 5, 10)
-DEPTH = 101  # passages retrieved for the metrics: beyond every cutoff, so that ties at the end can be seen
+DEPTH = 101  # passages retrieved for the metrics: more than every cutoff, so that ties at a cutoff are seen
 
 
 @dataclass
@@ -36,13 +36,13 @@ class Sample:
     query: str
     gold: list[str]
     answer: str
-    passage: str  # the best one; empty where an approximate index found none
+    passage: str  # the best one; empty if an approximate index found none
     retrieved_gold: bool
 
 
 @dataclass
 class Evaluation:
-    """What `evaluate` measured. retrieval and answers: metric -> value in 0..1, empty where they could not be taken.
+    """What `evaluate` measured. retrieval and answers: metric -> value in 0..1, empty if they could not be measured.
 
     Example:
         >>> found = ds_rag.Evaluation(retrieval={"recall@1": 0.5}, answers={"f1": 0.25})
@@ -61,7 +61,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Holds what does not change between evaluations."""
+    """Evaluates repeatedly on the same rows, corpus and settings."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class Evaluator:
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
     def run(self, console: Console | None = None) -> Evaluation:
-        """The whole way, all ranks together: they encode the corpus, into a temporary folder, and make an index. Where
-        there is one of these vectors (`already_encoded`), `measure` does. console: for the progress of both."""
+        """Encodes the corpus into a temporary folder, builds an index and evaluates on it; all ranks call it together.
+        If there is an index of the same vectors already, use `measure`. console: shows the progress."""
         corpus = Corpus(self.tokens.passages, self.retriever, self.settings.per_device_eval_batch_size)
         with scratch() as folder:
-            # By no name, so that all of it is let go of: a folder that hosts share by NFS stays while a file is open.
+            # Without a variable for the index, so that its files are closed: NFS keeps a folder while a file is open.
             return self.measure(
                 index_corpus(self.retriever, corpus, self.settings, folder, "", console=console).index, console=console
             )
@@ -91,8 +91,8 @@ class Evaluator:
     def measure(
         self, index: CorpusIndex, retriever: Retriever | None = None, console: Console | None = None
     ) -> Evaluation:
-        """On an index that is there, on all ranks together. retriever: that whose vectors it holds, where it is not the
-        evaluator's own: it embeds the queries. console: for the search's progress."""
+        """Evaluates on an existing index, all ranks together. retriever: the one that made the index's vectors, to
+        embed the queries, if it is not the evaluator's own. console: shows the search's progress."""
         result, retriever = Evaluation(), retriever or self.retriever
         if not self.data.evaluation:
             return result
@@ -106,7 +106,7 @@ class Evaluator:
         return result
 
     def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
-        """Over the rows whose positives are known; no such row: no metric."""
+        """Retrieval metrics over the rows whose positives are known; empty if there are none."""
         rows = self.data.labelled
         if not rows:
             return {}
@@ -120,7 +120,7 @@ class Evaluator:
         )
 
     def _retrieved(self, numbers_Qk: np.ndarray) -> Retrieved:
-        """How many different passages all queries together find, and how many they should."""
+        """How many different passages all queries together retrieve, and how many are labelled."""
         found = np.unique(numbers_Qk[numbers_Qk >= 0])
         wanted = {p for row in self.data.evaluation for p in row.positives}
         return Retrieved(len(found), len(numbers_Qk), numbers_Qk.shape[1], len(self.corpus), len(wanted))
@@ -128,7 +128,7 @@ class Evaluator:
     def _answers(
         self, scores: np.ndarray, numbers: np.ndarray, temperature: float
     ) -> tuple[dict[str, float], list[Sample]]:
-        """Answer metrics over rows with answers, every rank its share of them; the first rows as samples."""
+        """(answer metrics over the rows with answers, split among the ranks; the first rows as samples)."""
         rows = [n for n, row in enumerate(self.data.evaluation) if row.answers]
         top = numbers[:, : self.settings.top_k]
         wide = scores[:, : self.settings.top_k].astype(np.float64)  # a miss is the lowest float32: no overflow
@@ -148,7 +148,8 @@ class Evaluator:
         return answer_metrics(texts, references), samples
 
     def controls(self) -> dict[str, dict[str, float]]:
-        """What the passages are worth: answers without any (closed book), and from the labelled ones (gold)."""
+        """Answer metrics without any passage (closed book), and with the labelled passage (gold): what passages are
+        worth. Raises UserError without a generator."""
         if not self.with_answers:
             raise UserError("controls need a generator and rows with answers", fix="leave --controls out")
         rows = [n for n, row in enumerate(self.data.evaluation) if row.positives and row.answers]
@@ -164,7 +165,7 @@ class Evaluator:
         }
 
     def _answer_rows(self, rows: list[int], passages: list[list[int]], priors: np.ndarray, decode: str) -> list[str]:
-        """The answers of these rows in their order; rank r answers every world-th."""
+        """The answers to these rows, in their order; rank r decodes every world-th one."""
         assert self.generator is not None and self.prompt is not None
         table, queries = self.tokens.generator_passages, self.tokens.generator_queries
         assert table is not None and queries is not None
@@ -173,10 +174,10 @@ class Evaluator:
         answerer = Answerer(self.generator, self.prompt, decode, settings.max_new_tokens, batch)
         mine = rows[collectives.rank() :: collectives.world()]
         own = len(mine)
-        if answerer.in_step:  # every rank the same number of rows; the last may be read in vain
+        if answerer.in_step:  # the same number of rows on every rank; a surplus row's answer is dropped
             mine += rows[: -(-len(rows) // collectives.world()) - own]
         answers: list[str] = []
-        for start in range(0, -(-len(rows) // collectives.world()), batch):  # as often on every rank
+        for start in range(0, -(-len(rows) // collectives.world()), batch):  # equally often on every rank
             fault_injection.point("evaluate")
             stop_signals.safe_place()
             if start >= len(mine):
@@ -189,11 +190,11 @@ class Evaluator:
                 [priors[r][: len(p)] for r, p in zip(chunk, read, strict=True)],
             )
             answers += [a.text for a in found]
-        shares = collectives.gather_objects(answers[:own])
-        return [shares[n % collectives.world()][n // collectives.world()] for n in range(len(rows))]
+        by_rank = collectives.gather_objects(answers[:own])
+        return [by_rank[n % collectives.world()][n // collectives.world()] for n in range(len(rows))]
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis; float64."""
+    """Log-softmax over the last axis, float64."""
     x = x.astype(np.float64)
     return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)

@@ -1,8 +1,7 @@
-"""Retrieval and answer metrics. The formulas are libraries' (ir_measures, torchmetrics), imported late.
+"""Retrieval and answer metrics. Libraries (ir_measures, torchmetrics; imported when needed) compute the formulas.
 
-Ours is the treatment of ties, which libraries break by document id or by order: a scorer that gives every
-passage the same score would then be credited by accident. Here ties are ranked against the scorer, before the
-library sees them.
+Only ties are treated here: libraries break them by document id or by order, so that a scorer that gives every passage
+the same score would be credited by accident. Here ties are ranked against the scorer, before the library is called.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 from ds_rag.runtime.errors import UserError
 
 NUMBER = re.compile(r"[-+\u2212]?(\d[\d,]*(\.\d*)?|\.\d+)")
-TIE = 1e-6  # scores closer than this share of the row's largest |score| are equal; float32 has about 7 digits
+TIE = 1e-6  # scores closer than this fraction of the row's largest |score| are equal; float32 has about 7 digits
 
 
 def pessimistic_ranking(
@@ -24,10 +23,10 @@ def pessimistic_ranking(
 ) -> list[str]:
     """The retrieved ids of one query, best first, ties broken against the scorer.
 
-    Among equal scores (a chain of neighbours closer than `TIE`) irrelevant passages come first, then lower
-    grades. A relevant passage that ties with the last retrieved score is left out when the list is not the
-    whole corpus: passages that were not retrieved may have the same score and stand before it. So retrieve at
-    least one passage more than the deepest cutoff. A score that is no finite number counts as the lowest.
+    Among equal scores (a chain of neighbours closer than `TIE`) irrelevant passages come first, then lower grades. A
+    relevant passage that ties with the last retrieved score is left out, unless the list is the complete corpus:
+    passages that were not retrieved may have the same score and rank above it. So retrieve at least one passage more
+    than the deepest cutoff. A score that is not finite counts as the lowest.
     """
     assert len(ids) == len(scores) <= corpus_size, (len(ids), len(scores), corpus_size)
     assert len(set(ids)) == len(ids), ids
@@ -56,20 +55,19 @@ def retrieval_metrics_per_query(
     corpus_size: int,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, np.ndarray]:
-    """recall@k and hit@k for k in `ks`, mrr@10 and ndcg@10, one float64 value in 0..1 per query, in the given
-    order.
+    """recall@k and hit@k for k in `ks`, mrr@10 and ndcg@10: one float64 value in 0..1 per query, in the given order.
 
     Args:
         top_ids: for each query the retrieved passage ids, without repeats, in any order.
         top_scores: their scores, higher is better.
-        qrels: for each query {passage id: grade}; relevant is a grade above 0. nDCG uses the grade as its
-            gain. A query of which nothing is relevant scores 0, as in trec_eval.
+        qrels: for each query {passage id: grade}; a grade above 0 is relevant. nDCG uses the grade as its gain. A query
+            without relevant passages scores 0, as in trec_eval.
         corpus_size: number of passages that could have been retrieved.
         ks: cutoffs.
 
-    recall@k: share of the relevant passages among the first k. hit@k: 1 if any is. mrr@10: reciprocal rank of
-    the first, 0 below rank 10. Ties as in `pessimistic_ranking`; the formulas are trec_eval's, by
-    ir_measures.
+    recall@k: the fraction of the relevant passages that is among the first k. hit@k: 1 if any of them is. mrr@10: the
+    reciprocal rank of the first relevant passage, 0 below rank 10. Ties as in `pessimistic_ranking`; the formulas are
+    trec_eval's, as in ir_measures.
     """
     from ir_measures import RR, Qrel, R, ScoredDoc, Success, iter_calc, nDCG
 
@@ -95,18 +93,18 @@ def retrieval_metrics(
     corpus_size: int,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """The means over the queries of `retrieval_metrics_per_query`, whose arguments these are."""
+    """The means over the queries of `retrieval_metrics_per_query`, which has the same arguments."""
     return _means(retrieval_metrics_per_query(top_ids, top_scores, qrels, corpus_size=corpus_size, ks=ks))
 
 
 def answer_metrics_per_row(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """exact_match, f1 and rougeL, one value in 0..1 per row, the best over the row's references.
 
-    exact_match and f1 follow SQuAD: case, punctuation, articles and extra blanks do not count. Where that leaves
-    nothing of both sides, or takes the sign or point that tells two numbers apart, they are compared as `same_answer`
-    does. rougeL is the F-measure of the longest common subsequence over lower-cased runs of [a-z0-9], as in Google's
-    rouge_score, without stemming (so it is 0 for other scripts). Both are torchmetrics' own, well kept and needing no
-    download; only its ROUGE-Lsum would need nltk.
+    exact_match and f1 follow SQuAD: case, punctuation, articles and extra blanks do not count. If this normalisation
+    leaves nothing of both sides, or removes the sign or point by which two numbers differ, `same_answer` compares them.
+    rougeL is the F-measure of the longest common subsequence over lower-cased runs of [a-z0-9], as in Google's
+    rouge_score, without stemming (so it is 0 for other scripts). torchmetrics computes both, without a download (only
+    its ROUGE-Lsum would need nltk).
 
     Raises:
         UserError: a row without a reference.
@@ -132,10 +130,11 @@ def answer_metrics_per_row(predictions: Sequence[str], references: Sequence[Sequ
 
 
 def same_answer(prediction: str, reference: str) -> bool | None:
-    """Whether two answers are the same that SQuAD's normalisation would confuse; None: it does not confuse them.
+    """Whether two answers are equal, in cases that SQuAD's normalisation gets wrong; None in all other cases.
 
-    Where it leaves nothing of both (an option named "A", symbols) the words are compared with their articles, or else
-    the characters, case and outer blanks aside. Two numbers are compared by value: "-1.5" is not "15".
+    If the normalisation leaves nothing of both (an option named "A", symbols), the words are compared with their
+    articles, or without words the characters, ignoring case and outer blanks. Two numbers are compared by value: "-1.5"
+    is not "15".
     """
     numbers = [text.strip() for text in (prediction, reference)]
     if all(NUMBER.fullmatch(text) for text in numbers):
@@ -148,12 +147,12 @@ def same_answer(prediction: str, reference: str) -> bool | None:
 
 
 def plain_words(text: str) -> list[str]:
-    """Its words without case and ASCII punctuation, as SQuAD has them before it drops the articles."""
+    """The words in lower case without ASCII punctuation, as SQuAD has them before it removes articles."""
     return text.lower().translate(str.maketrans("", "", string.punctuation)).split()
 
 
 def answer_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The means over the rows of `answer_metrics_per_row`, whose arguments these are."""
+    """The means over the rows of `answer_metrics_per_row`, which has the same arguments."""
     return _means(answer_metrics_per_row(predictions, references))
 
 

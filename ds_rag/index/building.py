@@ -1,10 +1,10 @@
 """From a retriever to an index of the corpus: every rank encodes its shard to disk, then one index is built from all
 shards, or one from each.
 
-`index_corpus` is the whole way, all ranks together. Training's index stage takes the steps one by one: `encode_shard`
-and `update_shard` in a thread too, for they use no collective where they are `alone`.
+`index_corpus` does both, all ranks together. The index stage of training calls the steps one by one; it may run
+`encode_shard` and `update_shard` in a thread, because they use no collective if they are `alone`.
 
-Shape legend: n passages of a share, N of the corpus, D embedding, s of a sample.
+Shape legend: n passages of a shard, N of the corpus, b of a batch, D embedding, s passages of a sample.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Watch = Callable[[int], None]  # called with the number of passages of every bat
 
 @dataclass
 class Encoder:
-    """What encodes: a retriever with the hash of its weights and their step. watch: told of every batch's passages;
-    alone: see `embed_rows`."""
+    """A retriever with the hash of its weights and their step. watch: called after every batch; alone: see
+    `embed_rows`."""
 
     retriever: Retriever
     model: str
@@ -64,15 +64,16 @@ class EncodedShard:
 
 @dataclass
 class Built:
-    """An index with the vectors it was built from. vectors_ND: on rank 0, if shards are merged."""
+    """An index with the vectors it was built from. shard: this rank's; vectors_ND: all, on rank 0 if shards are
+    merged."""
 
     index: CorpusIndex
-    share: EncodedShard
+    shard: EncodedShard
     vectors_ND: np.ndarray | None
 
 
 class Corpus:
-    """The passages, and how this rank encodes them."""
+    """The token ids of the passages, and which of them this rank encodes."""
 
     def __init__(self, tokens: TokenTable, retriever: Retriever, batch: int):
         self.tokens, self.rank, self.world = tokens, collectives.rank(), collectives.world()
@@ -97,11 +98,12 @@ def hash_tokens(tokens: TokenTable) -> str:
 
 
 def encode_shard(encoder: Encoder, corpus: Corpus, folder: Path) -> EncodedShard:
-    """This rank's whole share, in `folder`; goes on where an earlier call for the same model stopped."""
+    """Encodes all passages of this rank's shard into `folder`; continues where an earlier call for the same model
+    stopped."""
     path, numbers = corpus.path(folder), corpus.numbers_n
     with ShardWriter(path, len(numbers), corpus.origin(encoder.model)) as writer:
         encoder.watch(writer.done)
-        rest = numbers[writer.done :]  # chunks end where batches do, so these are cut as they would have been
+        rest = numbers[writer.done :]  # chunks end where batches end, so the batches are those of an uninterrupted call
         for rows_bD in encoder.embed(corpus, rest):
             writer.append(rows_bD)
             encoder.watch(len(rows_bD))
@@ -111,11 +113,12 @@ def encode_shard(encoder: Encoder, corpus: Corpus, folder: Path) -> EncodedShard
 def update_shard(
     encoder: Encoder, corpus: Corpus, folder: Path, old: EncodedShard, fraction: str, seed: int
 ) -> EncodedShard:
-    """This rank's share: those passages are encoded again whose vectors are worst, as far as a sample tells
-    (partial_update.py), and the others are moved as the sample has moved.
+    """Updates this rank's shard in part: passages whose vectors have drifted most, as estimated from a sample, are
+    encoded again, and the vectors of the others are mapped (partial_update.py).
 
-    figures: sums over this rank's passages, for the means over all ranks: over the sample, of the drift before anything
-    is done (`drift`) and of that which moving leaves (`drift_moved`); the estimate of what is left (`drift_left`).
+    fraction: of the passages to encode, or 'auto'. figures: sums over this rank's passages, for means over all ranks:
+    the sample's drift before the update (`drift`) and after mapping (`drift_moved`), the estimated drift of the
+    passages that are not encoded (`drift_left`), and the numbers of passages in the sample and encoded.
     """
     step = encoder.step
     sample_s = sample_rows(len(old.numbers_n), [seed, step, corpus.rank])
@@ -132,7 +135,8 @@ def update_shard(
     with ShardWriter(path, len(steps_n), corpus.origin(encoder.model, whole=False)) as writer:
 
         def copy_up_to(stop: int, rows: np.ndarray, rows_bD: np.ndarray) -> None:
-            """Appends the mapped old vectors from the cursor on, with the new ones in their places."""
+            """Appends the mapped old vectors from the cursor up to row `stop`, with new vectors where there are
+            some."""
             for part in slices(stop - cursor, chunk_rows(corpus.dimension)):
                 first, last = cursor + part.start, cursor + part.stop
                 block = move(old.vectors_nD[first:last], map_DD, unit)
@@ -158,14 +162,14 @@ def update_shard(
     return EncodedShard(old.numbers_n, open_shard(path), steps_n, figures)
 
 
-def build(corpus: Corpus, share: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
-    """The index of all shards, which must be on disk. Uses no collective, so it may run in a thread."""
+def build(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
+    """Builds the index from all shards, which must be on disk. Uses no collective, so it may run in a thread."""
     count = len(corpus.tokens)
     if settings.index_shards == "keep":
-        part = build_part(share.vectors_nD, settings.index_factory, share.numbers_n)
-        return Built(CorpusIndex([part] if part else [], count), share, None)
+        part = build_part(shard.vectors_nD, settings.index_factory, shard.numbers_n)
+        return Built(CorpusIndex([part] if part else [], count), shard, None)
     if corpus.rank != 0:
-        return Built(CorpusIndex([], count), share, None)
+        return Built(CorpusIndex([], count), shard, None)
     paths = [shard_path(folder, rank, corpus.world) for rank in range(corpus.world)]
     if missing := [p.name for p in paths if not p.is_file()]:
         raise UserError(
@@ -178,13 +182,14 @@ def build(corpus: Corpus, share: EncodedShard, folder: Path, settings: Evaluatio
     vectors_ND = merge_shards([open_shard(p) for p in paths], numbers, folder / "vectors.npy")
     with threads(collectives.cores() if corpus.world > 1 else 1):
         part = build_part(vectors_ND, settings.index_factory)
-    return Built(CorpusIndex([part] if part else [], count), share, vectors_ND)
+    return Built(CorpusIndex([part] if part else [], count), shard, vectors_ND)
 
 
-def build_together(corpus: Corpus, share: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
-    """The same on all ranks, once every share is on the disk, where the others wait for the rank that builds."""
+def build_together(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
+    """`build` on all ranks together, once every shard is on disk. Ranks that wait for the one that builds do not time
+    out."""
     collectives.barrier()
-    return together(lambda pause: build(corpus, share, folder, settings), "the making of the index")
+    return together(lambda pause: build(corpus, shard, folder, settings), "the building of the index")
 
 
 def index_corpus(
@@ -196,10 +201,11 @@ def index_corpus(
     step: int = 0,
     console: Console | None = None,
 ) -> Built:
-    """The whole way, all ranks together; what an earlier call for the same model has encoded is not done again."""
+    """Encodes the corpus and builds its index, all ranks together. Passages that an earlier, interrupted call encoded
+    with the same model are not encoded again."""
     with (console or Console(speaks=False)).progress(len(corpus.numbers_n), "encoding passages", unit="passage") as m:
-        share = encode_shard(Encoder(retriever, model, step, m.advance), corpus, folder)
-    return build_together(corpus, share, folder, settings)
+        shard = encode_shard(Encoder(retriever, model, step, m.advance), corpus, folder)
+    return build_together(corpus, shard, folder, settings)
 
 
 @contextmanager

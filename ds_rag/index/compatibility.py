@@ -26,12 +26,12 @@ def check_compatible(folder: Path, manifest: Any, retriever: Any) -> None:
             f"{folder}: the index does not fit the retriever",
             found=", ".join(f"{name} {stored}" for name, (stored, _) in wrong.items()),
             expected=", ".join(f"{name} {own}" for name, (_, own) in wrong.items()),
-            fix=mend(set(wrong)),
+            fix=advice(set(wrong)),
         )
 
 
-def mend(wrong: set[str]) -> str:
-    """The advice of the error. It never recommends a flag that changes the vectors of a trained model."""
+def advice(wrong: set[str]) -> str:
+    """How to fix it. Never recommends a flag that changes the vectors of a trained model."""
     flags = [f"--{name}" for name in ("pooling", "normalize") if name in wrong]
     if len(flags) == len(wrong):
         return f"leave {' and '.join(flags)} out; where none was given, ds-rag index --run RUN"

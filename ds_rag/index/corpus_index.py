@@ -113,8 +113,8 @@ class CorpusIndex:
 
     def _cores(self) -> int:
         """The cores to use: all of the host, if the other ranks have nothing to search."""
-        whole = sum(part.index.ntotal for part in self.parts) == self.count
-        return collectives.cores() if whole else collectives.cores_of_rank()
+        has_all = sum(part.index.ntotal for part in self.parts) == self.count
+        return collectives.cores() if has_all else collectives.cores_of_rank()
 
 
 def merge_results(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:

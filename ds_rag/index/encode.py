@@ -27,8 +27,8 @@ def encode(
 ) -> np.ndarray:
     """(N, D) float32 vectors of all texts, in their order, on every rank. Meant for queries, which are few.
 
-    `side`: 'query' or 'passage'. Each rank encodes every world-th text of the length-sorted order, so shares are equal
-    in work.
+    `side`: 'query' or 'passage'. Each rank encodes every world-th text of the length-sorted order, so that all have
+    equal work.
     """
     numbers = shard_of(tokens.lengths, collectives.rank(), collectives.world())
     parts = []
@@ -108,9 +108,9 @@ def cut(lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[slice]:
         start = stop
 
 
-def in_text_order(shares: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
-    """The ranks' shares in the texts' own order."""
-    vectors = np.zeros((count, shares[0][1].shape[1]), np.float32)
-    for order, part in shares:
+def in_text_order(shards: list[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """(count, D) vectors in the order of the texts. shards: the texts' numbers and vectors on each rank."""
+    vectors = np.zeros((count, shards[0][1].shape[1]), np.float32)
+    for order, part in shards:
         vectors[order] = part
     return vectors

@@ -31,10 +31,10 @@ def check_factory(factory: str, dimension: int, count: int = 0) -> None:
         raise refusal(factory, f"vectors of {dimension}", error) from None
     if count and (least := least_vectors(index)) > count:
         raise UserError(
-            f"--index_factory {factory}: too few passages to learn it from",
+            f"--index_factory {factory}: too few passages to train it on",
             found=f"{count:,}",
             expected=f"{least:,} or more",
-            fix="a short name (flat | hnsw | ivf | ivfpq) fits itself to them",
+            fix="a short name (flat | hnsw | ivf | ivfpq) adapts to their number",
         )
 
 
@@ -60,10 +60,10 @@ def refusal(factory: str, what: str, error: Exception) -> UserError:
 
 
 def build_index(vectors_ND: np.ndarray, factory: str) -> Any:
-    """A FAISS index over float32 vectors (N, D), trained on them where its kind needs training.
+    """A FAISS index over float32 vectors (N, D), trained on them if its kind needs training.
 
-    A flat one reads them where they are, a file that is mapped too, and holds no copy: they are not to change.
-    Raises UserError for a factory string that FAISS refuses, or that needs more vectors than there are.
+    A flat index does not copy the vectors, which may be memory-mapped: they must not change. Raises UserError for a
+    factory string that FAISS refuses, or that needs more vectors than there are.
     """
     import faiss
 

@@ -27,9 +27,9 @@ from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
 CHECKED = 8  # passages that `Index.open` encodes again
-TOLERANCE = (
-    1e-2  # of a vector's length: rounding of another machine or precision; weights that were trained differ by more
-)
+# Fraction of a vector's length by which it may differ: rounding on another machine or in another precision stays
+# below, weights that were trained further do not.
+TOLERANCE = 1e-2
 
 
 class Index:
@@ -60,7 +60,7 @@ class Index:
 
     @property
     def ids(self) -> list[str]:
-        """Their ids."""
+        """The passages' ids."""
         return self.stored.ids
 
     def __len__(self) -> int:
@@ -80,13 +80,13 @@ class Index:
         Args:
             retriever: embeds passages now and queries later; left in evaluation mode.
             texts: the passages.
-            ids: their ids, each once; by default "0", "1", ...
+            ids: the passages' ids, all different; by default "0", "1", ...
             factory: flat | hnsw | ivf | ivfpq, or a `faiss.index_factory` string.
-            batch: passages of the longest length in one forward, at most.
+            batch: the most passages of the longest length in one forward.
 
         Raises:
-            UserError: no passage; ids that repeat or are not as many; a text without a token; a factory string that
-                FAISS refuses or that needs more passages.
+            UserError: no passage; ids that repeat, or another number of ids; a text without a token; a factory string
+                that FAISS refuses or that needs more passages.
         """
         names = [str(n) for n in range(len(texts))] if ids is None else list(ids)
         if not texts or len(names) != len(texts) or len(set(names)) != len(names):
@@ -113,10 +113,10 @@ class Index:
 
         Args:
             queries: B texts, or their vectors (B, D) float32.
-            k: cut to the number of passages.
+            k: reduced to the number of passages if it is larger.
 
-        Where an approximate index finds fewer, the rest has number -1 and the lowest float32. Raises UserError for
-        vectors of another dimension.
+        If an approximate index finds fewer, the rest has number -1 and the lowest float32 as its score. Raises
+        UserError for vectors of another dimension.
         """
         if not isinstance(queries, np.ndarray):
             if isinstance(queries, str):
@@ -124,12 +124,12 @@ class Index:
             queries = embed(self.retriever, queries, "query")
         dimension = self.stored.manifest.dimension
         if queries.ndim != 2 or queries.shape[1] != dimension:
-            raise UserError("Index.search: no vectors of this index", found=queries.shape, expected=f"(B, {dimension})")
+            raise UserError("Index.search: vectors of another shape", found=queries.shape, expected=f"(B, {dimension})")
         return self.stored.index.search_here(queries, k)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that `Index.open` opens; an index that is there is replaced, at once and only by a complete
-        one. Of several ranks all call it, and the first writes. Raises UserError where anything else is there."""
+        """Writes a folder that `Index.open` opens. An index that is there is replaced in one step, once the new one is
+        complete. All ranks must call it; rank 0 writes. Raises UserError if anything else is there."""
         if self.vectors_ND is None:
             raise UserError("Index.save: an index that was opened", fix="copy its folder")
         place, vectors_ND = Path(folder).expanduser(), self.vectors_ND
@@ -147,10 +147,11 @@ class Index:
 
     @classmethod
     def open(cls, folder: str | Path, retriever: Retriever) -> Index:
-        """The index of a folder: of `save`, of `ds-rag index`, or a run's. Large vectors stay on the disk, mapped.
+        """Opens the index in a folder that `save`, `ds-rag index` or a run wrote. Vectors are memory-mapped if
+        possible.
 
-        A few passages are encoded again: UserError where the retriever makes other vectors than those that are there,
-        or the folder is no index, is damaged, or does not fit the retriever.
+        A few passages are encoded again as a check. Raises UserError if the retriever gives them other vectors than the
+        index has, or if the folder is not an index, is damaged, or does not fit the retriever.
         """
         place = Path(folder).expanduser()
         stored = store.read_index(place, "", allow_stale=True, retriever=retriever)
@@ -160,7 +161,7 @@ class Index:
 
 
 def embed(retriever: Retriever, texts: Sequence[str], side: str, batch: int = 64) -> np.ndarray:
-    """(N, D) float32 embeddings of the texts of a side: 'query' or 'passage'. Raises UserError for one that has no
+    """(N, D) float32 embeddings of the texts. side: 'query' or 'passage'. Raises UserError for a text without a
     token."""
     tokens = tokenize_side(retriever, side, texts, Console(speaks=False), f"{side} texts")
     order = shard_of(tokens.lengths, rank=0, world=1)  # longest first
@@ -171,7 +172,7 @@ def embed(retriever: Retriever, texts: Sequence[str], side: str, batch: int = 64
 
 
 def check_vectors(folder: Path, stored: store.StoredIndex, retriever: Retriever) -> None:
-    """Raises UserError where the retriever gives the first passages other vectors than the index holds."""
+    """Raises UserError if the retriever gives the first passages other vectors than the index contains."""
     some = list(range(min(CHECKED, len(stored.texts))))
     held = VectorParts(store.open_vectors(folder, stored.manifest.shards))[some]
     now = embed(retriever, [stored.texts[n] for n in some], "passage")

@@ -32,8 +32,8 @@ CHUNK_BYTES = 8 << 20  # size of a chunk, which is held in memory; at most this 
 
 @dataclass(frozen=True)
 class Origin:
-    """What vectors were computed from. A shard of another origin is not continued. whole: every row is from this
-    model."""
+    """What vectors were computed from. A shard of another origin is not continued. whole: this model encoded every row
+    (False after a partial update)."""
 
     model: str  # a hash of weights and settings
     corpus: str  # a hash of the passages' token ids

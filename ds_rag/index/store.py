@@ -235,7 +235,7 @@ def read_parts(folder: Path, shards: int) -> list[Part]:
 def open_vectors(folder: Path, shards: int) -> list[Piece]:
     """The vectors of a complete index, memory-mapped."""
     if not shards:
-        whole_ND = np.load(folder / "vectors.npy", mmap_mode="r")
-        return [(whole_ND, np.arange(len(whole_ND)))]
+        vectors_ND = np.load(folder / "vectors.npy", mmap_mode="r")
+        return [(vectors_ND, np.arange(len(vectors_ND)))]
     names = [folder / f"shard-{rank}-of-{shards}" for rank in range(shards)]
     return [(np.load(f"{name}.npy", mmap_mode="r"), np.load(f"{name}.numbers.npy")) for name in names]

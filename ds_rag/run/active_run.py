@@ -1,4 +1,4 @@
-"""A run under way: what belongs to it, and what is written down and passed on whenever there is a new index."""
+"""The objects of a run under way, and what happens whenever there is a new index: figures, candidates, best step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ds_rag.runtime.stop_agreement import Halt
 
 @dataclass
 class Run:
-    """What the loop works with, and what comes before and after it."""
+    """What the training loop, and the code before and after it, work with."""
 
     parts: Parts
     config: RunConfig
@@ -38,7 +38,8 @@ class Run:
 
 
 def measure_before(run: Run) -> None:
-    """The figures before the first step, and its candidates; these weights may be the best, so they are kept."""
+    """Before the first step: the first index, its figures, and the rows' candidates. Under `--load_best_model_at_end`
+    also a checkpoint, for the untrained weights may turn out to be the best."""
     index, state, metrics = run.index, run.state, run.metrics
     stop_signals.phase("the first index and evaluation")
     if index.wanted:
@@ -55,18 +56,18 @@ def measure_before(run: Run) -> None:
 
 
 def take_up(run: Run, landed: Landed, text: ProgressText, new_candidates: bool = True) -> None:
-    """The loop goes on with a new index: its figures are written, rows get their candidates from it, and a run that is
-    resumed will not do this stage again."""
+    """Puts a new index to use in the loop: writes its figures, gives rows their candidates, and marks the stage as
+    done, so that a resumed run does not repeat it. new_candidates: False where no further row is read."""
     record_index(run, landed, new_candidates and run.state.step < run.parts.total_steps)
     text.metrics = landed.result.metrics
     run.state.refreshed = landed.step
 
 
 def record_index(run: Run, landed: Landed, new_candidates: bool = False) -> None:
-    """Writes down what an index and its evaluation gave, and whether its weights are the best so far."""
+    """Writes the figures of an index and of its evaluation, and notes whether its weights are the best so far."""
     run.metrics.write("refresh", landed.step, landed.figures)
     if new_candidates:
-        run.index.stalled += refresh_candidates(run, landed.step, landed.retriever)  # no step is made meanwhile
+        run.index.stalled += refresh_candidates(run, landed.step, landed.retriever)  # training waits
     if run.parts.data.evaluation:
         run.metrics.write("eval", landed.step, landed.metrics)
     run.watchers.after_evaluation(landed.step, landed.result.retrieved)
@@ -74,8 +75,10 @@ def record_index(run: Run, landed: Landed, new_candidates: bool = False) -> None
 
 
 def refresh_candidates(run: Run, step: int, retriever: Retriever) -> float:
-    """New candidates for all rows, from the newest index and the weights that it was made with, those of `step`; none
-    where rows take theirs from the batch. Returns the seconds it took."""
+    """Gives all rows new candidates from the newest index. Returns the seconds that this took, 0 where rows take their
+    candidates from the batch.
+
+    step: that of the weights which made the index; retriever: has these weights, and encodes the queries."""
     if not run.parts.candidates:
         return 0.0
     began = time.monotonic()

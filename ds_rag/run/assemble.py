@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a training run: data, tokens, models, DeepSpeed configurations, engines."""
+"""Builds the parts of a training run from its configuration: data, tokens, models, engines, the joint step."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep
 from ds_rag.step.objectives import Objective, make_objective
 
-MOST_REPEATS = 16  # of a row in one micro-batch
-MOST_ROWS = 10**7  # of a step
-MOST_CANDIDATES = 10**9  # in the table of all rows, 4 bytes each
+MOST_REPEATS = 16  # a micro-batch may have this many times as many rows as the data
+MOST_ROWS = 10**7  # rows in one step
+MOST_CANDIDATES = 10**9  # entries in the table of all rows' candidates, 4 bytes each
 
 
 @dataclass
@@ -81,7 +81,8 @@ class Parts:
 
 @dataclass
 class Models:
-    """The two models in memory, and how engines are made of them: `engines(learns, total_steps)`."""
+    """The two models in memory. engines(trained, total_steps): makes their engines, and freezes a model whose entry in
+    `trained` is False."""
 
     retriever: Retriever
     generator: Generator | None
@@ -91,8 +92,8 @@ class Models:
 def assemble(
     config: RunConfig, console: Console, folder: Path, device: torch.device, resumed: Path | None = None
 ) -> Parts:
-    """Opens what the settings name, and builds everything, the same on every rank. resumed: the checkpoint that the run
-    goes on from. Raises UserError for what the user can fix."""
+    """Opens the data and models that the settings name and builds all parts of the run. Called on every rank, with
+    equal results. resumed: the checkpoint that the run continues. Raises UserError for what the user can fix."""
     objective = make_objective(config.objective, collectives.world())
     plans = plan_engines(config)
     check_spelling(config.evaluation.index_factory)
@@ -111,17 +112,17 @@ def assemble(
         if note := full_copy_notice(name, getattr(config.model, name), model, how):
             console.say(note, style="yellow")
 
-    def engines(learns: dict[str, bool], total_steps: int) -> Engines:
-        return make_engines(config, plans, (retriever, generator), learns, total_steps, folder, device)
+    def engines(trained: dict[str, bool], total_steps: int) -> Engines:
+        return make_engines(config, plans, (retriever, generator), trained, total_steps, folder, device)
 
     return put_together(config, objective, data, Models(retriever, generator, engines), console)
 
 
 def put_together(config: RunConfig, objective: Objective, data: RagData, models: Models, console: Console) -> Parts:
-    """The parts of a run over models and rows in memory: tokens, batches, engines, the joint step."""
+    """Builds the parts of a run from models and rows in memory: tokens, batches, engines, the joint step."""
     retriever, generator = models.retriever, models.generator
     prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
-    in_shards = generator is not None and is_sharded(generator)  # then it works only once its engine is there
+    in_shards = generator is not None and is_sharded(generator)  # if so, it can run only once it has its engine
     if not in_shards:
         ask_for_sharing(generator, config, console)
     world = collectives.world() if config.evaluation.index_shards == "keep" else 1
@@ -138,7 +139,7 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
         batch = config.evaluation.per_device_eval_batch_size
         candidates = Candidates(loader, count, data.corpus_size, batch, data.allowed)
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
-    engines = models.engines(what_learns(config, objective), total)
+    engines = models.engines(trained_models(config, objective), total)
     if in_shards:
         check_looks_back(generator, f"--generator {config.model.generator}")
         ask_for_sharing(generator, config, console)
@@ -161,17 +162,18 @@ def batch_options(config: RunConfig, retriever: Retriever) -> BatchOptions:
     )
 
 
-def what_learns(config: RunConfig, objective: Objective) -> dict[str, bool]:
-    """Which of the two models are trained. Raises UserError where none is."""
+def trained_models(config: RunConfig, objective: Objective) -> dict[str, bool]:
+    """Model -> whether it is trained. Raises UserError where neither is."""
     frozen = config.model.freeze
-    learns = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.generator_learns}
-    if not any(learns.values()):
-        raise UserError("nothing learns", found=f"--objective {objective.name} --freeze {frozen}")
-    return learns
+    trained = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.generator_learns}
+    if not any(trained.values()):
+        raise UserError("neither model would be trained", found=f"--objective {objective.name} --freeze {frozen}")
+    return trained
 
 
 def check_labels(config: RunConfig, data: RagData, console: Console) -> None:
-    """Raises UserError where InfoNCE is asked for by flag and no row has a labelled passage; a recipe's is told of."""
+    """Where `--contrastive_weight` adds InfoNCE and no training row has a labelled passage: raises UserError if it is a
+    flag of this command, else (from a recipe) prints a note."""
     if not config.objective.contrastive_weight or any(row.positives for row in data.train):
         return
     what = "--contrastive_weight: no training row has a labelled passage"
@@ -181,24 +183,26 @@ def check_labels(config: RunConfig, data: RagData, console: Console) -> None:
 
 
 def check_batch(rows: int, optim: OptimConfig) -> None:
-    """Raises UserError for batches that only repeat the few rows there are, and take all memory to do so."""
-    batch, whole = optim.per_device_train_batch_size, optim.gradient_accumulation_steps * collectives.world()
+    """Raises UserError for a micro-batch that repeats few rows many times, and for a step of too many rows: either
+    would only fill the memory."""
+    batch, micro_batches = optim.per_device_train_batch_size, optim.gradient_accumulation_steps * collectives.world()
     if batch > MOST_REPEATS * rows:
         raise UserError(
             "--per_device_train_batch_size: far more than there are rows",
             found=f"{batch:,}, of {rows:,} training rows",
-            expected=f"{rows:,} or less: a row that is twice in a micro-batch is its own rival",
+            expected=f"{rows:,} or less: a row that is twice in a micro-batch competes with itself",
         )
-    if batch * whole > MOST_ROWS:
+    if batch * micro_batches > MOST_ROWS:
         raise UserError(
             "--gradient_accumulation_steps: too many rows a step",
-            found=f"{batch:,} a micro-batch x {whole:,} micro-batches",
+            found=f"{batch:,} a micro-batch x {micro_batches:,} micro-batches",
             expected=f"{MOST_ROWS:,} or fewer",
         )
 
 
 def candidate_count(wanted: int, data: RagData, console: Console) -> int:
-    """Passages that the index supplies for each row: as many as asked for, of as many as there are."""
+    """The number of passages that the index supplies for each row: `wanted`, or the corpus's where it has fewer.
+    Raises UserError where the table of all rows would be too large."""
     count = min(wanted, data.corpus_size)
     if count < wanted:
         console.say(f"note: --index_candidates {wanted}: the corpus has {count} passages, so it is {count}", "yellow")
@@ -213,33 +217,34 @@ def candidate_count(wanted: int, data: RagData, console: Console) -> int:
 
 
 def ask_for_sharing(generator: Generator | None, config: RunConfig, console: Console) -> None:
-    """Turns the shared prefixes on where the generator can read them, and else says why not."""
+    """Turns shared prefixes on; prints the reason where the generator does not support them."""
     if generator and config.scoring.share_prefixes and (reason := share_prefixes(generator)):
         console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
 
 
 def load_models(
-    config: RunConfig, objective: Objective, data: RagData, folder: Path, pieces: list[dict[str, Any] | None]
+    config: RunConfig, objective: Objective, data: RagData, folder: Path, sharding: list[dict[str, Any] | None]
 ) -> tuple[Retriever, Generator | None]:
-    """Both models; no generator where the objective needs none. pieces: for each, see `loading_sharded`."""
+    """Opens both models; no generator where the objective needs none. sharding: how each is sharded while its weights
+    are read, see `loading_sharded`; None: it is not."""
 
     def texts() -> Iterable[str]:
-        """What a tokenizer is trained on: the passages, and what is asked and answered of them in training."""
+        """What a new tokenizer is trained on: the passages, and the training rows' queries and answers."""
         yield from data.texts
         for row in data.train:
             yield row.query
             yield from (" " + a for a in row.answers)
 
     scratch = folder / "tokenizers"
-    retriever = open_retriever(config.model, config.data, texts, scratch, pieces[0])
-    return retriever, open_generator(config.model, texts, scratch, pieces[1]) if objective.needs_generator else None
+    retriever = open_retriever(config.model, config.data, texts, scratch, sharding[0])
+    return retriever, open_generator(config.model, texts, scratch, sharding[1]) if objective.needs_generator else None
 
 
 def check_room(
     prompt: Prompt | None, train: TrainTokens, evaluation: EvalTokens, max_new_tokens: int, console: Console
 ) -> None:
-    """The longest query and answer fit the generator; said here, on every rank, rather than in mid-training. Passages
-    for which there may be too little room beside them are counted."""
+    """Checks before training, on every rank, that the longest query and answer fit into the generator's length; raises
+    UserError where they do not. Prints how many passages may have to be truncated further beside them."""
     if prompt is None:
         return
     pairs = [(train.generator_queries, train.generator_answers), (evaluation.generator_queries, None)]

@@ -1,13 +1,13 @@
 """Saving a run to continue it, and finding where to continue.
 
-    RUN/checkpoints/LATEST                      the newest one's name
-    RUN/checkpoints/step-N/manifest.json        size and hash of every file, and what the run was (facts)
-                    /retriever/, /generator/    whole parameters and optimizer (engines/state.py)
-                    /random-rankR.safetensors   what each rank draws from
-                    /state.json                 where the run stands
-                    /*.npy                      what the index had offered the rows
+    RUN/checkpoints/LATEST                      name of the newest checkpoint
+    RUN/checkpoints/step-N/manifest.json        size and hash of every file, and facts about the run
+                    /retriever/, /generator/    complete parameters and optimizer states (engines/state.py)
+                    /random-rankR.safetensors   random states of each rank
+                    /state.json                 the run's progress (`TrainState`)
+                    /*.npy                      the candidates that the index supplied for each row
 
-A checkpoint is there whole or not at all (atomic_folders.py), and is verified before it is opened.
+A checkpoint is complete or absent (atomic_folders.py), and is verified before it is opened.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from ds_rag.runtime.random_state import random_states, set_random_states
 LATEST = "LATEST"
 LEAST_KEPT = 2  # one may turn out to be damaged
 STEP = re.compile(r"step-\d+")
-ABANDONED = "abandoned-"  # before the name of one that is newer than where the run went on from
+ABANDONED = "abandoned-"  # prefix of checkpoints that are newer than the one from which the run was resumed
 
 
 @dataclass
 class TrainState:
-    """Where a run stands, beside weights and optimizer."""
+    """The progress of a run, without weights and optimizer."""
 
     step: int = 0  # optimizer steps done
     best: float | None = None  # best value of the chosen metric
     best_step: int | None = None
     evaluations_without_gain: int = 0
     skipped: int = 0
-    refreshed: int = -1  # the last step at which the index stage was done, before this one was saved
+    refreshed: int = -1  # the last step whose index stage was done before this checkpoint was saved
     before: dict[str, float] | None = None  # metrics before training
-    watched: dict[str, Any] = field(default_factory=dict)  # what the watchers remember
+    watched: dict[str, Any] = field(default_factory=dict)  # the memory of the watchers (watchers.py)
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first; whether they are sound is not looked at. One without a manifest
-    is damaged: a folder gets this name only after that is written, and loses it before anything goes."""
+    """The finished checkpoints of a run, oldest first, without verifying them. One without a manifest is damaged: a
+    folder gets the name step-N after its manifest is written, and loses the name before any file is deleted."""
     folders = [f for f in (run / "checkpoints").glob("step-*") if STEP.fullmatch(f.name) and f.is_dir()]
     return sorted(folders, key=lambda f: int(f.name[5:]))
 
@@ -71,10 +71,11 @@ def save(
     facts: Mapping[str, Any] | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """A checkpoint of `state.step`, by all ranks; older ones beyond `keep` go, except the best one.
+    """Saves a checkpoint of `state.step`; called by all ranks together. Deletes older ones beyond the newest `keep`,
+    except the best one.
 
-    facts: what the run is (see `resume_rules.py`); arrays: what rank 0 keeps beside the engines, as NAME.npy. Raises
-    OSError on every rank where one could not write: what was there before is still there.
+    facts: what the run is, for the manifest (resume_rules.py). arrays: further arrays that rank 0 saves as NAME.npy.
+    Raises OSError on every rank if one of them could not write; earlier checkpoints are then unchanged.
     """
     stop_signals.phase(f"saving the checkpoint of step {state.step}")
     root, final = run / "checkpoints", run / "checkpoints" / f"step-{state.step}"
@@ -111,15 +112,15 @@ def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]
 
 
 def prune(run: Path, keep: int, best_step: int | None) -> None:
-    """Only after a newer one is there whole; what a run that went back has abandoned goes with them."""
+    """Deletes old checkpoints and those that an earlier resume put aside. To be called once a newer one is complete."""
     old = checkpoints(run)[: -max(LEAST_KEPT, keep)]
     for folder in (*abandoned(run), *(f for f in old if f.name != f"step-{best_step}")):
         remove(folder)
 
 
 def remove(folder: Path) -> None:
-    """A checkpoint, or a link to one, goes; one with a file of the user's stays, under another name."""
-    gone = folder.with_name(f"{folder.name}{atomic_folders.PARTIAL}pruned")  # half removed it must not pass for one
+    """Deletes a checkpoint, of a link only the link. A folder that contains a file of the user's is renamed instead."""
+    gone = folder.with_name(f"{folder.name}{atomic_folders.PARTIAL}pruned")  # a half deleted one must not look finished
     if folder.is_symlink():
         folder.unlink()
     elif atomic_folders.strangers(folder, CHECKPOINT):
@@ -138,9 +139,9 @@ def abandoned(run: Path) -> list[Path]:
 
 
 def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda text: None) -> None:
-    """Before a run goes on from `source`: what a crash cut short, in a save or in pruning, goes, and LATEST names where
-    the run stands. Checkpoints of later steps, or of another run, are put aside until the next is saved. A collective.
-    """
+    """Deletes what an interrupted save or deletion left behind and points LATEST at `source`, the checkpoint from which
+    the run is resumed (None: a new run). Checkpoints of later steps are put aside under another name, and deleted after
+    the next save; so are all, and LATEST is deleted, where `source` is another run's. All ranks call it together."""
     root = run / "checkpoints"
     if collectives.rank() == 0 and root.is_dir():
         for torn in atomic_folders.partials(root):
@@ -154,7 +155,7 @@ def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda tex
                 if aside.is_dir():
                     remove(aside)
                 os.rename(other, aside)
-                say(f"note: {other} is not what the run goes on from; it goes when the next is saved")
+                say(f"note: {other} is not what the run resumes from; it is deleted once the next one is saved")
         if own and source is not None:
             write_complete(root / LATEST, source.name)
         elif source is not None:
@@ -163,15 +164,16 @@ def tidy(run: Path, source: Path | None, say: Callable[[str], None] = lambda tex
 
 
 def is_of(run: Path, folder: Path | None) -> bool:
-    """Is this one of the run's own checkpoints?"""
+    """Whether this folder is one of the run's own checkpoints."""
     return folder is not None and folder.resolve().parent == (run / "checkpoints").resolve()
 
 
 def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None) -> Path | None:
-    """The checkpoint to continue from, on all ranks: None under 'never', and under 'auto' where there is none yet.
+    """The checkpoint to resume from, the same on all ranks; None for 'never', and for 'auto' if there is none yet.
 
-    'auto' passes over damaged ones and says so; where all are damaged it is an error, as it is for an explicit path (a
-    checkpoint, or a run): a run never starts at step 0 in the place of one that is lost.
+    resume: 'never', 'auto' (the newest one that is not damaged; damaged ones are reported), or the path of a checkpoint
+    or of a run. Raises UserError if the named one is missing or damaged, or if 'auto' finds only damaged ones: a run
+    must not silently start again at step 0.
     """
     if resume == "never":
         return None
@@ -193,7 +195,7 @@ def find(run: Path, resume: str, say: Callable[[str], None] = lambda text: None)
 
 
 def checkpoint_at(path: Path) -> Path | None:
-    """`path` itself, or the newest of the run that it is."""
+    """`path` itself if it is a checkpoint; the newest one if it is a run; None where there is none."""
     is_run = (path / "config.json").exists() or (path / "checkpoints").is_dir()
     if ((path / atomic_folders.MANIFEST).is_file() and not is_run) or (STEP.fullmatch(path.name) and path.is_dir()):
         return path
@@ -201,9 +203,10 @@ def checkpoint_at(path: Path) -> Path | None:
 
 
 def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
-    """The same on all ranks: it is rank 0 that looks."""
+    """The newest checkpoint that is not damaged, the same on all ranks, as rank 0 sees the folder; None where there is
+    none yet. Raises UserError where there are only damaged ones."""
     for torn in atomic_folders.partials(run / "checkpoints"):
-        say(f"note: {torn.name} was never finished; it is passed over and removed")
+        say(f"note: {torn.name} was never finished; it is ignored and removed")
     latest = run / "checkpoints" / LATEST
     named = named_by(latest)
     aside = [f.name for f in abandoned(run)]
@@ -215,9 +218,9 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
         if not wrong:
             return folder
         say(f"warning: {folder} is damaged and passed over: {'; '.join(map(str, wrong[:3]))}")
-    if aside and not every:  # it had gone on from another run's, and has saved none of its own yet
+    if aside and not every:  # it was resumed from another run's checkpoint and has not saved one since
         raise UserError(
-            f"--resume auto: {run} has put its checkpoints aside to go on from another's",
+            f"--resume auto: {run} has put its checkpoints aside to go on from another run's",
             found=", ".join(aside),
             expected="a checkpoint saved since",
             fix="the same --resume PATH again, or rename one of these to step-N",
@@ -232,13 +235,13 @@ def newest_sound(run: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def named_by(latest: Path) -> str:
-    """The name in LATEST, whatever it is; empty where there is none."""
+    """The text in LATEST, unchecked; empty if the file is missing."""
     return latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
 
 
 def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
-    """Restores weights, optimizers and random states on every rank. A rank that the saved run did not have draws from
-    states of its own, made of the seed."""
+    """Restores weights, optimizers and random states on every rank, and returns the run's progress. On another number
+    of ranks than the saved run's, random states are seeded anew from `seed`, step and rank."""
     from safetensors.torch import load_file
 
     state = state_of(folder)
@@ -253,19 +256,20 @@ def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
 
 
 def state_of(folder: Path) -> TrainState:
-    """Raises UserError where another version of ds_rag says more, or something else."""
+    """state.json of a checkpoint. Raises UserError for keys or types that this version does not know."""
     file, by = folder / "state.json", json_files.version_in(atomic_folders.read_manifest(folder) or {})
     return json_files.record(TrainState, json_files.read_json(file, dict), file, by)
 
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
-    """Both engines from a checkpoint; `weights_only` leaves the optimizers as they are."""
+    """Loads both engines from a checkpoint. weights_only: the optimizers keep their states. Raises UserError where it
+    holds other models, or other parameters, than those that are trained now."""
     stop_signals.phase(f"loading the checkpoint {folder.name}")
     fault_injection.point("load")
     held = {f.name for f in folder.iterdir() if f.is_dir()}
-    if held != set(engines.learning):  # one held but frozen now would start from its first weights
+    if held != set(engines.learning):  # a saved model that is frozen now would keep the weights that it started from
         raise UserError(
-            f"{folder}: holds other models than those that learn now",
+            f"{folder}: holds other models than those that are trained now",
             found=", ".join(sorted(held)) or "none",
             expected=", ".join(sorted(engines.learning)),
             fix="resume with the same --freeze and --objective",
@@ -277,6 +281,6 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
             raise UserError(
                 f"{folder}: holds another {name}",
                 found=str(error),
-                expected="the parameters of the model that learns now",
+                expected="the parameters of the model that is trained now",
                 fix=f"resume with the same --{name}, --encoders, --learn_temperature and --lora",
             ) from None

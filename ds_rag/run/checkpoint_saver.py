@@ -1,4 +1,5 @@
-"""When a run's checkpoint is written, and what of the run goes into it; `checkpoint.py` writes the files."""
+"""Saves a run's checkpoints, one a step at most, with the facts and candidates of the run. `checkpoint.py` writes the
+files."""
 
 from __future__ import annotations
 
@@ -13,21 +14,21 @@ from ds_rag.runtime.errors import not_written
 
 
 class CheckpointSaver:
-    """Saves this run's checkpoints. `saved`: the last step there is one of."""
+    """Saves this run's checkpoints. saved: the step of the last one; seconds: what saving it took."""
 
     def __init__(self, folder: Path, limit: int, parts: Parts, facts: dict[str, Any], saved: int = -1):
-        """limit: how many are kept; facts: for their manifests."""
+        """limit: how many checkpoints are kept; facts: what their manifests say about the run."""
         self.folder, self.limit, self.parts = folder, limit, parts
         self.facts, self.saved = facts, saved
         self.seconds = 0.0  # spent on the last one
 
     def save(self, state: TrainState) -> bool:
-        """A checkpoint of this step; False where there is one already. Raises RunError where it could not be written:
-        the one before still stands."""
+        """Saves a checkpoint of this step; returns False if there already is one. Raises RunError where it could not be
+        written; the one before is then unchanged."""
         if state.step == self.saved:
             return False
         began = time.monotonic()
-        arrays = self.parts.candidates.arrays if self.parts.candidates else {}  # so that a resumed run reads the same
+        arrays = self.parts.candidates.arrays if self.parts.candidates else {}  # a resumed run needs the same ones
         try:
             checkpoint.save(self.folder, self.parts.engines, state, self.limit, self.facts, arrays)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A run's config.json and results.json, as they are opened: values that no flag could have are errors."""
+"""Reading a run's config.json and results.json. Values that no flag could have set are errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ds_rag.runtime.errors import UserError
 
 def configuration(run: Path) -> dict[str, Any]:
     """Keys and values of a run's config.json. Raises UserError for keys that this version does not know and values
-    that no flag could have."""
+    that no flag could have set."""
     file = run / json_files.CONFIG
     values = json_files.read_json(file, dict, json_files.AGAIN)
     by = values.pop(json_files.VERSION, None)
@@ -31,7 +31,7 @@ def configuration(run: Path) -> dict[str, Any]:
                     f"{file}: {f.name}: unknown value", found=value, expected=" | ".join(choices), fix=json_files.AGAIN
                 )
             if f.name in values and value is not None and (bounds := BOUNDS[f.name]) is not None:
-                # An earlier version took such a value without a word.
+                # An earlier version accepted such a value silently.
                 fix = "put a value within these bounds into that file; the models stay as they were trained"
                 bounds.check(value, f"{file}: {f.name}", fix)
     try:
@@ -44,12 +44,12 @@ def configuration(run: Path) -> dict[str, Any]:
 
 
 def configuration_text(config: RunConfig) -> str:
-    """What config.json holds."""
+    """The text of config.json: the version, and every setting."""
     return json.dumps({json_files.VERSION: ds_rag.__version__, **config.flat()}, indent=1)
 
 
 def has_version(run: Path) -> bool:
-    """Does config.json say what wrote it? Before there was a manifest none did."""
+    """Whether config.json says which version wrote it. Runs from before there were manifests do not."""
     try:
         return json_files.VERSION in json.loads((run / json_files.CONFIG).read_bytes())
     except (OSError, ValueError, TypeError):
@@ -57,7 +57,7 @@ def has_version(run: Path) -> bool:
 
 
 def figures(run: Path) -> dict[str, Any]:
-    """results.json, where it is there. Raises UserError where it has another shape."""
+    """The content of results.json; empty if there is no such file. Raises UserError for a value of another type."""
     file = run / json_files.RESULTS
     if not file.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Which step was the best so far, by `--metric_for_best_model`, and when a run stops for want of a better one."""
+"""The best step so far, by `--metric_for_best_model`, and when a run stops because it does not improve."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ds_rag.runtime.errors import UserError
 
 
 def note_metric(state: TrainState, metrics: dict[str, float], settings: EvaluationConfig, step: int) -> int | None:
-    """Enters the chosen metric of the weights of `step` into `state`; returns the best step so far. All metrics here
-    are better when higher. Raises UserError for a metric that is not among `metrics` where a flag depends on it."""
+    """Records the chosen metric of the weights of `step` in `state`; returns the best step so far. Higher is better for
+    all metrics. Raises UserError if the metric is not among `metrics` and a flag depends on it."""
     name = settings.metric_for_best_model
     if name not in metrics:
         if settings.early_stopping_patience or settings.load_best_model_at_end:
@@ -26,5 +26,5 @@ def note_metric(state: TrainState, metrics: dict[str, float], settings: Evaluati
 
 
 def is_time_to_stop(state: TrainState, settings: EvaluationConfig) -> bool:
-    """Have as many evaluations as `--early_stopping_patience` allows brought no gain? (0: never.)"""
+    """Whether `--early_stopping_patience` evaluations in a row have not improved the metric (0: never)."""
     return 0 < settings.early_stopping_patience <= state.evaluations_without_gain

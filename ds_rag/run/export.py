@@ -1,16 +1,17 @@
-"""What a run leaves at its end (models, index, figures, configuration) takes the place of what was there all together.
+"""Exports the result of a run (models, index, results, configuration) so that all of it replaces the previous export
+together.
 
-Several files and folders have no common rename. So they are written into a folder beside them (atomic_folders.py),
-which one rename makes complete; from then on it is what the run has left. Its entries are moved to their places one
-after the other, and a crash in between leaves the rest in that folder: whoever opens the run next moves it first
-(`settle`).
+Several files and folders cannot be replaced by one rename. So they are first written into a temporary folder
+(atomic_folders.py). One rename marks that folder as complete; from then on its content is the run's export. Then its
+entries are moved to their final places one by one. After a crash in between, the rest is still in that folder, and the
+next process that opens the run moves it (`settle`).
 
-    RUN/export.pending.tmp-X/    being written; after a crash it is nothing, and what was there before stands
-    RUN/export.pending/          whole, on its way to the places below
+    RUN/export.pending.tmp-X/    being written; after a crash it is ignored, and the previous export is unchanged
+    RUN/export.pending/          complete; its entries are being moved to RUN
     RUN/manifest.json            moved last: size and hash of every file of RUN/retriever, RUN/generator, config.json,
-                                 results.json. An index has a manifest of its own, for it may be made again alone.
+                                 results.json. An index has its own manifest, because it can be rebuilt separately.
 
-What stood in the places goes, but for files that no manifest names: those the user has put there, and they are kept in
+The previous export is deleted. Files in its folders that no manifest names are the user's: they are kept in
 RUN/replaced-N.
 """
 
@@ -32,21 +33,21 @@ from ds_rag.runtime.errors import UserError
 PENDING = "export.pending"
 INDEX = "index"
 NAMES = ("retriever", "generator", INDEX, json_files.RESULTS, json_files.CONFIG, MANIFEST)  # moved in this order
-OLD = "replaced"  # within PENDING: what stood in the places
-CARD = "README.md"  # people write on in a model's card: that is no damage
+OLD = "replaced"  # folder within PENDING: the previous export
+CARD = "README.md"  # people edit a model's card: that is not damage
 
 
 @contextmanager
 def staged(run: Path) -> Iterator[Path]:
-    """A folder, the same on every rank, in which to write what belongs at the places NAMES of `run` (but for the
-    manifest). At the end of the block it is sealed and goes there; after an error what stood there stays.
+    """A folder, the same on every rank, in which to write the entries NAMES of `run`, except the manifest. At the end
+    of the block they replace the previous export; after an error the previous export is unchanged.
 
-    A collective; raises OSError on every rank where one could not write.
+    All ranks call it together. Raises OSError on every rank if one of them could not write.
     """
     folder = atomic_folders.begin(run / PENDING)
     try:
         yield folder
-        stop_signals.phase("putting what was exported in its places")
+        stop_signals.phase("putting the exported files in place")
         names = sorted(f.name for f in folder.iterdir())
         atomic_folders.seal(folder, run / PENDING, {"kind": "run", "names": names}, apart=INDEX)
     except BaseException:
@@ -59,8 +60,8 @@ def staged(run: Path) -> Iterator[Path]:
 
 
 def settle(run: Path) -> None:
-    """Finishes an export that a crash kept from its places. To be called by one process, before anything of `run` is
-    opened. Raises UserError where another job holds the run, or it cannot be written."""
+    """Finishes an export that a crash interrupted while its entries were being moved. To be called by one process,
+    before anything in `run` is opened. Raises UserError if another job holds the run, or its folder is not writable."""
     if not (run / PENDING).is_dir():
         return
     try:
@@ -68,15 +69,16 @@ def settle(run: Path) -> None:
             put_in_place(run)
     except OSError as error:
         raise UserError(
-            f"{run}: what the run left is on its way to its places, and cannot be moved there",
+            f"{run}: an interrupted export cannot be finished, because its files cannot be moved into this folder",
             found=error,
             expected="a folder that can be written",
-            fix="see to that, then again",
+            fix="make it writable, then run the command again",
         ) from None
 
 
 def put_in_place(run: Path) -> None:
-    """Moves what is still in PENDING; again after a crash it goes on. Raises OSError, UserError."""
+    """Moves the entries that are still in PENDING to RUN, and deletes those that they replace. After a crash a second
+    call continues. Raises OSError; UserError if the manifest in PENDING is damaged."""
     pending, old = run / PENDING, run / PENDING / OLD
     if os.path.lexists(pending / MANIFEST):
         manifest = atomic_folders.read_manifest(pending)
@@ -88,9 +90,9 @@ def put_in_place(run: Path) -> None:
             if name == MANIFEST:
                 sync_folder(run)
             fault_injection.point("exchange")
-            comes = name in manifest["names"] or name == MANIFEST
-            if comes or name != INDEX:  # one that does not come along stays: it says itself whose it is
-                move_entry(pending / name, run / name, old / name, comes)
+            exported_now = name in manifest["names"] or name == MANIFEST
+            if exported_now or name != INDEX:  # without a new index the old one stays: its manifest names its model
+                move_entry(pending / name, run / name, old / name, exported_now)
         sync_folder(run)
     fault_injection.point("exchange")
     remove_replaced(run, old)
@@ -98,24 +100,24 @@ def put_in_place(run: Path) -> None:
         pending.rmdir()
 
 
-def move_entry(new: Path, place: Path, old: Path, comes: bool) -> None:
-    """`new` to its place, and what stood there to `old`; where none comes (no generator any more) that alone. A `new`
-    that is gone was moved before."""
-    waits = os.path.lexists(new)
-    if os.path.lexists(place) and (waits or not comes):
+def move_entry(new: Path, place: Path, old: Path, exported_now: bool) -> None:
+    """Moves what is at `place` to `old`, and `new` to `place`. exported_now: False if this export has no such entry (a
+    run without a generator, say): then only the first. If `new` is missing, an earlier call has moved it already."""
+    pending = os.path.lexists(new)
+    if os.path.lexists(place) and (pending or not exported_now):
         os.rename(place, old)
     fault_injection.point("exchange")
-    if waits:
+    if pending:
         os.rename(new, place)
 
 
 def remove_replaced(run: Path, old: Path) -> None:
-    """Removes what was replaced; the user's own files in it are kept, in RUN/replaced-N."""
+    """Deletes the previous export, except the user's own files, which are kept in RUN/replaced-N."""
     if not old.is_dir():
         return
     own = own_files_of(run, old)
     files = [f for f in old.rglob("*") if f.is_symlink() or not f.is_dir()]
-    for file in sorted(files, key=lambda f: f.name == MANIFEST):  # manifests last: after a crash they are needed again
+    for file in sorted(files, key=lambda f: f.name == MANIFEST):  # manifests last: a second call needs them
         if not file.is_symlink() and own(file.relative_to(old).as_posix(), file):
             file.unlink()
     for folder, _, _ in os.walk(old, topdown=False):
@@ -127,8 +129,9 @@ def remove_replaced(run: Path, old: Path) -> None:
 
 
 def own_files_of(run: Path, old: Path) -> Callable[[str, Path], bool]:
-    """Tells the run's own files among what was replaced: those its manifest names, or, where it had none (a run
-    from before there were manifests), those of the same names as today's."""
+    """A function that says whether a file in `old`, by its relative path, was written by the run: if the old manifest
+    names it, or, for runs from before there were manifests, if the new export has a file of the same name. A model's
+    card that was edited is the user's."""
     before, now = atomic_folders.read_manifest(old), atomic_folders.read_manifest(run) or {"files": {}}
     index = atomic_folders.read_manifest(old / INDEX) or {"files": {}}
     names = {*(now if before is None else before)["files"], json_files.RESULTS, json_files.CONFIG, MANIFEST}
@@ -143,22 +146,25 @@ def own_files_of(run: Path, old: Path) -> Callable[[str, Path], bool]:
 
 
 def damages(run: Path, hashes: bool = True) -> list[Damage]:
-    """What of a run is not as it was written; empty, too, where nothing was exported yet, and for a run from before
-    there were manifests. hashes: see `commit.damages`."""
+    """The exported files that differ from the manifest. Empty if nothing has been exported yet, and for runs from
+    before there were manifests. hashes: see `atomic_folders.damages`."""
     if not (run / MANIFEST).exists():
         lost = exported(run) and config_and_results.has_version(run)
-        return [Damage(MANIFEST, "none", "the one that the models were written with")] if lost else []
+        return [Damage(MANIFEST, "none", "the one that was written with the models")] if lost else []
     return [d for d in atomic_folders.damages(run, hashes) if Path(d.file).name != CARD]
 
 
 def exported(run: Path) -> bool:
-    """Has the run left models, of this version or the one before?"""
+    """Whether the run has exported models, by any version."""
     return (run / "retriever").is_dir()
 
 
 def ready(run: Path, hashes: bool = True, only: Collection[str] = NAMES) -> dict[str, Any]:
-    """Before these files and folders of `run` are opened, on all ranks together: finishes its export, and holds them
-    against its manifest, which is returned; empty where there is none. Raises UserError for what is damaged."""
+    """To be called on all ranks together before files of `run` are opened: finishes an interrupted export, verifies the
+    files and returns the manifest (empty if there is none). Raises UserError for damaged files.
+
+    hashes: compare hashes too, not only sizes; only: the entries to verify.
+    """
 
     def check_all() -> None:
         settle(run)
@@ -172,7 +178,7 @@ def ready(run: Path, hashes: bool = True, only: Collection[str] = NAMES) -> dict
 
 
 def by_first(work: Callable[[], None]) -> None:
-    """Rank 0 does it; what the user can mend is raised on every rank. A collective."""
+    """Runs `work` on rank 0 alone; a UserError is raised on every rank. All ranks call it together."""
     error = None
     if collectives.rank() == 0:
         try:

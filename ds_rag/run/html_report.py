@@ -1,4 +1,4 @@
-"""What a run leaves to read: `report.html` (one file, nothing loaded from elsewhere) and the README's curves.
+"""Draws a run's report: `report.html` (one file that loads nothing else) and the README's curves.
 
 write_report(Path("runs/quickstart"))
 plot_curves(Path("runs/quickstart/metrics.jsonl"), Path("docs/curves.png"))
@@ -36,7 +36,7 @@ PANELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Entropy over the passages (nats)": ("train", ("prior_entropy", "posterior_entropy")),
     "Embedding spread": ("train", ("embedding_spread",)),
     "Gradient norm": ("train", ("grad_norm",)),
-    "Share of the score gradient": ("train", ("grad_share/",)),
+    "Fraction of the score gradient": ("train", ("grad_share/",)),
 }
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308")
 GREY = "#808690"  # legible on a light and on a dark page
@@ -72,16 +72,16 @@ summary { cursor: pointer; } .label { display: inline-block; min-width: 84px; co
 
 
 def escape(text: str) -> str:
-    """For HTML, without credentials and without characters that act: some turn the order of a page's text, and a report
-    is also looked at in a terminal."""
+    """`text` escaped for HTML, without credentials and control characters: some of these reverse the direction of text,
+    and a report may be viewed in a terminal."""
     return html.escape(printable(text, keep="\n\t"))
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` and return its path, from metrics.jsonl, results.json, config.json; what is absent
-    is left out.
+    """Writes `run_dir/report.html` from metrics.jsonl, results.json and config.json, and returns its path. Sections
+    whose file is missing are left out.
 
-    Raises: UserError when `run_dir` is no folder or holds neither metrics nor results.
+    Raises: UserError when `run_dir` is not a folder, or contains neither metrics nor results.
     """
     metrics_path, results_path = run_dir / json_files.METRICS, run_dir / json_files.RESULTS
     if not metrics_path.is_file() and not results_path.is_file():
@@ -110,9 +110,9 @@ def write_report(run_dir: Path) -> Path:
 
 
 def plot_curves(metrics_path: Path, out_png: Path) -> None:
-    """One compact picture: the loss, and recall@1 with exact match on held-out questions.
+    """Draws one compact picture: the loss, and recall@1 with exact match on held-out questions.
 
-    Raises: UserError when `metrics_path` holds no loss and no evaluation.
+    Raises: UserError when `metrics_path` contains neither a loss nor an evaluation.
     """
     metrics = read_metrics(metrics_path)
     panels = {
@@ -130,8 +130,8 @@ def plot_curves(metrics_path: Path, out_png: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none for a missing file. A line cut off by a crash is passed over. Raises UserError
-    where not one can be read."""
+    """The lines of metrics.jsonl; empty if there is no file. Lines that cannot be read (cut off by a crash, say) are
+    skipped. Raises UserError if no line can be read."""
     lines, every = [], path.read_bytes().splitlines() if path.is_file() else []
     for text in every:
         try:
@@ -146,9 +146,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(metrics: list[dict[str, Any]], kind: str, keys: tuple[str, ...], *, exact: bool = False) -> dict[str, Curve]:
-    """The finite values over steps of each metric whose name begins with (`exact`: is) one of `keys`.
+    """Metric -> (steps, finite values), for each metric whose name begins with (`exact`: is) one of `keys`.
 
-    A step written twice, as after resuming, counts once: the later line is right.
+    A step that was written twice, as after resuming, counts once: the later line is used.
     """
     found: dict[str, dict[float, float]] = {}
     for line in metrics:
@@ -214,7 +214,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     for title, (kind, keys) in PANELS.items():
         lines = curves(metrics, kind, keys)
         if lines:
-            figure = _figure(5.6, 2.9, layout=None)  # the same margins for all: to find the least draws each twice
+            figure = _figure(5.6, 2.9, layout=None)  # fixed margins: a constrained layout would draw each figure twice
             _draw(figure.subplots(gridspec_kw={"left": 0.12, "right": 0.98, "bottom": 0.18, "top": 0.96}), lines)
             data = base64.b64encode(_png(figure)).decode()
             pictures.append(
@@ -259,14 +259,14 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """A figure of its own, which leaves pyplot's state alone."""
+    """A figure that does not use pyplot, whose state is global."""
     from matplotlib.figure import Figure  # slow to import
 
     return Figure(figsize=(width, height), layout=layout)
 
 
 def _draw(axes: Axes, lines: dict[str, Curve]) -> None:
-    """Noisy curves are drawn pale with their smoothed form on top, evaluations with markers."""
+    """Draws the curves: long, noisy ones pale with a smoothed curve on top, short ones with markers."""
     for colour, (name, (steps, values)) in zip(cycle(COLOURS), lines.items(), strict=False):
         if len(steps) > 60:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
@@ -283,7 +283,7 @@ def _draw(axes: Axes, lines: dict[str, Curve]) -> None:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """The mean over a centred window of 1/25 of the curve: unlike a decaying mean it does not lag behind."""
+    """The mean over a centred window of 1/25 of the curve. Unlike an exponential moving average it has no lag."""
     half, sums = len(values) // 50, [0.0, *accumulate(values)]
     windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]

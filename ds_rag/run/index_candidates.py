@@ -1,8 +1,9 @@
-"""Candidates from the index: what the freshest index holds for each training query, until it is refreshed.
+"""Candidates from the index: the passages that the newest index retrieves for each training query.
 
-Approximate nearest neighbour contrastive estimation (Xiong et al. 2020, arXiv:2007.00808), with candidates for every
-objective in the place of its negatives alone: all training queries are encoded and searched whenever the index has been
-rebuilt, and rows bring what was found to their micro-batches. In between the table is stale by `age` steps.
+After each refresh of the index all training queries are encoded and searched in it. Until the next refresh every row
+brings the passages that were found for it into its micro-batches; this table is stale by `age` steps. It follows
+approximate nearest neighbour contrastive estimation (ANCE; Xiong et al. 2020, arXiv:2007.00808), which retrieves
+negatives; here they are candidates of any objective.
 
 Shape legend: B queries searched at once, R training rows, K passages found for each, D embedding.
 """
@@ -26,8 +27,8 @@ CHUNK = 4096  # queries searched at once
 
 
 class Candidates:
-    """Fills the loader's table. `step`: of the weights that the table was made with; -1 before the first. allowed: bool
-    for each passage, see `RagData.allowed`."""
+    """Fills the loader's table of candidates. step: that of the weights which made the table; -1 before the first.
+    allowed: see `RagData.allowed`."""
 
     def __init__(self, loader: Loader, count: int, corpus_size: int, batch: int, allowed: np.ndarray | None = None):
         self.loader, self.count, self.allowed = loader, count, allowed
@@ -37,12 +38,12 @@ class Candidates:
     def refresh(
         self, step: int, search: Search, retriever: Retriever, console: Console | None = None
     ) -> dict[str, float]:
-        """Encodes and searches all training queries, on all ranks together; offers the loader what was found.
+        """Encodes and searches all training queries, on all ranks together, and gives the loader the new table.
 
-        retriever: with the weights that the index was made with, those of `step`. search: collective, with the same
-        answer on every rank; numbers below 0 stand for no passage. Returns
-        `distinct`, how many different passages the table holds (few: the retriever has collapsed), and, where rows
-        are labelled, `retrieved_positive`: the share of these with a positive among their first `count` passages.
+        retriever: has the weights of `step`, which made the index. search: is called on all ranks with the same
+        queries and returns the same result; a number below 0 means no passage. Returns `distinct`, the number of
+        different passages in the table (few: the retriever has collapsed), and, if rows are labelled,
+        `retrieved_positive`: the fraction of labelled rows with a positive among their first `count` passages.
         """
         rows = self.loader.rows
         queries_RD = encode(retriever, self.loader.tokens.queries, "query", self.batch, console)
@@ -87,11 +88,12 @@ class Candidates:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The table under a name that holds its step, for a checkpoint."""
+        """The table for a checkpoint, under a name that contains its step."""
         return {} if self.loader.found_RK is None else {f"candidates-{self.step}": self.loader.found_RK}
 
     def restore(self, checkpoint: Path) -> bool:
-        """Offers the table that a checkpoint kept; False where it has none. Raises UserError for other rows' table."""
+        """Gives the loader the table of a checkpoint; returns False if it contains none. Raises UserError if the table
+        belongs to other rows or to another corpus."""
         file = next(checkpoint.glob("candidates-*.npy"), None)
         if file is None:
             return False
@@ -109,7 +111,7 @@ class Candidates:
 
 
 def without_positives(numbers_BK: np.ndarray, rows: Sequence[Example], count: int) -> np.ndarray:
-    """(B, count) int32: each row's first passages that are no positives of its query, -1 where there are no more."""
+    """(B, count) int32: for each row the first passages that are not positives of its query, then -1."""
     table = np.full((len(rows), count), -1, dtype=np.int32)
     for line, found, row in zip(table, numbers_BK, rows, strict=True):
         kept = found[(found >= 0) & ~np.isin(found, row.positives + row.also)][:count]

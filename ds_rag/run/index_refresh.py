@@ -1,11 +1,11 @@
-"""The index stage of training: when it is due the corpus is encoded again, an index made and swapped in, and held-out
-queries are scored on it.
+"""The index stage of training. When a refresh is due, the corpus is encoded again, a new index replaces the old one,
+and the held-out queries are scored on it.
 
-`sync`: training waits. `async`: a thread encodes this rank's share with a copy of the retriever, and training goes on.
-At the end of each step, only while a refresh is under way, the ranks agree by one small reduction whether all are
-done; then the index is swapped in on all of them at the same step. The thread takes part in no collective and draws
-no random number, so losses are those of `sync`, bit for bit (but where rows take candidates from the index). A refresh
-that is older than `--refresh_staleness` steps, or still under way when the next is due, is waited for.
+`sync`: training waits for the refresh. `async`: a thread encodes this rank's shard with a copy of the retriever while
+training continues. At the end of each step during a refresh the ranks agree, by one small reduction, whether all of
+them are done; if so, all put the new index to use at the same step. The thread takes part in no collective and draws no
+random number, so the losses are bitwise those of `sync` (except where rows take candidates from the index). Training
+waits for a refresh that is older than `--refresh_staleness` steps, or still under way when the next one is due.
 """
 
 from __future__ import annotations
@@ -45,31 +45,36 @@ from ds_rag.runtime.long_waits import meet
 
 @dataclass
 class Landed:
-    """An index that was swapped in. step: of its weights; at: the step after which it was. whole: every vector by those
-    weights. retriever: those weights, for queries to this index; under `sync` the one that is trained, so until the
-    next step. figures: for metrics.jsonl."""
+    """A new index that is in use.
+
+    step: that of the weights which made it; at: the step after which it was put to use. full: every passage was encoded
+    by these weights, none kept or mapped from an older index. retriever: has these weights, to embed queries for this
+    index; under `sync` it is the retriever in training, so this holds only until the next step. figures: for
+    metrics.jsonl.
+    """
 
     result: Evaluation
     step: int
     at: int
-    whole: bool
+    full: bool
     retriever: Retriever
     figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The evaluation's, and where it came late, when."""
+        """The metrics of the evaluation, and `landed` if the index was put to use after a later step than its own."""
         return self.result.metrics | ({"landed": self.at} if self.at != self.step else {})
 
 
 @dataclass
 class Pending:
-    """A refresh under way. build_next: its job is still the encoding, and merging waits for all ranks'."""
+    """A refresh under way. began: time.monotonic() at its start; stalled: seconds for which training has waited for it.
+    build_next: its job only encodes; when all ranks have done so, another job merges the shards."""
 
     step: int
     retriever: Retriever
     model: str
-    whole: bool
+    full: bool
     began: float
     stalled: float
     job: Background
@@ -77,8 +82,8 @@ class Pending:
 
 
 class IndexStage:
-    """`built.index` is the freshest index, `step` that of the weights it belongs to. All ranks call every method
-    together."""
+    """Refreshes and searches the index of a run. `built.index` is the newest index, `step` that of the weights which
+    made it. All ranks call every method together."""
 
     def __init__(
         self,
@@ -89,40 +94,43 @@ class IndexStage:
         console: Console,
         needed: bool = False,
     ):
-        """folder: the run's. needed: the index is refreshed on schedule also where there is nothing to evaluate."""
+        """folder: the run's. needed: refresh the index on schedule even if there are no rows to evaluate."""
         self.parts, self.settings, self.evaluator, self.console = parts, settings, evaluator, console
         self.wanted = needed or bool(parts.data.evaluation)
         self.folder = folder / "refresh"
         self.corpus = Corpus(parts.eval_tokens.passages, parts.retriever, settings.per_device_eval_batch_size)
         self.built: Built | None = None
-        self.step, self.model, self.whole = -1, "", False
-        self.best: int | None = None  # under --load_best_model_at_end this step's vectors stay: they may be the run's
+        self.step, self.model, self.full = -1, "", False
+        self.best: int | None = (
+            None  # under --load_best_model_at_end this step's vectors are kept: the run may need them
+        )
         self.pending: Pending | None = None
         self.cancel = threading.Event()
         self.stalled, self.loop_seconds = 0.0, 0.0
         self.stream = torch.cuda.Stream() if parts.device.type == "cuda" else None
 
     def search(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(scores_Bk float32, numbers_Bk int64) of the freshest index for the same queries on all ranks; numbers are of
-        the passage table."""
+        """(scores_Bk float32, numbers_Bk int64) from the newest index, for the same queries on all ranks; the numbers
+        are those of the passage table."""
         assert self.built is not None, "no refresh yet"
         return self.built.index.search(queries_BD, k)
 
-    def refresh(self, step: int, progress: bool = False, whole: bool = True) -> Landed:
-        """Now, and by the weights as they are; training waits. whole: every passage, whatever `--refresh_fraction`."""
+    def refresh(self, step: int, progress: bool = False, full: bool = True) -> Landed:
+        """Refreshes the index now, with the current weights, while training waits. full: encode every passage, whatever
+        `--refresh_fraction` says."""
         assert self.pending is None
         began, retriever = time.monotonic(), self.parts.retriever
-        model, whole = fingerprint(retriever), whole or not self._partial()
-        if self._stands(model):
+        model, full = fingerprint(retriever), full or not self._partial()
+        if self._is_current(model):
             self._note_same_weights(step)
         else:
             console = self.console if progress else Console(speaks=False)
-            share = self._encode(retriever, model, step, whole, False, console)
-            self._swap(build_together(self.corpus, share, self._folder(step), self.settings), step, model, whole)
+            shard = self._encode(retriever, model, step, full, False, console)
+            self._swap(build_together(self.corpus, shard, self._folder(step), self.settings), step, model, full)
         return self._land(step, retriever, began, time.monotonic() - began)
 
     def after_step(self, step: int) -> Landed | None:
-        """To be called after every optimizer step: begins what is due, and returns what landed."""
+        """To be called after every optimizer step: begins a refresh that is due; returns an index that landed."""
         due = self.wanted and self.parts.schedule.due(step) and step < self.parts.total_steps
         landed = None
         if self.pending is not None:
@@ -131,50 +139,50 @@ class IndexStage:
             return landed
         began = time.monotonic()
         model = fingerprint(self.parts.retriever)
-        if self.settings.refresh_mode == "async" and (landed or not self._stands(model)):
+        if self.settings.refresh_mode == "async" and (landed or not self._is_current(model)):
             self._begin(step, model, began)
             self.stalled += time.monotonic() - began
             return landed
-        landed = self.refresh(step, whole=False)
+        landed = self.refresh(step, full=False)
         self.stalled += landed.figures["stall_seconds"]
         return landed
 
     def drain(self, step: int) -> Landed | None:
-        """What is under way when training ends, waited for: its figures belong to the run."""
+        """Waits for a refresh that is under way when training ends: its figures belong to the run."""
         return self._poll(step, wait=True) if self.pending else None
 
     def _begin(self, step: int, model: str, began: float) -> None:
         """Copies the weights and starts the thread."""
-        retriever, whole = snapshot(self.parts.engines), not self._partial()
+        retriever, full = snapshot(self.parts.engines), not self._partial()
         if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream())  # for the copy
-        alone = self.corpus.world == 1 or self.settings.index_shards == "keep"  # no other rank's share is waited for
+            self.stream.wait_stream(torch.cuda.current_stream())  # until the weights are copied
+        alone = self.corpus.world == 1 or self.settings.index_shards == "keep"  # needs no other rank's shard
 
         def work() -> EncodedShard | Built:
             with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
-                share = self._encode(retriever, model, step, whole, True, Console(speaks=False))
-            return build(self.corpus, share, self._folder(step), self.settings) if alone else share
+                shard = self._encode(retriever, model, step, full, True, Console(speaks=False))
+            return build(self.corpus, shard, self._folder(step), self.settings) if alone else shard
 
         job = Background(work)
         stalled = time.monotonic() - began
-        self.pending = Pending(step, retriever, model, whole, began, stalled, job, build_next=not alone)
+        self.pending = Pending(step, retriever, model, full, began, stalled, job, build_next=not alone)
 
     def _poll(self, step: int, wait: bool) -> Landed | None:
-        """One look, or a wait until all ranks are done."""
+        """Checks once whether all ranks are done, or waits until they are; returns the index if so."""
         pending = self.pending
         assert pending is not None
         began = time.monotonic()
         done = self._done(pending, wait)
         if done:
             self.pending = None
-            self._swap(pending.job.value, pending.step, pending.model, pending.whole)
+            self._swap(pending.job.value, pending.step, pending.model, pending.full)
         seconds = time.monotonic() - began
         self.stalled += seconds
         pending.stalled += seconds
         return self._land(step, pending.retriever, pending.began, pending.stalled) if done else None
 
     def _done(self, pending: Pending, wait: bool) -> bool:
-        """On all ranks; where shares are merged, that is begun once all are there."""
+        """Whether all ranks are done. If shards are merged, the merging begins here, once all of them are encoded."""
         while True:
             if meet(pending.job, "the index stage", collectives.beat() if wait else 0):
                 if not wait:
@@ -183,16 +191,17 @@ class IndexStage:
                 continue
             if not pending.build_next:
                 return True
-            share, where = pending.job.value, self._folder(pending.step)
+            shard, where = pending.job.value, self._folder(pending.step)
             pending.job, pending.build_next = (
-                Background(partial(build, self.corpus, share, where, self.settings)),
+                Background(partial(build, self.corpus, shard, where, self.settings)),
                 False,
             )
 
     def _encode(
-        self, retriever: Retriever, model: str, step: int, whole: bool, alone: bool, console: Console
+        self, retriever: Retriever, model: str, step: int, full: bool, alone: bool, console: Console
     ) -> EncodedShard:
-        """This rank's share; whole, or what has moved most. alone: without the other ranks, as in a thread."""
+        """This rank's shard. full: every passage is encoded, else only those that have drifted most. alone: without the
+        other ranks, as in a thread."""
         where = self._folder(step)
 
         def watch(count: int) -> None:
@@ -202,11 +211,11 @@ class IndexStage:
 
         with console.progress(len(self.corpus.numbers_n), "encoding passages", unit="passage") as meter:
             encoder = Encoder(retriever, model, step, watch, alone)
-            if whole:
+            if full:
                 return encode_shard(encoder, self.corpus, where)
             assert self.built is not None
             return update_shard(
-                encoder, self.corpus, where, self.built.share, self.settings.refresh_fraction, self.parts.loader.seed
+                encoder, self.corpus, where, self.built.shard, self.settings.refresh_fraction, self.parts.loader.seed
             )
 
     def _folder(self, step: int) -> Path:
@@ -216,44 +225,44 @@ class IndexStage:
         fraction = self.settings.refresh_fraction
         return self.built is not None and (fraction == "auto" or float(fraction) < 1)
 
-    def _stands(self, model: str) -> bool:
-        """Is the index whole and of these very weights, on all ranks (a frozen retriever's)?"""
-        other = not (self.built is not None and self.whole and self.model == model)
+    def _is_current(self, model: str) -> bool:
+        """Whether every vector of the index was made by these weights, on all ranks: so it is if they are frozen."""
+        other = not (self.built is not None and self.full and self.model == model)
         return not collectives.all_sum({"other": float(other)}, self.parts.device)["other"]
 
     def _note_same_weights(self, step: int) -> None:
         assert self.built is not None
         self.step = step
-        self.built.share.steps_n[:] = step
+        self.built.shard.steps_n[:] = step
 
-    def _swap(self, built: Built, step: int, model: str, whole: bool) -> None:
-        """The new index serves; what the old one was made from goes."""
-        self.built, self.step, self.model, self.whole = built, step, model, whole
+    def _swap(self, built: Built, step: int, model: str, full: bool) -> None:
+        """Puts the new index to use, and deletes the files that the old one was made from."""
+        self.built, self.step, self.model, self.full = built, step, model, full
         if collectives.rank() == 0:
             kept = {step, self.best} if self.settings.load_best_model_at_end else {step}
             for old in self.folder.glob("step-*"):
                 if old not in [self._folder(s) for s in kept if s is not None]:
                     remove_shards(old)
-        collectives.barrier()  # or another rank's next refresh might go with it
+        collectives.barrier()  # otherwise files of another rank's next refresh might be deleted too
 
     def _land(self, at: int, retriever: Retriever, began: float, stalled: float) -> Landed:
-        """Scores the held-out queries on the new index. They are embedded by the index's own weights; the answers are
-        today's generator's."""
+        """Scores the held-out queries on the new index. The weights that made the index embed them; the answers come
+        from the generator with its current weights."""
         assert self.built is not None
         figures = {"landed": at, "seconds": time.monotonic() - began, "stall_seconds": stalled}
-        figures |= shard_figures(self.built.share, at, len(self.corpus.tokens), self.parts.device)
+        figures |= shard_figures(self.built.shard, at, len(self.corpus.tokens), self.parts.device)
         result = self.evaluator.measure(self.built.index, retriever)
         if result.retrieved is not None:
-            figures["distinct_passages"] = result.retrieved.share
-        return Landed(result, self.step, at, self.whole, retriever, figures)
+            figures["distinct_passages"] = result.retrieved.fraction
+        return Landed(result, self.step, at, self.full, retriever, figures)
 
     def __enter__(self) -> IndexStage:
-        """The loop begins."""
+        """The training loop begins."""
         self.loop_began = time.monotonic()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """The loop ends, or broke: a thread that still runs ends too."""
+        """The training loop ends, by an error too: a refresh that is still under way is cancelled."""
         self.loop_seconds = time.monotonic() - self.loop_began
         if self.pending is not None:
             self.cancel.set()
@@ -262,12 +271,12 @@ class IndexStage:
 
     @property
     def stall_fraction(self) -> float:
-        """Of the loop's time, what it stood still for the index, the search of candidates counted: not the scoring of
-        held-out queries."""
+        """The fraction of the loop's time in which training waited for the index. The search for candidates counts, the
+        scoring of held-out queries does not."""
         return self.stalled / self.loop_seconds if self.loop_seconds else 0.0
 
     def clear(self) -> None:
-        """Removes what the index was made from; whoever still maps it keeps it."""
+        """Deletes the files that the index was made from; processes that map them can still read them."""
         collectives.barrier()
         if collectives.rank() == 0:
             for step in self.folder.glob("step-*"):
@@ -276,16 +285,17 @@ class IndexStage:
                 self.folder.rmdir()
 
 
-def shard_figures(share: EncodedShard, at: int, count: int, device: torch.device) -> dict[str, float]:
-    """Over all ranks: how old vectors are, in steps at `at`, and what an update learnt."""
-    every = collectives.gather_objects((np.unique(at - share.steps_n, return_counts=True), share.figures))
+def shard_figures(shard: EncodedShard, at: int, count: int, device: torch.device) -> dict[str, float]:
+    """Over all ranks: the ages of the vectors in steps, at step `at` (mean, maximum, median, 90 %), and the statistics
+    of a partial update. count: passages of the corpus."""
+    every = collectives.gather_objects((np.unique(at - shard.steps_n, return_counts=True), shard.figures))
     ages, counts = (np.concatenate([pair[n] for pair, _ in every]) for n in (0, 1))
     order = np.argsort(ages, kind="stable")
     ages, upto = ages[order], np.cumsum(counts[order])
     found = {"index_age": float((ages * counts[order]).sum() / count), "index_age_max": float(ages[-1])}
-    for share_of_all in (0.5, 0.9):
-        place = np.searchsorted(upto, share_of_all * upto[-1])
-        found[f"index_age_p{100 * share_of_all:.0f}"] = float(ages[place])
+    for quantile in (0.5, 0.9):
+        place = np.searchsorted(upto, quantile * upto[-1])
+        found[f"index_age_p{100 * quantile:.0f}"] = float(ages[place])
     if all(figures for _, figures in every):
         sums = {name: sum(figures[name] for _, figures in every) for name in every[0][1]}
         found |= {name: sums[name] / max(1.0, sums["sampled"]) for name in ("drift", "drift_moved")}

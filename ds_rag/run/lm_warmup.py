@@ -1,4 +1,4 @@
-"""Plain language modelling of the corpus by the generator, for one that starts from a configuration."""
+"""Language-model warm-up: trains a new generator on the corpus by next-token prediction, before joint training."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ds_rag.step.non_finite import LOSS, BadSteps
 
 
 def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metrics) -> None:
-    """`--lm_warmup_steps` steps of next-token prediction on random passages; the retriever stays as it is.
+    """`--lm_warmup_steps` steps of next-token prediction on random passages; the retriever is not changed.
 
-    The loss is the mean over the step's tokens, on all ranks. It is reported as kind 'lm_warmup', so that no one
-    takes it for the joint objective.
+    The loss is the mean over the step's tokens on all ranks, in nats. Its kind in metrics.jsonl is 'lm_warmup', so that
+    it is not confused with the joint objective.
     """
     steps, optim, engines = config.optim.lm_warmup_steps, config.optim, parts.engines
     table, prompt = parts.loader.tokens.generator_passages, parts.prompt
     if not steps or "generator" not in engines.learning or table is None or prompt is None or parts.generator is None:
         return
     if not config.model.generator.startswith("config:"):
-        console.say("note: --lm_warmup_steps is for a new generator; this one is trained, so it has none", "yellow")
+        console.say("note: --lm_warmup_steps is for a new generator; this one is pretrained: no warm-up", "yellow")
         return
     stop_signals.phase("the language-model warm-up")
     rng = np.random.default_rng([optim.seed, 2])

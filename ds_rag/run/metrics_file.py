@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: the figures of a run, a JSON object a line; trackers are sent the same figures."""
+"""`metrics.jsonl`: the figures of a run, one JSON object per line. Trackers are sent the same figures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ds_rag.config import RunConfig
 from ds_rag.run.trackers import TrackedRun, Tracking, start_tracking
 from ds_rag.runtime import collectives
 
-INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines
+INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines that the index stage writes
 
 
 class Metrics:
-    """The file, and the trackers beside it. Rank 0 has both; elsewhere nothing is written."""
+    """Writes the file and logs to the trackers, on rank 0; on other ranks it does nothing."""
 
     def __init__(
         self,
@@ -27,21 +27,21 @@ class Metrics:
         say: Callable[[str], None] = lambda text: None,
         tracking: Tracking | None = None,
     ):
-        """folder: the run's; None: nothing is written. resumed_at: lines of later steps are taken back, for they come
-        again; None: a new run. refreshed: the last step whose index stage was done when that checkpoint was saved.
-        say: told where lines are damaged."""
+        """folder: the run's; None: nothing is written. resumed_at: the step of the checkpoint; lines of later steps are
+        removed, because these steps are repeated; None: a new run. refreshed: the last step whose index stage was done
+        when the checkpoint was saved. say: is given a warning if lines are damaged."""
         self.file = open_lines(folder, resumed_at, refreshed, say) if folder else None
         self.tracking = tracking or Tracking()
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """A line, at once. Raises OSError with the file's name."""
+        """Writes a line, without buffering. Raises OSError with the file's name."""
         if not self.file:
             return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         try:
             self.file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
             self.file.flush()
-        except OSError as error:  # says nothing of its file by itself
+        except OSError as error:  # by itself it does not name the file
             raise OSError(error.errno, error.strerror, self.file.name) from None
         self.tracking.log(kind, step, values)
 
@@ -54,7 +54,7 @@ class Metrics:
 def open_metrics(
     config: RunConfig, folder: Path, resumed_at: int | None, refreshed: int | None, say: Callable[[str], None]
 ) -> Metrics:
-    """The run's, with the trackers of `--report_to` started; see `Metrics` and `start_tracking`."""
+    """Opens the run's metrics file and starts the trackers of `--report_to`; see `Metrics` and `start_tracking`."""
     if collectives.rank() != 0:
         return Metrics(None)
     tracking = start_tracking(config.run.report_to, TrackedRun(folder, config.flat(), resumed_at), say)
@@ -62,8 +62,8 @@ def open_metrics(
 
 
 def open_lines(folder: Path, resumed_at: int | None, refreshed: int | None, say: Callable[[str], None]) -> IO[str]:
-    """The file, to be appended to, with the lines that a resumed run keeps. Where lines are damaged, the file as it was
-    is kept beside."""
+    """Opens the file for appending, with the lines that a resumed run keeps. If lines are damaged, the old file is
+    kept under another name."""
     path = folder / "metrics.jsonl"
     kept, unread = lines_up_to(path, resumed_at, refreshed) if resumed_at is not None else ([], 0)
     if unread:
@@ -78,8 +78,8 @@ def open_lines(folder: Path, resumed_at: int | None, refreshed: int | None, say:
 
 
 def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> tuple[list[str], int]:
-    """Lines of steps up to this one, without this one's index stage where that is done again; and how many could not be
-    read, but for a last one that a crash has cut short."""
+    """(lines to keep, number of lines that cannot be read). Kept are lines of steps up to `step`, without its index
+    stage if that is repeated (`refreshed` is an earlier step). A last line that a crash cut off does not count."""
     again = INDEX_STAGE if refreshed is not None and refreshed < step else ()
     kept, unread = [], 0
     for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:

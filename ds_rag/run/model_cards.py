@@ -1,4 +1,4 @@
-"""Model cards: how a saved model was trained, in words a reader of its folder needs."""
+"""Model cards: the README.md of a saved model, which says how it was trained and how to open it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ KIND = {
 
 
 def warmed(config: RunConfig) -> bool:
-    """Did the generator get its language-model warm-up? (Only a new one that learns does.)"""
+    """Whether the generator had a language-model warm-up: only a new generator that is trained has one."""
     new = config.model.generator.startswith("config:")
     return bool(config.optim.lm_warmup_steps) and new and config.model.freeze != "generator"
 
 
 def code(text: str) -> str:
-    """A Markdown code span that `text` cannot leave, in which it is no markup: prompts and paths come from anywhere."""
+    """`text` as a Markdown code span, with a fence that it cannot close: prompts and paths may contain any markup."""
     text = one_line(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if "`" in text else ""
@@ -36,7 +36,8 @@ def code(text: str) -> str:
 
 
 def card(name: str, config: RunConfig, steps: int, metrics: dict[str, float], facts: dict[str, Any]) -> str:
-    """A Markdown card for 'retriever' or 'generator'. facts: further lines, such as the pooling or the prompt."""
+    """The Markdown card of a model. name: 'retriever' or 'generator'; facts: further lines, such as the pooling or the
+    prompt."""
     source = getattr(config.model, name)
     frozen = config.model.freeze == name
     rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in metrics.items())
@@ -62,5 +63,5 @@ micro-batch) on {code(config.data.train_data)}.
 
 | held-out metric | value |
 |---|---|
-{rows or "| none was taken | |"}
+{rows or "| not measured | |"}
 """

@@ -1,4 +1,4 @@
-"""Opening what was saved: a run's folder, or plain model folders, for evaluation, indexing and questions."""
+"""Opens saved models for evaluation, indexing and questions: those of a run, or plain model folders."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.library_messages import quiet_libraries
 
+# Settings that describe the rows of a run: they do not apply to other rows.
 OF_ITS_ROWS = {"corpus", "max_eval_samples", "on_bad_row", "folds", "fold", "eval_fraction"} | {
     f.name for f in fields(DataConfig) if f.name.endswith("_column")
 }
 
-# Flags of data, models and evaluation that training alone reads.
+# Settings of data, models and evaluation that only training uses.
 OF_TRAINING = {
     *(
         "train_data",
@@ -43,7 +44,7 @@ OF_TRAINING = {
 
 @dataclass
 class Saved:
-    """Models with the configuration they are used under; `run` is None for plain folders."""
+    """Opened models, and the configuration to use them with. run: the run's folder; None for plain model folders."""
 
     run: Path | None
     config: RunConfig
@@ -53,16 +54,16 @@ class Saved:
 
 
 def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
-    """The models that the arguments name. A run's own configuration holds where no flag says otherwise. All ranks
-    together.
+    """Opens the models that the arguments name. The configuration is the run's own, overridden by flags. All ranks call
+    it together.
 
-    hashes: a run's files are held against those, not against their sizes alone (1 s a GB). Raises UserError.
+    hashes: verify the run's files by hash, not only by size (1 s per GB). Raises UserError.
     """
     quiet_libraries()
     given = settings_of(args)
     if idle := sorted(OF_TRAINING & set(given)):
         raise UserError(
-            "settings of training, which have no effect here",
+            "settings that only training uses, which have no effect here",
             found=", ".join(f"--{name}" for name in idle),
             fix="leave them out" + (" (--data FILE names the rows)" if "train_data" in idle else ""),
         )
@@ -74,17 +75,17 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
         if clash := {"retriever", "generator"} & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
         values = config_and_results.configuration(run)
-        if "eval_data" in given:  # other rows: what belonged to the run's own does not hold for them
+        if "eval_data" in given:  # other rows than the run's
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
-        values.setdefault("prompt_version", "1")  # runs that do not say are of the time before
+        values.setdefault("prompt_version", "1")  # runs from before this setting existed
         config = build(values | given)
         retriever, generator = open_pair(run, config.model, config.data, set(given))
         if export.ready(run, hashes=False) != manifest:
-            raise UserError(f"{run}: another job has just written this run again", fix="the same command again")
+            raise UserError(f"{run}: another job has just replaced this run's models", fix="run the command again")
     else:
         if "retriever" not in given:
             raise UserError("no models", expected="--run RUN, or --retriever FOLDER (and --generator FOLDER)")
-        for name in ("retriever", "generator"):  # its tokenizer would be trained, on nothing, and written somewhere
+        for name in ("retriever", "generator"):  # a new model has no tokenizer yet, and here are no texts to train one
             if str(given.get(name, "")).startswith("config:"):
                 raise UserError(f"--{name} {given[name]}: a new model", expected="the folder of one that was saved")
         run, config = None, build(given)

@@ -1,4 +1,4 @@
-"""The run's folder: what it may be called, and whose it is."""
+"""The run's folder: which paths are allowed, and whether a folder that exists may be used or replaced."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ NOT_BEGUN, BEGUN, ENDED = "not begun", "begun", "ended"
 
 
 def check_path(output_dir: str) -> Path:
-    """`--output_dir` as a path. Raises UserError for a name or a way to it that could surprise.
+    """`--output_dir` as a path. Raises UserError for a name that is not allowed, or a path that could lead to a
+    surprising place.
 
-    The last component is the run's name. What leads there is the user's own: an absolute path may lead anywhere, and
-    folders on the way may be links; a relative one stays within the working directory. The run's folder itself may be
-    a link to one beside it only: what is cleared and written there should lie where it says.
+    The last component is the run's name. An absolute path may lead anywhere, and its parent folders may be links; a
+    relative path must stay within the working directory. The run's folder itself may only be a link to a folder with
+    the same parent: files should be written, and deleted, where the path says.
     """
     if "\0" in output_dir:
         raise UserError("--output_dir: a NUL character", found=repr(output_dir), expected="a path")
@@ -56,10 +57,11 @@ def check_path(output_dir: str) -> Path:
 
 
 def claim(config: RunConfig) -> Path:
-    """The run's folder: new, empty, or to be resumed, and from now on held by this process (folder_lock.py).
+    """Returns the run's folder (new, empty, or to be resumed) and locks it for this process (folder_lock.py).
 
-    Replaced are the built-in run's own default folder, where that run has finished or never begun, and what a run left
-    that failed before its first figure; both only where no file of the user's lies there. Raises UserError.
+    Two kinds of folders are cleared first, if they contain no file of the user's: the default folder of the built-in
+    run, if the run in it has finished or never begun; and a run that failed before its first figure. Raises UserError
+    for any other folder with content.
     """
     folder = check_path(config.run.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -67,23 +69,23 @@ def claim(config: RunConfig) -> Path:
     check_place(folder / "config.json", "--output_dir")
     json_files.check_kinds(folder)
     if (folder / folder_lock.FILE).exists():
-        folder_lock.hold(folder)  # first: that another job is at work there says more than that the folder is not empty
+        folder_lock.hold(folder)  # first: "another job uses it" tells more than "the folder is not empty"
     may_be_cleared(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     folder_lock.hold(folder)
-    if may_be_cleared(folder, config):  # again, for another job may have been at work there
+    if may_be_cleared(folder, config):  # again, because another job may have used it before the lock was ours
         clear(folder)
     for entry in folder.iterdir():
         check_access(entry, os.W_OK, "--output_dir")
     stop_signals.forget(folder)
     if config.run.resume == "never":
-        # From now on it is a run's.
+        # This marks the folder as a run's.
         (folder / json_files.CONFIG).write_text(config_and_results.configuration_text(config), encoding="utf-8")
     return folder
 
 
 def clear(folder: Path) -> None:
-    """What a run has left goes; of links only the links, and not the lock."""
+    """Deletes everything in the folder except the lock. Of links only the link is deleted."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -92,8 +94,8 @@ def clear(folder: Path) -> None:
 
 
 def may_be_cleared(folder: Path, config: RunConfig) -> bool:
-    """Does it hold what this run replaces? False where it holds nothing, or what this run goes on with. Raises
-    UserError where it holds anything else."""
+    """Whether the folder contains something that this run may delete. False if it is empty or missing, or contains the
+    run to be resumed. Raises UserError if it contains anything else."""
     names = {f.name for f in folder.iterdir()} - {folder_lock.FILE} if folder.is_dir() else set()
     if not names:
         return False
@@ -103,7 +105,7 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
             raise UserError(
                 "--output_dir: a folder of something else than a run",
                 found=f"{folder}, with {listed(foreign or ['config.json'])}",
-                expected="a run to go on with, or a new or empty folder",
+                expected="a run to resume, or a new or empty folder",
             )
         return False
     done = standing(folder)
@@ -113,11 +115,11 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
                 "--output_dir: the run there has not ended, so it is not replaced",
                 found=f"{folder}, {how_far(folder)}",
                 expected="a run that has ended, or that never began",
-                fix="--resume auto goes on with it; --output_dir runs/ANOTHER begins anew beside it",
+                fix="--resume auto continues it; --output_dir runs/ANOTHER starts a new run",
             )
         if foreign := foreign + written_on(folder):
             raise UserError(
-                "--output_dir: the run there is not replaced, for there are files that are not a run's",
+                "--output_dir: the run there is not replaced, because its folder contains files that are not a run's",
                 found=f"{folder}, with {listed(foreign)}",
                 fix="move them away, or --output_dir runs/ANOTHER",
             )
@@ -133,8 +135,8 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
 
 
 def written_on(folder: Path) -> list[str]:
-    """The models' cards that the user has gone on writing, as paths in a run's folder."""
-    from ds_rag.runtime import atomic_folders  # torch comes with it
+    """The models' cards that the user has edited, as paths relative to the run's folder."""
+    from ds_rag.runtime import atomic_folders  # imports torch
 
     named = (atomic_folders.read_manifest(folder) or {}).get("files", {})
     cards = [name for name in named if name.endswith("/README.md") and (folder / name).is_file()]
@@ -142,8 +144,9 @@ def written_on(folder: Path) -> list[str]:
 
 
 def standing(folder: Path) -> str:
-    """How far the run in a folder has come. BEGUN: there are figures or a checkpoint, and no end that they led to, as
-    in one that was stopped, killed or failed, or that went on after its end and then was."""
+    """The state of the run in a folder. ENDED: results.json covers its last step. BEGUN: there are figures, a
+    checkpoint or models, but the run did not end: it was stopped or killed, or failed, perhaps after it was resumed to
+    run longer. NOT_BEGUN: none of these."""
     last, ended = last_step(folder), steps_at_end(folder)
     if ended is None:
         kept = any((folder / name).exists() for name in ("results.json", "retriever", "generator", "index"))
@@ -152,7 +155,7 @@ def standing(folder: Path) -> str:
 
 
 def last_step(folder: Path) -> int | None:
-    """The last step that a run has left figures or a checkpoint of; None: none."""
+    """The last step of which the folder has figures or a checkpoint; None if there is none."""
     kept = (re.fullmatch(r"(?:abandoned-)?step-(\d+)", f.name) for f in folder.glob("checkpoints/*"))
     steps = [int(name[1]) for name in kept if name]
     metrics = folder / "metrics.jsonl"
@@ -165,7 +168,7 @@ def last_step(folder: Path) -> int | None:
 
 
 def steps_at_end(folder: Path) -> int | None:
-    """Steps of the run as `results.json`, which is written last, tells them."""
+    """The number of steps in results.json, which is written last; None if it is missing or damaged."""
     try:
         return int(json.loads((folder / "results.json").read_text(encoding="utf-8"))["steps"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -178,12 +181,12 @@ def how_far(folder: Path) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Has a run made this folder? By its configuration, or a checkpoint where that is damaged."""
+    """Whether a run made this folder: by its configuration, or by a checkpoint if the configuration is damaged."""
     return configured(folder) or any(folder.glob("checkpoints/*step-*/state.json"))
 
 
 def configured(folder: Path) -> bool | None:
-    """Is config.json that of a run, and not another program's? None: there is none, or it is damaged."""
+    """Whether config.json belongs to a run, not to another program; None if it is missing or damaged."""
     try:
         known = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -192,13 +195,13 @@ def configured(folder: Path) -> bool | None:
 
 
 def runs_of_index(folder: Path) -> list[Path]:
-    """The runs whose own index, `RUN/index`, this is, by its name or by where it leads."""
+    """The runs whose own index (`RUN/index`) this folder is, by its path or by the path that a link leads to."""
     places = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
     return [p.parent for p in dict.fromkeys(places) if p.name == "index" and is_run(p.parent)]
 
 
 def check_beside_run(place: Path, flag: str) -> None:
-    """A place in a run's folder is not among what the run itself writes there. Raises UserError."""
+    """Raises UserError for a place in a run's folder that the run itself writes to."""
     for parent in place.parents:
         if is_run(parent):
             path = place.relative_to(parent)

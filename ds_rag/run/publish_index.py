@@ -1,4 +1,4 @@
-"""Putting an index that was built into its place, whole: a run's own, or one beside it."""
+"""Writes an index that was built to its folder, a run's own or another, replacing an older one only when complete."""
 
 from __future__ import annotations
 
@@ -27,29 +27,33 @@ def describe_and_publish(
     settings: EvaluationConfig,
     model_hash: str,
 ) -> None:
-    """`publish` of an index over the corpus of `data`, with a manifest that says what made it.
+    """Publishes an index over the corpus of `data` (see `publish`), with a manifest of what made it.
 
-    corpus: as it was encoded, by `retriever`; model_hash: that of the retriever's folder. Raises as `publish` does.
+    corpus: the token ids that `retriever` encoded; model_hash: that of the retriever's folder. Raises as `publish`
+    does.
     """
     ids, texts = data.ids[: data.corpus_size], data.texts[: data.corpus_size]
     shards, factory = collectives.world() if settings.index_shards == "keep" else 0, settings.index_factory
     made = retriever.settings, shards, precision_of(retriever)
     manifest = replace(describe(model_hash, corpus.dimension, texts, factory, *made), tokens=corpus.digest)
-    if data.source and collectives.rank() == 0:  # whose manifest is written
+    if data.source and collectives.rank() == 0:  # only rank 0's manifest is written
         manifest = replace(manifest, source=str(data.source.path), source_files=data.source.sealed())
     publish(folder, built, ids, texts, manifest)
 
 
 def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest) -> None:
-    """Writes the index beside `folder`, all ranks together, and puts it in its place whole: until then an index that is
-    there serves, and after a failure it still does. Where `folder` is a link, it stays one. Raises RunError on every
-    rank where one could not write, or where what is in the place is no index of ours, or held by another job."""
+    """Writes the index to a temporary folder, which then replaces `folder` in one step. All ranks call it together.
+
+    Until then, and after a failure, an index that is in `folder` can be used. If `folder` is a link, the folder that it
+    leads to is replaced. Raises RunError on every rank if one of them could not write, or if `folder` is not an index
+    or another job holds it.
+    """
     stop_signals.phase("writing the index")
 
     def write(part: Path) -> None:
         if manifest.shards:
             write_shard(
-                part, collectives.rank(), built.index.parts, built.share.vectors_nD, built.share.numbers_n, manifest
+                part, collectives.rank(), built.index.parts, built.shard.vectors_nD, built.shard.numbers_n, manifest
             )
         elif collectives.rank() == 0:
             assert built.vectors_ND is not None
@@ -75,5 +79,5 @@ def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manife
                 part, place, {"kind": "index", **asdict(manifest)}, atomic_folders.attempt(lambda: write(part))
             )
     except OSError as error:
-        fix = "see to that, then again: an index that was there is whole"
+        fix = "correct this, then run the command again: an index that was there is unchanged"
         raise not_written(f"the index {folder}", error, folder.parent, fix) from None

@@ -1,4 +1,5 @@
-"""Is it the same run that goes on? What a checkpoint says of its run, held against the one that is starting."""
+"""Checks that a resumed run is the run of its checkpoint: compares the facts in its manifest with those of this
+start."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from ds_rag.runtime.errors import UserError
 
 
 def run_facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
-    """What the run is, for a checkpoint's manifest. A collective."""
+    """The facts about a run that a checkpoint's manifest contains. All ranks call it together."""
     return {
         "global_batch": parts.loader.global_batch,
         "per_device_batch": parts.loader.batch,
@@ -43,7 +44,7 @@ def run_facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
 
 
 def data_hash(parts: Parts) -> str:
-    """Of the training rows and passages as the models read them: texts, order, tokenizers and lengths at once."""
+    """A hash of the training rows and passages as token ids: it covers texts, order, tokenizers and lengths."""
     tokens, digest = parts.loader.tokens, hashlib.sha256()
     tables = (tokens.queries, tokens.passages, tokens.generator_queries, tokens.generator_passages)
     for table in (*tables, tokens.generator_answers):
@@ -54,7 +55,7 @@ def data_hash(parts: Parts) -> str:
 
 
 def evaluation_hash(parts: Parts) -> str:
-    """Of the held-out rows, by which the best step is found."""
+    """A hash of the held-out rows, which decide the best step."""
     digest = hashlib.sha256()
     for row in parts.data.evaluation:
         digest.update(repr((row.query, row.answers, row.positives)).encode())
@@ -62,7 +63,7 @@ def evaluation_hash(parts: Parts) -> str:
 
 
 def unsaved_weights(config: RunConfig, parts: Parts) -> dict[str, str]:
-    """Hashes of the weights that no checkpoint holds: of a frozen model's folder, and of the base under adapters."""
+    """Hashes of the weights that checkpoints do not contain: those of a frozen model, and of the base of adapters."""
     found = {}
     for name, module in parts.engines.modules.items():
         source = getattr(config.model, name)
@@ -72,14 +73,14 @@ def unsaved_weights(config: RunConfig, parts: Parts) -> dict[str, str]:
 
 
 def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> None:
-    """The same rows a step on this number of ranks: accumulation follows, where neither a flag nor a DeepSpeed file
-    fixes it.
+    """Adapts gradient accumulation to the number of ranks, so that a step has as many rows as in the checkpoint's run,
+    unless a flag or a DeepSpeed file sets it.
 
-    Raises UserError where the ranks cannot share a step's rows evenly.
+    Raises UserError if the rows of a step cannot be split evenly among the ranks.
     """
     saved = (atomic_folders.read_manifest(folder) or {}).get("global_batch")
     optim, world, key = config.optim, collectives.world(), "gradient_accumulation_steps"
-    files = read_files(config)  # what they say literally the run will adopt
+    files = read_files(config)  # numbers in them override the settings
     accumulation = literal(files, key)
     fixed = key in config.explicit or accumulation is not None
     batch = literal(files, "train_micro_batch_size_per_gpu") or optim.per_device_train_batch_size
@@ -92,7 +93,7 @@ def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> No
         say(f"note: {optim.gradient_accumulation_steps} micro-batches a step on {world} ranks: the same {saved} rows")
         return
     unit = batch * (optim.gradient_accumulation_steps if fixed else 1)
-    most = saved // unit  # ranks; fewer do where accumulation can make up for them
+    most = saved // unit  # ranks; with free accumulation fewer are possible
     sizes = [n for n in ([most] if fixed else range(1, most + 1)) if n and saved % (unit * n) == 0]
     raise UserError(
         f"{folder}: a step of its run has {saved} rows",
@@ -103,26 +104,27 @@ def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> No
 
 
 def literal(files: list[dict[str, Any]], key: str) -> int | None:
-    """What a DeepSpeed file says of `key` other than "auto". (That two of them disagree assembly says.)"""
+    """The number that a DeepSpeed file gives for `key`; None if all say "auto" or nothing. (Two files that disagree are
+    an error of assembly.)"""
     return next((value for raw in files if isinstance(value := raw.get(key), int)), None)
 
 
 def fixed_settings(config: RunConfig, prompt: bool) -> set[str]:
-    """The settings that a resumed run must have as its checkpoint has them. Other rules hold for rows a step
-    (`fit_batch`), for what is in the data (`run_facts`) and for the best step (`fit_best`). prompt: has the run one?"""
+    """The settings that must be the same in a resumed run as in its checkpoint. Rows per step (`fit_batch`), the data
+    (`run_facts`) and the best step (`fit_best`) have rules of their own. prompt: whether the run has a prompt."""
     from_index = config.objective.candidates_from != "batch"
     fixed = {key for key, rule in ON_RESUME.items() if rule == FIXED or (rule == INDEX and from_index)}
     return fixed if prompt else fixed - {"prompt_version"}
 
 
 def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Raises UserError for other rows, another tokenizer or other settings than the checkpoint's; with
-    `--resume_changed` says so instead. now: `run_facts`."""
+    """Raises UserError if rows, tokenizers, settings or frozen weights differ from the checkpoint's; with
+    `--resume_changed` prints a warning instead. now: the `run_facts` of this start."""
     then = atomic_folders.read_manifest(folder) or {}
     if "config" not in then:
         return
     check_facts(folder, then)
-    then["config"].setdefault("prompt_version", "1")  # checkpoints that do not say are of the time before
+    then["config"].setdefault("prompt_version", "1")  # checkpoints from before this setting existed
     fixed = fixed_settings(config, now["prompt"])
     wrong = [
         f"--{key}: {then['config'][key]!r} then, {value!r} now"
@@ -130,36 +132,36 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
         if key in then["config"] and key in fixed and then["config"][key] != value
     ]
     if then["data"] != now["data"]:
-        wrong.append("training rows, passages, tokenizers or lengths: other tokens than then")
+        wrong.append("training rows, passages, tokenizers or lengths: the token ids differ")
     if then.get("evaluation", now["evaluation"]) != now["evaluation"]:
-        wrong.append("held-out rows: others than then")
+        wrong.append("held-out rows: they differ")
     for name, weights in now["unsaved"].items():
         if then.get("unsaved", {}).get(name, weights) != weights:
-            wrong.append(f"--{name}: other weights in that folder than then, and no checkpoint holds those")
+            wrong.append(f"--{name}: the weights in that folder have changed, and checkpoints do not contain them")
     if then["global_batch"] != now["global_batch"]:
         wrong.append(f"rows a step: {then['global_batch']} then, {now['global_batch']} now")
     for key in sorted(key for key, rule in ON_RESUME.items() if rule == LENGTH):
         if then["config"].get(key) != now["config"][key]:
             say(f"note: --{key} {then['config'].get(key)} then, {now['config'][key]} now: the learning rate follows it")
     if now["per_device_batch"] != then["per_device_batch"] and config.objective.pool == "rank":
-        say("note: another micro-batch of a rank is another pool of candidates, and so another objective")
+        say("note: another micro-batch size per rank changes the pool of candidates, and so the objective")
     if not wrong:
         return
     if config.run.resume_changed:
-        say("warning: resumed although this has changed:")
+        say("warning: resumed although the following has changed:")
         for line in wrong:
             say(f"    - {line}")
         return
     raise UserError(
-        f"{folder}: of a run that was another",
+        f"{folder}: the checkpoint of another run than this one",
         found=listed(wrong),
         expected="the data, tokenizers, weights and settings that it was saved with",
-        fix="put them back, or --resume_changed to go on all the same",
+        fix="restore them, or --resume_changed to resume all the same",
     )
 
 
 def check_facts(folder: Path, then: dict[str, Any]) -> None:
-    """Raises UserError where a manifest does not say what is looked at here: another version's."""
+    """Raises UserError if a manifest, of another version perhaps, lacks a fact that is compared here."""
     file = folder / atomic_folders.MANIFEST
     kinds: dict[str, Any] = {"config": dict, "data": str, "global_batch": int, "per_device_batch": int}
     kinds |= {name: dict for name in ("versions", "unsaved") if name in then}
@@ -172,8 +174,8 @@ def check_facts(folder: Path, then: dict[str, Any]) -> None:
 
 
 def fit_best(state: TrainState, folder: Path, run: Path, now: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Forgets the best step so far where it cannot be held against those to come: judged by another metric or other
-    rows, or kept by another run. folder: the checkpoint's; run: the run that goes on; now: `run_facts`."""
+    """Forgets the best step so far if it cannot be compared with later ones: it was judged by another metric, on other
+    rows, or in another run. folder: the checkpoint; run: the folder of the resumed run; now: its `run_facts`."""
     then = atomic_folders.read_manifest(folder) or {}
     metric = "metric_for_best_model"
     why = ""

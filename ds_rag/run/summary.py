@@ -1,4 +1,4 @@
-"""What a run says at its beginning and leaves at its end: models, index, figures, report."""
+"""What a run prints at its beginning, and what it writes at its end: models, index, figures, report."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from ds_rag.runtime.errors import not_written
 
 
 def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
-    """What is about to happen, in four lines; the resolved configuration goes to the run's folder."""
+    """Prints what the run is about to do, in four lines, and writes the resolved configuration to the run's folder."""
     optim, data = config.optim, parts.data
     sizes = {n: count_of(m) / 1e6 for n, m in parts.engines.modules.items()}
     learning = parts.engines.learning
-    models = ", ".join(f"{n} {s:.1f}M ({'learns' if n in learning else 'frozen'})" for n, s in sizes.items())
+    models = ", ".join(f"{n} {s:.1f}M ({'trained' if n in learning else 'frozen'})" for n, s in sizes.items())
     batch = f"{optim.per_device_train_batch_size} x {optim.gradient_accumulation_steps} x {collectives.world()}"
     console.say(
         f"data       {len(data.train)} rows, {data.corpus_size} passages, {len(data.evaluation)} held-out queries"
@@ -50,20 +50,18 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
         for name in ("retriever", "generator"):
             if getattr(config.model, name).startswith("config:") and name in sizes:
                 console.say(f"note: the {name} starts untrained, from {getattr(config.model, name)}", style="yellow")
-    if collectives.rank() == 0 and not export.exported(
-        folder
-    ):  # else it belongs to the models there, until new ones come
+    if collectives.rank() == 0 and not export.exported(folder):  # else config.json belongs to the exported models
         write_complete(folder / json_files.CONFIG, config_and_results.configuration_text(config))
 
 
 def write_results(run: Run, result: Evaluation, began: float) -> None:
-    """Writes models with their cards, index, results.json and config.json, which come to their places together, and
-    report.html; shows the outcome. result: of the exported weights; began: when the run did, by time.monotonic.
-    Raises RunError on every rank where one could not write."""
+    """Exports the models with their cards, the index, results.json and config.json, all at once (export.py); writes
+    report.html and prints the outcome. result: that of the exported weights; began: time.monotonic() at the start of
+    the run. Raises RunError on every rank if one of them could not write."""
     config, folder = run.config, run.folder
     cards = make_cards(run, result)
-    linked = collectives.from_first((folder / export.INDEX).is_symlink())  # to a disk with more room, perhaps
-    fix = "free some, then --resume auto, which goes on from the last checkpoint"
+    linked = collectives.from_first((folder / export.INDEX).is_symlink())  # perhaps to a disk with more space
+    fix = "free some space, then --resume auto, which resumes from the last checkpoint"
     results = outcome(run, result)
     try:
         with export.staged(folder) as place:
@@ -89,7 +87,7 @@ def write_results(run: Run, result: Evaluation, began: float) -> None:
 
 
 def make_cards(run: Run, result: Evaluation) -> dict[str, str]:
-    """Each exported model's README.md."""
+    """Model -> the text of its README.md."""
     config, state = run.config, run.state
     steps = state.best_step if config.evaluation.load_best_model_at_end and state.best_step is not None else state.step
     return {
@@ -99,9 +97,10 @@ def make_cards(run: Run, result: Evaluation) -> dict[str, str]:
 
 
 def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
-    """`place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
+    """Writes `place/retriever` for sentence-transformers and `place/generator` for transformers, each with its card.
 
-    Rank 0 writes; the others help to gather what ZeRO-3 keeps in pieces. Raises OSError on every rank if it fails.
+    Rank 0 writes; the other ranks take part in gathering parameters that ZeRO-3 shards. Raises OSError on every rank if
+    it fails.
     """
     stop_signals.phase("exporting the models")
     fault_injection.point("export")
@@ -120,7 +119,7 @@ def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
 
 
 def outcome(run: Run, result: Evaluation) -> dict[str, Any]:
-    """What results.json says, but for the seconds."""
+    """The content of results.json, except the seconds."""
     config, state, index = run.config, run.state, run.index
     return {
         "before": state.before or {},
@@ -142,7 +141,7 @@ def write_figures(place: Path, results: dict[str, Any], config: RunConfig) -> No
 
 
 def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
-    """What a model's card says beside its training: how to use it as it was trained."""
+    """Lines of a model's card that say how to use it in the way it was trained."""
     if name == "retriever":
         s = parts.retriever.settings
         return {
@@ -155,16 +154,17 @@ def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
 
 
 def save_index(run: Run, folder: Path, model_hash: str) -> None:
-    """The last index, with what made it; all ranks together. model_hash: the saved retriever's."""
+    """Saves the last index, with a manifest of what made it. All ranks call it together. model_hash: that of the saved
+    retriever."""
     index, parts = run.index, run.parts
-    assert index.built is not None and index.whole
+    assert index.built is not None and index.full
     describe_and_publish(
         folder, index.built, index.corpus, parts.retriever, parts.data, run.config.evaluation, model_hash
     )
 
 
 def show_outcome(results: dict[str, Any], report: Path, console: Console) -> None:
-    """The table before and after, three questions, and where the report lies."""
+    """Prints the metrics before and after training, the sample questions, and the path of the report."""
     before, after = results["before"], results["after"]
     if after:
         rows = [

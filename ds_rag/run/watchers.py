@@ -1,4 +1,4 @@
-"""What watches over the loop: steps that are not finite, and models that collapse. One object, told of every step."""
+"""Watches the training loop for steps that are not finite and for collapse. One object is given every step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ds_rag.step.non_finite import BadSteps
 
 
 class Watchers:
-    """All ranks call every method alike. Warnings go to the console, and as lines of their kind into metrics.jsonl."""
+    """All ranks must call every method. Warnings are printed, and written to metrics.jsonl as lines of kind
+    'warning'."""
 
     def __init__(self, config: RunConfig, folder: Path, console: Console, metrics: Metrics):
         self.folder, self.console, self.metrics, self.step = folder, console, metrics, 0
@@ -26,7 +27,7 @@ class Watchers:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """For a checkpoint: a run that is often stopped is watched as one that is not."""
+        """What a checkpoint must contain, so that a run that is often stopped gets the same warnings."""
         return {"bad_in_row": self.bad.in_row, **self.collapse.memory}
 
     def remember(self, memory: dict[str, Any]) -> None:
@@ -35,11 +36,12 @@ class Watchers:
 
     @property
     def healthy(self) -> bool:
-        """False while steps are bad: a checkpoint now might push a good one out."""
+        """False while the last steps were bad: saving now might delete the last good checkpoint."""
         return not self.bad.in_row
 
     def count(self, step: int, skipped: int, result: StepResult, outputs: Sequence[StepOutput]) -> dict[str, Any]:
-        """Counts a step; what it adds to the step's line. skipped: all of the run's, this one with them."""
+        """Counts a step and returns what it adds to the step's line. skipped: skipped steps of the run so far, this one
+        included."""
         self.step = step
         return {
             "skipped_total": skipped,
@@ -47,8 +49,8 @@ class Watchers:
         }
 
     def after_step(self, values: dict[str, Any]) -> None:
-        """Once the step's line is written. Raises RunError where too many steps in a row were bad."""
-        if self.bad.enough:  # only then is the folder looked at
+        """To be called once the step's line is written. Raises RunError after too many bad steps in a row."""
+        if self.bad.enough:  # only then list the folder's checkpoints
             found = checkpoint.checkpoints(self.folder)
             self.bad.check(str(found[-1]) if found else None)
         self.collapse.after_step(self.step, values)

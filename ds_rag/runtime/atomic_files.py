@@ -15,16 +15,16 @@ PARTIAL = ".tmp"  # what the name of a file ends with while it is written
 
 
 @contextmanager
-def replacing(file: Path, beside: Path | None = None) -> Iterator[IO[str]]:
-    """A text stream (UTF-8) to a new file that takes the name `file` at the end of the block, once its content is on
-    the disk. After an error nothing is left of it, and what was there before still is.
+def replacing(file: Path, beside: Path | None = None, binary: bool = False) -> Iterator[IO[Any]]:
+    """A stream of text (UTF-8) or bytes to a new file that takes the name `file` at the end of the block, once its
+    content is on the disk. After an error nothing is left of it, and what was there before still is.
 
     beside: its path meanwhile, in the same folder; else NAME.tmp. That name must be the caller's alone, for what a
     crash left under it is overwritten. Raises OSError.
     """
     part = beside or file.with_name(file.name + PARTIAL)
     try:
-        with part.open("w", encoding="utf-8") as stream:
+        with part.open("wb" if binary else "w", encoding=None if binary else "utf-8") as stream:
             yield stream
             sync_file(stream)
         os.replace(part, file)

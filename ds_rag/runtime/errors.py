@@ -18,7 +18,7 @@ class UserError(Exception):
 
     def __init__(self, message: str, *, found: object = None, expected: object = None, fix: str | None = None):
         self.message, self.found, self.expected, self.fix = message, found, expected, fix
-        fields = {"": message, "  found:    ": found, "  expected: ": expected, "  to mend:  ": fix}
+        fields = {"": message, "  found:    ": found, "  expected: ": expected, "  to fix:   ": fix}
         # Further lines of a field are indented, so that text quoted from a file cannot look like a message of ours.
         super().__init__("\n".join(b + BEGUN.sub("    ", str(text)) for b, text in fields.items() if text is not None))
 

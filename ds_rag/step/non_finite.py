@@ -1,6 +1,6 @@
 """Steps that are skipped because a value is not finite: where the first such value was, and when the run must stop.
 
-The engines skip such a step together (engines/joint.py). Under fp16 that is how a loss scale is found, and no fault: a
+The engines skip such a step together (engines/engine_pair.py). Under fp16 that is how a loss scale is found, and no fault: a
 step counts here once the scale cannot shrink any further, or where a value was not finite that the scale has no part in
 (an embedding, a log-probability, the loss). In fp32 and bf16 every skipped step counts.
 """

@@ -1,13 +1,14 @@
 # shellcheck shell=bash
-# What the scripts beside this one share. Each sources it from the folder where sbatch was called: the checkout.
+# Common code of the scripts in this folder. Each sources it from the folder where sbatch was called: the checkout.
 
 if [[ -f .venv/bin/activate ]]; then
   # shellcheck source=/dev/null
-  source .venv/bin/activate # without one, the environment that sbatch was called in
+  source .venv/bin/activate # otherwise the environment in which sbatch was called is used
 fi
 
-# Where the ranks meet: on the first node, at a port that is the job's own and the same after a requeue. Services lie
-# below 20000, the ports of outgoing connections above 32767. Who is which rank they read from SLURM_* themselves.
+# The rendezvous of the ranks: the first node, and a port that depends on the job's id alone, so that it is the same after
+# a requeue. Services use ports below 20000, outgoing connections those above 32767. Each rank reads its number from
+# SLURM_*.
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
@@ -20,14 +21,14 @@ if ((gpus > tasks)); then
     "for all of them: sbatch --ntasks-per-node $gpus" >&2
 fi
 
-# on_ranks COMMAND...   one rank a task; the exit code is the ranks'.
-# Slurm tells this shell (#SBATCH --signal=B:...) and not the ranks that time is running out, so USR1 goes on to them.
-# TERM does too, but as USR1: srun would not pass TERM on, it would end the step. `wait` returns at either.
+# on_ranks COMMAND...   runs one rank per task; returns the exit code of the ranks.
+# Slurm signals the end of the time limit to this shell (#SBATCH --signal=B:...), not to the ranks, so USR1 is forwarded
+# to them. TERM is forwarded as USR1, because srun would not forward TERM but end the step. `wait` returns after either.
 on_ranks() {
-  # srun no longer takes --cpus-per-task from the job. One rank that fails ends those that wait for it.
+  # srun no longer takes --cpus-per-task from the job. If a rank fails, srun ends the others, which would wait for it.
   srun --cpus-per-task="$OMP_NUM_THREADS" --kill-on-bad-exit=1 "$@" &
   step=$!
-  # shellcheck disable=SC2034 # train.sbatch asks for it
+  # shellcheck disable=SC2034 # train.sbatch reads it
   told_to_end=no
   trap 'kill -USR1 "$step" || true' USR1
   trap 'told_to_end=yes; kill -USR1 "$step" || true' TERM

@@ -143,7 +143,7 @@ def test_row_17_a_missing_column_names_what_was_found_wanted_and_nearest(row, op
 def test_row_17_a_wrong_type_or_null_names_line_found_and_expected(changes, words, tmp_path):
     path = put(tmp_path / "r.jsonl", line() + line(**changes))
     message = refused(path)
-    assert f"{path}:2: {words}" in message and "to mend:" in message
+    assert f"{path}:2: {words}" in message and "to fix:" in message
 
 
 @pytest.mark.parametrize("empty", ["", "  \n", "\u200b\u00a0"], ids=["nothing", "blanks", "invisible"])

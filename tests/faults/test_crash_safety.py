@@ -287,7 +287,7 @@ def test_row_12_a_disk_of_the_run_that_is_really_full(tmp_path: Path, flags: lis
         ranks = start(["train", "--output_dir", run, *flags, "--resume", "auto"], 1)
         assert ranks.wait() == [1], ranks.said()
         assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
-        assert "to mend" in ranks.said() and str(run) in ranks.said()
+        assert "to fix" in ranks.said() and str(run) in ranks.said()
         assert all(not atomic_folders.damages(folder) for folder in checkpoints(run))
 
 
@@ -298,7 +298,7 @@ def test_row_12_no_room_for_an_index(tmp_path: Path, whole: Whole, size: str) ->
         ranks = start(["index", "--run", whole["1"], "--out", disk / "index"], where=tmp_path)
         assert ranks.wait() == [1], ranks.said()
         assert "No space left on device" in ranks.said() and "Traceback" not in ranks.said()
-        assert "to mend" in ranks.said() and not (disk / "index").exists() and not atomic_folders.partials(disk)
+        assert "to fix" in ranks.said() and not (disk / "index").exists() and not atomic_folders.partials(disk)
 
 
 FILES = {
@@ -394,11 +394,11 @@ def test_row_15_what_has_changed_since(tmp_path: Path, flags: list[str], whole: 
     argv: list[Any] = ["train", "--output_dir", run, *now, "--resume", "auto", "--max_steps", "9"]
     refused = start(argv)
     assert refused.wait() == [2]
-    assert "of a run that was another" in refused.said() and "--resume_changed" in refused.said()
-    told = {"rows": "other tokens than then", "held-out rows": "held-out rows: others than then"}
+    assert "the checkpoint of another run" in refused.said() and "--resume_changed" in refused.said()
+    told = {"rows": "the token ids differ", "held-out rows": "held-out rows: they differ"}
     assert (told[what] if what in told else CHANGES[what][1]) in refused.said()
     forced = start([*argv, "--resume_changed", "true"])
-    assert forced.wait() == [0] and "although this has changed" in forced.said()
+    assert forced.wait() == [0] and "although the following has changed" in forced.said()
     assert "the learning rate follows it" in forced.said()
 
 
@@ -413,7 +413,7 @@ def test_row_15_the_weights_of_a_frozen_model_have_changed(tmp_path: Path, flags
     file = folder / "model.safetensors"
     save_file({name: 1.01 * tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     refused = start([*argv, "--resume", "auto"])
-    assert refused.wait() == [2] and "--retriever: other weights in that folder than then" in refused.said()
+    assert refused.wait() == [2] and "--retriever: the weights in that folder have changed" in refused.said()
 
 
 def deepspeed_file(folder: Path, **values: int) -> list[str]:
@@ -465,7 +465,7 @@ def test_a_run_that_goes_back_goes_on_from_there(tmp_path: Path, flags: list[str
     (kept,) = {6, 8} & set(steps(run)) - {8}
     argv = ["train", "--output_dir", run, *flags, "--resume", run / "checkpoints" / f"step-{kept}"]
     ranks = start(argv, 1, "step:0:term:1")
-    assert ranks.wait() == [75] and "is not what the run goes on from" in ranks.said()
+    assert ranks.wait() == [75] and "is not what the run resumes from" in ranks.said()
     assert steps(run) == [kept, kept + 1]
     assert f"at step {kept + 1}" in resume(run, flags)
     same(run, whole["1"])

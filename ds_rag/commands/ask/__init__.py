@@ -13,8 +13,8 @@ def add_flags(parser: Parser) -> None:
     add_reading_flags(parser, "run", own=("top_k", "decode"))
     parser.add_argument("question", help="the question, in quotes")
     parser.add_argument("--index", help="folder of another index (default: RUN/index)")
-    parser.add_argument("--allow_stale", action="store_true", help="search an index of other weights, and say so")
-    parser.add_argument("--json", help="write answer and passages to this file too")
+    parser.add_argument("--allow_stale", action="store_true", help="search an index of other weights, with a warning")
+    parser.add_argument("--json", help="also write answer and passages to this file")
 
 
 def main(args: argparse.Namespace) -> int:

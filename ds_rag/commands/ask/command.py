@@ -1,4 +1,4 @@
-"""`ds-rag ask RUN "question"`: an answer, the passages it came from, and their scores."""
+"""`ds-rag ask RUN "question"`: prints an answer, the passages it was read from, and their scores."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ds_rag.runtime.output_places import check_json, write_json
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     check_json(args.json, ("question", "passages"))
     console = Console()
-    saved = open_saved(args, hashes=False)  # for a quick answer
+    saved = open_saved(args, hashes=False)  # hashing the weights would take longer than the answer
     run, settings = Path(args.run), saved.config.evaluation
     folder = Path(args.index) if args.index else run / "index"
     stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
     if stored.stale:
-        console.say(f"warning: {folder} was made by another model's weights than those that ask: stale", style="yellow")
+        console.say(f"warning: {folder} is stale: it was made by other weights than this run's", style="yellow")
     check_corpus(stored, folder, getattr(args, "corpus", None))
     tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
     query = encode(saved.retriever, tokens, "query", 1)
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def answer_from(saved: Saved, texts: list[str], question: str, prior: np.ndarray) -> Answer:
-    """The answer by the configured decoding."""
+    """The answer to a question from these passages, by the configured decoding. prior: their log-probabilities."""
     prompt = saved.prompt
     assert prompt is not None and saved.generator is not None
     data, settings = saved.config.data, saved.config.evaluation

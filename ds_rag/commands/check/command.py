@@ -1,5 +1,5 @@
-"""`ds-rag check DATA`: every bad row, what repeats, labels, lengths, what would be cut, what evaluation shares with
-training. Reads tokenizers where models are named, never weights."""
+"""`ds-rag check DATA`: reports bad rows, duplicates, labels, lengths, how many texts would be truncated, and the
+overlap of evaluation and training rows. Opens the tokenizers of models that are named, but no weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POINTS = ("min", "median", "95%", "max")
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command. Returns 1 where there are bad rows, or a file without any."""
+    """Runs the command. Returns 1 if there are bad rows, a file without rows, or data that training refuses."""
     check_json(args.json, ("rows", "lengths", "bad_rows"))
     quiet_libraries()
     console = Console()
@@ -76,8 +76,8 @@ def main(args: argparse.Namespace) -> int:
 def examine_together(
     rows: Sequence[Row], evaluation: Sequence[Row], corpus: Sequence[Passage]
 ) -> tuple[list[str], str | None, dict[str, dict[str, float]]]:
-    """What training would say of rows and corpus together, for what it would refuse them, and the documents of both
-    sets of rows."""
+    """(notices, error, documents): what training would say about rows and corpus together, None as the error where
+    training accepts them, and the documents of both sets of rows."""
     try:
         table = build_table(corpus or passages_of([*rows, *evaluation]), rows, evaluation)
     except UserError as error:
@@ -91,8 +91,8 @@ def is_beir(path: str) -> bool:
 
 
 def check_rows(path: str, data: DataConfig, flag: str, corpus: str | None) -> tuple[list[Row], dict[str, Any]]:
-    """The good rows of a file, and what there is to say of it. Passages are required where there is a column for them
-    and no corpus to find some in, answers where training rows have a column for them."""
+    """(good rows of a file, findings about the file). Passages are required if there is a column for them and no
+    corpus; answers are required in training rows that have a column for them."""
     need_answers = None if flag == "--train_data" else False
     rows, faults = scan_rows(path, columns_of(data), flag, False if corpus else None, need_answers)
     return rows, of_faults(faults, len(rows)) | {
@@ -114,7 +114,7 @@ def of_faults(faults: Faults, good: int) -> dict[str, Any]:
 
 
 def measures(config: RunConfig) -> tuple[dict[str, dict[str, Measure]], dict[str, dict[str, int]]]:
-    """Side of a text -> unit -> how to measure it; and unit -> side -> where such texts are cut."""
+    """(side of a text -> unit -> function that measures lengths; unit -> side -> length at which it is truncated)."""
     sides: dict[str, dict[str, Measure]] = {
         side: {
             "characters": lambda texts: list(map(len, texts)),
@@ -143,7 +143,7 @@ def measures(config: RunConfig) -> tuple[dict[str, dict[str, Measure]], dict[str
 
 
 def named(model: str, config: RunConfig) -> bool:
-    """Is there a tokenizer to ask? That of a config:FILE is trained when a run begins."""
+    """Whether a model folder is named, so that there is a tokenizer: that of a config:FILE is trained by the run."""
     return model in config.explicit and not getattr(config.model, model).startswith("config:")
 
 
@@ -156,7 +156,8 @@ def prompt_of(model: ModelConfig) -> Prompt:
 def measure_all(
     rows: Sequence[Row], corpus: Sequence[Passage], config: RunConfig, console: Console
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Side -> unit -> spread, how many are cut, and at which length. Passages of corpus and rows, each text once."""
+    """Side -> unit -> statistics of lengths, and how many texts are truncated at which length. Each passage of corpus
+    and rows counts once."""
     texts = {
         "query": [row.query for row in rows],
         "passage": sorted({passage.text for passage in corpus} | texts_of(rows)),
@@ -180,7 +181,7 @@ def measure_all(
 
 
 def show_part(name: str, part: dict[str, Any], console: Console) -> None:
-    """One file: what is bad first."""
+    """Prints the findings about one file, bad rows first."""
     where = f"{name.replace('_', ' ')}: {part['path']}"
     if part["listed"]:
         more = f", the first {MAX_LISTED}" if part["bad_rows"] > MAX_LISTED else ""

@@ -10,8 +10,10 @@ from ds_rag.config.flags import Parser
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--data", dest="eval_data", default=argparse.SUPPRESS, help="the held-out rows")
-    parser.add_argument("--controls", action="store_true", help="also answer closed-book and from the gold passage")
-    parser.add_argument("--json", help="write the figures to this file too")
+    parser.add_argument(
+        "--controls", action="store_true", help="also answer without passages, and from the gold passage"
+    )
+    parser.add_argument("--json", help="also write the figures to this file")
     add_reading_flags(parser, own=("retriever", "generator", "corpus"))
 
 

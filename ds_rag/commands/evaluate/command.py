@@ -29,17 +29,17 @@ from ds_rag.runtime.output_places import check_json, write_json
 
 
 def already_encoded(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
-    """The run's own index, where its vectors are those of these passages, by these weights and in this precision: they
-    are not made again. All ranks together; rank 0 has it."""
+    """The run's own index, if the same weights made its vectors from the same passages in the same precision, so that
+    the corpus need not be encoded again; else None. All ranks call it together; only rank 0's index has vectors."""
     index = own_index(saved, passages, console) if collectives.rank() == 0 else None
     if not collectives.from_first(index is not None):
         return None
-    console.say(f"the passages' vectors are in {saved.run}/index, by the same weights")
+    console.say(f"using the passages' vectors in {saved.run}/index, which the same weights made")
     return index or CorpusIndex([], len(passages))
 
 
 def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
-    """On one rank. A kind of index other than that which is there is built of its vectors."""
+    """The same on one rank. If another type of index is asked for, it is built from the stored vectors."""
     if saved.run is None:
         return None
     folder, stage, settings = saved.run / "index", saved.config.evaluation, saved.retriever.settings
@@ -68,7 +68,7 @@ def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusInd
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command. Several ranks share the work; rank 0 speaks and writes."""
+    """Runs the command. Several ranks split the work; rank 0 prints and writes."""
     if collectives.rank() == 0:
         check_json(args.json, ("retrieval", "setting"))
     collectives.start_if_several()
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
     title = f"{len(data.evaluation)} queries against {data.corpus_size} passages"
     console.table(title, ["part", "metric", "value"], rows)
     if not result.retrieval:
-        console.say("note: no row has a labelled passage, so retrieval cannot be scored", style="yellow")
+        console.say("note: no row has a labelled passage, so retrieval cannot be measured", style="yellow")
     what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.evaluation)}
     if collectives.rank() == 0:
         write_json(args.json, {**figures, "setting": what})

@@ -1,4 +1,4 @@
-"""`ds-rag index --run RUN`: encode a corpus with a run's retriever, its own again or another."""
+"""`ds-rag index --run RUN`: encodes a corpus (the run's own or another) with a run's retriever and builds its index."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from ds_rag.runtime.own_files import SHARDS, listed, strangers
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command. Without `--corpus` it encodes the passages of the run's index again.
+    """Runs the command. Without `--corpus` it encodes the passages of the run's index again.
 
-    Several ranks share the encoding; rank 0 speaks, builds and writes.
+    Several ranks split the encoding; rank 0 builds, writes and prints.
     """
     if not args.run:
         raise UserError("no models to index with", expected="--run RUN")
@@ -43,9 +43,9 @@ def main(args: argparse.Namespace) -> int:
         saved = open_saved(args)
         reading = reading_of(saved.config.data)
         given = "corpus" in args
-        source = source_of(args.corpus) if given else None  # an index's own passages again are those of no file
+        source = source_of(args.corpus) if given else None  # passages of the old index come from no corpus file
         corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
-        table = build_table(corpus, [], [], reading)  # a text that repeats is one passage
+        table = build_table(corpus, [], [], reading)  # equal texts become one passage
         table.source = source
         say_notices(table.notices, console)
         check_factory(saved.config.evaluation.index_factory, saved.retriever.hidden_size, len(table.texts))
@@ -57,9 +57,9 @@ def main(args: argparse.Namespace) -> int:
 
 @contextmanager
 def claim_place(folder: Path) -> Iterator[None]:
-    """Held by this process are an index's place, and the run whose own index it is: RUN/index is a training's too, by
-    whatever way it is reached. Raises UserError, before anything is opened, where one is held, or where something else
-    is in the place or beside it, where the vectors are kept until then."""
+    """Locks the index's folder for this process, and the run whose own index it is, because training writes RUN/index
+    too. Raises UserError, before anything is opened, if one of them is locked by another job, or if the folder, or the
+    one beside it where vectors are kept until the index is complete, contains anything else."""
     place = check_place(folder, "--out")
     with ExitStack() as held:
         for run in (runs := runs_of_index(folder)):
@@ -71,7 +71,7 @@ def claim_place(folder: Path) -> Iterator[None]:
         foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
         if foreign:
             raise UserError(
-                f"{partial}: in the way, for the vectors are kept there until the index is whole",
+                f"{partial}: in the way, because vectors are kept there until the index is complete",
                 found=f"files of something else: {listed(foreign)}",
                 fix="move it away, or another --out",
             )
@@ -85,8 +85,8 @@ def beside(place: Path) -> Path:
 
 
 def encode_and_publish(saved: Saved, tokens: TokenTable, table: RagData, folder: Path, console: Console) -> None:
-    """Encodes beside the folder, so that an index there serves meanwhile and a second call goes on where one that was
-    stopped got to; all ranks together."""
+    """Encodes into a folder beside `folder`, then replaces the index in `folder`. All ranks call it together. Meanwhile
+    the old index can be used, and a call after an interruption continues the encoding."""
     assert saved.run is not None
     settings, model = saved.config.evaluation, hash_model(saved.run / "retriever")
     corpus = Corpus(tokens, saved.retriever, settings.per_device_eval_batch_size)

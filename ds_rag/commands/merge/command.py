@@ -1,4 +1,4 @@
-"""`ds-rag merge --run RUN`: whole models from a run that learned adapters."""
+"""`ds-rag merge --run RUN`: adds trained adapters to the weights of their bases, and saves models without adapters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ds_rag.runtime.output_places import check_place
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command. Each adapter is added to its base, as every command here opens it."""
+    """Runs the command. `open_saved` adds each adapter to its base; the sums are saved."""
     if not args.run:
         raise UserError("no run to merge", expected="--run RUN")
     run = Path(args.run)
@@ -26,27 +26,31 @@ def main(args: argparse.Namespace) -> int:
     export.ready(run, hashes=False)
     names = [name for name in ("retriever", "generator") if any((run / name).rglob(ADAPTER_FILE))]
     if not names:
-        raise UserError(f"{run}: nothing to merge", found="whole models", expected=f"{ADAPTER_FILE} in one of them")
+        raise UserError(
+            f"{run}: nothing to merge", found="models without adapters", expected=f"{ADAPTER_FILE} in one of them"
+        )
     place = check_place(out, "--out")
     check_beside_run(place, "--out")
     if place.exists() and (not place.is_dir() or os.path.ismount(place) or any(place.iterdir())):
         raise UserError("--out: something is there", found=out, expected="a new or empty folder")
     console = Console()
-    args.load_in_4bit = "none"  # the sum in full precision, whatever the adapter learned beside
+    args.load_in_4bit = "none"  # add in full precision, even if the adapter was trained with a quantized base
     saved = open_saved(args)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with folder_lock.holding_place(place):
             write(saved, names, run, place)
     except OSError as error:
-        raise not_written("the merged models", error, place.parent, "see to that, then again") from None
+        raise not_written(
+            "the merged models", error, place.parent, "correct this, then run the command again"
+        ) from None
     for name in names:
         console.say(f"{name:10} {out / name}")
     return 0
 
 
 def write(saved: Saved, names: list[str], run: Path, place: Path) -> None:
-    """Beside the place, so that half of a pair is never there."""
+    """Saves the models into a temporary folder and renames it to `place`, so that never only one of a pair is there."""
     part = atomic_folders.begin(place)
     try:
         for name in names:
@@ -55,6 +59,6 @@ def write(saved: Saved, names: list[str], run: Path, place: Path) -> None:
             model.save(part / name)
             if (run / name / "README.md").is_file():
                 shutil.copy(run / name / "README.md", part / name)
-        os.rename(part, place)  # fails where something has come there meanwhile
+        os.rename(part, place)  # fails if something was created there meanwhile
     finally:
         shutil.rmtree(part, ignore_errors=True)

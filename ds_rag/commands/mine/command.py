@@ -1,10 +1,12 @@
-"""`ds-rag mine`: hard negatives for a data set, from a retriever, without what is likely a false one.
+"""`ds-rag mine`: mines hard negatives for a data set with a retriever, and drops likely false negatives.
 
-For each row the index's best passages are taken, and of these dropped: known positives; those that score too near the
-labelled positives ("positive-aware mining", NV-Retriever: Moreira et al. 2024, arXiv:2407.15831); and those that the
-generator holds for the source of the answer, by the posterior p(z|x,y), proportional to p(z|x) p(y|x,z).
+The best passages for each row are retrieved. Dropped are known positives; passages whose score is too close to that of
+the labelled positives ("positive-aware mining", NV-Retriever: Moreira et al. 2024, arXiv:2407.15831); and passages from
+which, by the generator, the answer probably comes: those with a high posterior p(z|x,y), proportional to
+p(z|x) p(y|x,z).
 
-Shape legend: D passages looked at for a row, P its labelled positives, N passages of the table.
+Shape legend: D passages examined for a row (of a vector: its dimensions), P labelled positives of the row, N passages
+of the table, B queries searched at once, n passages encoded here.
 """
 
 from __future__ import annotations
@@ -42,43 +44,43 @@ from ds_rag.runtime.output_places import check_file, check_json, place_of, write
 
 CHUNK = 256  # rows written at once
 BLOCK = 4096  # queries searched at once
-Posterior = Callable[[Example, Sequence[int], np.ndarray], np.ndarray]  # (row, D numbers, D scores) -> (D,) shares
+Posterior = Callable[[Example, Sequence[int], np.ndarray], np.ndarray]  # (row, D numbers, D scores) -> p(z|x,y) (D,)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a negative must keep to; None: no such limit. Scores are inner products, not divided by a temperature."""
+    """Limits for a negative; None: no limit. Scores are inner products, not divided by the temperature."""
 
-    margin: float  # of the positive's score; inf: any score
-    absolute_margin: float | None = None  # below the positive's score
+    margin: float  # highest score as a fraction of the positive's; inf: any score
+    absolute_margin: float | None = None  # least distance below the positive's score
     max_score: float | None = None
-    posterior: float | None = None  # share of p(z|x,y)
+    posterior: float | None = None  # highest p(z|x,y)
 
 
-def faults(
+def exceeded_limits(
     scores_D: np.ndarray, positive_scores_P: np.ndarray, posterior_D: np.ndarray | None, limits: Limits
 ) -> list[str]:
-    """For each passage the first limit that it does not keep to; "" where it keeps to all.
+    """For each passage the first limit that it exceeds; "" if it exceeds none.
 
-    The margin is taken from the least of the positives' scores, so that it holds for every (query, positive) pair; with
-    a score below 0 it lies below that score too. Without positives there is nothing to take it from.
+    Margins are relative to the lowest score of a positive, so that they hold for every (query, positive) pair. If that
+    score is negative, the allowed score still lies below it. Without positives the margins do not apply.
     """
     least = float(positive_scores_P.min()) if len(positive_scores_P) else np.inf
     relative = least - (1 - limits.margin) * abs(least) if np.isfinite([least, limits.margin]).all() else np.inf
     absolute = least - (limits.absolute_margin or 0.0) if limits.absolute_margin is not None else np.inf
     highest = np.inf if limits.max_score is None else limits.max_score
-    share_D = np.zeros(len(scores_D)) if posterior_D is None or limits.posterior is None else posterior_D
+    likely_D = np.zeros(len(scores_D)) if posterior_D is None or limits.posterior is None else posterior_D
     tests = {
         "margin": scores_D > relative,
         "absolute_margin": scores_D > absolute,
         "max_score": scores_D > highest,
-        "posterior": share_D > (limits.posterior or 0.0),
+        "posterior": likely_D > (limits.posterior or 0.0),
     }
     return np.select(list(tests.values()), list(tests), default="").tolist()
 
 
 class Miner:
-    """Mines row by row, and counts."""
+    """Mines row by row, and counts what was found and dropped."""
 
     def __init__(
         self, table: RagData, vectors_ND: Vectors, limits: Limits, negatives: int, posterior: Posterior | None = None
@@ -88,10 +90,11 @@ class Miner:
         self.counts: Counter[str] = Counter()
 
     def mine(self, row: Row, example: Example, query_D: np.ndarray, found: Sequence[int]) -> dict[str, Any] | None:
-        """The row as an object of the new file; None for one that nothing could train on.
+        """The row as an object of the new file; None for a row without any positive or candidate.
 
-        found: passage numbers, best first. A row without labelled positives is mined by the posterior alone: what it
-        holds for likely, and the likeliest at any rate, is an unlabelled candidate. Without it the row stays as it is.
+        found: passage numbers, best first. A row without labelled positives is mined by the posterior alone: passages
+        above its limit, and always the likeliest one, become unlabelled candidates. Without a posterior the row is not
+        changed.
         """
         self.counts["rows"] += 1
         self.counts["labelled_rows"] += bool(example.positives)
@@ -123,15 +126,15 @@ class Miner:
         return {name: value for name, value in written.items() if value}
 
     def judge(self, example: Example, query_D: np.ndarray, found: Sequence[int]) -> dict[int, str]:
-        """Passage number -> why it is no new negative ("" where it is one), in the order of `found`."""
+        """Passage number -> why it is not a new negative ("" if it is one), in the order of `found`."""
         self.counts["looked_at"] += len(found)
-        read = list(dict.fromkeys([*found, *example.own]))  # own passages take their part of the posterior
+        read = list(dict.fromkeys([*found, *example.own]))  # the posterior is over the row's own passages too
         scores = self.vectors_ND[read] @ query_D
         positive_scores_P = self.vectors_ND[list(example.positives)] @ query_D
-        shares = self.posterior(example, read, scores) if self.posterior else None
-        reasons = dict(zip(read, faults(scores, positive_scores_P, shares, self.limits), strict=True))
-        if shares is not None and not example.positives:
-            reasons[read[int(shares.argmax())]] = "posterior"
+        posterior = self.posterior(example, read, scores) if self.posterior else None
+        reasons = dict(zip(read, exceeded_limits(scores, positive_scores_P, posterior, self.limits), strict=True))
+        if posterior is not None and not example.positives:
+            reasons[read[int(posterior.argmax())]] = "posterior"
         known = [self.table.texts[n] for n in example.positives + example.also]
         for n in found:
             if any(overlaps(self.table.texts[n], text) for text in known):
@@ -142,12 +145,12 @@ class Miner:
 
 
 def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
-    """p(z|x,y) over the passages it is given: the retriever's scores and what the generator makes of the first answer,
-    its end included. Raises UserError where there is no generator."""
+    """A function that computes p(z|x,y) over given passages, from the retriever's scores and the generator's likelihood
+    of the row's first answer, end-of-sequence token included. Raises UserError if there is no generator."""
     generator, prompt = saved.generator, saved.prompt
     if generator is None or prompt is None:
         raise UserError(
-            "--posterior: no generator to ask",
+            "--posterior: there is no generator",
             expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
         )
     data, settings = saved.config.data, saved.config.evaluation
@@ -169,7 +172,7 @@ def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command. Several ranks share the work; rank 0 speaks and writes."""
+    """Runs the command. Several ranks split the work; rank 0 prints and writes."""
     check_arguments(args)
     limits = Limits(args.margin, args.absolute_margin, args.max_score, args.posterior)
     collectives.start_if_several()
@@ -183,12 +186,12 @@ def main(args: argparse.Namespace) -> int:
     labelled = sum(bool(row.positives) for row in rows)
     if not labelled and limits.posterior is None:
         raise UserError(
-            "no row has a labelled positive, and only --posterior can tell negatives without one",
+            "no row has a labelled positive, and without one only --posterior can mine negatives",
             found=f"{len(rows)} rows",
             expected="a column positive, passage or positives, or --posterior P with a generator",
         )
     if labelled < len(rows):
-        how = "are mined by the posterior alone" if limits.posterior else "stay as they are: --posterior mines them"
+        how = "are mined by the posterior alone" if limits.posterior else "are not changed: --posterior mines them"
         console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
     table, vectors_ND, index = encode_corpus(saved, rows, reading, console)
     posterior = posterior_of(saved, table.texts) if limits.posterior else None
@@ -217,7 +220,8 @@ def mine_chunks(
     find: Callable[[np.ndarray], np.ndarray],
     console: Console,
 ) -> Iterator[list[dict[str, Any]]]:
-    """The new rows in order, some at a time, on every rank; rank r mines every world-th. find: vectors -> numbers."""
+    """The new rows in order, a chunk at a time, the same on every rank; rank r mines every world-th row. find: query
+    vectors (B, D) -> numbers of the best passages, best first."""
     rank, world = collectives.rank(), collectives.world()
     chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
     every = np.array([n for chunk in chunks for n in chunk[rank::world]], dtype=np.int64)
@@ -229,13 +233,13 @@ def mine_chunks(
                 found, example = next(found_by_row), miner.table.train[n]
                 own.append(miner.mine(rows[n], example, queries[n], found[found >= 0].tolist()))
                 meter.advance(world)
-            shares = collectives.gather_objects(own)
-            whole = [shares[i % world][i // world] for i in range(len(chunk))]
-            yield [row for row in whole if row]
+            by_rank = collectives.gather_objects(own)
+            mined = [by_rank[i % world][i // world] for i in range(len(chunk))]
+            yield [row for row in mined if row]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Mistakes that show before any model is opened."""
+    """Raises UserError for mistakes in the arguments, before any model is opened."""
     if "eval_data" not in args:
         raise UserError("no rows to mine for", expected="--data FILE or folder")
     if collectives.rank() == 0:
@@ -249,8 +253,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 def encode_corpus(
     saved: Saved, rows: list[Row], reading: Reading, console: Console
 ) -> tuple[RagData, Vectors, CorpusIndex]:
-    """(table of passages, their vectors_ND, index over its corpus): `--corpus`, else a BEIR folder's, else the run's
-    own index as it is and its vectors, mapped, else the rows' passages."""
+    """(table of passages, their vectors_ND, index over the corpus). The corpus is that of `--corpus`; else a BEIR
+    folder's; else that of the run's index, which is used unchanged with its memory-mapped vectors; else the rows'
+    passages."""
     data, settings, stored = saved.config.data, saved.config.evaluation, None
     if has_corpus(data, MINE):
         corpus = read_given_corpus(data, MINE, reading)
@@ -277,7 +282,7 @@ def encode_corpus(
 
 
 def show(counts: Counter[str], out: Path, console: Console) -> None:
-    """The counts, whole and for each row."""
+    """Prints the counts, in total and per row."""
     rows = max(1, counts["rows"])
     lines = [[name.replace("_", " "), str(count), f"{count / rows:.2f}"] for name, count in counts.items()]
     console.table("mined", ["what", "count", "per row"], lines)

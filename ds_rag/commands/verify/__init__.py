@@ -9,7 +9,7 @@ from ds_rag.config.flags import Parser
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("path", help="the folder")
-    parser.add_argument("--json", help="write what was found to this file too")
+    parser.add_argument("--json", help="also write the result to this file")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
 
 

@@ -1,4 +1,4 @@
-"""`ds-rag verify PATH`: is a run, a checkpoint or an index whole? Every file is read and held against its hash."""
+"""`ds-rag verify PATH`: is a run, a checkpoint or an index complete? Every file is read and compared with its hash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ds_rag.runtime.output_places import check_json, write_json
 
 @dataclass
 class Finding:
-    """One part of what was looked at; wrong: nothing where it is sound. note: worth knowing, no damage."""
+    """The result for one part of the folder. wrong: the damage found, empty if it is sound; note: information."""
 
     part: Path
     kind: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command. Returns 0 where all is sound, else 1."""
+    """Runs the command. Returns 0 if everything is sound, else 1."""
     check_json(args.json, ("sound", "parts"))
     path, console = Path(args.path), Console()
     findings = look(path)
@@ -48,18 +48,18 @@ def main(args: argparse.Namespace) -> int:
             console.say(f"{finding.part}: {line}", style="red")
     if any(f.kind == "checkpoint" for f in damaged):
         sound = [f.part.name for f in findings if f.kind == "checkpoint" and not f.wrong]
-        console.say(f"--resume auto goes on from {sound[-1]}" if sound else "no checkpoint is left to go on from")
+        console.say(f"--resume auto resumes from {sound[-1]}" if sound else "no checkpoint is left to resume from")
     if any(f.kind in ("run", "file") for f in damaged):
         console.say(json_files.AGAIN)
     if any(f.kind == "index" for f in damaged):
-        console.say("ds-rag index --run RUN makes the index again")
+        console.say("ds-rag index --run RUN builds the index again")
     report = [{"part": str(f.part), "kind": f.kind, "damage": f.wrong, "note": f.note} for f in findings]
     write_json(args.json, {"sound": not damaged, "parts": report})
     return 1 if damaged else 0
 
 
 def look(path: Path) -> list[Finding]:
-    """Raises UserError where there is nothing to verify."""
+    """Verifies every part of a run, or a single checkpoint or index. Raises UserError if there is nothing to verify."""
     for folder in (path, path / "index"):
         atomic_folders.put_back(folder)
     is_run = any((path / name).exists() for name in (json_files.CONFIG, "checkpoints", "retriever"))
@@ -81,7 +81,7 @@ def look(path: Path) -> list[Finding]:
 
 
 def of_run(run: Path) -> list[Finding]:
-    """What the run has left, against its manifest, and whether its small files can be read."""
+    """Compares a run's exported files with its manifest, and checks that its JSON files can be read."""
     found = []
     for check in (export.settle, json_files.check_kinds):
         try:
@@ -89,13 +89,13 @@ def of_run(run: Path) -> list[Finding]:
         except UserError as error:
             found.append(Finding(run, "run", [first(error)]))
     if found or (run / export.PENDING).is_dir():
-        return found  # what is at the places now need not belong together
+        return found  # an export is unfinished, so the files need not belong together
     if (run / atomic_folders.MANIFEST).is_file():
         found.append(of_sealed(run, export.damages))
     elif export.exported(run):
         wrong = [str(damage) for damage in export.damages(run)] or of_models(run)
         found.append(
-            Finding(run, "run", wrong, "" if wrong else "left before runs had a manifest: no hashes to hold it against")
+            Finding(run, "run", wrong, "" if wrong else "made before runs had a manifest: there are no hashes to check")
         )
     damaged = {line.split(":")[0] for f in found for line in f.wrong}
     readers = {json_files.CONFIG: config_and_results.configuration, json_files.RESULTS: config_and_results.figures}
@@ -108,7 +108,7 @@ def of_run(run: Path) -> list[Finding]:
 
 
 def of_models(run: Path) -> list[str]:
-    """What can be seen without hashes: a model without weights, weights that are cut, settings that are no JSON."""
+    """Damage that shows without hashes: missing weights, truncated weight files, configuration that is not JSON."""
     wrong = []
     for folder in (run / "retriever", run / "generator"):
         weights = [f for pattern in ("*.safetensors", "*.bin") for f in sorted(folder.glob(pattern))]
@@ -127,13 +127,13 @@ def of_models(run: Path) -> list[str]:
 
 
 def met(read: Callable[..., object], *args: Path) -> list[str]:
-    """What reading raises, if anything."""
+    """The message of the error that `read` raises; empty if it raises none."""
     try:
         read(*args)
         return []
     except UserError as error:
         return [first(error)]
-    except Exception as error:  # safetensors has its own
+    except Exception as error:  # safetensors has exceptions of its own
         return [f"{type(error).__name__}: {error}"]
 
 
@@ -142,18 +142,18 @@ def first(error: UserError) -> str:
 
 
 def of_pointer(run: Path) -> list[Finding]:
-    """LATEST, where it names another than the newest."""
+    """A finding about LATEST if it does not name the newest checkpoint."""
     latest, every = run / "checkpoints" / LATEST, checkpoints(run)
     if not latest.is_file() or not every or (name := named_by(latest)) == every[-1].name:
         return []
-    note = f"names {name}; the newest is {every[-1].name}, which is what is resumed from"
+    note = f"names {name}; the newest is {every[-1].name}, from which a run is resumed"
     return [Finding(latest, "pointer", [], note)]
 
 
 def of_index(run: Path) -> Finding:
     index, manifest = of_sealed(run / "index"), atomic_folders.read_manifest(run / "index") or {}
     if not index.wrong and (run / "retriever").is_dir():
-        with suppress(OSError):  # a retriever that cannot be read is told of as the run's
+        with suppress(OSError):  # a retriever that cannot be read is reported as the run's damage
             if manifest.get("model_hash") != hash_model(run / "retriever"):
                 index.wrong.append("made by another retriever than RUN/retriever")
     if note := source_note(manifest):

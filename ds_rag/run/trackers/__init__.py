@@ -1,4 +1,4 @@
-"""Trackers: where a run's figures are shown beside its own `metrics.jsonl`.
+"""Trackers: services and programs that show a run's figures, in addition to its own `metrics.jsonl`.
 
 To add one: a file in this folder with `start(run) -> Tracker`, its line in TRACKERS, and an extra of its name in
 pyproject.toml. The file is imported only where `--report_to` names it.
@@ -18,37 +18,38 @@ from typing import Any, Protocol
 from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.errors import RunError, UserError, choose
 
-# Name in --report_to, of the file here and of the extra -> the library that it needs.
+# Name of a tracker (in --report_to, of its file in this folder, of its extra) -> the library that it imports.
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
-IDS = "trackers.json"  # in the run's folder: by which ids the trackers know this run
-PROJECT = "ds_rag"  # where neither the user nor the tracker's own environment names one
+IDS = "trackers.json"  # file in the run's folder with the run's id in each tracker
+PROJECT = "ds_rag"  # the tracker's project, unless its environment variables name one
 
 
 class Tracker(Protocol):
-    """What a tracker's `start` returns. Called on rank 0 only; whatever is raised ends the tracking, not the run."""
+    """What a tracker's `start` returns. Called on rank 0 only. An exception ends the tracking, not the run."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Figures after `step` optimizer steps; several calls may be of one step. Names look like `train/loss`."""
+        """Logs figures after `step` optimizer steps; there may be several calls for one step. Names are like
+        `train/loss`."""
 
     def finish(self) -> None:
-        """The run has ended, or stops for now: nothing more is logged."""
+        """The run has ended or was stopped: nothing more is logged by this process."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker starts with."""
+    """What a tracker is given when it starts."""
 
     folder: Path  # the run's
     config: dict[str, Any]  # every setting by name, without the credentials of addresses
-    resumed_at: int | None = None  # the checkpoint's step; figures of later steps come again. None: a new run
+    resumed_at: int | None = None  # the checkpoint's step; figures of later steps are logged again. None: a new run
 
     def known_id(self, tracker: str) -> str | None:
-        """The id under which the tracker has this run already; None where it has not."""
+        """The id under which the tracker already has this run; None if it does not."""
         found = self._ids().get(tracker)
         return found if isinstance(found, str) else None
 
     def keep_id(self, tracker: str, value: str) -> None:
-        """Kept in the run's folder, so that a resumed run goes on in the same place."""
+        """Saves the run's id in the run's folder, so that a resumed run continues under it."""
         write_complete(self.folder / IDS, json.dumps(self._ids() | {tracker: value}) + "\n")
 
     def _ids(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class TrackedRun:
 
 
 def chosen(report_to: str) -> list[str]:
-    """The trackers of `--report_to`, each once. Raises UserError for a name that is none."""
+    """The names in `--report_to`, each once. Raises UserError for an unknown name."""
     names = list(dict.fromkeys(name.strip() for name in report_to.split(",")))
     if names == ["none"]:
         return []
@@ -70,7 +71,7 @@ def chosen(report_to: str) -> list[str]:
 
 
 def check_installed(report_to: str) -> None:
-    """Raises UserError for an unknown tracker, and for one whose library is absent: before anything is loaded."""
+    """Raises UserError for an unknown tracker and for one whose library is not installed; imports nothing."""
     for name in chosen(report_to):
         if find_spec(TRACKERS[name]) is None:
             raise absent(name)
@@ -81,13 +82,13 @@ def absent(name: str, error: ImportError | None = None) -> UserError:
 
 
 class Tracking:
-    """The trackers of a run, on rank 0. One that fails is left out from then on, which is said once."""
+    """The trackers of a run, on rank 0. A tracker that fails is not called again; this is reported once."""
 
     def __init__(self, trackers: Mapping[str, Tracker] | None = None, say: Callable[[str], None] = lambda text: None):
         self.trackers, self.say = dict(trackers or {}), say
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """The numbers of a line of metrics.jsonl, each named `kind/name`."""
+        """Logs the numbers of a line of metrics.jsonl, each named `kind/name`."""
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
         if numbers:
             self._each(lambda tracker: tracker.log(step, numbers))
@@ -100,18 +101,19 @@ class Tracking:
         for name, tracker in list(self.trackers.items()):
             try:
                 act(tracker)
-            except Exception as error:  # whatever it is, the run is worth more
+            except Exception as error:  # of any kind: the run is worth more
                 del self.trackers[name]
                 self.say(failed(name, error))
 
 
 def failed(name: str, error: Exception) -> str:
-    return f"warning: --report_to {name} failed, and the run goes on without it ({type(error).__name__}: {error})"
+    return f"warning: --report_to {name} failed, and the run continues without it ({type(error).__name__}: {error})"
 
 
 def start_tracking(report_to: str, run: TrackedRun, say: Callable[[str], None]) -> Tracking:
-    """Starts each tracker of `--report_to`. Raises UserError where a library is absent, and RunError where a new run's
-    tracker does not start; a resumed run says so and goes on without it, for nobody may be there to see to it."""
+    """Starts each tracker of `--report_to`. Raises UserError if a library is not installed, and RunError if a tracker
+    of a new run does not start. A resumed run prints a warning and continues without it, because it may have been
+    resumed by a scheduler."""
     started: dict[str, Tracker] = {}
     for name in chosen(report_to):
         try:

@@ -1,4 +1,4 @@
-"""MLflow. Its own environment says where to: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ..."""
+"""MLflow. Its environment variables say where figures are sent: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ..."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from types import ModuleType
 
 from ds_rag.run.trackers import PROJECT, TrackedRun
 
-# A server that is gone delays a step by seconds, not by MLflow's own minutes; then the run goes on without it.
+# A server that does not answer delays a step by seconds, not by MLflow's default of minutes; then the run continues
+# without it.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
@@ -16,7 +17,7 @@ class Mlflow:
         self.mlflow = mlflow
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Names without @, which MLflow refuses: `eval/recall_at_1`."""
+        """MLflow refuses @ in a name, so recall@1 is logged as `eval/recall_at_1`."""
         self.mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in values.items()}, step=step)
 
     def finish(self) -> None:
@@ -24,7 +25,8 @@ class Mlflow:
 
 
 def start(run: TrackedRun) -> Mlflow:
-    """A resumed run goes on under its id, with the parameters of its first start, which MLflow does not let change."""
+    """Starts or continues the run. A resumed run keeps its id and the parameters of its first start: MLflow does not
+    allow them to change."""
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     import mlflow

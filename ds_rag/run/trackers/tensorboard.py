@@ -20,7 +20,7 @@ class TensorBoard:
 
 
 def start(run: TrackedRun) -> TensorBoard:
-    """A resumed run's events go on in the same folder; those of steps that come again are hidden."""
+    """Opens the run's event files. A resumed run writes to the same folder; old events of repeated steps are hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
     again = None if run.resumed_at is None else run.resumed_at + 1

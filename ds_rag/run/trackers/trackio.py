@@ -1,4 +1,4 @@
-"""Trackio: figures on this machine, for `trackio show`; TRACKIO_DIR and TRACKIO_SPACE_ID are its own environment."""
+"""Trackio: figures on this machine, for `trackio show`. Its environment variables are TRACKIO_DIR, TRACKIO_SPACE_ID."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Trackio:
 
 
 def start(run: TrackedRun) -> Trackio:
-    """A resumed run goes on under its name, which no other run has."""
+    """Starts or continues the run. Its name is unique, and a resumed run keeps it."""
     import trackio
 
     name = run.known_id("trackio") or f"{run.folder.name}-{uuid.uuid4().hex[:6]}"

@@ -1,4 +1,4 @@
-"""Weights & Biases. Its own environment says where to: WANDB_PROJECT, WANDB_MODE=offline, WANDB_API_KEY, ..."""
+"""Weights & Biases. Its environment variables say where figures are sent: WANDB_PROJECT, WANDB_MODE=offline, ..."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Wandb:
 
 
 def start(run: TrackedRun) -> Wandb:
-    """A resumed run goes on under its id. Steps are a figure of their own, the axis of all others: wandb's own steps
-    cannot go back to a checkpoint."""
+    """Starts or continues the run; a resumed run keeps its id. The step is logged as a metric, the x axis of all
+    others: wandb's own step counter cannot go back to that of a checkpoint."""
     import wandb
 
     started = wandb.init(

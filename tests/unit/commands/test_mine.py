@@ -17,7 +17,15 @@ import torch
 from small import small_generator, small_retriever
 
 from ds_rag.commands.mine import command as mine
-from ds_rag.commands.mine.command import Limits, Miner, check_arguments, faults, mine_chunks, posterior_of, show
+from ds_rag.commands.mine.command import (
+    Limits,
+    Miner,
+    check_arguments,
+    exceeded_limits,
+    mine_chunks,
+    posterior_of,
+    show,
+)
 from ds_rag.config import DEFAULT_TEMPLATE, EvaluationConfig, RunConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells
@@ -82,20 +90,23 @@ def test_faults_by_a_loop(limits, shift):
         if not why and limits.posterior is not None and share > limits.posterior:
             why = "posterior"
         wanted.append(why)
-    assert faults(scores, positives, shares, limits) == wanted
+    assert exceeded_limits(scores, positives, shares, limits) == wanted
 
 
 def test_the_factor_is_one_for_scores_above_0_and_never_lifts_the_limit():
     scores = np.array([0.47, 0.48, -0.51, -0.53])
-    assert faults(scores, np.array([0.5]), None, Limits(0.95)) == ["", "margin", "", ""]
-    assert faults(scores, np.array([-0.5]), None, Limits(0.95)) == ["margin", "margin", "margin", ""]
+    assert exceeded_limits(scores, np.array([0.5]), None, Limits(0.95)) == ["", "margin", "", ""]
+    assert exceeded_limits(scores, np.array([-0.5]), None, Limits(0.95)) == ["margin", "margin", "margin", ""]
 
 
 def test_without_positives_only_what_needs_none():
     scores, shares = np.array([0.9, 0.1]), np.array([0.1, 0.9])
-    assert faults(scores, np.zeros(0), shares, Limits(0.95, absolute_margin=0.5)) == ["", ""]
-    assert faults(scores, np.zeros(0), shares, Limits(0.95, max_score=0.5, posterior=0.5)) == ["max_score", "posterior"]
-    assert faults(scores, np.zeros(0), None, Limits(0.95, posterior=0.5)) == ["", ""]
+    assert exceeded_limits(scores, np.zeros(0), shares, Limits(0.95, absolute_margin=0.5)) == ["", ""]
+    assert exceeded_limits(scores, np.zeros(0), shares, Limits(0.95, max_score=0.5, posterior=0.5)) == [
+        "max_score",
+        "posterior",
+    ]
+    assert exceeded_limits(scores, np.zeros(0), None, Limits(0.95, posterior=0.5)) == ["", ""]
 
 
 @pytest.mark.parametrize("limits", LIMITS[:5])
@@ -179,7 +190,7 @@ def test_an_indexs_vectors_are_mapped_and_not_encoded_again(tmp_path, monkeypatc
     real = mine.encode
     monkeypatch.setattr(mine, "encode", lambda r, t, *x: encoded.append(len(t)) or real(r, t, *x))
     table, vectors, index = mine.encode_corpus(saved, [row([texts[3]], ["of a row alone"])], Reading(), console)
-    assert isinstance(vectors, mine.Rows) and encoded == [1] and len(vectors) == len(table.texts) == 21
+    assert isinstance(vectors, mine.VectorParts) and encoded == [1] and len(vectors) == len(table.texts) == 21
     assert isinstance(vectors.arrays[0], np.memmap) and not index.parts[0].index.codes.is_owned
     expected = real(retriever, tokenize_side(retriever, "passage", table.texts, console, ""), "passage", 8)
     np.testing.assert_allclose(vectors[list(range(21))], expected, atol=1e-6)
@@ -243,7 +254,7 @@ def test_the_posterior_by_one_forward_a_cell():
 
 def test_a_posterior_wants_a_generator():
     saved: Any = SimpleNamespace(generator=None, prompt=None)
-    with pytest.raises(UserError, match="--posterior: no generator") as caught:
+    with pytest.raises(UserError, match="--posterior: there is no generator") as caught:
         posterior_of(saved, [])
     assert "in place of --run" in caught.value.expected  # with --run a --generator is refused
 

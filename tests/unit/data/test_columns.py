@@ -106,7 +106,7 @@ def test_column_errors(header: str, columns: dict, words: list[str], files: Any)
     path = files.put("rows.csv", f"{header}\n{','.join('abcdef'[: header.count(',') + 1])}\n")
     message = files.error(path, Columns(**columns), flag="--eval_data")
     assert message.startswith(f"--eval_data: {path}: ")
-    for word in (*words, "found:", "expected:", "to mend:"):
+    for word in (*words, "found:", "expected:", "to fix:"):
         assert word in message
 
 

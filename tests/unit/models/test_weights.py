@@ -3,7 +3,7 @@
 Covered: a prefix before every name (DDP's, torch.compile's, both, in the middle, Lightning's, sentence-transformers'
 own), for either model, in safetensors, in a .bin and in shards; a missing head, layer or single weight; more layers
 than the configuration has; another shape; adapters whose names do not fit. What may be missing or left over: a pooler,
-another task's head, tied heads, position_ids. At stage 3 in pieces: tests/distributed/test_loading_in_pieces.py.
+another task's head, tied heads, position_ids. Sharded, at stage 3: tests/distributed/test_loading_sharded.py.
 """
 
 from __future__ import annotations

@@ -414,18 +414,18 @@ def test_a_run_copied_while_it_was_written_again_is_seen(
     from ds_rag.run import open_saved
 
     run = copy(made, tmp_path)
-    load = open_saved.load_pair
+    load = open_saved.open_pair
 
     def load_and_write(*args: Any) -> Any:
         found = load(*args)
         resealed(run, step=3)
         return found
 
-    monkeypatch.setattr(open_saved, "load_pair", load_and_write)
+    monkeypatch.setattr(open_saved, "open_pair", load_and_write)
     parser = Parser("test", "A test.")
     add_reading_flags(parser)
     args: argparse.Namespace = parse_strictly(parser, ["--run", str(run)])
-    with pytest.raises(UserError, match="just written this run again"):
+    with pytest.raises(UserError, match="just replaced this run"):
         open_saved.open_saved(args)
 
 

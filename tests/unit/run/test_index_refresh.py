@@ -81,7 +81,7 @@ def test_training_is_the_same_to_the_last_bit_whatever_the_stage_does(tmp_path):
 def test_what_lands_is_of_the_weights_of_its_step(tmp_path, mode):
     parts, stage = make(tmp_path, refresh_mode=mode)
     first = stage.refresh(0)
-    assert (first.step, first.at, first.whole, stage.step) == (0, 0, True, 0)
+    assert (first.step, first.at, first.full, stage.step) == (0, 0, True, 0)
     _, landed, prints = loop(parts, stage)
     notes = stage.evaluator.seen
     assert [mark for _, mark in notes] == [prints[s] for s in (0, 2, 4, 6)]
@@ -181,11 +181,11 @@ def test_part_of_the_corpus_and_at_the_end_all_of_it(tmp_path, monkeypatch):
     stage.refresh(0)
     _, landed, _ = loop(parts, stage)
     share = -(-N // 4) / N
-    assert all(not x.whole and x.figures["encoded"] == pytest.approx(share) for x in landed)
+    assert all(not x.full and x.figures["encoded"] == pytest.approx(share) for x in landed)
     assert all(x.figures["drift"] > 0 and x.figures["drift_left"] > 0 for x in landed)
     assert landed[-1].figures["index_age_max"] == 6 and 0 < landed[-1].figures["index_age"] < 6
     end = stage.refresh(8)
-    assert end.whole and stage.whole and end.figures["index_age_max"] == 0 and "drift" not in end.figures
+    assert end.full and stage.full and end.figures["index_age_max"] == 0 and "drift" not in end.figures
     expected = encode(parts.retriever, parts.eval_tokens.passages, "passage", 64)
     assert np.array_equal(np.load(tmp_path / "refresh/step-8/vectors.npy"), expected)
 
@@ -193,7 +193,7 @@ def test_part_of_the_corpus_and_at_the_end_all_of_it(tmp_path, monkeypatch):
 def test_the_first_refresh_is_whole_and_nothing_is_due_at_the_last_step(tmp_path):
     _, stage = make(tmp_path, schedule="4", refresh_fraction="0.1")
     landed = stage.after_step(4)
-    assert landed is not None and landed.whole
+    assert landed is not None and landed.full
     assert stage.after_step(8) is None
 
 

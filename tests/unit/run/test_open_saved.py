@@ -143,6 +143,6 @@ def test_the_builtin_rows_of_a_run_are_asked_of_their_own_corpus_only(monkeypatc
 
 @pytest.mark.parametrize("flag", ["--train_data x", "--freeze retriever", "--lora both", "--refresh_index 9"])
 def test_settings_of_training_are_no_settings_of_a_reading(flag, run):
-    with pytest.raises(UserError, match="settings of training") as error:
+    with pytest.raises(UserError, match="settings that only training uses") as error:
         opened("--run", str(run), *flag.split())
     assert flag.split()[0] in error.value.found

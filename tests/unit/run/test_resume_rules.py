@@ -76,7 +76,7 @@ def test_every_field_is_refused_by_name_or_listed(name: str, refuses: Any) -> No
     if name in MAY_CHANGE.split() or name in OF_THE_INDEX:
         assert said == ""
     else:
-        assert f"--{name}: " in said and "put them back" in said
+        assert f"--{name}: " in said and "restore them" in said
 
 
 def test_every_field_says_what_a_resumed_run_may_do_with_it() -> None:

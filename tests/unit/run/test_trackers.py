@@ -92,7 +92,7 @@ def test_a_tracker_that_fails_is_said_once_and_ends_neither_the_run_nor_the_othe
         metrics.write("train", step, {"loss": 1.0})
     metrics.close()
     assert len(bad.calls) == 1 and len(good.calls) == 4
-    assert said == [trackers.failed("bad", ConnectionError("no route"))] and "goes on without" in said[0]
+    assert said == [trackers.failed("bad", ConnectionError("no route"))] and "continues without" in said[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 

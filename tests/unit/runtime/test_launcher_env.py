@@ -200,7 +200,7 @@ def test_variables_that_cannot_be_right_are_named_by_each_that_has_them(env, nam
     environment(env)
     assert cli.main(["evaluate", "--run", "x"]) == 2
     told = capsys.readouterr().err
-    assert named in told and "to mend" in told and "Traceback" not in told
+    assert named in told and "to fix" in told and "Traceback" not in told
 
 
 RIGHT = {

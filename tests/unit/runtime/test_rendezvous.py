@@ -57,7 +57,7 @@ def test_who_does_not_come_is_named_with_the_variables(rank, monkeypatch, number
     with pytest.raises(RankError) as caught:
         waiting.wait()
     told = str(caught.value)
-    assert missing in told and f"rank {number} waited 0.005 minutes in vain" in told and "to mend" in told
+    assert missing in told and f"rank {number} waited 0.005 minutes in vain" in told and "to fix" in told
     assert all(f"{name}=" in told for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"))
     assert len(waiting.heard) == 1 and missing in waiting.heard[0], "said while it waits, once"
 

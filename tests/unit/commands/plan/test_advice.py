@@ -144,7 +144,7 @@ def test_every_choice_of_a_setup_is_among_those_that_are_trained():
 def test_the_flags_of_the_index():
     index = plan_index(setup().retriever, 21_000_000, 200, H100, "bf16", 5e10, hosts=2)
     words = shlex.split(command_line(setup(), 8, index, {}))
-    stage = parse([*words[words.index("launch/train.py") + 1 :]]).stage
+    stage = parse([*words[words.index("launch/train.py") + 1 :]]).evaluation
     assert (stage.index_factory, stage.index_shards) == (index.recommended, index.shards) == ("ivf", "keep")
 
 
