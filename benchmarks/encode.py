@@ -70,12 +70,12 @@ def pick_texts(source: str, count: int, seed: int) -> list[str]:
     return random.Random(seed).sample(texts, min(count, len(texts)))
 
 
-def open_theirs(folder: str) -> Any:
+def open_theirs(folder: str, device: str = "cpu") -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError("sentence-transformers is not installed", fix="pip install sentence-transformers") from None
-    return SentenceTransformer(folder, device="cpu")
+    return SentenceTransformer(folder, device=device)
 
 
 def our_way(retriever: Retriever, texts: list[str], batch: int) -> np.ndarray:

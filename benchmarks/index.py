@@ -25,7 +25,7 @@ import faiss
 import numpy as np
 from measure import interleave, quartiles, ratios, table
 
-from ds_rag.index.faiss_index import INDEXES, build_index, search
+from ds_rag.index.faiss_index import INDEXES, build_index, build_vector_index, search
 from ds_rag.index.store import write_index
 from ds_rag.runtime.errors import UserError, choose
 
@@ -50,7 +50,7 @@ def taken():
     return [int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))]
 
 folder, before = Path(sys.argv[1]), taken()
-part, rows = read_parts(folder, 0)[0], VectorParts(open_vectors(folder, 0))
+part, rows = read_parts(folder, 0, "Flat")[0], VectorParts(open_vectors(folder, 0))
 part.search(rows[range(64)], 10)
 print(*(b - a for a, b in zip(before, taken())))
 """
@@ -148,7 +148,7 @@ def with_threshold(threshold: int, index: Any, queries_BD: np.ndarray) -> None:
 def memory_of_mining(vectors_ND: np.ndarray) -> dict[str, float]:
     """MB of memory that `ds-rag mine` uses to open and search a flat index and its vectors: private, and mapped."""
     with tempfile.TemporaryDirectory() as folder:
-        write_index(Path(folder), build_index(vectors_ND, EXACT), vectors_ND)
+        write_index(Path(folder), build_vector_index(vectors_ND, EXACT), vectors_ND, EXACT)
         said = subprocess.run([sys.executable, "-c", MINING, folder], capture_output=True, text=True, check=True).stdout
     own, mapped = (int(kib) * 1024 / 1e6 for kib in said.split())
     return {"own_mb": own, "mapped_mb": mapped, "vectors_mb": vectors_ND.nbytes / 1e6}

@@ -28,7 +28,7 @@ from measure import interleave, quartiles, table
 from ds_rag.config import RunConfig
 from ds_rag.config.flags import parse
 from ds_rag.config.schedules import lr_factor
-from ds_rag.index.building import Corpus, EncodedShard, Encoder, build, encode_shard, update_shard
+from ds_rag.index.building import Corpus, EncodedShard, Encoder, build_from_shards, encode_shard, update_shard
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.faiss_index import build_index, search
@@ -143,10 +143,10 @@ def partial_refresh(first: int = 50, later: int = EVERY) -> list[dict[str, Any]]
             else:
                 shard = update_shard(Encoder(retriever, "new", first + later), corpus, where, old, fraction, 0)
             seconds = time.perf_counter() - begin
-            nearest = build(corpus, shard, where, config.evaluation).index.search(queries, 10)[1]
+            nearest = build_from_shards(corpus, shard, where, config.evaluation).index.search(queries, 10)[1]
             full = nearest if fraction == "1.0" else full
             rows.append(row(parts, fraction, shard, fresh, nearest, full, seconds))
-        stale = build(corpus, old, folder / "old", config.evaluation).index.search(queries, 10)[1]
+        stale = build_from_shards(corpus, old, folder / "old", config.evaluation).index.search(queries, 10)[1]
         rows.append(row(parts, "0 (the old index)", old, fresh, stale, full, 0.0))
     return rows
 

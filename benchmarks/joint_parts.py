@@ -6,6 +6,7 @@ scaling.py measures `JointStep.step` on these. As in a run, `collectives.start` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,21 @@ import torch
 from joint_runs import DROPOUTS, Run
 from variants import Joined
 
-from ds_rag.config import build, deepspeed_config
+from ds_rag.config import ModelConfig, build, deepspeed_config
 from ds_rag.config.deepspeed_config import Known
 from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.engines.deepspeed_engine import make_engine
 from ds_rag.engines.engine_pair import Engines
+from ds_rag.engines.setup import frozen
+from ds_rag.models.adapters import add_adapters
 from ds_rag.models.from_settings import checkpoint_activations, fuse_activations
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever, RetrieverSettings
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.runtime import collectives
 from ds_rag.step.generator_side import StepOptions
-from ds_rag.step.joint_step import JointStep
+from ds_rag.step.joint_step import JointStep, StepReport
 
 
 def build_model(keys: dict[str, Any], head: bool) -> Any:
@@ -42,11 +45,15 @@ def build_model(keys: dict[str, Any], head: bool) -> Any:
     return model
 
 
-def make_models(run: Run, checkpointing: bool) -> tuple[Retriever, Generator]:
+def make_models(run: Run, settings: ModelConfig, device: str = "cpu") -> tuple[Retriever, Generator]:
+    """On the device from the start: a CPU would draw the weights of large models for minutes."""
     torch.manual_seed(0)
-    retriever = Retriever(build_model(run.retriever, False), None, RetrieverSettings())
-    generator = Generator(build_model(run.generator, True), None)
-    checkpoint_activations((retriever.encoder, generator.lm), checkpointing)
+    with torch.device(device):
+        retriever = Retriever(build_model(run.retriever, False), None, RetrieverSettings())
+        generator = Generator(build_model(run.generator, True), None)
+    if settings.lora == "generator":
+        add_adapters(generator.lm, settings, Path("base"))
+    checkpoint_activations((retriever.encoder, generator.lm), settings.gradient_checkpointing)
     reason = share_prefixes(generator)
     assert reason is None, reason
     return retriever, generator
@@ -59,19 +66,23 @@ class Steps:
     joint: JointStep
     loader: Loader
 
-    def step(self, number: int) -> None:
-        self.joint.step(self.loader.micro_batches(number), number=number)
+    def step(self, number: int) -> StepReport:
+        return self.joint.step(self.loader.micro_batches(number), number=number)
 
     @property
     def engines(self) -> Engines:
         return self.joint.engines
 
 
-def make_steps(run: Run) -> Steps:
-    config = build({"candidates": "all"} | run.flags)
-    retriever, generator = make_models(run, config.model.gradient_checkpointing)
+def make_steps(run: Run, device: str = "cpu") -> Steps:
+    folders = {"retriever": ".", "generator": "."}  # as if from some, for adapters are not for new models
+    config = build({"candidates": "all"} | folders | run.flags)
+    retriever, generator = make_models(run, config.model, device)
     made: dict[str, Any] = {}
     for name, module in (("retriever", retriever), ("generator", generator)):
+        if name == config.model.freeze:
+            made[name] = frozen(module, torch.device(device), run.precision)
+            continue
         resolved = deepspeed_config.resolve(deepspeed_json(run.stage), known(run, module.hidden_size))
         made[name] = make_engine(module, resolved, config.optim, 1e-4)
     engines, options = Engines(made["retriever"], made["generator"], 1.0), StepOptions(config.scoring)
@@ -84,11 +95,15 @@ def make_steps(run: Run) -> Steps:
     return Steps(joint, Loader(data.train, tokens, batches))
 
 
-def deepspeed_json(stage: int) -> dict[str, Any]:
+def deepspeed_json(stage: int | str) -> dict[str, Any]:
     """The same settings as in ds_configs/."""
-    zero: dict[str, Any] = {"stage": stage} | ({"reduce_bucket_size": "auto"} if stage else {})
-    if stage == 3:
+    number = int(str(stage)[0])
+    zero: dict[str, Any] = {"stage": number} | ({"reduce_bucket_size": "auto"} if number else {})
+    if number == 3:
         zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
+    if str(stage).endswith("+offload"):
+        on_host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero |= {"offload_optimizer": on_host, "offload_param": on_host}
     return {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "zero_optimization": zero}
 
 

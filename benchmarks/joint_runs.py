@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ds_rag.commands.plan.setup import Setup
-from ds_rag.commands.plan.shapes import shape_of
+from ds_rag.commands.plan.shapes import shape_from
 from ds_rag.commands.plan.workload import Workload
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -16,7 +16,8 @@ DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "a
 class Run:
     """Configurations of both models (keys of a config.json), the batch of one rank, and the training settings.
 
-    flags: keys of ds_rag's own configuration (pool, generator_backward, retriever_chunk, ...).
+    stage: ZeRO's, of both engines; "3+offload" too. flags: keys of ds_rag's own configuration (pool,
+    generator_backward, retriever_chunk, lora, freeze, ...).
     """
 
     retriever: dict[str, Any]
@@ -26,14 +27,14 @@ class Run:
     query: int = 20
     passage: int = 100
     answer: int = 20
-    stage: int = 2
+    stage: int | str = 2
     precision: str = "fp32"
     accumulation: int = 1
     flags: dict[str, Any] = field(default_factory=dict)
 
 
-def setup_of(run: Run, world: int) -> Setup:
-    """The run in the form that `ds-rag plan` uses: on the CPU, texts joined without a prompt."""
+def setup_of(run: Run, world: int, device: str = "cpu") -> Setup:
+    """The run in the form that `ds-rag plan` uses: texts joined without a prompt."""
     flags, stage = run.flags, str(run.stage)
     work = Workload(
         run.batch,
@@ -46,11 +47,12 @@ def setup_of(run: Run, world: int) -> Setup:
         flags.get("pool") == "world",
         before=0,
         after=0,
+        shared=flags.get("share_prefixes", True),
     )
     none = dict.fromkeys(DROPOUTS, 0.0)
     return Setup(
-        shape_of(run.retriever | none, "the retriever", "--retriever", False),
-        shape_of(run.generator | none, "the generator", "--generator", True),
+        shape_from(run.retriever | none, "the retriever", "--retriever", False),
+        shape_from(run.generator | none, "the generator", "--generator", True),
         work,
         world,
         (stage, stage),
@@ -58,7 +60,9 @@ def setup_of(run: Run, world: int) -> Setup:
         bool(flags.get("gradient_checkpointing")),
         int(flags["micro_cells"]) if flags.get("generator_backward") == "exact" else 0,
         flags.get("retriever_chunk", 0),
-        device="cpu",
+        lora=("generator",) if flags.get("lora") == "generator" else (),
+        frozen=flags.get("freeze", ""),
+        device=device,
     )
 
 

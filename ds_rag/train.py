@@ -1,11 +1,11 @@
-"""The main job: `deepspeed launch/train.py --deepspeed ds_configs/zero2.json`.
+"""Training: `deepspeed launch/train.py --deepspeed ds_configs/zero2.json`.
 
     python launch/train.py                                        # the built-in almanac, one process
     torchrun --nproc_per_node 2 launch/train.py --max_steps 50    # two ranks
     ds-rag train --config recipe.yaml --train_data rows.jsonl --retriever DIR --generator DIR
 
-`JointStep.step` (step/joint_step.py) is the mathematics of one optimizer step, `train` the loop around it, `main` what
-comes before and after.
+`JointStep.step` (step/joint_step.py) contains the mathematics of one optimizer step, `train` the loop over steps, and
+`main` everything before and after the loop.
 """
 
 from __future__ import annotations
@@ -32,27 +32,31 @@ from ds_rag.run.summary import say_beginning, write_results
 from ds_rag.run.watchers import Watchers
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, log_capture, stop_signals
 from ds_rag.runtime.console import Console
-from ds_rag.runtime.stop_agreement import Halt, meet
+from ds_rag.runtime.stop_agreement import Halt, join_ranks
 from ds_rag.runtime.stop_signals import Stopped
 from ds_rag.step.joint_step import StepReport
 
 
 def train_step(parts: Parts, step: int, factor: float) -> StepReport:
-    """One optimizer step: every micro-batch forward and backward through both engines, then the joint step. The
-    mathematics is `JointStep.step`, on one screen."""
+    """One optimizer step: every micro-batch forward and backward through both engines, then the joint step."""
     return parts.joint.step(parts.loader.micro_batches(step), factor, step)
 
 
 def train(run: Run) -> Evaluation | None:
-    """The loop: steps, the index stage when it is due, checkpoints. Returns the evaluation of the last step, if one
-    was made there. Raises Stopped, on all ranks, where one was asked to stop."""
+    """The training loop: steps, index refreshes with evaluations, and checkpoints.
+
+    Returns the evaluation after the last step, or None if there was none after that step. Raises Stopped on all ranks
+    if one rank was asked to stop.
+    """
     parts, state, index, optim, watchers, last = run.parts, run.state, run.index, run.config.optim, run.watchers, None
     text, settings = ProgressText(state.before or {}), run.config.evaluation
     with index, run.console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         catch_up(run, text)
         for step in range(state.step, parts.total_steps):
-            if is_time_to_stop(state, settings):  # before the step, for a resumed run may have to stop at once
-                run.console.say(f"stopped early at step {state.step}: no gain in {settings.metric_for_best_model}")
+            if is_time_to_stop(state, settings):  # before the step: a resumed run may have to stop at once
+                run.console.say(
+                    f"stopped early at step {state.step}: {settings.metric_for_best_model} has not improved"
+                )
                 break
             fault_injection.point("step")
             stop_signals.phase(f"step {step + 1}")
@@ -73,31 +77,32 @@ def train(run: Run) -> Evaluation | None:
                 take_up(run, landed, text)
             last = landed.result if landed is not None and landed.step == state.step and landed.full else None
             if due_for_saving(run):
-                save(run)
+                save_checkpoint(run)
             meter.advance(1, text.line(values["loss"]))
             stop_signals.phase(f"the end of step {state.step}")
             run.halt.check()
         stop_signals.phase("the index stage that is still under way")
         if late := index.drain(state.step):
-            take_up(run, late, text, new_candidates=False)  # no row is read any more
+            take_up(run, late, text, new_candidates=False)  # no step follows that would read them
     return last
 
 
 def due_for_saving(run: Run) -> bool:
+    """Is a checkpoint due, by `--save_steps` or because this step is the best so far?"""
     state, every = run.state, run.config.run.save_steps
     best_now = run.config.evaluation.load_best_model_at_end and state.best_step == state.step
     return bool(every and state.step % every == 0 and run.watchers.healthy) or best_now
 
 
-def save(run: Run) -> None:
-    """A checkpoint of this step; what it took is logged."""
+def save_checkpoint(run: Run) -> None:
+    """Saves a checkpoint of this step, and logs how long it took."""
     run.state.watched = run.watchers.memory
     if run.saver.save(run.state):
         run.metrics.write("checkpoint", run.state.step, {"seconds": run.saver.seconds})
 
 
 def catch_up(run: Run, text: ProgressText) -> None:
-    """The index stage of the last step, for a run that was stopped in it or has ended just before it."""
+    """Refreshes the index after the last step, if the run was interrupted before that was complete."""
     if run.state.step and run.state.refreshed < run.state.step:
         stop_signals.phase(f"the index stage after step {run.state.step}")
         landed = run.index.after_step(run.state.step)
@@ -106,10 +111,11 @@ def catch_up(run: Run, text: ProgressText) -> None:
 
 
 def main(config: RunConfig, folder: Path, console: Console) -> int:
-    """One run, from its configuration to its report. Returns 0, or 75 where it was asked to stop and can go on."""
+    """One run, from its configuration to its report. Returns the exit code: 0, or 75 if the run was asked to stop and
+    can be resumed."""
     began, minutes = time.monotonic(), config.run.collective_timeout
     try:
-        device = meet(folder, minutes, console)
+        device = join_ranks(folder, minutes, console)
     except Stopped as reason:
         return stop_here(None, str(reason), folder, console)
     log_capture.redirect(folder, collectives.rank())  # rank 0 has made the folder by now
@@ -125,7 +131,9 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
             run.metrics.close()
             write_results(run, result, began)
         except Stopped as reason:
-            return stop_here(run, str(reason), folder, console)  # another rank may be lost in this too
+            return stop_here(
+                run, str(reason), folder, console
+            )  # an error here may also be caused by the loss of another rank
     except RuntimeError as error:
         raise halt.lost(error) or error from error
     finally:
@@ -136,7 +144,8 @@ def main(config: RunConfig, folder: Path, console: Console) -> int:
 
 
 def set_up(config: RunConfig, folder: Path, console: Console, device: torch.device, halt: Halt) -> Run:
-    """Everything up to the first step: parts, and a checkpoint's state or the figures before training."""
+    """Everything before the first step: rows, models and engines, then a checkpoint's state, or for a new run language
+    model warm-up and the first evaluation."""
     fault_injection.point("start")
     resumed = checkpoint.find(folder, config.run.resume, console.say)
     if resumed:
@@ -176,7 +185,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
 
 
 def resume_candidates(run: Run, resumed: Path) -> None:
-    """The checkpoint's table; a new one where it holds none."""
+    """Restores the candidates from the index that the checkpoint has saved; without them, finds new ones."""
     candidates, state = run.parts.candidates, run.state
     if candidates and state.step < run.parts.total_steps and not candidates.restore(resumed):
         stop_signals.phase("the index that offers rows their candidates")
@@ -184,16 +193,16 @@ def resume_candidates(run: Run, resumed: Path) -> None:
 
 
 def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> int:
-    """Keeps what is done and says so. Before the first step there is nothing to keep."""
+    """Saves a checkpoint and tells the user. Before the first step there is nothing to save. Returns the exit code."""
     step = run.state.step if run is not None else 0
     if run is not None and step:
-        save(run)
+        save_checkpoint(run)
         run.metrics.close()
     if collectives.rank() == 0:
         stop_signals.leave_word(folder, reason, step or None)
         stop_signals.take_back(folder)
     where = f"at step {step}, saved" if step else "before the first step"
-    console.say(f"stopped {where} ({reason}); --resume auto goes on")
+    console.say(f"stopped {where} ({reason}); --resume auto continues")
     stop_signals.phase("the end, after being asked to stop")
     collectives.barrier()
     collectives.stop()
@@ -201,25 +210,28 @@ def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> i
 
 
 def finish(run: Run, last: Evaluation | None) -> Evaluation:
-    """The last checkpoint and evaluation; under `load_best_model_at_end` the best weights, evaluated again."""
+    """Saves the last checkpoint and evaluates; with `load_best_model_at_end` loads the best weights and evaluates them
+    again. Returns the evaluation of the final weights."""
     state, settings = run.state, run.config.evaluation
     if run.config.run.save_steps:
-        save(run)
+        save_checkpoint(run)
     if last is None:
         stop_signals.phase("the last evaluation")
         landed = run.index.refresh(state.step, progress=True)
-        record_index(run, landed)  # no `take_up`: a run that is made longer refreshes here for the rows to come
+        record_index(
+            run, landed
+        )  # not `take_up`: if the run is extended later, its index is refreshed at this step anyway
         last = landed.result
     if not settings.load_best_model_at_end or state.best_step is None or state.best_step == state.step:
         return last
-    save(run)  # before other weights are loaded: from here on, too, a run may be stopped
+    save_checkpoint(run)  # before other weights are loaded, because the run may still be stopped
     load_best(run, state.best_step)
     stop_signals.phase(f"the evaluation of the best step, {state.best_step}")
     return run.index.refresh(state.best_step, progress=True).result
 
 
 def load_best(run: Run, step: int) -> None:
-    """The weights of the best step, which the run ends with. Raises UserError where its checkpoint is damaged."""
+    """Loads the weights of the best step. Raises UserError if its checkpoint is damaged."""
     best = run.saver.folder / "checkpoints" / f"step-{step}"
     if wrong := atomic_folders.damages_on_ranks(best):
         raise atomic_folders.refuse(

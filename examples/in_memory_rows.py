@@ -3,23 +3,16 @@
     python examples/in_memory_rows.py
 
 A dictionary is a row: a query, its answer, and a passage that is labelled `positive`, or several `passages` without a
-label. The two models are tiny and new; any encoder and causal language model of transformers can be in their place.
+label. The two models are small and new (tiny_models.py); any encoder and causal language model of transformers can be
+in their place.
 """
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from tiny_models import new_pair
 
 from ds_rag.config import OptimConfig
 from ds_rag.data.loader import BatchOptions
-from ds_rag.models.generator import Generator
-from ds_rag.models.retriever import Retriever, RetrieverSettings
-from ds_rag.models.tokenizer import open_tokenizer, train_tokenizer
 from ds_rag.step.batches import load_rows
 from ds_rag.step.generator_side import StepOptions
 from ds_rag.step.joint_step import JointStep
@@ -35,27 +28,9 @@ ROWS = [
 ]
 
 
-def tiny_models(texts: list[str]) -> tuple[Retriever, Generator]:
-    """A BERT and a Llama of a few thousand weights, with a tokenizer of these texts."""
-    folder = Path(tempfile.mkdtemp())
-    train_tokenizer(texts, 300, folder)
-    left, right = (open_tokenizer(folder, side) for side in ("left", "right"))
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    shape |= {"vocab_size": len(right), "max_position_embeddings": 128}
-    encoder = BertModel(BertConfig(**shape), add_pooling_layer=False)
-    lm = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=left.bos_token_id, eos_token_id=left.eos_token_id))
-    return Retriever(encoder, right, RetrieverSettings(temperature=0.1)), Generator(lm, left)
-
-
 def main(steps: int = 40) -> list[float]:
     """Trains; returns the loss of every step."""
-    torch.manual_seed(0)
-    retriever, generator = tiny_models([row["positive"] for row in ROWS])
+    retriever, generator = new_pair(ROWS)
     options = StepOptions(optim=OptimConfig(learning_rate=3e-3, max_grad_norm=1.0))
     joint = JointStep.from_models(retriever, generator, objective="rag_sequence", options=options)
     loader = load_rows(joint, ROWS, BatchOptions(batch=3, accumulation=2))

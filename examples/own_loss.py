@@ -4,13 +4,13 @@
 
 The loss is a risk: the retriever's expected distance from answering well, sum_j p(z_j | x) (1 - P(y | x, z_j)), with P
 the geometric mean of the answer's token probabilities. Both models learn from it. The models here are tiny and new; put
-your own in the place of `tiny_models`.
+your own in the place of `new_pair`.
 """
 
 from __future__ import annotations
 
-import torch
-from in_memory_rows import ROWS, tiny_models
+from in_memory_rows import ROWS
+from tiny_models import new_pair
 
 from ds_rag.config import OptimConfig
 from ds_rag.config.objectives import OBJECTIVES, ObjectiveSpec
@@ -44,8 +44,7 @@ OBJECTIVES["expected_risk"] = ObjectiveSpec("own_loss:ExpectedRisk")
 
 def main(steps: int = 30) -> list[float]:
     """Trains; returns the loss of every step."""
-    torch.manual_seed(0)
-    retriever, generator = tiny_models([row["positive"] for row in ROWS])
+    retriever, generator = new_pair(ROWS)
     options = StepOptions(optim=OptimConfig(learning_rate=3e-3))
     joint = JointStep.from_models(retriever, generator, objective="expected_risk", options=options)
     loader = load_rows(joint, ROWS, BatchOptions(batch=4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ def open_pair(retriever: str | None, generator: str | None) -> tuple[ds_rag.Retr
     )
 
 
-def new_pair(seed: int = 0) -> tuple[ds_rag.Retriever, ds_rag.Generator]:
-    """A BERT and a Llama of two layers, with a tokenizer trained on the facts."""
+def new_pair(rows: Sequence[Mapping[str, str]] = ROWS, seed: int = 0) -> tuple[ds_rag.Retriever, ds_rag.Generator]:
+    """A BERT and a Llama of two layers, with a tokenizer trained on the texts of these rows."""
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
-        train_tokenizer([*CORPUS, *(f"{row['query']} {row['answer']}" for row in ROWS)], 400, Path(folder))
+        texts = [row["positive"] for row in rows] + [f"{row['query']} {row['answer']}" for row in rows]
+        train_tokenizer(texts, 400, Path(folder))
         tokenizers = [open_tokenizer(folder, side) for side in ("right", "left")]
     shape: dict[str, Any] = {
         "hidden_size": 64,

@@ -22,6 +22,7 @@ from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standa
 COMMANDS = {
     "train": "train retriever and generator together",
     "evaluate": "score a run, or a pair of model folders, on held-out rows",
+    "compare": "is the difference between runs or systems more than chance? Question by question, by document",
     "index": "encode a corpus with a run's retriever and build its FAISS index",
     "merge": "add a run's adapters to the weights of their bases: models without adapters",
     "verify": "is a run, a checkpoint or an index complete? Every file is compared with its hash",

@@ -20,7 +20,7 @@ def add_reading_flags(parser: Parser, run: str = "--run", own: Collection[str] =
     add_settings(parser, READING, own=own)
 
 
-def together(name: str, work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+def run_together(name: str, work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Runs a command that several ranks may call together. If a rank waits in vain for another one, its error names the
     command."""
     allow_open_files(os.environ)

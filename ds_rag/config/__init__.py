@@ -1,9 +1,8 @@
-"""What a run can be told: dataclasses whose fields are at once the flags and the keys of a recipe.
+"""The settings of a run: dataclasses whose fields are also the flags and the keys of a recipe.
 
-Three layers, each winning over the one before: the defaults below, a recipe (`--config FILE.yaml`), the
-flags. A run that names no training data is the built-in one: its recipe is
-`ds_configs/recipes/quickstart.yaml`. Only the standard library is imported here, so that `--help` answers
-at once.
+Values come from three layers, of which the later ones override the earlier: the defaults in the dataclasses, a recipe
+(`--config FILE.yaml`), and flags. A run without training data uses the built-in rows and the recipe
+`ds_configs/recipes/quickstart.yaml`. Only the standard library is imported here, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -54,7 +53,8 @@ __all__ = [
 
 
 def find_file(path: str, flag: str) -> Path:
-    """`path` from the working directory, else the file of that name that ships with ds_rag."""
+    """`path` relative to the working directory, else the file of that name that ships with ds_rag. flag: named in the
+    UserError for a missing file."""
     here = Path(__file__).resolve().parents[1]
     for root in (Path.cwd(), here.parent, here / "shipped"):
         if (root / path).is_file():
@@ -65,7 +65,8 @@ def find_file(path: str, flag: str) -> Path:
 def build(
     values: dict[str, Any], explicit: frozenset[str] = frozenset(), flags: frozenset[str] = frozenset()
 ) -> RunConfig:
-    """A validated RunConfig from flat keys."""
+    """A validated RunConfig. values: setting -> value. explicit: settings given in a recipe or by a flag; flags: those
+    given by a flag."""
     config = RunConfig(explicit=explicit, flags=flags)
     for key, value in values.items():
         setattr(getattr(config, OWNER[key]), key, value)

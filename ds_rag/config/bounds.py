@@ -1,4 +1,4 @@
-"""The values that a number may have: declared beside each field or flag, and checked here alone."""
+"""Bounds of numeric settings: declared beside each field or flag, and checked only here."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 from ds_rag.runtime.errors import UserError
 
-SEED = 2**32 - 1  # the largest that every library's generator takes
-MANY = 10**9  # steps, rows or cells: more than any run has, and far from where whole numbers overflow
-TOKENS = 10**6  # of one text
-ITEMS = 10**6  # of one batch, or of one search
+SEED = 2**32 - 1  # the largest seed that the random generators of all libraries accept
+MANY = 10**9  # steps, rows or cells: more than any run has, and far below integer overflow
+TOKENS = 10**6  # tokens of one text
+ITEMS = 10**6  # items of one batch or one search
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """`least` to `most`, both allowed unless `above` or `below` leaves that end out; `also`: further values and words
-    ("all", "auto") that are allowed."""
+    """From `least` to `most`. Both are allowed, except `least` if `above` is set and `most` if `below` is set.
+
+    also: other values that are allowed, numbers or words such as "all" and "auto".
+    """
 
     least: float
     most: float
@@ -27,13 +29,14 @@ class Bounds:
     also: tuple[Any, ...] = ()
 
     def read(self, value: Any) -> Any:
-        """`value`, text or number, as a number within the bounds, or as one of the words. Raises ValueError."""
+        """`value`, a string or a number, as a number within the bounds, or as one of the words in `also`. Raises
+        ValueError for anything else."""
         if isinstance(value, bool):
             raise ValueError
         if isinstance(value, str):
             if value in self.also:
                 return value
-            if not value.isascii() or "_" in value:  # Python reads both
+            if not value.isascii() or "_" in value:  # Python accepts other digits and 1_000
                 raise ValueError
             value = self._read_integer(value) if self.integer else float(value)
         if not isinstance(value, (int, float)) or not self.holds(value):
@@ -42,13 +45,13 @@ class Bounds:
 
     @staticmethod
     def _read_integer(text: str) -> int:
-        """21e6 is one, and so is 5; but neither 010, in which some read an 8, nor 1.5."""
+        """Accepts 5 and 21e6, but neither 1.5 nor 010, which some people read as octal 8."""
         if text.lstrip("-").isdigit():
             if str(int(text)) != text:
                 raise ValueError
             return int(text)
         value = float(text)
-        if not value.is_integer():  # nor is a NaN
+        if not value.is_integer():  # a NaN is not an integer either
             raise ValueError
         return int(value)
 
@@ -59,25 +62,25 @@ class Bounds:
             return False
         low = self.least < value if self.above else self.least <= value
         high = value < self.most if self.below else value <= self.most
-        return low and high  # a NaN is neither
+        return low and high  # False for NaN
 
     def __str__(self) -> str:
-        least = f"{'above' if self.above else 'from'} {show(self.least)}"
-        most = f"{'below' if self.below else 'to'} {show(self.most)}"
+        least = f"{'above' if self.above else 'from'} {number_text(self.least)}"
+        most = f"{'below' if self.below else 'to'} {number_text(self.most)}"
         words = "".join(f", or {value}" for value in self.also)
         return f"{'a whole number' if self.integer else 'a number'} {least} {most}{words}"
 
     def check(self, value: Any, where: str, fix: str | None = None) -> None:
-        """Raises UserError for a value out of the bounds; where: how the user wrote its name."""
+        """Raises UserError for a value out of bounds. where: the setting's name as the user wrote it."""
         try:
             self.read(value)
         except (ValueError, OverflowError):
-            raise UserError(f"{where}: out of bounds", found=show(value), expected=str(self), fix=fix) from None
+            raise UserError(f"{where}: out of bounds", found=number_text(value), expected=str(self), fix=fix) from None
 
 
 @dataclass(frozen=True)
 class Number:
-    """What argparse makes a flag's text a number by, where the flag is no field of the configuration."""
+    """The argparse `type` of a numeric flag that is not a field of the configuration."""
 
     name: str
     bounds: Bounds
@@ -87,8 +90,8 @@ class Number:
         return self.bounds.read(text)
 
 
-def show(value: object) -> str:
-    """A number as a message has it."""
+def number_text(value: object) -> str:
+    """A number formatted for a message."""
     if isinstance(value, str):
         return repr(value[:40])
     if isinstance(value, int) and abs(value) < 10**15:

@@ -1,4 +1,4 @@
-"""The whole configuration: numbers out of their bounds, and settings that contradict each other."""
+"""Checks of a complete configuration: numbers out of bounds, and settings that contradict each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ds_rag.runtime.errors import UserError
 
 
 def validate(config: RunConfig) -> None:
-    """Numbers out of their bounds, and contradictions that no single value shows. Raises UserError."""
+    """Raises UserError for numbers out of bounds and for settings that contradict each other."""
     check_bounds(config)
     if config.optim.bf16 and config.optim.fp16:
         raise UserError("--bf16 and --fp16 are both set", expected="at most one of them")
@@ -20,13 +20,13 @@ def validate(config: RunConfig) -> None:
 
 
 def check_bounds(config: RunConfig) -> None:
-    """Every number, wherever it came from: a flag, a recipe, the configuration of a saved run."""
+    """Checks every number, whether from a flag, a recipe, or the configuration of a saved run."""
     for section, cls in SECTIONS.items():
         for f in fields(cls):
             value, bounds = getattr(getattr(config, section), f.name), f.metadata["bounds"]
             if bounds is None or (value is None and f.default is None):
                 continue
-            if isinstance(value, str) and f.type != "str":  # of a file that was edited
+            if isinstance(value, str) and f.type != "str":  # from an edited config.json
                 raise UserError(f"--{f.name}: wrong type", found=repr(value), expected="a number")
             bounds.check(value, f"--{f.name}")
 
@@ -42,7 +42,7 @@ def check_folds(data: DataConfig) -> None:
 
 
 def check_adapters(model: ModelConfig) -> None:
-    """Adapters and 4-bit weights belong to a pretrained model; 4-bit weights cannot learn."""
+    """Adapters and 4-bit weights need a pretrained model, and 4-bit weights cannot be trained."""
     for name in ("retriever", "generator"):
         adapted, small = (choice in (name, "both") for choice in (model.lora, model.load_in_4bit))
         source = getattr(model, name)
@@ -53,7 +53,7 @@ def check_adapters(model: ModelConfig) -> None:
             raise UserError(f"--lora {model.lora} and --freeze {name}", expected="one of them")
         if small and not adapted and model.freeze != name:
             raise UserError(
-                f"--load_in_4bit {model.load_in_4bit}: weights in 4 bits cannot learn",
+                f"--load_in_4bit {model.load_in_4bit}: 4-bit weights cannot be trained",
                 fix=f"--lora {name}, or --freeze {name}",
             )
 
@@ -62,6 +62,6 @@ def check_evaluation(settings: EvaluationConfig) -> None:
     if settings.refresh_mode == "async" and settings.load_best_model_at_end:
         raise UserError(
             "--load_best_model_at_end needs --refresh_mode sync",
-            found="--refresh_mode async: the figures come when the weights they belong to are gone",
+            found="--refresh_mode async: when an evaluation is complete, the weights that it evaluated are gone",
             fix="leave one of them out",
         )

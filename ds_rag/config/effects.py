@@ -1,7 +1,8 @@
-"""What a setting that was given does under the others: nothing, which is said, or the contrary, which is an error.
+"""How settings depend on each other: a given setting may have no effect, or contradict other settings.
 
-A table: settings, the condition under which they have an effect, and the reason that is given where they have none.
-Training alone asks it: a saved run opens whatever it was given.
+Two tables of rules: settings, the condition under which they have an effect, and the reason to show if they have none.
+A setting without effect is noted on the console (IDLE); a contradiction is an error (CONTRARY). Only training checks
+this: the configuration of a saved run can always be opened.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ OF_ANSWERS = ("exact_match", "f1", "rougeL")
 
 
 class Rule(NamedTuple):
-    """settings have an effect where `works`; else `reason` says why not."""
+    """`settings` have an effect if `works(config)`; else `reason` says why not."""
 
     settings: tuple[str, ...]
     works: Callable[[RunConfig], bool]
@@ -28,6 +29,7 @@ class Rule(NamedTuple):
 
 
 def objective(c: RunConfig) -> ObjectiveSpec:
+    """The facts about the run's objective."""
     return spec_of(c.objective.objective)
 
 
@@ -35,16 +37,16 @@ def has_generator(c: RunConfig) -> bool:
     return objective(c).needs_generator
 
 
-def generator_learns(c: RunConfig) -> bool:
+def trains_generator(c: RunConfig) -> bool:
     return c.model.freeze != "generator" and objective(c).trains_generator(c.objective.reader_loss)
 
 
-def looks_at(c: RunConfig, setting: str) -> bool:
-    """Is it a setting of the objective's own?"""
+def has_setting(c: RunConfig, setting: str) -> bool:
+    """Is it a setting that the objective uses, among those that only some objectives have?"""
     return setting in objective(c).settings
 
 
-def retriever_learns(c: RunConfig) -> bool:
+def trains_retriever(c: RunConfig) -> bool:
     return c.model.freeze != "retriever"
 
 
@@ -62,8 +64,8 @@ def weighs_pairs(c: RunConfig) -> bool:
 
 
 def way(c: RunConfig) -> str:
-    """Of the generator's backward pass; one that does not learn is only scored, in chunks."""
-    return c.scoring.generator_backward if generator_learns(c) else "scored"
+    """How the generator's part of a step is computed; a frozen generator only scores, in chunks."""
+    return c.scoring.generator_backward if trains_generator(c) else "scored"
 
 
 def picks_best(c: RunConfig) -> bool:
@@ -75,14 +77,14 @@ def adapts(c: RunConfig) -> bool:
 
 
 def of_the_objective(name: str) -> Rule:
-    return Rule((name,), lambda c: looks_at(c, name), f"it is a setting of {names_with(name)}")
+    return Rule((name,), lambda c: has_setting(c, name), f"it is a setting of {names_with(name)}")
 
 
 NO_GENERATOR = "the objective has no generator"
-UNTAUGHT = "the generator does not learn"
-NOT_READ = "the objective reads no candidates, only labelled passages"
+FROZEN_GENERATOR = "the generator is not trained"
+NOT_READ = "the generator reads no candidates under this objective, at most the labelled passage"
 IDLE = (
-    Rule(("world_seed",), lambda c: c.is_builtin, "it is the built-in rows', and these are not taken"),
+    Rule(("world_seed",), lambda c: c.is_builtin, "it is the seed of the built-in rows, which this run does not use"),
     Rule(
         ("eval_fraction",),
         lambda c: not c.is_builtin and c.data.eval_data is None and not c.data.folds,
@@ -98,24 +100,24 @@ IDLE = (
     ),
     Rule(("micro_cells", "memory_budget", "eval_answers", "decode", "max_new_tokens"), has_generator, NO_GENERATOR),
     Rule(("prompt_version",), has_generator, NO_GENERATOR),
-    Rule(("generator_learning_rate", "lm_warmup_steps"), generator_learns, UNTAUGHT),
-    Rule(("generator_backward",), generator_learns, UNTAUGHT + ", so it only scores"),
-    Rule(("retriever_learning_rate", "contrastive_weight"), retriever_learns, "the retriever does not learn"),
+    Rule(("generator_learning_rate", "lm_warmup_steps"), trains_generator, FROZEN_GENERATOR),
+    Rule(("generator_backward",), trains_generator, FROZEN_GENERATOR + ", so it only scores"),
+    Rule(("retriever_learning_rate", "contrastive_weight"), trains_retriever, "the retriever is not trained"),
     Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), adapts, "--lora is none"),
     Rule(("candidates", "prior"), lambda c: objective(c).reads == CANDIDATES, NOT_READ),
     Rule(
         ("answer_logprob",),
-        lambda c: looks_at(c, "answer_logprob") and (not objective(c).reader_loss or generator_learns(c)),
-        "the objective takes no log-probability of a whole answer",
+        lambda c: has_setting(c, "answer_logprob") and (not objective(c).reader_loss or trains_generator(c)),
+        "the objective uses no log-probability of a full answer",
     ),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
-    Rule(("reader_loss",), lambda c: c.model.freeze != "generator", UNTAUGHT),
+    Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),
     of_the_objective("target_temperature"),
     of_the_objective("lm_tokens"),
     Rule(
         ("contrastive_symmetric",),
-        lambda c: weighs_pairs(c) or looks_at(c, "contrastive_symmetric"),
+        lambda c: weighs_pairs(c) or has_setting(c, "contrastive_symmetric"),
         "--contrastive_weight is 0",
     ),
     Rule(("posterior_threshold",), lambda c: way(c) == "posterior", "--generator_backward is not posterior"),
@@ -123,19 +125,19 @@ IDLE = (
     Rule(
         ("memory_budget",),
         lambda c: way(c) == "auto" or (way(c) != "one_pass" and c.scoring.micro_cells == "auto"),
-        "--generator_backward and --micro_cells leave nothing to choose by it",
+        "with these --generator_backward and --micro_cells nothing depends on it",
     ),
     Rule(
         ("learning_rate",),
         lambda c: None in (c.optim.retriever_learning_rate, c.optim.generator_learning_rate),
-        "each model has a rate of its own",
+        "each model has its own learning rate",
     ),
-    Rule(("num_train_epochs",), lambda c: c.optim.max_steps < 1, "--max_steps says how long the run is"),
+    Rule(("num_train_epochs",), lambda c: c.optim.max_steps < 1, "--max_steps sets the length of the run"),
     Rule(("lm_warmup_learning_rate",), lambda c: c.optim.lm_warmup_steps > 0, "--lm_warmup_steps is 0"),
     Rule(
         ("refresh_index",),
         lambda c: evaluates(c) or c.objective.candidates_from != "batch",
-        "no rows are evaluated and none take candidates from the index",
+        "no rows are evaluated, and no candidates come from the index",
     ),
     Rule(("refresh_mode", "refresh_fraction"), indexes, "the index is not refreshed during training"),
     Rule(
@@ -143,17 +145,17 @@ IDLE = (
         lambda c: indexes(c) and c.evaluation.refresh_mode == "async",
         "--refresh_mode is not async",
     ),
-    Rule(("metric_for_best_model",), picks_best, "neither the best step is exported nor does the run stop early"),
+    Rule(("metric_for_best_model",), picks_best, "the run neither exports its best step nor stops early"),
     Rule(
         ("deepspeed",),
         lambda c: not (c.run.deepspeed_retriever and c.run.deepspeed_generator),
-        "each engine has a file of its own",
+        "each engine has its own DeepSpeed configuration",
     ),
     Rule(("save_total_limit",), lambda c: c.run.save_steps > 0 or picks_best(c), "--save_steps is 0"),
     Rule(("resume_changed",), lambda c: c.run.resume != "never", "--resume is never"),
 )
 
-# The same where the user has asked for the contrary of what would happen.
+# Settings that the user gave although the others make the opposite happen.
 CONTRARY = (
     Rule(
         ("folds",),
@@ -161,10 +163,10 @@ CONTRARY = (
         "folds hold evaluation rows out of the training rows, and --eval_data names others",
     ),
     Rule(("folds",), lambda c: not (c.data.folds and c.is_builtin), "the built-in rows have a split of their own"),
-    Rule(("freeze",), lambda c: retriever_learns(c) or generator_learns(c), "nothing would learn"),
+    Rule(("freeze",), lambda c: trains_retriever(c) or trains_generator(c), "no model would be trained"),
     Rule(
         ("learn_temperature",),
-        lambda c: not c.model.learn_temperature or retriever_learns(c),
+        lambda c: not c.model.learn_temperature or trains_retriever(c),
         "it is trained with the retriever, and --freeze retriever is set",
     ),
     Rule(
@@ -172,7 +174,7 @@ CONTRARY = (
         lambda c: has_generator(c) or not {c.model.lora, c.model.load_in_4bit} & {"generator", "both"},
         NO_GENERATOR,
     ),
-    Rule(("lora",), lambda c: c.model.lora == "none" or learns_all(c), "that model does not learn"),
+    Rule(("lora",), lambda c: c.model.lora == "none" or trains_adapted(c), "that model is not trained"),
     Rule(
         ("early_stopping_patience", "load_best_model_at_end"),
         lambda c: not picks_best(c) or evaluates(c),
@@ -186,7 +188,7 @@ CONTRARY = (
     Rule(
         ("metric_for_best_model",),
         lambda c: not picks_best(c) or bool(re.fullmatch(METRICS, c.evaluation.metric_for_best_model)),
-        "it is none of recall@ and hit@ 1, 5 and 10, mrr@10, ndcg@10, exact_match, f1, rougeL",
+        "it is not one of recall@ and hit@ 1, 5 and 10, mrr@10, ndcg@10, exact_match, f1, rougeL",
     ),
     Rule(
         ("metric_for_best_model", "eval_answers"),
@@ -195,29 +197,29 @@ CONTRARY = (
             or c.evaluation.metric_for_best_model not in OF_ANSWERS
             or (has_generator(c) and c.evaluation.eval_answers)
         ),
-        "the metric is of answers, and none are evaluated",
+        "the metric is one of answers, and no answers are evaluated",
     ),
     Rule(
         ("lm_warmup_steps",),
-        lambda c: not c.optim.lm_warmup_steps or not generator_learns(c) or rate_of_generator(c) > 0,
+        lambda c: not c.optim.lm_warmup_steps or not trains_generator(c) or rate_of_generator(c) > 0,
         "the generator's learning rate is 0",
     ),
 )
 
 
-def learns_all(c: RunConfig) -> bool:
-    """Do the models that adapters are asked for learn?"""
+def trains_adapted(c: RunConfig) -> bool:
+    """Are all models trained that `--lora` gives adapters to?"""
     wanted = MODEL_CHOICES[1:3] if c.model.lora == "both" else (c.model.lora,)
-    return all({"retriever": retriever_learns, "generator": generator_learns}[name](c) for name in wanted)
+    return all({"retriever": trains_retriever, "generator": trains_generator}[name](c) for name in wanted)
 
 
 def rate_of_generator(c: RunConfig) -> float:
-    own = c.optim.generator_learning_rate
-    return c.optim.learning_rate if own is None else own
+    rate = c.optim.generator_learning_rate
+    return c.optim.learning_rate if rate is None else rate
 
 
 def check_contrary(config: RunConfig) -> None:
-    """Raises UserError for settings given, in a recipe or by flag, that the others contradict."""
+    """Raises UserError for settings, given in a recipe or by a flag, that other settings contradict."""
     for rule in CONTRARY:
         if not rule.works(config) and (given := [name for name in rule.settings if name in config.explicit]):
             values = config.flat()
@@ -228,7 +230,8 @@ def check_contrary(config: RunConfig) -> None:
 
 
 def idle(config: RunConfig) -> list[str]:
-    """A line for each flag that does nothing in this run. Of a recipe's keys nothing is said: it serves many runs."""
+    """A line for each flag that has no effect in this run. Keys of a recipe are not reported, because a recipe may be
+    used for many runs."""
     values, defaults = config.flat(), RunConfig().flat()
     found: dict[str, str] = {}
     for rule in IDLE:

@@ -1,6 +1,7 @@
-"""From flags and recipes to a RunConfig: argparse and YAML over the fields of config.
+"""Makes a RunConfig from flags and recipes: argparse and YAML over the fields of the configuration.
 
-A flag that is not given leaves no trace, so recipes show through; an unknown key names the nearest known one.
+A flag that is not given is absent from argparse's result, so that it does not override a recipe. The error for an
+unknown flag or key suggests the nearest known one.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from ds_rag.runtime.errors import UserError, nearest
 
 
 def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
-    """The run that these arguments ask for. Raises UserError; `--help` prints and exits."""
+    """The configuration that these arguments describe. Raises UserError; `--help` prints and exits."""
     parser = Parser(prog, "Train a retriever and a causal LM together.")
     add_training_flags(parser)
     return config_of(parse_strictly(parser, argv))
 
 
 def add_training_flags(parser: Parser) -> None:
-    """Every setting, a recipe, and what launchers add to the command."""
+    """Adds a flag for every setting, `--config` for a recipe, and the flag that launchers add to the command."""
     add_settings(parser)
-    parser.add_argument("--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags win over it")
+    parser.add_argument("--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags override it")
     parser.add_argument("--local_rank", "--local-rank", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def config_of(known: argparse.Namespace) -> RunConfig:
-    """The run of these flags and their recipe, checked. Raises UserError."""
+    """The configuration from these flags and their recipe, checked. Raises UserError."""
     given = settings_of(known)
     recipe = read_recipe(known.recipe) if "recipe" in known else {}
     explicit = frozenset(recipe | given)  # the built-in recipe's own keys are defaults
@@ -53,18 +54,18 @@ def config_of(known: argparse.Namespace) -> RunConfig:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings among a command's arguments: those that were given."""
+    """The settings among a command's arguments that were given."""
     return {name: value for name, value in vars(args).items() if name in OWNER}
 
 
 def check_builtin(given: dict[str, Any], fix: str = "--train_data FILE trains on your own rows") -> None:
-    """Raises UserError for what speaks of the user's own rows where the built-in ones are taken."""
+    """Raises UserError for settings about the user's own rows in a run on the built-in rows."""
     if idle := [f"--{name} {given[name]}" for name in OF_OWN_ROWS if given.get(name) is not None]:
-        raise UserError("the built-in rows are not the user's own", found=", ".join(idle), fix=fix)
+        raise UserError("these settings do not apply to the built-in rows", found=", ".join(idle), fix=fix)
 
 
 def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """`parser.parse_args`, but an unknown flag is a UserError that names the nearest known one."""
+    """`parser.parse_args`, but an unknown flag is a UserError that suggests the nearest known one."""
     known, rest = parser.parse_known_args(list(argv))
     options = [o.removeprefix("--") for a in parser._actions for o in a.option_strings if o.startswith("--")]
     for word in rest:
@@ -75,20 +76,21 @@ def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argp
 
 
 def read_recipe(path: str) -> dict[str, Any]:
-    """The keys of a YAML recipe, each checked against its field's type. Raises UserError."""
+    """Setting -> value from a YAML recipe, each checked against the type of its field. Raises UserError."""
     values: dict[str, Any] = {}
     for key, text in read_recipe_lines(find_file(path, "--config"), f"--config {path}").items():
         name = ALIASES.get(key, key)
         if name not in OWNER:
             raise unknown_key(key, f"key in {path}", [*OWNER, *ALIASES])
         if name in values:
-            raise UserError(f"--config {path}: a key twice", found=f"{name} and {key}", expected="one of them")
+            raise UserError(f"--config {path}: repeated key", found=f"{name} and {key}", expected="one of them")
         values[name] = convert(name, text, f"{path}: {key}")
     return values
 
 
 def convert(name: str, value: str | float | None, where: str) -> Any:
-    """`value`, the text of a flag or of a recipe's line (or what JSON made of it), as the type of field `name`."""
+    """`value`, text from a flag or a recipe (or a value from JSON), converted to the type of the field `name`. where:
+    the place that a UserError names."""
     if value is not None and not isinstance(value, str):
         value = str(value).lower()
     section = SECTIONS[OWNER[name]]
@@ -105,7 +107,7 @@ def convert(name: str, value: str | float | None, where: str) -> Any:
         if kind is int and value != str(int(value)):
             raise ValueError
         if kind is float and ("_" in value or not value.isascii()):
-            raise ValueError  # Python would read it
+            raise ValueError  # Python would accept it
         converted = kind(value)
         if kind is float and not math.isfinite(converted):
             raise ValueError
@@ -132,12 +134,14 @@ def unknown_key(name: str, what: str, known: Iterable[str], dashes: str = "") ->
 
 
 def as_text(word: str, where: str) -> str:
-    """A text of the command line. What the locale's encoding cannot read (the C locale's: all but ASCII) is UTF-8; a
-    path stays, for the system knows it by its bytes. Raises UserError."""
+    """A text from the command line, decoded again as UTF-8 if the locale's encoding could not decode it (the C locale
+    knows only ASCII). Not for paths: the system identifies them by their bytes. Raises UserError."""
     try:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: bytes that are no text", found=error, expected="UTF-8, or LC_ALL as it is") from None
+        raise UserError(
+            f"{where}: not valid text", found=error, expected="UTF-8, or a locale (LC_ALL) that fits the text"
+        ) from None
 
 
 def _from_flag(name: str, text: str) -> Any:
@@ -148,12 +152,12 @@ def _from_flag(name: str, text: str) -> Any:
 def add_number(
     parser: argparse._ActionsContainer, name: str, bounds: Bounds, text: str, default: float | None = None
 ) -> None:
-    """A command's own flag whose value is a number within these bounds."""
+    """Adds a numeric flag that is not a setting. text: its help."""
     parser.add_argument(f"--{name}", type=Number(name, bounds), default=default, help=text.replace("%", "%%"))
 
 
 class Help(argparse.Action):
-    """`--help` shows a command's own flags, `--help all` the settings too that it takes beside them."""
+    """`--help` shows the main flags of a command; `--help all` also the other settings that it accepts."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if values != "all":
@@ -163,25 +167,29 @@ class Help(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's: whole flag names only, `--version`, and mistakes as UserError."""
+    """The parser of a command: no abbreviated flag names, `--version`, and mistakes raise UserError."""
 
     def __init__(self, prog: str, description: str):
         super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=False)
-        self.behind: list[argparse.Action] = []  # shown by `--help all` only
+        self.advanced: list[argparse.Action] = []  # shown only by `--help all`
         quiet: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "choices": ("all",)}
-        self.add_argument("-h", "--help", action=Help, nargs="?", help="show this and exit; all: every flag", **quiet)
+        self.add_argument(
+            "-h", "--help", action=Help, nargs="?", help="show this and exit; all: show every flag", **quiet
+        )
         self.add_argument("--version", action="version", version=f"ds_rag {ds_rag.__version__}")
 
     def error(self, message: str) -> Any:
         raise UserError(message, fix="see --help")
 
     def hide_settings(self) -> None:
-        for action in self.behind:
+        for action in self.advanced:
             action.help = argparse.SUPPRESS
         shown = [g for g in self._action_groups if any(a.help != argparse.SUPPRESS for a in g._group_actions)]
         self._action_groups = shown
-        if self.behind:
-            self.epilog = f"{len(self.behind)} more flags are those of ds-rag train; {self.prog} --help all shows them."
+        if self.advanced:
+            self.epilog = (
+                f"{len(self.advanced)} more flags of ds-rag train are accepted; {self.prog} --help all shows them."
+            )
 
 
 def add_settings(
@@ -190,8 +198,8 @@ def add_settings(
     only: Collection[str] | None = None,
     own: Collection[str] | None = None,
 ) -> None:
-    """A flag for each setting of these sections, or `only` for these of them. own: those that the command's plain
-    `--help` shows; None: all."""
+    """Adds a flag for each setting of these sections. only: if given, just these settings. own: the settings that
+    `--help` shows, the others are shown by `--help all`; None: all."""
     for section in sections:
         cls = SECTIONS[section]
         group = parser.add_argument_group(section, cls.__doc__)
@@ -210,4 +218,4 @@ def add_settings(
                 help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
             )
             if own is not None and f.name not in own:
-                parser.behind.append(action)
+                parser.advanced.append(action)

@@ -1,8 +1,8 @@
-"""The objectives by name: what the rest of the program has to know about each, and where its class is.
+"""The table of objectives by name: what the rest of the program has to know about each, and where its class is.
 
-To add one: a file in `ds_rag/step/objectives/`, a line here, a test. Nothing outside the objective's own file asks for
-its name: who needs a fact about it (does it have a generator? does it need labels?) reads it from this table. The table
-stands here, without torch, so that flags and `plan` can be checked at once.
+To add one, write a file in `ds_rag/step/objectives/`, a line here, and a test. No code outside that file compares the
+objective's name: code that needs a fact about an objective (does it have a generator? does it need labels?) reads it
+from this table. The table is in this folder, without torch, so that checking flags and `ds-rag plan` are fast.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class ObjectiveSpec:
     """Facts about an objective.
 
     made_by: "module:class", imported when the objective is made.
-    reads: the passages that the generator reads with each query: its `candidates`, chosen by score; the labelled
-        `positive` alone; or `nothing`, and then there is no generator.
+    reads: the passages that the generator reads with each query: `candidates`, chosen by score; `positive`, only the
+        labelled one; or `nothing`: there is no generator.
     needs_positive: every training row must have a labelled positive.
-    reader_loss: the generator learns only by the reader loss that is added (`--reader_loss`).
-    settings: settings that only some objectives look at, and this one does.
+    reader_loss: the objective itself does not train the generator; the reader loss (`--reader_loss`) is added for that.
+    settings: those settings of this objective that not all objectives have.
     """
 
     made_by: str
@@ -35,7 +35,7 @@ class ObjectiveSpec:
         return self.reads != NOTHING
 
     def trains_generator(self, reader_loss: str) -> bool:
-        """reader_loss: as the flag has it, `none` for no reader loss."""
+        """Is the generator trained? reader_loss: the value of `--reader_loss`."""
         return self.needs_generator and (not self.reader_loss or reader_loss != "none")
 
 
@@ -58,10 +58,16 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
 
 
 def spec_of(name: str) -> ObjectiveSpec:
-    """The facts about `name`; for an unknown one, which is refused elsewhere, those of the common kind."""
+    """The facts about `name`. For an unknown name, which raises an error elsewhere, the defaults."""
     return OBJECTIVES.get(name) or ObjectiveSpec("")
 
 
 def names_with(setting: str) -> str:
-    """The objectives that look at `setting`, in words."""
+    """The names of the objectives that have `setting`, as text."""
     return " and ".join(name for name, spec in OBJECTIVES.items() if setting in spec.settings)
+
+
+def objectives_with(**facts: bool) -> str:
+    """The flag with the objectives of which these facts of `ObjectiveSpec` are so: "--objective infonce"."""
+    fitting = (name for name, spec in OBJECTIVES.items() if all(getattr(spec, k) == v for k, v in facts.items()))
+    return f"--objective {' | '.join(fitting)}"

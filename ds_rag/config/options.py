@@ -1,4 +1,4 @@
-"""How a setting is declared: a field that is also a flag and a key of a recipe."""
+"""`option` declares a setting: a field that is also a flag and a key of a recipe."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from ds_rag.config.bounds import Bounds
 
-# What a resumed run may do with a setting. Each setting says one of these; run/resume_rules.py acts on it.
-FIXED = "fixed"  # another value than the checkpoint's is refused, unless --resume_changed is set
-FREE = "free"  # may change: where and how often things are written, how much is done at once, what is only measured
-LENGTH = "length"  # may change, and is said: the learning rate follows it
-INDEX = "index"  # what an index is and when it is made: fixed only where rows take their candidates from it
+# May a resumed run change a setting? Each setting declares one of these words; run/resume_rules.py checks them.
+FIXED = "fixed"  # no: a value other than the checkpoint's is an error, unless --resume_changed is set
+FREE = "free"  # yes: where and how often files are written, how much is computed at once, what is only measured
+LENGTH = "length"  # yes, with a note: the learning-rate schedule depends on it
+INDEX = "index"  # the kind of index and when it is built: fixed only if candidates come from the index
 
 
 def option(
@@ -22,7 +22,10 @@ def option(
     aliases: tuple[str, ...] = (),
     bounds: Bounds | None = None,
 ) -> Any:
-    """A field that is also a flag: `text` is its help, `choices` its closed set of values, `bounds` those of a number
-    (every number has some), `on_resume` one of the four words above."""
+    """A field that is also a flag.
+
+    on_resume: one of the four words above. text: the flag's help. choices: the allowed values, if it is a closed set.
+    aliases: other names of the flag. bounds: of a number; every number must have bounds.
+    """
     said = {"help": text, "choices": choices, "aliases": aliases, "bounds": bounds, "on_resume": on_resume}
     return field(default=default, metadata=said)

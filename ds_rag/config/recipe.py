@@ -1,7 +1,7 @@
-"""A recipe's lines: `key: value`, of YAML no more than that.
+"""Reads a recipe: `key: value` lines, and no other YAML.
 
-Values stay the text that they are, as a flag's do, for YAML reads some otherwise than most people: 010 as 8, 1:30 as
-90, 1_000 as 1000. Nothing is followed or repeated (an anchor of a line can stand for gigabytes).
+Values stay text, like those of flags, because YAML reads some of them differently than most people expect: 010 as 8,
+1:30 as 90, 1_000 as 1000. Anchors and aliases are refused, because a few lines of them can expand to gigabytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BOOLEANS = ("true", "false")
 
 
 def read_recipe_lines(file: Path, name: str) -> dict[str, str | None]:
-    """Key -> its text; None where it is empty or null. name: how a message calls the file. Raises UserError."""
+    """Key -> its text, None if the value is empty or null. name: what messages call the file. Raises UserError."""
     import yaml
 
     size = file.stat().st_size
@@ -36,8 +36,8 @@ def read_recipe_lines(file: Path, name: str) -> dict[str, str | None]:
 
 
 def lines(events: Iterator[Any], name: str) -> dict[str, str | None]:
-    """The same from the parser's events, read no further than the first that does not belong: what is nested deeply
-    takes hours to parse."""
+    """Key -> its text, from the events of YAML's parser. Stops at the first event that a recipe must not have, because
+    deeply nested YAML can take hours to parse."""
     import yaml
 
     found: dict[str, str | None] = {}
@@ -63,14 +63,14 @@ def lines(events: Iterator[Any], name: str) -> dict[str, str | None]:
             key = event
             if key.value in found:
                 again = f"{key.value}, in lines {where[key.value]} and {line_of(key)}"
-                raise UserError(f"{name}: a key twice", found=again, expected="once")
+                raise UserError(f"{name}: repeated key", found=again, expected="once")
         elif isinstance(event, yaml.ScalarEvent):
-            found[key.value], where[key.value], key = plain(event), line_of(key), None
+            found[key.value], where[key.value], key = scalar_text(event), line_of(key), None
     return found
 
 
-def plain(event: Any) -> str | None:
-    """A scalar's text; unquoted, an empty one is None and a boolean in small letters."""
+def scalar_text(event: Any) -> str | None:
+    """The text of a scalar. If it is not quoted, empty and null become None, and booleans lower case."""
     if event.style is not None or not event.implicit[0]:  # quoted, or a block of lines
         return str(event.value)
     if event.value in NULL:
@@ -83,5 +83,5 @@ def refused(event: Any, name: str, found: str, expected: str) -> UserError:
 
 
 def line_of(event: Any) -> int:
-    """Counted from 1."""
+    """The line number of an event, from 1."""
     return int(event.start_mark.line) + 1

@@ -1,4 +1,4 @@
-"""The sections of the configuration together, and tables over all their settings."""
+"""RunConfig, which holds all sections of the configuration, and tables over their settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ds_rag.runtime.credentials import masked
 
 @dataclass
 class RunConfig:
-    """One run, in sections; every part of the program is handed its own section only."""
+    """The configuration of a run, in sections. Most code is given only the section that it needs."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -30,11 +30,11 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunSection = field(default_factory=RunSection)
-    explicit: frozenset[str] = frozenset()  # keys that a recipe or a flag set
-    flags: frozenset[str] = frozenset()  # of these, those that a flag set
+    explicit: frozenset[str] = frozenset()  # settings given in a recipe or by a flag
+    flags: frozenset[str] = frozenset()  # those of them given by a flag
 
     def flat(self) -> dict[str, Any]:
-        """All keys and values in one level, as a recipe would hold them, without the credentials of addresses."""
+        """Setting -> value over all sections, like a recipe. Credentials in addresses are masked."""
         return {k: masked(v) for section in SECTIONS for k, v in asdict(getattr(self, section)).items()}
 
     @property
@@ -51,7 +51,7 @@ SECTIONS = {
     "evaluation": EvaluationConfig,
     "run": RunSection,
 }
-# What tells of the user's own rows: without any meaning where the built-in ones are taken.
+# Settings about the user's own rows; they have no meaning in a run on the built-in rows.
 OF_OWN_ROWS = ("eval_data", "corpus", *(f.name for f in fields(DataConfig) if f.name.endswith("_column")), "on_bad_row")
 BOUNDS: dict[str, Bounds | None] = {f.name: f.metadata["bounds"] for cls in SECTIONS.values() for f in fields(cls)}
 ON_RESUME: dict[str, str] = {f.name: f.metadata["on_resume"] for cls in SECTIONS.values() for f in fields(cls)}

@@ -1,4 +1,4 @@
-"""What changes with the step number: the learning rate's factor, and when the index stage runs."""
+"""Schedules over steps: the factor of the learning rate, and when the index is refreshed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from ds_rag.runtime.errors import UserError
 
 
 def lr_factor(step: int, total: int, warmup: int, kind: str) -> float:
-    """Factor on the peak learning rate at `step` (0-based): linear warm-up, then linear or cosine to 0, or constant."""
+    """The factor of the peak learning rate at `step` (from 0): linear warm-up over `warmup` steps, then, by `kind`,
+    linear or cosine decay to 0 at step `total`, or constant."""
     if step < warmup:
         return (step + 1) / warmup
     left = (total - step) / max(1, total - warmup)
@@ -17,16 +18,16 @@ def lr_factor(step: int, total: int, warmup: int, kind: str) -> float:
 
 
 class Schedule:
-    """`due(step)`: does the index stage run after `step` optimizer steps?
+    """`due(step)`: is the index refreshed after `step` optimizer steps?
 
-    text: "500" (every 500), "0" (never), or ranges "0-100:10,100-:500": every 10 steps up to 100, then every 500.
-    Raises UserError where it is neither.
+    text: "500" (every 500 steps), "0" (never), or ranges such as "0-100:10,100-:500": every 10 steps up to step 100,
+    then every 500. Raises UserError for any other text.
     """
 
     def __init__(self, text: str, flag: str = "--refresh_index"):
         self.ranges: list[tuple[int, float, int]] = []  # (from, up to, every)
-        for piece in str(text).split(","):
-            match = re.fullmatch(r"\s*(?:([0-9]{1,9})-([0-9]{0,9}):)?([0-9]{1,9})\s*", piece)
+        for part in str(text).split(","):
+            match = re.fullmatch(r"\s*(?:([0-9]{1,9})-([0-9]{0,9}):)?([0-9]{1,9})\s*", part)
             if not match or (match[2] and int(match[2]) <= int(match[1])):
                 raise UserError(
                     f"{flag}: not a schedule",

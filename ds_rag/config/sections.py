@@ -1,6 +1,6 @@
-"""What a run can be told: dataclasses whose fields are at once the flags and the keys of a recipe.
+"""The settings of a run: dataclasses whose fields are also the flags and the keys of a recipe.
 
-A new setting is one field here."""
+To add a setting, add a field here."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DEFAULT_TEMPLATE = "Passage: {passage}\nQuestion: {query}\nAnswer:"
 
 @dataclass
 class DataConfig:
-    """Where rows come from and how much of each text is read."""
+    """Where rows come from, and how many tokens of each text are read."""
 
     train_data: str = option(
-        FREE, BUILTIN, "CSV, JSONL, Parquet, datasets folder or BEIR folder; 'builtin': the almanac"
+        FREE, BUILTIN, "training rows: CSV, JSONL, Parquet, datasets folder or BEIR folder; 'builtin': the almanac"
     )
-    eval_data: str | None = option(FREE, None, "held-out rows with labelled passages, in the same formats")
+    eval_data: str | None = option(FREE, None, "evaluation rows with labelled passages, in the same formats")
     corpus: str | None = option(FREE, None, "the passages to retrieve from; default: the distinct passages of the rows")
-    query_column: str | None = option(FIXED, None, "name of the query column, where it is not a known one")
+    query_column: str | None = option(FIXED, None, "name of the query column, if it is not recognised")
     answer_column: str | None = option(FIXED, None, "name of the answer column")
     positive_column: str | None = option(FIXED, None, "name of the column of labelled passages")
     passages_column: str | None = option(FIXED, None, "name of the column of unlabelled candidate passages")
@@ -39,9 +39,9 @@ class DataConfig:
         FREE, "document", "column of the rows that names their cluster in the statistics of an evaluation"
     )
     on_bad_row: str = option(
-        FREE, "error", "rows that cannot be used: an error, or left out and counted", ("error", "skip")
+        FREE, "error", "for a row that cannot be used: stop with an error, or skip and count it", ("error", "skip")
     )
-    assume_first_positive: bool = option(FIXED, False, "take the first candidate of an unlabelled row for its positive")
+    assume_first_positive: bool = option(FIXED, False, "use the first candidate of an unlabelled row as its positive")
     max_train_samples: int | None = option(FIXED, None, "use only the first N training rows", bounds=integer(1, MANY))
     max_eval_samples: int | None = option(FREE, None, "use only the first N evaluation rows", bounds=integer(1, MANY))
     folds: int = option(
@@ -62,30 +62,30 @@ class DataConfig:
         "without evaluation rows, hold out this fraction of the training rows, documents undivided; 0: none",
         bounds=fraction(),
     )
-    max_query_length: int = option(FIXED, 64, "tokens of a query", bounds=integer(1, TOKENS))
-    max_passage_length: int = option(FIXED, 200, "tokens of a passage", bounds=integer(1, TOKENS))
+    max_query_length: int = option(FIXED, 64, "maximum tokens of a query", bounds=integer(1, TOKENS))
+    max_passage_length: int = option(FIXED, 200, "maximum tokens of a passage", bounds=integer(1, TOKENS))
     max_answer_length: int = option(
-        FIXED, 64, "tokens of an answer, its end-of-sequence token not counted", bounds=integer(1, TOKENS)
+        FIXED, 64, "maximum tokens of an answer, without the end-of-sequence token", bounds=integer(1, TOKENS)
     )
     world_seed: int = option(FIXED, 0, "seed of the built-in almanac", bounds=integer(0, SEED))
 
 
 @dataclass
 class ModelConfig:
-    """The two models and how texts reach them."""
+    """The two models, and how their input texts are built."""
 
     retriever: str = option(
         FIXED,
         "config:ds_configs/models/tiny_encoder.json",
-        "encoder folder (Hugging Face or sentence-transformers), or config:FILE for a new one",
+        "encoder folder (Hugging Face or sentence-transformers), or config:FILE for a new model",
     )
     generator: str = option(
         FIXED, "config:ds_configs/models/tiny_causal_lm.json", "causal LM folder, or config:FILE for a new one"
     )
     encoders: str = option(FIXED, "shared", "one encoder for queries and passages, or two", ("shared", "two"))
-    pooling: str = option(FIXED, "auto", "auto: as the retriever's folder says, else mean (last for a decoder)")
+    pooling: str = option(FIXED, "auto", "auto: as in the retriever's folder, else mean, or last for a decoder")
     normalize: str = option(
-        FIXED, "auto", "unit-length embeddings; auto: as the folder says, else true", ("auto", "true", "false")
+        FIXED, "auto", "unit-length embeddings; auto: as in the folder, else true", ("auto", "true", "false")
     )
     query_prefix: str | None = option(FIXED, None, "text before each query; default: the folder's query prompt")
     passage_prefix: str | None = option(FIXED, None, "text before each passage; default: the folder's document prompt")
@@ -94,24 +94,24 @@ class ModelConfig:
     prompt_version: str = option(
         FIXED,
         "2",
-        "how the prompt is tokenised; 1: a BOS first, pieces by themselves, as runs of before had it",
+        "how the prompt is tokenised; 1, as in older runs: BOS first, each part of the prompt separately",
         ("1", "2"),
     )
-    freeze: str = option(FIXED, "none", "the model that does not learn", ("none", "retriever", "generator"))
-    lora: str = option(FIXED, "none", "models that learn low-rank adapters only, saved as such", MODEL_CHOICES)
+    freeze: str = option(FIXED, "none", "the model that is not trained", ("none", "retriever", "generator"))
+    lora: str = option(FIXED, "none", "models of which only low-rank adapters are trained and saved", MODEL_CHOICES)
     lora_r: int = option(FIXED, 16, "rank of the adapters", bounds=integer(1, 65536))
-    lora_alpha: int = option(FIXED, 32, "adapters count alpha / r times", bounds=integer(1, ITEMS))
-    lora_dropout: float = option(FIXED, 0.0, "dropout before an adapter", bounds=fraction())
-    lora_target_modules: str = option(FIXED, "all-linear", "layers with an adapter: all-linear, or names with commas")
+    lora_alpha: int = option(FIXED, 32, "scales the adapters by alpha / r", bounds=integer(1, ITEMS))
+    lora_dropout: float = option(FIXED, 0.0, "dropout probability before an adapter", bounds=fraction())
+    lora_target_modules: str = option(FIXED, "all-linear", "all-linear, or names of layers separated by commas")
     load_in_4bit: str = option(
-        FIXED, "none", "models whose frozen weights are kept in 4 bits (bitsandbytes)", MODEL_CHOICES
+        FIXED, "none", "models whose frozen weights are stored in 4 bits (bitsandbytes)", MODEL_CHOICES
     )
     gradient_checkpointing: bool = option(
         FREE, False, "recompute activations in the backward pass: less memory, more time"
     )
-    trust_remote_code: bool = option(FIXED, False, "run Python code that a model folder brings")
+    trust_remote_code: bool = option(FIXED, False, "run Python code from a model folder")
     temperature: float | None = option(
-        FIXED, None, "divides the retriever's scores; default: as the folder says, else 0.05", bounds=real(1e-4, 1e4)
+        FIXED, None, "divisor of the retriever's scores; default: as in its folder, else 0.05", bounds=real(1e-4, 1e4)
     )
     learn_temperature: bool = option(FIXED, False, "train the temperature with the retriever")
 
@@ -120,74 +120,74 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is minimised; docs/objectives.md has the formulas."""
 
-    objective: str = option(FIXED, "rag_sequence", "the loss; see docs/objectives.md")
+    objective: str = option(FIXED, "rag_sequence", "the loss to minimise; see docs/objectives.md")
     candidates: str = option(
         FIXED,
         "8",
-        "passages the generator reads per query: its own and the best of the pool; or 'all'",
+        "passages that the generator reads per query, the row's own first, then the best of the pool; or 'all'",
         bounds=integer(1, ITEMS, "all"),
     )
     candidates_from: str = option(
         FIXED,
         "batch",
-        "where a query's unlabelled passages come from: its row (and the batch's pool), the index, or both",
+        "where a query's unlabelled passages come from: its row and the batch's pool, the index, or both",
         ("batch", "index", "both"),
     )
     index_candidates: int = option(
-        FIXED, 8, "passages that the index supplies per query, known positives not counted", bounds=integer(1, 10_000)
+        FIXED, 8, "passages from the index per query, without known positives", bounds=integer(1, 10_000)
     )
     pool: str = option(
         FIXED,
         "rank",
-        "whose passages are candidates and negatives: this rank's micro-batch, or all ranks'",
+        "the pool of candidates and negatives: the passages of this rank's micro-batch, or of all ranks'",
         ("rank", "world"),
     )
-    prior: str = option(FIXED, "candidates", "what the retriever's softmax runs over", ("candidates", "pool"))
+    prior: str = option(FIXED, "candidates", "passages in the retriever's softmax", ("candidates", "pool"))
     answer_logprob: str = option(
-        FIXED, "sum", "log-probability of an answer: sum (the paper) or mean over tokens", ("sum", "mean")
+        FIXED, "sum", "log-probability of an answer: sum (as in the paper) or mean over its tokens", ("sum", "mean")
     )
     reader_loss: str = option(
-        FIXED, "prior", "how the generator learns under emdr2, pdist, replug_lsr", ("prior", "posterior", "none")
+        FIXED, "prior", "the generator's loss under emdr2, pdist, replug_lsr", ("prior", "posterior", "none")
     )
     target_temperature: float = option(FIXED, 0.1, "tau_g of pdist, beta of replug_lsr", bounds=real(1e-4, 1e4))
     lm_tokens: str = option(
         FIXED,
         "all",
-        "what positive_only's language-model loss covers: prompt and answer, or the answer",
+        "tokens in the language-model loss of positive_only: prompt and answer, or only the answer",
         ("all", "answer"),
     )
     contrastive_weight: float = option(
-        FIXED, 0.0, "weight of InfoNCE, added where positives are labelled", bounds=real(0, 1e6)
+        FIXED, 0.0, "weight of an added InfoNCE loss over labelled positives", bounds=real(0, 1e6)
     )
     contrastive_symmetric: bool = option(
-        FIXED, False, "InfoNCE half over passages, half over queries (rows and columns)"
+        FIXED, False, "InfoNCE as the mean of the losses over passages and over queries (rows and columns)"
     )
 
 
 @dataclass
 class ScoringConfig:
-    """How the generator's part of a step is computed: time against memory; docs/performance.md has figures."""
+    """How a step is computed: the trade-off of time and memory; docs/performance.md has figures."""
 
     generator_backward: str = option(
         FIXED,
         "auto",
-        "one_pass; exact: in two passes, memory of one chunk; auto: whichever fits; posterior: skip light cells; "
-        "sample: one cell a query, unbiased",
+        "one_pass: fastest; exact: two passes, memory for one chunk; auto: one_pass if it fits, else exact; "
+        "posterior: exact without cells of small weight; sample: one random cell per query, unbiased",
         ("auto", "one_pass", "exact", "posterior", "sample"),
     )
     micro_cells: str = option(
         FREE,
         "auto",
-        "cells per chunk of the two-pass ways; auto: what fits the memory budget",
+        "cells per chunk, unless in one pass; auto: as many as the memory budget allows",
         bounds=integer(1, MANY, "auto"),
     )
     memory_budget: float | None = option(
-        FREE, None, "GB for activations; default: 80% of the GPU's free, half of the host's", bounds=above(0, 1e6)
+        FREE, None, "GB for activations; default: 80% of free GPU memory, else half of free RAM", bounds=above(0, 1e6)
     )
     posterior_threshold: float = option(
-        FIXED, 0.01, "posterior: a cell with a smaller share at every token is skipped", bounds=fraction()
+        FIXED, 0.01, "posterior: skip cells whose fraction of the weight is smaller at every token", bounds=fraction()
     )
-    share_prefixes: bool = option(FIXED, True, "read a passage once for all its queries, where the model can")
+    share_prefixes: bool = option(FIXED, True, "read a passage once for all its queries, if the model supports it")
     retriever_chunk: int = option(
         FREE,
         0,
@@ -198,7 +198,7 @@ class ScoringConfig:
 
 @dataclass
 class OptimConfig:
-    """Batches, the optimizer and its schedule; names as in transformers' TrainingArguments."""
+    """Batches, the optimizer and its schedule; the names are those of transformers' TrainingArguments."""
 
     per_device_train_batch_size: int = option(
         FREE, 16, "queries per rank and micro-batch", aliases=("batch_size",), bounds=integer(1, ITEMS)
@@ -206,101 +206,102 @@ class OptimConfig:
     gradient_accumulation_steps: int = option(FREE, 1, "micro-batches per optimizer step", bounds=integer(1, ITEMS))
     learning_rate: float = option(FIXED, 2e-5, "peak learning rate (AdamW)", bounds=real(0, 1e3))
     retriever_learning_rate: float | None = option(
-        FIXED, None, "the retriever's, where it differs", bounds=real(0, 1e3)
+        FIXED, None, "peak learning rate of the retriever; default: learning_rate", bounds=real(0, 1e3)
     )
     generator_learning_rate: float | None = option(
-        FIXED, None, "the generator's, where it differs", bounds=real(0, 1e3)
+        FIXED, None, "peak learning rate of the generator; default: learning_rate", bounds=real(0, 1e3)
     )
-    weight_decay: float = option(FIXED, 0.01, "AdamW's", bounds=real(0, 1e3))
-    adam_beta1: float = option(FIXED, 0.9, "AdamW's", bounds=fraction())
-    adam_beta2: float = option(FIXED, 0.999, "AdamW's", bounds=fraction())
-    adam_epsilon: float = option(FIXED, 1e-8, "AdamW's", bounds=above(0, 1))
+    weight_decay: float = option(FIXED, 0.01, "weight decay of AdamW", bounds=real(0, 1e3))
+    adam_beta1: float = option(FIXED, 0.9, "beta1 of AdamW", bounds=fraction())
+    adam_beta2: float = option(FIXED, 0.999, "beta2 of AdamW", bounds=fraction())
+    adam_epsilon: float = option(FIXED, 1e-8, "epsilon of AdamW", bounds=above(0, 1))
     max_bad_steps: int = option(
         FREE,
         20,
-        "stop after so many skipped steps in a row whose loss or gradients were not finite; 0: never",
+        "stop after this many steps in a row that were skipped because of values that were not finite; 0: never",
         bounds=integer(0, MANY),
     )
     max_grad_norm: float = option(
-        FIXED, 1.0, "clip the joint gradient norm of both models to this; 0: never", bounds=real(0, 1e9)
+        FIXED, 1.0, "clip the joint gradient norm of both models to this value; 0: no clipping", bounds=real(0, 1e9)
     )
     num_train_epochs: float = option(LENGTH, 1.0, "passes over the rows, unless max_steps is set", bounds=above(0, 1e6))
     max_steps: int = option(LENGTH, -1, "optimizer steps; -1: from num_train_epochs", bounds=integer(1, MANY, -1))
-    warmup_steps: int = option(FIXED, 0, "steps of linear warm-up", bounds=integer(0, MANY))
-    lr_scheduler_type: str = option(FIXED, "linear", "after warm-up", ("linear", "cosine", "constant"))
+    warmup_steps: int = option(FIXED, 0, "steps of linear learning-rate warm-up", bounds=integer(0, MANY))
+    lr_scheduler_type: str = option(FIXED, "linear", "learning rate after warm-up", ("linear", "cosine", "constant"))
     lm_warmup_steps: int = option(
         FIXED,
         0,
-        "plain language modelling of the corpus by the generator, before the first step",
+        "steps in which the generator is trained on the corpus as a plain language model, before the first step",
         bounds=integer(0, MANY),
     )
-    lm_warmup_learning_rate: float = option(FIXED, 1e-3, "learning rate of that warm-up", bounds=real(0, 1e3))
-    bf16: bool | None = option(FIXED, None, "bfloat16; default: where CUDA has it")
-    fp16: bool | None = option(FIXED, None, "float16 with dynamic loss scaling (GPU)")
-    seed: int = option(FIXED, 0, "seed of weights, row order and dropout", bounds=integer(0, SEED))
+    lm_warmup_learning_rate: float = option(FIXED, 1e-3, "learning rate of the lm_warmup_steps", bounds=real(0, 1e3))
+    bf16: bool | None = option(FIXED, None, "train in bfloat16; default: on a GPU that supports it")
+    fp16: bool | None = option(FIXED, None, "train in float16 with dynamic loss scaling (needs a GPU)")
+    seed: int = option(FIXED, 0, "seed of new weights, row order and dropout", bounds=integer(0, SEED))
 
 
 @dataclass
 class EvaluationConfig:
-    """The index stage: when the corpus is re-encoded and held-out queries are scored, and how."""
+    """When and how the corpus is encoded again, the index is rebuilt and the evaluation rows are scored."""
 
     refresh_index: str = option(
-        INDEX, "500", 'every N steps, or a schedule such as "0-100:10,100-:500"; 0: only at the end'
+        INDEX, "500", 'refresh every N steps, or a schedule such as "0-100:10,100-:500"; 0: only at the end'
     )
     refresh_mode: str = option(
         INDEX,
         "sync",
-        "sync: training waits for the index; async: it goes on meanwhile, on a copy's vectors",
+        "sync: training waits for the index; async: it continues, while a copy of the retriever encodes the corpus",
         ("sync", "async"),
     )
     refresh_staleness: int = option(
-        INDEX, 100, "async: steps after which training waits for an index still in the making", bounds=integer(1, MANY)
+        INDEX, 100, "async: number of steps after which training waits for an unfinished index", bounds=integer(1, MANY)
     )
     refresh_fraction: str = option(
         INDEX,
         "1.0",
-        "share of the corpus that a refresh encodes again; the rest is moved as a sample moved; auto: as needed",
+        "fraction of the corpus that a refresh encodes; other vectors move as a sample did; auto: as needed",
         bounds=above(0, 1, "auto"),
     )
     per_device_eval_batch_size: int = option(
-        FREE, 64, "texts (or answers) per rank and batch", bounds=integer(1, ITEMS)
+        FREE, 64, "texts encoded, or answers generated, per rank and batch", bounds=integer(1, ITEMS)
     )
-    index_factory: str = option(INDEX, "Flat", "a faiss.index_factory string; inner product")
+    index_factory: str = option(INDEX, "Flat", "a faiss.index_factory string, or flat, hnsw, ivf, ivfpq; inner product")
     index_shards: str = option(
-        FREE, "merge", "merge: one index, on rank 0; keep: every rank has and searches its own shard", ("merge", "keep")
+        FREE, "merge", "merge: one index on rank 0; keep: every rank searches its own shard", ("merge", "keep")
     )
-    top_k: int = option(FREE, 4, "passages the generator reads for an answer", bounds=integer(1, ITEMS))
+    top_k: int = option(FREE, 4, "passages that the generator reads to answer a query", bounds=integer(1, ITEMS))
     decode: str = option(
-        FREE, "rag_sequence", "rag_sequence: an answer per passage, rescored; top1", ("rag_sequence", "top1")
+        FREE,
+        "rag_sequence",
+        "rag_sequence: an answer per passage, rescored; top1: best passage",
+        ("rag_sequence", "top1"),
     )
-    max_new_tokens: int = option(FREE, 32, "longest answer generated", bounds=integer(1, TOKENS))
-    eval_answers: bool = option(FREE, True, "score answers too, not retrieval alone")
+    max_new_tokens: int = option(FREE, 32, "maximum tokens of a generated answer", bounds=integer(1, TOKENS))
+    eval_answers: bool = option(FREE, True, "evaluate answers too, not only retrieval")
     metric_for_best_model: str = option(FREE, "recall@1", "the metric that decides which checkpoint is best")
-    load_best_model_at_end: bool = option(FREE, False, "export the best evaluated checkpoint rather than the last")
+    load_best_model_at_end: bool = option(FREE, False, "export the best evaluated step instead of the last")
     early_stopping_patience: int = option(
-        FREE, 0, "stop after so many evaluations without a better metric; 0: never", bounds=integer(0, MANY)
+        FREE, 0, "stop after this many evaluations without improvement; 0: never", bounds=integer(0, MANY)
     )
 
 
 @dataclass
 class RunSection:
-    """Where the run lives and how it is launched."""
+    """The run's folder, its DeepSpeed configurations, checkpoints and reports."""
 
     output_dir: str = option(FREE, "runs/train", "the run's folder")
     deepspeed: str = option(FREE, "ds_configs/zero2.json", "DeepSpeed configuration of both engines")
-    deepspeed_retriever: str | None = option(FREE, None, "another one for the retriever's engine")
-    deepspeed_generator: str | None = option(FREE, None, "another one for the generator's engine")
-    resume: str = option(FREE, "never", "auto | PATH | never", aliases=("resume_from_checkpoint",))
+    deepspeed_retriever: str | None = option(FREE, None, "a different DeepSpeed configuration for the retriever")
+    deepspeed_generator: str | None = option(FREE, None, "a different DeepSpeed configuration for the generator")
+    resume: str = option(FREE, "never", "auto (newest checkpoint) | PATH | never", aliases=("resume_from_checkpoint",))
     save_steps: int = option(FREE, 500, "steps between checkpoints; 0: none", bounds=integer(0, MANY))
     save_total_limit: int = option(
-        FREE, 2, "checkpoints kept (at least 2), the best one besides", bounds=integer(2, ITEMS)
+        FREE, 2, "number of checkpoints to keep, at least 2, in addition to the best one", bounds=integer(2, ITEMS)
     )
-    resume_changed: bool = option(FREE, False, "go on from a checkpoint although data or settings have changed since")
+    resume_changed: bool = option(FREE, False, "resume even if data or settings have changed")
     collective_timeout: float = option(
-        FREE, 30.0, "minutes that a rank waits for the others, and without a sign of life", bounds=above(0, 525_600)
+        FREE, 30.0, "minutes that a rank waits for other ranks before it gives up", bounds=above(0, 525_600)
     )
-    report_to: str = option(
-        FREE, "none", "trackers beside metrics.jsonl, with commas: tensorboard, wandb, mlflow, trackio; or none"
-    )
-    detect_collapse: bool = option(FREE, True, "warn when embeddings fall together or the posterior says nothing")
-    debug: bool = option(FREE, False, "show tracebacks of user errors")
+    report_to: str = option(FREE, "none", "trackers, separated by commas: tensorboard, wandb, mlflow, trackio; or none")
+    detect_collapse: bool = option(FREE, True, "warn if embeddings collapse or the posterior becomes uninformative")
+    debug: bool = option(FREE, False, "show the traceback of an error that the user can fix")

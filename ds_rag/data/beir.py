@@ -252,4 +252,10 @@ def _judgment(cells: list[str]) -> tuple[str, str, int]:
     return cells[0], cells[1], int(score)
 
 
-BEIR = Format("a BEIR folder", holds("corpus.jsonl", "queries.jsonl"), read_beir)
+BEIR = Format(
+    "a BEIR folder",
+    holds("corpus.jsonl", "queries.jsonl"),
+    read_beir,
+    corpus_files=("corpus.jsonl",),
+    fixed_columns=True,
+)

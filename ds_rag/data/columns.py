@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+from ds_rag.config.objectives import objectives_with
 from ds_rag.runtime.errors import UserError, nearest
 
 # Role -> names, compared without case and with blank and hyphen read as "_". The first name is ours; others
@@ -100,7 +101,7 @@ def match_row_columns(
 
     `source` ("--train_data: file") opens every message. Raises UserError for a column that a flag names but
     the file lacks, two columns for one role, no query, no answer column (`need_answers`) and neither labelled
-    nor unlabelled passages (`need_passages`). fixed: a BEIR folder, to whose columns no flag applies.
+    nor unlabelled passages (`need_passages`). fixed: the format has fixed columns (BEIR), to which no flag applies.
     """
     given = {("answers" if role == "answer" else role): name for role, name in asdict(columns).items()}
     found = list(found)
@@ -115,9 +116,9 @@ def match_row_columns(
     if need_answers and fixed and "answers" not in names:
         raise UserError(
             f"{source}: no column for the answers",
-            found="queries.jsonl without 'answer' or 'answers'",
-            expected="one of them on each line",
-            fix="add them, or choose an objective that reads none: --objective infonce",
+            found=f"columns {_quoted(found)}",
+            expected="'answer' or 'answers' in each row",
+            fix=f"add them, or choose an objective that reads none: {objectives_with(needs_generator=False)}",
         )
     if need_answers:
         _require(names, found, ROW_NAMES, ("answers",), source)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ds_rag.config import DataConfig
+from ds_rag.config.objectives import objectives_with
 from ds_rag.data.almanac import make_world
 from ds_rag.data.batch import Ids
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
@@ -93,7 +94,7 @@ def read_data(
                 "this objective needs labelled positives",
                 found=f"{len(bare)} rows without, the first at {bare[0]}",
                 expected="a column positive, passage or positives",
-                fix="label them, choose --objective rag_sequence, or pass --assume_first_positive",
+                fix=f"label them, choose {objectives_with(needs_positive=False)}, or pass --assume_first_positive",
             )
     return table
 

@@ -19,7 +19,8 @@ from ds_rag.data.tables import PARQUET, SAVED_DATASET
 from ds_rag.data.text_files import CSV, JSONL
 from ds_rag.runtime.errors import UserError, nearest
 
-__all__ = ["READERS", "Columns", "Passage", "Row", "detect", "passages_of", "read_corpus", "read_rows"]
+__all__ = ["READERS", "Columns", "Passage", "Row", "contains_corpus", "detect"]
+__all__ += ["passages_of", "read_corpus", "read_rows"]
 
 FILES = {"csv": CSV, "jsonl": JSONL, "parquet": PARQUET}  # each may lie in shards too
 # Every format, by the name that a manifest has for it. The first that recognises a path reads it.
@@ -40,7 +41,7 @@ def read_rows(
     """The checked rows of `path` in file order; with `limit` the first ones only, without reading further.
 
     `flag` is the flag that gave the path: messages begin with it, and `--train_data` prefers train splits. Relative
-    paths start at the working directory. A BEIR folder has a fixed layout, so `columns` does not apply to it. reading:
+    paths start at the working directory. `columns` does not apply to a format with fixed ones (BEIR). reading:
     what to do with bad rows, and where to put notices. Raises UserError with file:line, what was found and what was
     expected.
     """
@@ -69,9 +70,9 @@ def scan_rows(
     records = list(islice(stream, None if limit is None else limit + LOOK))
     if not records:
         return [], faults
-    columns = BY_NAME if kind == "beir" else columns
+    fixed = READERS[kind].fixed_columns
     need = need_passages, need_answers
-    return rows_of_records(records, stream, columns, faults, need, fixed=kind == "beir"), faults
+    return rows_of_records(records, stream, BY_NAME if fixed else columns, faults, need, fixed=fixed), faults
 
 
 def rows_of_records(
@@ -165,6 +166,11 @@ def detect(path: Path, flag: str) -> str:
         expected=KINDS,
         fix=f"did you mean {likely[0]}?" if len(likely) == 1 else None,
     )
+
+
+def contains_corpus(path: str | Path, flag: str) -> bool:
+    """Do these rows bring their own corpus, as a BEIR folder does? Raises UserError as `detect` does."""
+    return bool(READERS[detect(Path(path).expanduser(), flag)].corpus_files)
 
 
 def _open(path: str | Path, flag: str, reading: Reading | None, most: int | None) -> tuple[str, Faults]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ds_rag.config import DataConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.columns import COLUMN_FLAGS, DESCRIBING, Columns
-from ds_rag.data.formats import detect, read_corpus
+from ds_rag.data.formats import contains_corpus, read_corpus
 from ds_rag.data.records import Passage, Row
 from ds_rag.runtime.errors import UserError
 
@@ -75,11 +74,11 @@ def evaluated_rows(data: DataConfig) -> str | None:
 
 
 def has_corpus(data: DataConfig, flag: str) -> bool:
-    """Is a corpus given? A BEIR folder with the evaluation rows, named by `flag`, contains its own."""
+    """Is a corpus given, or do the evaluation rows, named by `flag`, bring their own (as a BEIR folder does)?"""
     rows = evaluated_rows(data)
     if data.corpus or not rows:
         return bool(data.corpus)
-    return detect(Path(rows).expanduser(), flag if data.eval_data else "--train_data") == "beir"
+    return contains_corpus(rows, flag if data.eval_data else "--train_data")
 
 
 def corpus_source(data: DataConfig) -> str | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ds_rag.data.bad_rows import WARNING
 from ds_rag.data.records import Passage, Row
 from ds_rag.data.rows import BY_ID, ID_LIKE
-from ds_rag.data.statistics import plain
+from ds_rag.data.statistics import normalised
 from ds_rag.runtime.errors import UserError
 
 WORDS = {n: chr(n).lower() if re.match(r"\w", chr(n)) else " " for n in range(128)}  # of ASCII
@@ -42,21 +42,21 @@ def find_in_corpus(
     by_words: dict[str, set[str]] = defaultdict(set)
     titled: dict[str, set[Passage]] = defaultdict(set)  # by its words
     for text in missing:
-        by_text[plain(text)].add(text)
+        by_text[normalised(text)].add(text)
         by_words[words(text)].add(text)
     for passage in (passage for row in rows for passage in row.given if passage.text in missing):
         if passage.lead:
-            by_body[plain(passage.body)].add(passage.text)
+            by_body[normalised(passage.body)].add(passage.text)
             titled[words(passage.text)].add(passage)
         if passage.id:
             by_id[passage.id].add(passage)
     found: dict[str, dict[int, None]] = defaultdict(dict)
     for passage in corpus:
-        whole = plain(passage.text)
+        whole = normalised(passage.text)
         meant = set(by_text.get(whole, ()))
-        meant |= by_text.get(plain(passage.body), set()) if passage.lead else by_body.get(whole, set())
+        meant |= by_text.get(normalised(passage.body), set()) if passage.lead else by_body.get(whole, set())
         if passage.lead:
-            meant |= {text for text in by_words.get(words(passage.text), ()) if joins(passage, plain(text))}
+            meant |= {text for text in by_words.get(words(passage.text), ()) if joins(passage, normalised(text))}
         elif titled:
             meant |= {same.text for same in titled.get(words(passage.text), ()) if joins(same, whole)}
         meant |= {same.text for same in by_id.get(passage.id, ()) if overlaps(same.body, passage.body)}
@@ -66,9 +66,9 @@ def find_in_corpus(
 
 
 def joins(passage: Passage, whole: str) -> bool:
-    """Is `whole`, normalised by `plain`, the title and body of this passage with only punctuation (a colon, a bar)
+    """Is `whole`, normalised by `normalised`, the title and body of this passage with only punctuation (a colon, a bar)
     between them?"""
-    title, body = plain(passage.text[: passage.lead]), plain(passage.body)
+    title, body = normalised(passage.text[: passage.lead]), normalised(passage.body)
     between = whole[len(title) : len(whole) - len(body)]
     return whole.startswith(title) and whole.endswith(body) and not re.search(r"\w", between)
 
@@ -76,8 +76,8 @@ def joins(passage: Passage, whole: str) -> bool:
 def words(text: str) -> str:
     """The words of a text separated by blanks, without case and punctuation; `plain(text)` if it has no words."""
     if text.isascii():  # the same result in a tenth of the time
-        return " ".join(text.translate(WORDS).split()) or plain(text)
-    return " ".join(re.findall(r"\w+", text.casefold())) or plain(text)
+        return " ".join(text.translate(WORDS).split()) or normalised(text)
+    return " ".join(re.findall(r"\w+", text.casefold())) or normalised(text)
 
 
 def overlaps(one: str, other: str) -> bool:
@@ -130,7 +130,7 @@ def positives_elsewhere(
     positives: of each row; labelled: passages that the row itself has a label for; its own label wins.
     """
     every: dict[str, dict[int, None]] = defaultdict(dict)
-    names = [plain(query) for query in queries]
+    names = [normalised(query) for query in queries]
     for name, own in zip(names, positives, strict=True):
         every[name] |= dict.fromkeys(own)
     return [tuple(n for n in every[name] if n not in own) for name, own in zip(names, labelled, strict=True)]

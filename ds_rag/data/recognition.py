@@ -20,6 +20,8 @@ class Format:
     what: str  # in a message: "a .csv file"
     recognises: Callable[[Path], bool]  # of a path where something is: is it of this kind? It is not opened for that
     read: Reader
+    corpus_files: tuple[str, ...] = ()  # of a folder that holds rows and their corpus: the corpus's files
+    fixed_columns: bool = False  # its columns have fixed names, which no flag changes
 
 
 def has_suffix(*suffixes: str) -> Callable[[Path], bool]:

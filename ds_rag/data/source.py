@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_rag.data.formats import detect
+from ds_rag.data.formats import READERS, detect
 from ds_rag.runtime.atomic_folders import measure
 from ds_rag.runtime.errors import UserError
 
@@ -46,8 +46,8 @@ def source_of(path: str | Path, flag: str = "--corpus") -> Source:
     path = Path(os.path.realpath(Path(path).expanduser()))
     kind = detect(path, flag)
     try:
-        if kind == "beir":
-            files = [path / "corpus.jsonl"]
+        if names := READERS[kind].corpus_files:
+            files = [path / name for name in names]
         else:
             files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
         stats = {file.relative_to(path).as_posix(): file.stat() for file in files}

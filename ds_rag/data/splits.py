@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ds_rag.data.statistics import plain
+from ds_rag.data.statistics import normalised
 from ds_rag.runtime.errors import UserError
 
 LEAST = 20  # held-out rows: with fewer, one question is more than five points of recall@1
@@ -61,7 +61,7 @@ class Split:
         """The fold of a row; None if the split does not know its document or query."""
         if unit.document is not None:
             return self.documents.get(unit.document)
-        return self.queries.get(plain(unit.query))
+        return self.queries.get(normalised(unit.query))
 
     def summary(self, train: int, held_out: int) -> str:
         """A line for the console, of the numbers of rows."""
@@ -107,7 +107,7 @@ def split_rows(units: Sequence[Unit], wanted: Wanted, known: Split | None = None
     groups = group_rows(units)
     sizes = Counter(groups)
     before: dict[Group, int] = {}
-    for group, unit in sorted(zip(groups, units, strict=True), key=lambda pair: plain(pair[1].query)):
+    for group, unit in sorted(zip(groups, units, strict=True), key=lambda pair: normalised(pair[1].query)):
         fold = known.known(unit) if known else None
         if fold is not None:
             before.setdefault(group, fold)
@@ -119,8 +119,11 @@ def split_rows(units: Sequence[Unit], wanted: Wanted, known: Split | None = None
         held_out = choose_held_out(sizes, wanted.fraction)
         folds = {group: HELD_OUT if group in held_out else TRAINING for group in sizes}
     split = Split(wanted)
-    for group, unit in sorted(zip(groups, units, strict=True), key=lambda pair: (pair[0], plain(pair[1].query))):
-        names, name = (split.queries, plain(unit.query)) if unit.document is None else (split.documents, unit.document)
+    pairs = zip(groups, units, strict=True)
+    for group, unit in sorted(pairs, key=lambda pair: (pair[0], normalised(pair[1].query))):
+        names, name = (
+            (split.queries, normalised(unit.query)) if unit.document is None else (split.documents, unit.document)
+        )
         names[name] = folds[group]
     return split, [folds[group] for group in groups]
 
@@ -139,16 +142,16 @@ def group_rows(units: Sequence[Unit]) -> list[Group]:
     alone = [n for n, unit in enumerate(units) if unit.document is None]
     for n in alone:
         for passage in units[n].passages:
-            parent[root(("passage", passage))] = root(("query", plain(units[n].query)))
+            parent[root(("passage", passage))] = root(("query", normalised(units[n].query)))
     names: dict[Hashable, str] = {}
     for n in alone:
-        query = plain(units[n].query)
+        query = normalised(units[n].query)
         top = root(("query", query))
         names[top] = min(query, names.get(top, query))
     return [
         Group("document", unit.document)
         if unit.document is not None
-        else Group("query", names[root(("query", plain(unit.query)))])
+        else Group("query", names[root(("query", normalised(unit.query)))])
         for unit in units
     ]
 

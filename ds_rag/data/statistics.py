@@ -13,7 +13,7 @@ from ds_rag.data.formats import Passage, Row
 Spread = dict[str, float]  # min, median, 95%, max
 
 
-def plain(text: str) -> str:
+def normalised(text: str) -> str:
     """A text normalised for case and blanks: texts that differ only in these are the same passage."""
     return " ".join(text.casefold().split())
 
@@ -53,7 +53,7 @@ def repeated_queries(rows: Sequence[Row]) -> dict[str, int]:
     """The number of queries that occur more than once, ignoring case and blanks, and of those whose answers differ."""
     answers: dict[str, set[tuple[str, ...]]] = {}
     for row in rows:
-        answers.setdefault(plain(row.query), set()).add(tuple(sorted(map(plain, row.answers))))
+        answers.setdefault(normalised(row.query), set()).add(tuple(sorted(map(normalised, row.answers))))
     return {
         "repeated queries": len(rows) - len(answers),
         "queries with differing answers": sum(len(found) > 1 for found in answers.values()),
@@ -84,7 +84,7 @@ def repeated_texts(corpus: Sequence[Passage]) -> dict[str, int]:
     texts = [passage.text for passage in corpus]
     return {
         "repeated texts": len(texts) - len(set(texts)),
-        "repeated but for case and blanks": len(texts) - len(set(map(plain, texts))),
+        "repeated but for case and blanks": len(texts) - len(set(map(normalised, texts))),
     }
 
 
@@ -93,12 +93,12 @@ def overlap(train: Sequence[Row], evaluation: Sequence[Row]) -> dict[str, int]:
     case and blanks. With one corpus for both, shared passages are common and harmless."""
 
     def passages(rows: Iterable[Row], role: str) -> set[str]:
-        return {plain(text) for row in rows for text in getattr(row, role)}
+        return {normalised(text) for row in rows for text in getattr(row, role)}
 
-    asked, labelled = {plain(row.query) for row in train}, passages(evaluation, "positives")
+    asked, labelled = {normalised(row.query) for row in train}, passages(evaluation, "positives")
     seen = passages(train, "positives") | passages(train, "passages") | passages(train, "negatives")
     return {
-        "queries": sum(plain(row.query) in asked for row in evaluation),
+        "queries": sum(normalised(row.query) in asked for row in evaluation),
         "of queries": len(evaluation),
         "labelled passages": len(labelled & seen),
         "of labelled passages": len(labelled),

@@ -1,9 +1,9 @@
-"""A model in a DeepSpeed engine, and what the joint step reads of it at each ZeRO stage.
+"""A model in a DeepSpeed engine, and what the joint step needs from that engine at each ZeRO stage.
 
-Clipping and skipping are decided for both engines at once, which DeepSpeed does not do; this file reads a few
-attributes of its optimizers for that, each held by a test.
+Clipping and skipping are decided for both engines at once, which DeepSpeed cannot do. For this the file reads a few
+attributes of its optimizers; a test covers each of them.
 
-What DeepSpeed 0.19.8 makes of a stage and a precision, and in which type micro-batches accumulate:
+The optimizer that DeepSpeed 0.19.8 uses for each stage and precision, and the dtype in which micro-batches accumulate:
 
     stage  precision   engine.optimizer         gradients live in                accumulates in
     0      fp32        the plain torch one      p.grad                           fp32
@@ -12,7 +12,8 @@ What DeepSpeed 0.19.8 makes of a stage and a precision, and in which type micro-
     1      fp32, fp16  DeepSpeedZeroOptimizer   averaged_gradients               fp32
     2      all         DeepSpeedZeroOptimizer   averaged_gradients               fp32
     3      all         ..ZeroOptimizer_Stage3   averaged_gradients               fp32
-                                                (fp32 of stages 1 to 3 in the half types: `grad_accum_dtype`)
+                                                (half precision at stages 1 to 3: fp32 because of
+                                                `grad_accum_dtype`)
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from ds_rag.models.sharded import allow_another
 
 
 def make_engine(module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig, learning_rate: float) -> Any:
-    """A DeepSpeed engine around `module`, which is cast in place to the configuration's precision.
+    """A DeepSpeed engine around `module`, which is cast in place to the precision of the configuration.
 
-    The optimizer is ours unless the configuration has one; then its own learning rate holds.
+    If the configuration has an optimizer, that one is used with its learning rate; else AdamW as in `optimizer.py`.
     """
     import deepspeed
 
@@ -41,15 +42,16 @@ def make_engine(module: nn.Module, ds_config: dict[str, Any], optim: OptimConfig
         model=module, model_parameters=param_groups(module), optimizer=client, config=ds_config
     )
     if is_half_wrapper(engine.optimizer):
-        # It made the optimizer's state by a step on zero gradients, which counts as Adam's first and decays
-        # the master weights: take it back.
+        # DeepSpeed has created the optimizer's state by a step with zero gradients. That step counts as Adam's first
+        # and decays the master weights, so it is undone.
         engine.optimizer.refresh_fp32_params()
         engine.optimizer.state.clear()
     return engine
 
 
 def prepare(module: nn.Module, ds_config: dict[str, Any]) -> None:
-    """What stage 3 wants of a module whose weights came in pieces: the rest (adapters, a temperature) in their type."""
+    """Prepares a module that was loaded sharded for stage 3: parameters that are not sharded (adapters, a temperature)
+    get the dtype of the sharded ones."""
     types = {p.dtype for p in module.parameters() if hasattr(p, "ds_id")}
     for p in module.parameters():
         if types and not hasattr(p, "ds_id"):
@@ -57,14 +59,15 @@ def prepare(module: nn.Module, ds_config: dict[str, Any]) -> None:
     allow_another()
 
 
-def hold_frozen(module: nn.Module, ds_config: dict[str, Any]) -> nn.Module:
-    """A module that does not learn, in pieces on the ranks under a stage-3 configuration; to be called as it is."""
+def shard_frozen(module: nn.Module, ds_config: dict[str, Any]) -> nn.Module:
+    """A frozen module, sharded over the ranks under a stage-3 configuration. The module itself is to be called, not an
+    engine."""
     import deepspeed
 
     prepare(module, ds_config)
     without = {key: value for key, value in ds_config.items() if key not in ("optimizer", "scheduler")}
     engine, *_ = deepspeed.initialize(model=module.requires_grad_(False).eval(), config=without)
-    module.__dict__["held_by"] = engine  # whose end would take the hooks that gather the pieces along
+    module.__dict__["held_by"] = engine  # keeps the engine alive, and with it the hooks that gather shards
     return module
 
 
@@ -79,7 +82,7 @@ def is_half_wrapper(optimizer: Any) -> bool:
 
 
 def scale_may_shrink(engine: Any) -> bool:
-    """Is the loss scale a dynamic one that is above its minimum?"""
+    """Is the loss scale dynamic and above its minimum?"""
     if is_half_wrapper(engine.optimizer):
         scale = engine.optimizer.loss_scale_config
         return bool(scale.dynamic_loss_scale) and scale.cur_scale > scale.min_loss_scale
@@ -88,7 +91,7 @@ def scale_may_shrink(engine: Any) -> bool:
 
 
 def held_gradients(engine: Any) -> list[torch.Tensor]:
-    """The gradients that the next `engine.step()` reads on this rank: ZeRO's share, else all of them."""
+    """The gradients that the next `engine.step()` reads on this rank: with ZeRO those of its shard, else all."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "averaged_gradients"):  # ZeRO 1 to 3
         return [g for group in optimizer.averaged_gradients.values() if group for g in group if g is not None]
@@ -97,8 +100,9 @@ def held_gradients(engine: Any) -> list[torch.Tensor]:
     return [p.grad for p in engine.module.parameters() if p.grad is not None]
 
 
-def own_norm(engine: Any) -> float:
-    """One model's unscaled gradient norm over all ranks; not finite, or negative, if a gradient is not."""
+def gradient_norm(engine: Any) -> float:
+    """The gradient norm of one model over all ranks, without the loss scale. NaN, infinite or negative if a gradient is
+    not finite."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "scaled_global_norm"):
         norm = float(optimizer.scaled_global_norm())
@@ -113,18 +117,18 @@ def own_norm(engine: Any) -> float:
 
 
 def scale_gradients(engine: Any, factor: float, norm: float) -> None:
-    """The next `engine.step()` uses `factor` (at most 1) times the gradient, whose norm is `norm`."""
+    """Makes the next `engine.step()` multiply the gradient by `factor` (at most 1). norm: that of the gradient."""
     if not is_bare(engine):
-        # DeepSpeed divides by (norm + 1e-6) / clip_grad if that is above 1. Set at every step, for a
-        # checkpoint stores the last value.
+        # DeepSpeed divides by (norm + 1e-6) / clip_grad if that is above 1. It is set at every step, because
+        # a checkpoint stores the last value.
         engine.optimizer.clip_grad = factor * (norm + 1e-6) if factor < 1 else 0.0
     elif factor < 1:
         torch._foreach_mul_(held_gradients(engine), factor)
 
 
 def skip_step(engine: Any) -> None:
-    """The engine drops its gradients, shrinks its loss scale and counts the step, as at its own overflow."""
-    if is_bare(engine):  # has none
+    """Makes the engine drop its gradients, shrink its loss scale and count the step, as DeepSpeed does on overflow."""
+    if is_bare(engine):  # has no overflow handling
         engine.zero_grad()
         engine.global_steps += 1
         engine.skipped_steps += 1
@@ -132,14 +136,14 @@ def skip_step(engine: Any) -> None:
     optimizer = engine.optimizer
     scaler: Any = getattr(optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
-        scaler.raise_error_at_min_scale = False  # DeepSpeed would end the run at the first skip there
+        scaler.raise_error_at_min_scale = False  # else DeepSpeed raises at the first skip at the minimum
     offload = getattr(optimizer, "cpu_offload", False)  # stages 1 and 2
-    if offload or getattr(optimizer, "offload_optimizer", False):  # the norms were kept from the backward
+    if offload or getattr(optimizer, "offload_optimizer", False):  # the norms were computed in the backward
         norms = optimizer.norm_for_param_grads
         optimizer.norm_for_param_grads = dict.fromkeys(norms, torch.tensor(math.inf))
     else:
         held_gradients(engine)[0].fill_(math.inf)
     engine.step()
     assert not engine.was_step_applied(), "DeepSpeed stepped on a gradient that is not finite"
-    if offload:  # DeepSpeed would add the next step's gradients to these
+    if offload:  # else DeepSpeed adds the next step's gradients to these
         optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)

@@ -1,9 +1,9 @@
-"""The two engines as one: the joint step (common skip, joint clipping, one learning-rate factor).
+"""The two engines treated as one: the joint step (common skip, joint clipping, one learning-rate factor).
 
-Each model has its own engine and its own backward, started from its own outputs and a cached gradient, so
-no autograd graph spans the two. Clipping and skipping must then be decided for both at once: DeepSpeed's
-configurations carry `gradient_accumulation_steps: 1` and `gradient_clipping: 0.0`, both are ours.
-An engine is DeepSpeed's (`deepspeed_engine.py`, where the stages differ) or a `PlainEngine` (`plain.py`).
+Each model has an engine and a backward pass of its own, which starts from that model's outputs and their cached
+gradient, so no autograd graph spans the two models. Clipping and skipping are therefore decided here, for both at once;
+the DeepSpeed configurations are given `gradient_accumulation_steps: 1` and `gradient_clipping: 0.0`.
+An engine is DeepSpeed's (`deepspeed_engine.py`, which handles the ZeRO stages) or a `PlainEngine` (`plain.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import nn
 
 from ds_rag.engines.clipping import shrink_to
 from ds_rag.engines.deepspeed_engine import (
+    gradient_norm,
     is_half_wrapper,
-    own_norm,
     scale_gradients,
     scale_may_shrink,
     skip_step,
@@ -30,10 +30,11 @@ from ds_rag.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the joint step did: the norm before clipping (all stepped models), and whether it was skipped.
+    """What the joint step did.
 
-    not_finite: the models whose gradients were the reason. loss_scale: the smallest that the step had.
-    scale_may_shrink: it is a dynamic one above its minimum.
+    grad_norm: the joint norm of the gradients before clipping; NaN if skipped. skipped: no model was updated.
+    not_finite: names of the models with a gradient that is not finite. loss_scale: the smallest loss scale of the
+    engines before the step. scale_may_shrink: one of them is dynamic and above its minimum.
     """
 
     grad_norm: float
@@ -44,12 +45,12 @@ class StepResult:
 
 
 class Engines:
-    """Retriever and generator, each an engine, or a frozen module where it is not trained.
+    """Retriever and generator, each in an engine, or as a frozen module if it is not trained.
 
-    `retriever` and `generator` are called as modules; `generator` is None where the objective needs none. To
-    be built before a checkpoint is loaded into the engines: it notes their peak learning rates.
-    max_grad_norm: both models' gradients together are clipped to it; 0 for no clipping.
-    Raises UserError for a module that is neither an engine nor frozen: it would never be stepped. One step:
+    `retriever` and `generator` are called like modules; `generator` may be None for an objective without one. Build
+    this before loading a checkpoint into the engines, because it records their peak learning rates.
+    max_grad_norm: the joint gradient norm of both models is clipped to this value; 0 for no clipping.
+    Raises UserError for a module that is neither an engine nor frozen, because no step would update it. One step:
 
         for m, batch in enumerate(micro_batches):
             engines.boundary(m == len(micro_batches) - 1)
@@ -84,34 +85,35 @@ class Engines:
         return {name: e.module if name in self.learning else e for name, e in pairs if e is not None}
 
     def full_state(self, name: str, keep: bool) -> dict[str, torch.Tensor]:
-        """A model's whole `state_dict`, of this stage or that; `keep` as in `sharded.full_state`. On all ranks."""
+        """A model's `state_dict` with full parameters, at any ZeRO stage. A collective; `keep` as in
+        `sharded.full_state`."""
         self.settle(name)
         return full_state(self.modules[name], keep)
 
     def settle(self, name: str) -> None:
-        """Before parameters of ZeRO-3 are gathered outside of a forward: those fetched ahead are still on their way."""
+        """Completes a ZeRO-3 engine's prefetches. To be called before parameters are gathered outside a forward."""
         module = self.modules[name]
         engine = self.learning.get(name) or module.__dict__.get("held_by")
         if engine is not None and is_sharded(module):
             engine.empty_partition_cache()
 
     def train(self, mode: bool = True) -> None:
-        """Training mode for what learns; a model that does not learn stays in evaluation mode."""
+        """Sets training mode for the models that are trained; frozen models stay in evaluation mode."""
         for name, module in self.modules.items():
             module.train(mode and name in self.learning)
 
     def boundary(self, last: bool, only: Collection[str] | None = None) -> None:
-        """To be called before every forward of an engine (of `only` these): is its backward the last of the optimizer
-        step?"""
+        """To be called before every forward. last: the backward of that forward is the engine's last one in this
+        optimizer step. only: the names of the engines meant; None: all."""
         for name, engine in self.learning.items():
             if only is None or name in only:
                 engine.set_gradient_accumulation_boundary(last)
 
     def backward(self, name: str, outputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
-        """Sends cached gradients through one engine: d(sum output * sg(grad)) = the chain rule.
+        """Sends cached gradients through one engine, as the backward of `sum(output * sg(gradient))` (chain rule).
 
-        `outputs` are what the engine returned, `gradients` the objective's with respect to them. None counts as
-        zero, so that every rank runs the same backward. Does nothing for a model that does not learn.
+        outputs: what the engine returned. gradients: those of the objective with respect to `outputs`; None counts as
+        zero, so that every rank runs the same backward. Does nothing for a frozen model.
         """
         if name not in self.learning:
             return
@@ -122,22 +124,23 @@ class Engines:
             if output.requires_grad
         )
         if is_half_wrapper(engine.optimizer):
-            # At stage 0 the engine leaves the loss unscaled, but its optimizer divides by the scale.
+            # At stage 0 the engine does not scale the loss, but its optimizer divides by the loss scale.
             surrogate = surrogate * engine.optimizer.loss_scale
         engine.backward(surrogate, scale_wrt_gas=False)
 
     def step(self, lr_factor: float, only: Collection[str] | None = None, skip: bool = False) -> StepResult:
-        """One optimizer step of all that learns (or of `only` these), or of none. skip, the same on all ranks: of none,
-        whatever the gradients are.
+        """One optimizer step of all trained models (or of those in `only`), or of none of them.
 
-        A gradient that is not finite, in any of them, skips all on every rank; their loss scales then shrink
-        together, as under one scaler. The norms are those of the averaged gradients, equal on all ranks, so
-        every rank decides alike. `lr_factor` times the peak is the learning rate, except where the DeepSpeed
-        configuration has a scheduler of its own.
+        lr_factor: multiplies the peak learning rates, except of an engine whose DeepSpeed configuration has a
+        scheduler. skip: skip the step, whatever the gradients are; must be the same on all ranks.
+
+        If any gradient of any model is not finite, all models skip the step on every rank, and their loss scales
+        shrink together. The norms are those of the averaged gradients and therefore equal on all ranks, so that all
+        ranks decide alike.
         """
         engines = {name: e for name, e in self.learning.items() if only is None or name in only}
-        assert engines, f"nothing to step: {only} of {sorted(self.learning)}"
-        norms = {name: own_norm(engine) for name, engine in engines.items()}
+        assert engines, f"no model to update: {only} of {sorted(self.learning)}"
+        norms = {name: gradient_norm(engine) for name, engine in engines.items()}
         not_finite = tuple(name for name, n in norms.items() if not (math.isfinite(n) and n >= 0))
         skip = skip or bool(not_finite)
         scale = min(getattr(e.optimizer, "loss_scale", 1.0) for e in engines.values())
@@ -153,17 +156,17 @@ class Engines:
             else:
                 scale_gradients(engine, shrink, norms[name])
                 engine.step()
-                assert engine.was_step_applied(), f"DeepSpeed skips the {name} alone"
+                assert engine.was_step_applied(), f"DeepSpeed skipped the step of the {name} only"
         return StepResult(joint, skip, not_finite, float(scale), may_shrink)
 
 
 def is_engine(module: Any) -> bool:
-    """Is it an engine, and not a plain module?"""
+    """Is it an engine rather than a plain module?"""
     return hasattr(module, "set_gradient_accumulation_boundary")
 
 
 def refuse_trainable(name: str, module: nn.Module) -> None:
-    """Raises UserError where a module that has no engine has trainable parameters."""
+    """Raises UserError if a module without an engine has trainable parameters."""
     trainable = [key for key, p in module.named_parameters() if p.requires_grad]
     if trainable:
         raise UserError(

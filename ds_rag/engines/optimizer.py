@@ -1,4 +1,5 @@
-"""The optimizer of one model where DeepSpeed's JSON brings none: AdamW, without weight decay on vectors and scalars."""
+"""The default optimizer of a model, used if the DeepSpeed JSON has none: AdamW without weight decay on vectors and
+scalars."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from ds_rag.models.sharded import shape_of
 
 
 def param_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """What is trainable: matrices, and (without weight decay) the rest: biases, norms, scalars."""
+    """The trainable parameters in two groups: matrices, and without weight decay biases, norms and scalars."""
     params = [p for p in module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in params if len(shape_of(p)) >= 2]},
@@ -29,5 +30,5 @@ def adamw(module: nn.Module, optim: OptimConfig, learning_rate: float) -> torch.
         betas=(optim.adam_beta1, optim.adam_beta2),
         eps=optim.adam_epsilon,
         weight_decay=optim.weight_decay,
-        fused=True,  # on CPU a tenth of the default's time
+        fused=True,  # on a CPU it takes a tenth of the default's time
     )

@@ -1,4 +1,4 @@
-"""An engine without DeepSpeed: one process, plain autograd, a torch optimizer. For notebooks, own loops and tests."""
+"""An engine without DeepSpeed, for notebooks, custom loops and tests: one process, autograd, a torch optimizer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ds_rag.runtime.errors import UserError
 
 
 class PlainEngine:
-    """A model and its optimizer, as `Engines` steps them: common skip, joint clipping, one learning-rate factor.
+    """A model and its optimizer, to be used in `Engines` (common skip, joint clipping, one learning-rate factor).
 
-    module: called as it is, in its own precision and on its own device. optimizer: over its trainable parameters;
-    default: AdamW at `learning_rate`, with the settings of `OptimConfig()` and no weight decay on vectors.
-    Raises UserError at a step of more than one process, whose gradients it would not average.
+    module: used in its present precision and on its present device. optimizer: over the trainable parameters. Default:
+    AdamW at `learning_rate`, with the settings of `OptimConfig()` and no weight decay on vectors and scalars.
+    `step` raises UserError in a run of several processes, because gradients are not averaged over them.
 
     Example:
         >>> engine = ds_rag.PlainEngine(generator, learning_rate=1e-4)
@@ -36,7 +36,7 @@ class PlainEngine:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None, learning_rate: float = 2e-5):
         self.module = module
         self.optimizer = optimizer or adamw(module, OptimConfig(), learning_rate)
-        # What DeepSpeed's engines count, too: a checkpoint keeps it.
+        # The counters that DeepSpeed's engines have too; a checkpoint saves them.
         self.global_steps = self.global_samples = self.skipped_steps = self.micro_steps = 0
 
     @property
@@ -47,10 +47,10 @@ class PlainEngine:
         return self.module(*inputs)
 
     def set_gradient_accumulation_boundary(self, last: bool) -> None:
-        """Nothing is reduced over ranks here, so the last micro-batch is as the others."""
+        """Does nothing: gradients are not reduced over ranks, so the last micro-batch is not special."""
 
     def backward(self, loss: torch.Tensor, scale_wrt_gas: bool = False) -> None:
-        """Adds to the gradients."""
+        """Adds the gradients of `loss` to those that are there."""
         self.micro_steps += 1
         loss.backward()
 
@@ -59,7 +59,7 @@ class PlainEngine:
             raise UserError(
                 "PlainEngine trains in one process",
                 found=f"{collectives.world()} processes",
-                fix="make_engine, which makes one of DeepSpeed",
+                fix="make_engine, which makes a DeepSpeed engine",
             )
         self.optimizer.step()
         self.zero_grad()
@@ -75,14 +75,16 @@ class PlainEngine:
 def plain_engines(
     retriever: nn.Module, generator: nn.Module | None = None, optim: OptimConfig | None = None
 ) -> Engines:
-    """A `PlainEngine` with AdamW for each model that has a trainable parameter; a frozen one stays a module. optim:
-    learning rates, AdamW's settings and `max_grad_norm`, as training has them."""
+    """A `PlainEngine` with AdamW around each model that has a trainable parameter; a frozen model stays a module.
+
+    optim: learning rates, AdamW's settings and `max_grad_norm`.
+    """
     optim = optim or OptimConfig()
 
-    def of(module: nn.Module | None, own_rate: float | None) -> Any:
+    def wrap(module: nn.Module | None, rate: float | None) -> Any:
         if module is None or not any(p.requires_grad for p in module.parameters()):
             return module
-        return PlainEngine(module, adamw(module, optim, optim.learning_rate if own_rate is None else own_rate))
+        return PlainEngine(module, adamw(module, optim, optim.learning_rate if rate is None else rate))
 
-    pair = of(retriever, optim.retriever_learning_rate), of(generator, optim.generator_learning_rate)
+    pair = wrap(retriever, optim.retriever_learning_rate), wrap(generator, optim.generator_learning_rate)
     return Engines(*pair, optim.max_grad_norm)

@@ -1,4 +1,4 @@
-"""From the settings and DeepSpeed's JSON files to the two engines."""
+"""Makes the two engines from the settings and DeepSpeed's JSON files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from ds_rag.config import RunConfig, deepspeed_config, find_file
 from ds_rag.config.deepspeed_config import Known
 from ds_rag.config.deepspeed_config.optimizers import check_optimizer, check_schedule, check_with_deepspeed
-from ds_rag.engines.deepspeed_engine import hold_frozen, make_engine
+from ds_rag.engines.deepspeed_engine import make_engine, shard_frozen
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
@@ -22,20 +22,21 @@ from ds_rag.runtime.errors import UserError
 
 
 def files(config: RunConfig) -> list[tuple[str, str]]:
-    """Of the retriever's and the generator's engine: the path of its JSON, and the flag that gave it."""
+    """(path of the DeepSpeed JSON, the flag that named it) for the retriever's engine, then the generator's."""
     run = config.run
-    own = ((run.deepspeed_retriever, "--deepspeed_retriever"), (run.deepspeed_generator, "--deepspeed_generator"))
-    return [(path, flag) if path else (run.deepspeed, "--deepspeed") for path, flag in own]
+    given = ((run.deepspeed_retriever, "--deepspeed_retriever"), (run.deepspeed_generator, "--deepspeed_generator"))
+    return [(path, flag) if path else (run.deepspeed, "--deepspeed") for path, flag in given]
 
 
 def read_files(config: RunConfig) -> list[dict[str, Any]]:
-    """Their contents, checked. Raises UserError."""
+    """The contents of these files, checked. Raises UserError."""
     return [deepspeed_config.load(find_file(path, flag), flag) for path, flag in files(config)]
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """Of one engine: its DeepSpeed JSON, the flag that named its file, and what the run knows for its `auto` values."""
+    """What one engine is made from: its DeepSpeed JSON, the flag that named the file, and the run's values that replace
+    "auto"."""
 
     raw: dict[str, Any]
     flag: str
@@ -43,17 +44,18 @@ class EnginePlan:
 
     @property
     def while_loading(self) -> dict[str, Any] | None:
-        """The configuration under which the model is loaded sharded; None: it is loaded complete."""
+        """The configuration for loading the model sharded; None: the model is not sharded while it is loaded."""
         return deepspeed_config.while_loading(self.raw, self.known)
 
     def resolved(self, total_steps: int, hidden_size: int) -> tuple[dict[str, Any], Known]:
-        """The configuration without an `auto`, and what it was made from."""
+        """The configuration with every "auto" replaced, and the values that were used for it."""
         known = replace(self.known, total_steps=total_steps, hidden_size=hidden_size)
         return deepspeed_config.resolve(self.raw, known, self.flag), known
 
 
 def plan_engines(config: RunConfig) -> dict[str, EnginePlan]:
-    """By model. What the JSONs say literally of the batch, of accumulation and of clipping becomes the run's own."""
+    """The plan of each engine by model name. Literal values of the JSONs for batch size, accumulation and clipping are
+    written into `config`."""
     optim, raws = config.optim, read_files(config)
     for raw, (_, flag) in zip(raws, files(config), strict=True):
         check_optimizer(raw, flag)
@@ -88,7 +90,7 @@ def plan_engines(config: RunConfig) -> dict[str, EnginePlan]:
 
 
 def choose_precision(config: RunConfig) -> str:
-    """bf16 or fp16 where asked for; by default bf16 where CUDA has it, else fp32."""
+    """bf16 or fp16 if a flag asks for it; by default bf16 on a GPU that supports it, else fp32."""
     optim = config.optim
     if optim.fp16:
         return "fp16"
@@ -110,7 +112,8 @@ def make_engines(
     folder: Path,
     device: torch.device,
 ) -> Engines:
-    """A DeepSpeed engine for each model that `learns`; the resolved configurations are kept in the run's folder."""
+    """A DeepSpeed engine around each model that is trained. learns: is it, by model name. The resolved configurations
+    are written to the run's folder."""
     parts: dict[str, Any] = {}
     for (name, plan), module in zip(plans.items(), models, strict=True):
         if module is None:
@@ -122,16 +125,16 @@ def make_engines(
         if learns[name]:
             parts[name] = make_engine(module, resolved, config.optim, known.learning_rate)
         elif resolved["zero_optimization"]["stage"] == 3:
-            parts[name] = hold_frozen(module, resolved)
+            parts[name] = shard_frozen(module, resolved)
         else:
             parts[name] = frozen(module, device, known.precision)
     return Engines(parts["retriever"], parts["generator"], config.optim.max_grad_norm)
 
 
 def frozen(module: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """A module that does not learn, where and in what precision its engine would have held it."""
+    """Freezes a module and moves it to the device and precision that its engine would have used."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for parameter in module.requires_grad_(False).eval().parameters():
-        if parameter.is_floating_point():  # weights in 4 bits are bytes
-            parameter.data = parameter.data.to(dtype)  # not the buffers: rounded rotary frequencies lose positions
+        if parameter.is_floating_point():  # 4-bit weights are stored as integers
+            parameter.data = parameter.data.to(dtype)  # buffers stay: rounded rotary frequencies distort positions
     return module.to(device)

@@ -1,4 +1,4 @@
-"""The retriever's weights at one step: a copy to encode with while training goes on."""
+"""A copy of the retriever at one step, to encode passages with while training continues."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ds_rag.models.sharded import gathered
 
 
 def snapshot(engines: Engines) -> Retriever:
-    """A copy of the retriever in evaluation mode, whole on this rank, that shares no tensor with it.
+    """A copy of the retriever in evaluation mode, with full parameters on this rank, that shares no tensor with it.
 
-    On all ranks together: what ZeRO-3 holds in pieces is gathered, one parameter after the other. Memory: the weights
-    once more, in the precision of the forward pass.
+    A collective: parameters that ZeRO-3 has sharded are gathered one after the other. It takes the memory of the
+    weights once more, in the precision of the forward pass.
     """
     engines.settle("retriever")
     module: Any = engines.modules["retriever"]
@@ -26,8 +26,12 @@ def snapshot(engines: Engines) -> Retriever:
 
 
 def copy_module(module: Any, seen: dict[int, Any]) -> Any:
-    """Parameters and buffers copied, tied ones once; all else (configuration, tokenizer) shared. No hook comes along:
-    an engine's would lead the copy's forward back to the engine, as a deep copy would copy the engine."""
+    """A copy of a module whose parameters and buffers are copies (tied ones once); all else, such as configuration and
+    tokenizer, is shared. seen: copies made so far, by id.
+
+    Hooks are left out, because those of an engine would call that engine in the copy's forward. For the same reason
+    `copy.deepcopy` does not work: it would copy the engine too.
+    """
     if id(module) in seen:
         return seen[id(module)]
     twin = seen[id(module)] = copy.copy(module)

@@ -13,7 +13,7 @@ from ds_rag.data.in_memory_rows import corpus_from, rows_from
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_evaluation
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
-from ds_rag.index.faiss_index import check_factory
+from ds_rag.index.back_ends import check_factory
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.console import Console

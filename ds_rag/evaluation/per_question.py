@@ -75,11 +75,11 @@ def trec_lines(found: PerQuestion, tag: str = "ds_rag") -> list[str]:
     lines = []
     for id_, passages, scores in zip(found.ids, found.retrieved, found.scores, strict=True):
         for rank, (passage, score) in enumerate(zip(passages, scores, strict=True), start=1):
-            lines.append(f"{spell(id_)} Q0 {spell(passage)} {rank} {score!r} {tag}\n")
+            lines.append(f"{trec_word(id_)} Q0 {trec_word(passage)} {rank} {score!r} {tag}\n")
     return lines
 
 
-def spell(id_: str) -> str:
+def trec_word(id_: str) -> str:
     """An id without blanks or control characters, which would end a field of a TREC file."""
     return "".join(quote(c) if c.isspace() or not c.isprintable() or c == "%" else c for c in id_)
 

@@ -23,7 +23,6 @@ from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import TokenTable
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import embed_rows, token_budget
-from ds_rag.index.faiss_index import threads
 from ds_rag.index.partial_update import choose_rows, drift, estimate, fit_map, move, sample_rows
 from ds_rag.index.shards import Origin, ShardWriter, chunk_rows, merge_shards, open_shard, shard_of, shard_path, slices
 from ds_rag.models.retriever import Retriever
@@ -162,7 +161,7 @@ def update_shard(
     return EncodedShard(old.numbers_n, open_shard(path), steps_n, figures)
 
 
-def build(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
+def build_from_shards(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
     """Builds the index from all shards, which must be on disk. Uses no collective, so it may run in a thread."""
     count = len(corpus.tokens)
     if settings.index_shards == "keep":
@@ -180,16 +179,15 @@ def build(corpus: Corpus, shard: EncodedShard, folder: Path, settings: Evaluatio
         )
     numbers = [shard_of(corpus.tokens.lengths, rank, corpus.world) for rank in range(corpus.world)]
     vectors_ND = merge_shards([open_shard(p) for p in paths], numbers, folder / "vectors.npy")
-    with threads(collectives.cores() if corpus.world > 1 else 1):
-        part = build_part(vectors_ND, settings.index_factory)
+    part = build_part(vectors_ND, settings.index_factory, cores=collectives.cores() if corpus.world > 1 else 1)
     return Built(CorpusIndex([part] if part else [], count), shard, vectors_ND)
 
 
 def build_together(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:
-    """`build` on all ranks together, once every shard is on disk. Ranks that wait for the one that builds do not time
-    out."""
+    """`build_from_shards` on all ranks together, once every shard is on disk. Ranks that wait for the one that builds
+    do not time out."""
     collectives.barrier()
-    return together(lambda pause: build(corpus, shard, folder, settings), "the building of the index")
+    return together(lambda pause: build_from_shards(corpus, shard, folder, settings), "the building of the index")
 
 
 def index_corpus(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ds_rag.index.back_ends import METRIC
 from ds_rag.runtime.errors import UserError
-
-METRIC = "inner product"
 
 
 def check_compatible(folder: Path, manifest: Any, retriever: Any) -> None:
@@ -39,15 +38,13 @@ def advice(wrong: set[str]) -> str:
 
 
 def check_parts(folder: Path, manifest: Any, parts: list[Any]) -> None:
-    """The same check for the FAISS files. Raises UserError."""
-    import faiss
-
+    """The same check for the files of the index's back end. Raises UserError."""
     for part in parts:
-        found = part.index.d, part.index.metric_type
-        if found != (manifest.dimension, faiss.METRIC_INNER_PRODUCT):
+        found = part.index.dimension, part.index.metric
+        if found != (manifest.dimension, METRIC):
             raise UserError(
-                f"{folder}: the FAISS file is not the one that the manifest describes",
-                found=f"dimension {found[0]}, FAISS metric {found[1]}",
-                expected=f"dimension {manifest.dimension}, FAISS metric {faiss.METRIC_INNER_PRODUCT} ({METRIC})",
+                f"{folder}: the index file is not the one that the manifest describes",
+                found=f"dimension {found[0]}, {found[1]}",
+                expected=f"dimension {manifest.dimension}, {METRIC}",
                 fix="ds-rag index --run RUN",
             )

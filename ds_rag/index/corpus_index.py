@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ds_rag.index.back_ends import VectorIndex, build_vector_index
 from ds_rag.index.exact import BLOCK, MISS, search_flat
-from ds_rag.index.faiss_index import build_index, flat_vectors, search, threads
 from ds_rag.runtime import collectives
 from ds_rag.runtime.long_waits import Pause, together
 
@@ -30,24 +29,24 @@ def ignore(count: int) -> None:
 
 @dataclass
 class Part:
-    """A FAISS index with the numbers of its passages; None: 0 .. n - 1."""
+    """An index with the numbers of its passages; None: 0 .. n - 1."""
 
-    index: Any
+    index: VectorIndex
     numbers_n: np.ndarray | None = None
-    norm: float | None = None  # length of the longest vector of a flat index; computed when needed
+    norm: float | None = None  # length of the longest vector of an exact index; computed when needed
 
-    def search(self, queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(scores_Bk float32, numbers_Bk int64), best first: exact for a flat index (exact.py), else the results of
-        FAISS. If there are fewer than k results, the rest is (MISS, -1)."""
-        queries_BD, most = np.ascontiguousarray(queries_BD, dtype=np.float32), min(k, self.index.ntotal)
-        vectors_nD = flat_vectors(self.index)
+    def search(self, queries_BD: np.ndarray, k: int, cores: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """(scores_Bk float32, numbers_Bk int64), best first: exact for an exact index (exact.py), else the results of
+        its back end. If there are fewer than k results, the rest is (MISS, -1). cores: the least number to use."""
+        queries_BD, most = np.ascontiguousarray(queries_BD, dtype=np.float32), min(k, self.index.count)
+        vectors_nD = self.index.exact_ND
         if vectors_nD is not None:
             if self.norm is None:
                 self.norm = longest(vectors_nD)
-            near = lambda q, width: search(self.index, q, width)  # noqa: E731
+            near = lambda q, width: self.index.search(q, width, cores)  # noqa: E731
             scores, numbers = search_flat(vectors_nD, queries_BD, most, near, self.norm, self.numbers_n)
         else:
-            scores, numbers = search(self.index, queries_BD, most)
+            scores, numbers = self.index.search(queries_BD, most, cores)
             if self.numbers_n is not None:
                 numbers = np.where(numbers >= 0, self.numbers_n[numbers], -1)
         missing = ((0, 0), (0, k - most))
@@ -63,9 +62,12 @@ def longest(vectors_nD: np.ndarray) -> float:
     return max((float(x[np.isfinite(x)].max(initial=0.0)) for x in norms), default=0.0)
 
 
-def build_part(vectors_nD: np.ndarray, factory: str, numbers_n: np.ndarray | None = None) -> Part | None:
-    """The part over these vectors, which may be memory-mapped; None if there are no vectors."""
-    return Part(build_index(vectors_nD, factory), numbers_n) if len(vectors_nD) else None
+def build_part(
+    vectors_nD: np.ndarray, factory: str, numbers_n: np.ndarray | None = None, cores: int = 1
+) -> Part | None:
+    """The part over these vectors, which may be memory-mapped; None if there are no vectors. cores: the least number to
+    use."""
+    return Part(build_vector_index(vectors_nD, factory, cores), numbers_n) if len(vectors_nD) else None
 
 
 @dataclass
@@ -102,18 +104,17 @@ class CorpusIndex:
         OMP_NUM_THREADS decides."""
         step = min(MOST_QUERIES, max(LEAST_QUERIES, WORK // max(1, self.count * queries_BD.shape[1])))
         found: list[list[Found]] = [[] for _ in self.parts]
-        with threads(cores if collectives.world() > 1 else 1):
-            for start in range(0, max(1, len(queries_BD)), step):
-                pause()
-                some_BD = queries_BD[start : start + step]
-                for part, pairs in zip(self.parts, found, strict=True):
-                    pairs.append(part.search(some_BD, k))
-                watch(len(some_BD))
+        for start in range(0, max(1, len(queries_BD)), step):
+            pause()
+            some_BD = queries_BD[start : start + step]
+            for part, pairs in zip(self.parts, found, strict=True):
+                pairs.append(part.search(some_BD, k, cores if collectives.world() > 1 else 1))
+            watch(len(some_BD))
         return [(np.concatenate([s for s, _ in pairs]), np.concatenate([n for _, n in pairs])) for pairs in found]
 
     def _cores(self) -> int:
         """The cores to use: all of the host, if the other ranks have nothing to search."""
-        has_all = sum(part.index.ntotal for part in self.parts) == self.count
+        has_all = sum(part.index.count for part in self.parts) == self.count
         return collectives.cores() if has_all else collectives.cores_of_rank()
 
 

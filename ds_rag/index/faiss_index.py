@@ -1,14 +1,20 @@
-"""FAISS indexes: building by name or factory string, searching, opening. All use the inner product."""
+"""FAISS, the default back end: indexes by name or factory string. All use the inner product.
+
+No other file of ds_rag imports FAISS. `build_vector_index` and `open_vector_index` are what `back_ends.py` calls; the
+functions below them handle FAISS's own objects.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ds_rag.index.back_ends import METRIC
 from ds_rag.index.spelling import INDEXES, check_spelling, spell
 from ds_rag.runtime.errors import UserError
 
@@ -17,6 +23,52 @@ from ds_rag.runtime.errors import UserError
 # four queries on (benchmarks/index.py). FAISS works on blocks of 4096 queries x 1024 passages in any case.
 MATRIX_FROM = 1536
 MOST_POINTS = 64  # vectors to place the centroid of a list: more (FAISS would use 256) only take more time
+
+
+@dataclass
+class FaissIndex:
+    """A `back_ends.VectorIndex`. of: FAISS's own object."""
+
+    of: Any
+
+    @property
+    def count(self) -> int:
+        return int(self.of.ntotal)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.of.d)
+
+    @property
+    def metric(self) -> str:
+        import faiss
+
+        found = self.of.metric_type
+        return METRIC if found == faiss.METRIC_INNER_PRODUCT else f"FAISS metric {found}"
+
+    @property
+    def exact_ND(self) -> np.ndarray | None:
+        return flat_vectors(self.of)
+
+    def search(self, queries_BD: np.ndarray, k: int, cores: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        with threads(cores):
+            return search(self.of, queries_BD, k)
+
+    def write(self, file: Path) -> None:
+        import faiss
+
+        faiss.write_index(self.of, str(file))
+
+
+def build_vector_index(vectors_ND: np.ndarray, factory: str, cores: int = 1) -> FaissIndex:
+    """`build_index` with at least so many threads."""
+    with threads(cores):
+        return FaissIndex(build_index(vectors_ND, factory))
+
+
+def open_vector_index(file: Path, vectors: Path) -> FaissIndex:
+    """`open_index`."""
+    return FaissIndex(open_index(file, vectors))
 
 
 def check_factory(factory: str, dimension: int, count: int = 0) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index import store
+from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import embed_rows, precision_of, token_budget
-from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.shards import shard_of
 from ds_rag.index.vector_parts import VectorParts
 from ds_rag.models.fingerprint import fingerprint
@@ -139,7 +139,7 @@ class Index:
         def write() -> None:
             if collectives.rank() != 0:
                 return
-            store.write_index(part, self.stored.index.parts[0].index, vectors_ND)
+            store.write_index(part, self.stored.index.parts[0].index, vectors_ND, self.stored.manifest.factory)
             store.write_passages(part, self.ids, self.texts)
 
         facts = {"kind": "index", **asdict(self.stored.manifest)}

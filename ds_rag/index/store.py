@@ -1,4 +1,4 @@
-"""An index on disk: vectors, ids, texts, the FAISS file, and a manifest that says what they were made with."""
+"""An index on disk: vectors, ids, texts, its back end's file, and a manifest that says what they were made with."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 import ds_rag
-from ds_rag.index.compatibility import METRIC, check_compatible, check_parts
+from ds_rag.index.back_ends import METRIC, VectorIndex, file_suffix, open_vector_index
+from ds_rag.index.compatibility import check_compatible, check_parts
 from ds_rag.index.corpus_index import CorpusIndex, Part
-from ds_rag.index.faiss_index import open_index
 from ds_rag.index.vector_parts import Piece
 from ds_rag.runtime import atomic_folders, json_files
 from ds_rag.runtime.errors import UserError
@@ -99,26 +99,22 @@ def describe(
     )
 
 
-def write_index(folder: Path, index: Any, vectors_ND: np.ndarray) -> None:
-    """Writes the files of one index of all passages."""
-    import faiss
-
+def write_index(folder: Path, index: VectorIndex, vectors_ND: np.ndarray, factory: str) -> None:
+    """Writes the files of one index of all passages. factory: of its manifest."""
     np.save(folder / "vectors.npy", vectors_ND)
-    faiss.write_index(index, str(folder / "index.faiss"))
+    index.write(folder / f"index.{file_suffix(factory)}")
 
 
 def write_shard(
     folder: Path, rank: int, parts: list[Part], vectors_nD: np.ndarray, numbers_n: np.ndarray, manifest: Manifest
 ) -> None:
-    """Writes one rank's files of an index in shards: vectors, numbers of the passages, and the FAISS index if there is
-    any passage."""
-    import faiss
-
+    """Writes one rank's files of an index in shards: vectors, numbers of the passages, and the back end's file if there
+    is any passage."""
     name = f"shard-{rank}-of-{manifest.shards}"
     np.save(folder / f"{name}.npy", vectors_nD)
     np.save(folder / f"{name}.numbers.npy", numbers_n)
     for part in parts:
-        faiss.write_index(part.index, str(folder / f"{name}.faiss"))
+        part.index.write(folder / f"{name}.{file_suffix(manifest.factory)}")
 
 
 def write_passages(folder: Path, ids: list[str], texts: list[str]) -> None:
@@ -137,7 +133,7 @@ def read_passages(folder: Path) -> list[tuple[str, str]]:
     atomic_folders.put_back(folder)
     if not (folder / "ids.json").is_file() or not (folder / "texts.jsonl").is_file():
         raise UserError(f"{folder}: holds no passages", expected="ids.json and texts.jsonl", fix="pass --corpus FILE")
-    # Checks only these files: an index with a damaged FAISS file can be made again from them.
+    # Checks only these files: an index with a damaged back end's file can be made again from them.
     if wrong := [
         d for d in atomic_folders.damages(folder) if d.file in ("ids.json", "texts.jsonl", atomic_folders.MANIFEST)
     ]:
@@ -157,7 +153,7 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: no index", expected="manifest.json in it", fix="ds-rag index --run RUN")
-    if damage := atomic_folders.damages(folder):  # before FAISS reads files that may be damaged or malicious
+    if damage := atomic_folders.damages(folder):  # before a library reads files that may be damaged or malicious
         raise atomic_folders.refuse(folder, damage, "ds-rag index --run RUN")
     facts = atomic_folders.read_manifest(folder) or {}
     facts = {name: value for name, value in facts.items() if name not in ("kind", "files")}
@@ -175,11 +171,11 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
         )
     if retriever is not None:
         check_compatible(folder, manifest, retriever)
-    parts = read_parts(folder, manifest.shards)
+    parts = read_parts(folder, manifest.shards, manifest.factory)
     check_parts(folder, manifest, parts)
     ids, texts = read_ids_and_texts(folder)
-    name = f"{manifest.shards} shards" if manifest.shards else "index.faiss"
-    sizes = {name: sum(p.index.ntotal for p in parts), "ids.json": len(ids), "texts.jsonl": len(texts)}
+    name = f"{manifest.shards} shards" if manifest.shards else f"index.{file_suffix(manifest.factory)}"
+    sizes = {name: sum(p.index.count for p in parts), "ids.json": len(ids), "texts.jsonl": len(texts)}
     wrong = {name: size for name, size in sizes.items() if size != manifest.count}
     if wrong:
         raise UserError(f"{folder}: files disagree", found=wrong, expected=f"{manifest.count} passages in each")
@@ -216,11 +212,11 @@ def check_replaceable(place: Path, of_run: bool = False) -> None:
     )
 
 
-def read_parts(folder: Path, shards: int) -> list[Part]:
+def read_parts(folder: Path, shards: int, factory: str) -> list[Part]:
     """The index of all passages, or the indexes of all shards, memory-mapped if possible. Raises UserError if a file is
-    missing."""
+    missing, or the back end of `factory` is unknown."""
     if not shards:
-        return [Part(open_index(folder / "index.faiss", folder / "vectors.npy"))]
+        return [Part(open_vector_index(folder, "index", factory, "vectors.npy"))]
     parts = []
     for name in (f"shard-{rank}-of-{shards}" for rank in range(shards)):
         numbers = folder / f"{name}.numbers.npy"
@@ -228,7 +224,7 @@ def read_parts(folder: Path, shards: int) -> list[Part]:
             raise UserError(f"{folder}: a shard is missing", found=f"no {numbers.name}", fix="ds-rag index --run RUN")
         numbers_n = np.load(numbers)
         if len(numbers_n):
-            parts.append(Part(open_index(folder / f"{name}.faiss", folder / f"{name}.npy"), numbers_n))
+            parts.append(Part(open_vector_index(folder, name, factory, f"{name}.npy"), numbers_n))
     return parts
 
 

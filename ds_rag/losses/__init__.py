@@ -1,6 +1,6 @@
-"""The mathematics of the objectives: pure functions on small tensors, one loss for each query out.
+"""The mathematics of the objectives: pure functions on small tensors that return one loss for each query.
 
-What a training run can be told to minimise is built from them in `ds_rag/step/objectives/`.
+`ds_rag/step/objectives/` builds from them the objectives that a training run can minimise.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Losses that learn from labelled positives: InfoNCE, and the DALM toolkit's `positive_only`.
+"""Losses that are trained on labelled positives: InfoNCE, and the DALM toolkit's `positive_only`.
 
-Shapes: B queries, N passages in the pool, T tokens of the generator's whole input (prompt and answer).
-Scores are already divided by the temperature; everything is in nats. Half types are computed in float32,
-float64 stays. Masked places may hold anything, NaN too.
+Shapes: B queries, N passages in the pool, T tokens of the generator's full input (prompt and answer).
+Scores are already divided by the temperature; all values are in nats. Half precision is computed in float32, float64
+in float64. Masked elements may have any value, even NaN.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ds_rag.losses.marginal import fill_value, masked_log_softmax, wide
 
 
 def _pair_losses(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None, dim: int) -> Tensor:
-    """-log softmax over `dim` at each (query, positive) pair, the other positives left out of that pair's
-    denominator; 0 where there is no pair."""
+    """-log softmax over `dim` at each (query, positive) pair, without the other positives in the denominator of that
+    pair; 0 where there is no pair."""
     assert scores_BN.shape == positive_mask_BN.shape, (scores_BN.shape, positive_mask_BN.shape)
     pair_BN, scores_BN = positive_mask_BN.bool(), wide(scores_BN)
     negative_BN = ~pair_BN
@@ -32,7 +32,7 @@ def _pair_losses(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN:
 
 
 def count_pairs(positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None = None) -> Tensor:
-    """Number of (query, positive) pairs, an integer scalar: what a step's `infonce` sum is divided by.
+    """Number of (query, positive) pairs, an integer scalar, by which the `infonce` sum of a step is divided.
 
     Example:
         >>> count_pairs(torch.tensor([[True, False, True], [False, True, False]]))
@@ -50,12 +50,13 @@ def infonce(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tens
     Args:
         scores_BN: retriever scores, already divided by the temperature.
         positive_mask_BN: True where the passage is a positive of the query; a row may have none or several.
-        candidate_mask_BN: True where the passage is in the pool; None for all. A positive outside is none.
+        candidate_mask_BN: True where the passage is in the pool; None for all. A positive outside the pool does not
+            count.
 
     Returns:
-        loss_B, nats, *summed* over the row's pairs: divide by `count_pairs` of the whole optimizer step.
+        loss_B, nats, *summed* over the row's pairs: divide by `count_pairs` of the full optimizer step.
 
-    Source: Karpukhin et al. 2020, arXiv:2004.04906, eq. 2, which has one positive.
+    Source: Karpukhin et al. 2020, arXiv:2004.04906, eq. 2, for one positive.
 
     Example:
         >>> scores_BN = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
@@ -66,9 +67,9 @@ def infonce(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tens
 
 
 def infonce_columns(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_BN: Tensor | None = None) -> Tensor:
-    """InfoNCE from the passages' side: each pair's query against those it is no positive of.
+    """InfoNCE over columns: for each pair, its query against the queries of which the passage is not a positive.
 
-    Arguments, result and denominator as in `infonce`; each pair's loss is booked on its query's row.
+    Arguments, result and denominator as in `infonce`; the loss of a pair is added to the row of its query.
 
     Example:
         >>> scores_BN = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
@@ -80,10 +81,10 @@ def infonce_columns(scores_BN: Tensor, positive_mask_BN: Tensor, candidate_mask_
 
 @dataclass(frozen=True)
 class PositiveOnly:
-    """The terms of `positive_only`, not yet divided, so that a step can divide by its own whole counts.
+    """The terms of `positive_only`, not yet divided, so that a step can divide them by its counts over micro-batches.
 
     lm_B: cross-entropy of all the tokens of the positive's sequence.
-    doc_prior_B: answer tokens * -l[i, pos].
+    doc_prior_B: answer tokens * -l[i, pos], where l is the log-softmax of the scores.
     rows_B, columns_B: InfoNCE over rows and over columns.
     tokens_B: all tokens; divides `lm_B` and `doc_prior_B`.
     pairs_B: (query, positive) pairs; divides `rows_B` and `columns_B`.
@@ -102,7 +103,7 @@ class PositiveOnly:
     pairs_B: Tensor
 
     def loss(self, tokens: Tensor | float | None = None, pairs: Tensor | float | None = None) -> Tensor:
-        """The scalar loss over the given step-wide counts; by default over this batch's own."""
+        """The scalar loss, divided by these counts of the step; by default by the counts of this batch."""
         tokens = self.tokens_B.sum().clamp(min=1) if tokens is None else tokens
         pairs = self.pairs_B.sum().clamp(min=1) if pairs is None else pairs
         by_token, by_pair = self.lm_B + self.doc_prior_B, self.rows_B + self.columns_B
@@ -123,20 +124,21 @@ def positive_only(
 
     loss = mean over all tokens of -log P(token) - (answer tokens / all tokens) * l[i, pos]
            + (InfoNCE over rows + InfoNCE over columns) / 2
-    The generator's log-probabilities and the scores sit in different terms: the generator never moves the
+    The generator's log-probabilities and the scores are in different terms, so the generator has no influence on the
     retriever.
 
     Args:
         scores_BN: retriever scores, already divided by the temperature.
-        positive_index_B: the column of the passage that stands in each query's prompt (int64).
-        logp_BT: log-probability of every token of the sequence built on that passage.
-        token_mask_BT: True at every token, prompt and answer; answer_mask_BT: True at the answer's.
-        positive_mask_BN: all known positives, by default `positive_index_B` alone: none of them is a
-            negative, and InfoNCE counts them all as pairs.
+        positive_index_B: the column of the passage that is in each query's prompt (int64).
+        logp_BT: log-probability of every token of the sequence with that passage.
+        token_mask_BT: True at every token of prompt and answer.
+        answer_mask_BT: True at the answer's tokens.
+        positive_mask_BN: all known positives, by default only `positive_index_B`. InfoNCE counts each of them as a
+            pair, and none as a negative.
         candidate_mask_BN: True where the passage is in the pool; None for all.
 
     Returns:
-        `PositiveOnly`, its terms not reduced; `.loss()` normalises inside the batch.
+        `PositiveOnly`, whose terms are not reduced; `.loss()` normalises within the batch.
 
     Source: the marginalised loss of DALM's `train_rage2e` (github.com/arcee-ai/DALM), which adds the
     positive's log prior to each answer token and takes the mean over all tokens.

@@ -1,9 +1,9 @@
-"""Losses in which the generator teaches the retriever, and the reader loss from which the generator learns.
+"""Losses in which the generator teaches the retriever, and the reader loss that trains the generator.
 
 Shapes: B queries, K candidate passages per query, T answer tokens.
-`l`, `g`, `G`, `p`, `r`, the treatment of dtypes, of masked places and of padding rows: as in marginal.py.
-`emdr2`, `pdist` and `replug_lsr` detach the generator: only the scores get a gradient. For the generator add
-`reader_loss`.
+For `l`, `g`, `G`, `p`, `r`, and for how dtypes, masked elements and padding rows are handled, see marginal.py.
+`emdr2`, `pdist` and `replug_lsr` detach the generator: only the scores get a gradient. Add `reader_loss` to train the
+generator.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def emdr2(
     candidate_mask_BK: Tensor | None = None,
     log_prior_BK: Tensor | None = None,
 ) -> Tensor:
-    """`-sum_t log sum_j p_j sg P(y_t | x, z_j, y_<t)`, the generator detached.
+    """`-sum_t log sum_j p_j sg P(y_t | x, z_j, y_<t)`, with the generator detached (sg: stop gradient).
 
     Gradient with respect to the scores: `sum_t (p - r_t)`, before the division below.
     Arguments as in `marginal.rag_sequence`.
 
     Returns:
-        loss_B, nats *summed* over the answer's tokens: divide by the answer tokens of the whole step.
+        loss_B, nats *summed* over the answer's tokens: divide by the number of answer tokens of the full step.
 
-    Source: Singh et al. 2021, arXiv:2106.05346; token by token, as in Atlas, arXiv:2208.03299.
+    Source: Singh et al. 2021, arXiv:2106.05346; for each token separately, as in Atlas, arXiv:2208.03299.
 
     Example:
         >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
@@ -73,11 +73,11 @@ def pdist(
     Gradient with respect to the scores: `p - q`. Arguments as in `marginal.rag_sequence`.
 
     Returns:
-        loss_B, nats per query: take the mean over the queries of the step. (Atlas' code divides by B * K,
-        which makes the retriever's learning rate depend on K; we do not.)
+        loss_B, nats per query: take the mean over the queries of the step. (The code of Atlas divides by B * K, which
+        makes the retriever's effective learning rate depend on K; this function does not.)
 
     Raises:
-        UserError: `target_temperature` not above 0.
+        UserError: `target_temperature` is not above 0.
 
     Source: Izacard et al. 2022, arXiv:2208.03299, section 2.2 (PDist).
 
@@ -105,18 +105,18 @@ def replug_lsr(
     """LM-supervised retrieval, `KL(p || q)` with `q = softmax_j(mean_t g / target_temperature)`.
 
     Gradient with respect to the scores: `p (log p - log q - KL)`. Arguments as in `marginal.rag_sequence`.
-    Deviations: the paper puts the *probability* of the answer over its beta (our `target_temperature`) into
-    q's softmax, where we put the mean token log-probability (a probability near 0 makes q uniform); code
-    released for it takes the other direction of the divergence, where we keep the paper's.
+    Deviation from the paper: in the softmax of q the paper has the *probability* of the answer divided by beta (here
+    `target_temperature`); here it is the mean token log-probability, because probabilities near 0 would make q
+    uniform. The direction of the divergence is that of the paper; code released for the paper has the other one.
 
     Returns:
         loss_B, nats per query: take the mean over the queries of the step.
 
-    There is no `log_prior_BK` here: q says nothing about passages that the generator has not scored, and
-    KL(p || q) needs it wherever p has mass.
+    There is no argument `log_prior_BK`: KL(p || q) needs q wherever p has mass, but q is not defined on passages that
+    the generator has not scored.
 
     Raises:
-        UserError: `target_temperature` not above 0.
+        UserError: `target_temperature` is not above 0.
 
     Source: Shi et al. 2023, arXiv:2301.12652, section 4.
 
@@ -146,11 +146,11 @@ def reader_loss(
     log_prior_BK: Tensor | None = None,
     answer_logprob: str = "sum",
 ) -> Tensor:
-    """`-sum_j sg(w_j) G_j`: the answer's weighted cross-entropy. Only the generator learns.
+    """`-sum_j sg(w_j) G_j`: the weighted cross-entropy of the answer. Only the generator gets a gradient.
 
     Args:
         kind: "prior" (w = p), "posterior" (w = r; its gradient is that of `rag_sequence`), "none" (zeros).
-        The others as in `marginal.rag_sequence`.
+        The other arguments as in `marginal.rag_sequence`.
 
     Returns:
         loss_B, nats per query.
@@ -158,7 +158,7 @@ def reader_loss(
     Raises:
         UserError: unknown `kind` or `answer_logprob`.
 
-    Source: the language model's term beside the retriever's in Izacard et al. 2022, arXiv:2208.03299, section 2.2.
+    Source: the loss of the language model in Izacard et al. 2022, arXiv:2208.03299, section 2.2.
 
     Example:
         >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages

@@ -1,13 +1,12 @@
-"""The marginal objectives: the answer's probability, summed over the retrieved passages.
+"""The marginal objectives: the probability of the answer, summed over the retrieved passages.
 
 Shapes: B queries, K candidate passages per query, T answer tokens.
-Names: `l` is the retriever's log prior over the candidates, `g` the generator's token log-probabilities, `G`
-their sum over the answer, `r` the posterior over the candidates once the answer has been seen. Everything is
-in nats.
+Names: `l` is the retriever's log prior over the candidates, `p = exp(l)`, `g` the generator's token log-probabilities,
+`G` their sum over the answer, `r` the posterior over the candidates given the answer. All values are in nats.
 
-Half types are computed in float32, float64 stays. Masked places of any input may hold anything, NaN too: they
-are replaced before arithmetic, so values and gradients stay finite. A query without a candidate or without an
-answer token is padding: its loss is 0 and it sends no gradient.
+Half precision is computed in float32, float64 in float64. Masked elements of any input may have any value, even NaN:
+they are replaced before any arithmetic, so values and gradients stay finite. A query without a candidate or without an
+answer token is padding: its loss is 0 and its gradient is 0.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ds_rag.runtime.errors import choose
 
-ANSWER_LOGPROB = {"sum": False, "mean": True}  # divide by the number of answer tokens?
+ANSWER_LOGPROB = {"sum": False, "mean": True}  # name -> divide by the number of answer tokens?
 
 
 def wide(x: Tensor) -> Tensor:
@@ -26,13 +25,16 @@ def wide(x: Tensor) -> Tensor:
 
 
 def fill_value(x: Tensor) -> float:
-    """What stands for log 0 at masked places: finite, so that 0 * fill is 0 and fill - fill is no NaN;
-    halved, so that adding a log-probability or taking away a maximum cannot overflow."""
+    """The value that stands for log 0 at masked elements.
+
+    It is finite, so that 0 * fill is 0 and fill - fill is not NaN, and half of the smallest number, so that adding a
+    log-probability or subtracting a maximum cannot overflow.
+    """
     return torch.finfo(x.dtype).min / 2
 
 
 def masked_log_softmax(x_BK: Tensor, mask_BK: Tensor | None = None) -> Tensor:
-    """Log-softmax over the last dimension among the True places; the others come out as `fill_value`."""
+    """Log-softmax over the last dimension, only over elements where the mask is True; the others are `fill_value`."""
     x_BK = wide(x_BK)
     if mask_BK is None:
         return torch.log_softmax(x_BK, -1)
@@ -42,15 +44,15 @@ def masked_log_softmax(x_BK: Tensor, mask_BK: Tensor | None = None) -> Tensor:
 
 
 def log_prior(scores_BK: Tensor, candidate_mask_BK: Tensor | None = None, log_prior_BK: Tensor | None = None) -> Tensor:
-    """The retriever's log prior `l_BK`, at least float32.
+    """The retriever's log prior `l_BK`, in float32 or float64.
 
     Args:
         scores_BK: retriever scores, already divided by the temperature.
         candidate_mask_BK: True where the candidate counts; None for all.
-        log_prior_BK: a prior made elsewhere, used as it is instead of the softmax of `scores_BK`. With the
-            log-softmax over a whole pool, gathered at the candidates, a marginal loss exceeds that of the
-            whole pool by exactly -log(posterior mass of the candidates), and the passages left unscored are
-            still pushed down.
+        log_prior_BK: a log prior that is used instead of the log-softmax of `scores_BK`. If it is the log-softmax over
+            the full pool, gathered at the candidates, a marginal loss exceeds that over the full pool by exactly
+            -log(posterior mass of the candidates), and the scores of passages that the generator does not read still
+            decrease.
 
     Example:
         >>> log_prior(torch.tensor([[1.0, 0.0, 5.0]]), torch.tensor([[True, True, False]])).exp()
@@ -66,7 +68,7 @@ def log_prior(scores_BK: Tensor, candidate_mask_BK: Tensor | None = None, log_pr
 
 
 def token_logprobs(logp_BKT: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None = None) -> Tensor:
-    """`g_BKT` in at least float32 with 0 at every masked place."""
+    """`g_BKT` in float32 or float64, with 0 at every masked element."""
     B, K, T = logp_BKT.shape
     assert answer_mask_BT.shape == (B, T), (answer_mask_BT.shape, logp_BKT.shape)
     keep_BKT = answer_mask_BT.bool()[:, None, :]
@@ -83,14 +85,14 @@ def answer_log_prob(
     candidate_mask_BK: Tensor | None = None,
     answer_logprob: str = "sum",
 ) -> Tensor:
-    """`G_BK`: log-probability of the whole answer given each candidate; 0 at masked candidates.
+    """`G_BK`: log-probability of the full answer given each candidate; 0 at masked candidates.
 
     Args:
         logp_BKT: the generator's log-probability of each answer token.
         answer_mask_BT: True at the answer's tokens.
         candidate_mask_BK: True where the candidate counts; None for all.
-        answer_logprob: "sum" over the tokens (a probability, as in the paper) or "mean" (keeps a long answer
-            from drowning the prior).
+        answer_logprob: "sum" over the tokens (the log of a probability, as in the paper), or "mean" (so that for long
+            answers the prior does not become negligible).
 
     Raises:
         UserError: unknown `answer_logprob`.
@@ -122,8 +124,8 @@ def posterior(
     log_prior_BK: Tensor | None = None,
     answer_logprob: str = "sum",
 ) -> Tensor:
-    """`r_BK = softmax_j(l + G)`: which candidate explains the answer. Arguments as in `rag_sequence`; 0 at
-    masked candidates, each row sums to 1.
+    """`r_BK = softmax_j(l + G)`: the probability that candidate j explains the answer. Each row sums to 1; masked
+    candidates have 0. Arguments as in `rag_sequence`.
 
     Example:
         >>> scores_BK = torch.tensor([[1.0, 0.0]])  # one query, two passages
@@ -156,10 +158,9 @@ def rag_sequence(
     log_prior_BK: Tensor | None = None,
     answer_logprob: str = "sum",
 ) -> Tensor:
-    """`-log sum_j P(z_j | x) P(y | x, z_j)`: one passage explains the whole answer.
+    """`-log sum_j P(z_j | x) P(y | x, z_j)`: one passage explains the full answer.
 
-    Gradients: with respect to the scores `p - r`, with respect to every token log-probability of candidate j
-        `-r_j`.
+    Gradients: with respect to the scores `p - r`, with respect to every token log-probability of candidate j `-r_j`.
 
     Args:
         scores_BK: retriever scores, already divided by the temperature; the log-softmax is taken here.
@@ -198,12 +199,12 @@ def rag_token(
     candidate_mask_BK: Tensor | None = None,
     log_prior_BK: Tensor | None = None,
 ) -> Tensor:
-    """`-sum_t log sum_j P(z_j | x) P(y_t | x, z_j, y_<t)`: every token may lean on another passage.
+    """`-sum_t log sum_j P(z_j | x) P(y_t | x, z_j, y_<t)`: each token may be explained by another passage.
 
-    Gradients: with respect to the scores `sum_t (p - r_t)`, with respect to a token log-probability `-r_jt`,
-        where
-    `r_t = softmax_j(l + g_t)` is the posterior of that token alone.
-    Arguments and result as in `rag_sequence`, save that there is no log-probability of a sequence to average.
+    Gradients: with respect to the scores `sum_t (p - r_t)`, with respect to a token log-probability `-r_jt`, where
+    `r_t = softmax_j(l + g_t)` is the posterior given only that token.
+    Arguments and result as in `rag_sequence`, but without `answer_logprob`: there is no log-probability of a full
+    answer that could be averaged.
 
     Source: Lewis et al. 2020, arXiv:2005.11401, section 2.1 (RAG-Token).
 

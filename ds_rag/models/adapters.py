@@ -10,7 +10,7 @@ from torch import nn
 
 from ds_rag.config import ModelConfig
 from ds_rag.models.folder_safety import COPY_AGAIN
-from ds_rag.models.weights import named, plain
+from ds_rag.models.weights import named, stored_name
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
 
@@ -101,8 +101,8 @@ def check_adapter(model: Any, folder: Path) -> None:
     initialise missing ones as adapters that do nothing."""
     from peft.utils import load_peft_weights
 
-    own = {plain(name, WITHIN) for name, _ in model.named_parameters() if "lora_" in name}
-    stored = {plain(name, WITHIN) for name in load_peft_weights(str(folder), device="cpu") if "lora_" in name}
+    own = {stored_name(name, WITHIN) for name, _ in model.named_parameters() if "lora_" in name}
+    stored = {stored_name(name, WITHIN) for name in load_peft_weights(str(folder), device="cpu") if "lora_" in name}
     if own != stored:
         absent, left = sorted(own - stored), sorted(stored - own)
         raise UserError(

@@ -54,8 +54,8 @@ def open_retriever(
     """
     if model.retriever.startswith("config:"):
         place = ("AutoModel", model.retriever, "--retriever", texts, scratch / "retriever")
-        encoder, tokenizer = build(*place)
-        two = build(*place)[0] if model.encoders == "two" else None
+        encoder, tokenizer = new_model(*place)
+        two = new_model(*place)[0] if model.encoders == "two" else None
         folder = None
     else:
         folder = model_folder(model.retriever, "--retriever")
@@ -65,7 +65,7 @@ def open_retriever(
         two = None
         if own_second.is_dir() or model.encoders == "two":
             two = open_encoder(own_second if own_second.is_dir() else folder, model, pieces)
-    settings = settings_of(folder, encoder.config, tokenizer, model, data)
+    settings = folder_settings(folder, encoder.config, tokenizer, model, data)
     for part in filter(None, (encoder, two)):
         check_ids(tokenizer, rows_of(part), f"--retriever {model.retriever}")
         if not is_sharded(part):
@@ -74,7 +74,7 @@ def open_retriever(
     return Retriever(encoder, tokenizer, settings, two)
 
 
-def settings_of(
+def folder_settings(
     folder: Path | None, config: Any, tokenizer: Any, model: ModelConfig, data: DataConfig
 ) -> RetrieverSettings:
     """The settings of the folder, with changes by flags; sets do_lower_case in the tokenizer."""
@@ -92,7 +92,7 @@ def retriever_texts(model: ModelConfig, data: DataConfig) -> tuple[Any, Retrieve
     base = base_folder(place, "--retriever")
     config = read_config(base, f"--retriever {folder}", model.trust_remote_code)
     tokenizer = open_tokenizer(place, PADDING_SIDE["--retriever"], model.trust_remote_code)
-    return tokenizer, settings_of(folder, config, tokenizer, model, data)
+    return tokenizer, folder_settings(folder, config, tokenizer, model, data)
 
 
 def open_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict[str, Any] | None = None) -> Generator:
@@ -100,7 +100,7 @@ def open_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict
     from transformers import AutoModelForCausalLM
 
     if model.generator.startswith("config:"):
-        lm, tokenizer = build("AutoModelForCausalLM", model.generator, "--generator", texts, scratch / "generator")
+        lm, tokenizer = new_model("AutoModelForCausalLM", model.generator, "--generator", texts, scratch / "generator")
     else:
         folder = model_folder(model.generator, "--generator")
         lm = open_weights(lambda config: AutoModelForCausalLM, folder, "generator", model, pieces)
@@ -139,7 +139,7 @@ def open_pair(
     return retriever, open_generator(saved, list, run) if (run / "generator").is_dir() else None
 
 
-def build(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folder: Path) -> tuple[Any, Any]:
+def new_model(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_folder: Path) -> tuple[Any, Any]:
     """A new model from a configuration file and its tokenizer, trained once and then read from its folder."""
     import transformers
 

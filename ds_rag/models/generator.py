@@ -20,7 +20,7 @@ from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import shape_of
 from ds_rag.models.shared_prefix import attention
 from ds_rag.models.shared_prefix.layout import SharedCells, lay_out_shared
-from ds_rag.models.tokenizer import check_known
+from ds_rag.models.tokenizer import check_token_ids
 
 
 class Generator(nn.Module):
@@ -77,7 +77,7 @@ class Generator(nn.Module):
     def check_known(self, texts: list[Ids]) -> None:
         """Raises UserError for a token that has no embedding."""
         largest = max((int(ids.max()) for ids in texts if len(ids)), default=0)
-        check_known(self.tokenizer, largest, self.vocabulary, "a prompt or an answer")
+        check_token_ids(self.tokenizer, largest, self.vocabulary, "a prompt or an answer")
 
     def forward(self, cells: Cells | SharedCells) -> torch.Tensor:
         return self.shared(cells) if isinstance(cells, SharedCells) else self.plain(cells)

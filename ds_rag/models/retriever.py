@@ -25,7 +25,7 @@ from ds_rag.models.pooling import POOLERS
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import gathered
 from ds_rag.models.st_folder import RetrieverSettings, describe_sentence_transformer
-from ds_rag.models.tokenizer import check_known
+from ds_rag.models.tokenizer import check_token_ids
 from ds_rag.runtime.errors import choose
 
 PASSAGE_ENCODER = "passage_encoder"  # subfolder of the passage encoder, if there are two encoders
@@ -121,7 +121,7 @@ class Retriever(nn.Module):
         prefix = s.query_prefix if side == "query" else s.passage_prefix
         ids = cut_ids(self.tokenizer, [prefix + t for t in texts], self.length(side))
         largest = max((max(text, default=0) for text in ids), default=0)
-        check_known(self.tokenizer, largest, rows_of(self.encoder), f"a {side}")
+        check_token_ids(self.tokenizer, largest, rows_of(self.encoder), f"a {side}")
         return ids
 
     def tokens(self, texts: Sequence[str], side: str) -> Tokens:

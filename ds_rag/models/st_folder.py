@@ -85,7 +85,7 @@ def transformer_folder(folder: Path) -> Path:
 
 def modules_of(folder: Path) -> list[dict[str, str]] | None:
     """Type and path of each module; None where there is no modules.json. Raises UserError."""
-    modules = read_json(folder / "modules.json", list)
+    modules = read_json_or_none(folder / "modules.json", list)
     for module in modules or ():
         if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("type", "path")):
             raise UserError(f"{folder / 'modules.json'}: not a module", found=module, expected="type and path")
@@ -112,7 +112,7 @@ def described(folder: Path | None, config: Any, model: ModelConfig) -> Retriever
     settings = RetrieverSettings(pooling="last" if is_decoder(config) else "mean")
     if folder is None:
         return settings
-    if (own := read_json(folder / OWN_SETTINGS)) is not None:
+    if (own := read_json_or_none(folder / OWN_SETTINGS)) is not None:
         return json_files.record(RetrieverSettings, own, folder / OWN_SETTINGS, None)
     modules = modules_of(folder)
     if modules is None:
@@ -120,10 +120,10 @@ def described(folder: Path | None, config: Any, model: ModelConfig) -> Retriever
     kinds = check_modules(folder, modules, model)
     pooling, normalize = (folder / kinds[kind] / "config.json" if kind in kinds else None for kind in PIPELINES[1][1:])
     if normalize is not None:
-        for key, value in (read_json(normalize) or {}).items():
+        for key, value in (read_json_or_none(normalize) or {}).items():
             refuse_unless(folder, f"{key} of Normalize", value, (None, "sentence_embedding"))
     if model.pooling == "auto" and pooling is not None:
-        settings.pooling = read_pooling(folder, read_json(pooling) or {})
+        settings.pooling = read_pooling(folder, read_json_or_none(pooling) or {})
     keys = transformer_settings(folder)
     refuse_unless(folder, "do_lower_case", keys.get("do_lower_case"), (None, False, True))
     settings.do_lower_case = bool(keys.get("do_lower_case"))
@@ -165,7 +165,7 @@ def check_modules(folder: Path, modules: list[dict[str, str]], model: ModelConfi
 def transformer_settings(folder: Path) -> dict[str, Any]:
     """The settings of the Transformer module. Raises UserError for a key that is not supported here."""
     place = transformer_folder(folder)
-    keys: dict[str, Any] = next(filter(None, (read_json(place / name) for name in TRANSFORMER_FILES)), {})
+    keys: dict[str, Any] = next(filter(None, (read_json_or_none(place / name) for name in TRANSFORMER_FILES)), {})
     for key, value in keys.items():
         if key in ARGUMENTS:
             for name, inner in (value or {}).items():
@@ -178,7 +178,7 @@ def transformer_settings(folder: Path) -> dict[str, Any]:
 
 def read_modules(folder: Path, settings: RetrieverSettings, normalized: bool, model: ModelConfig) -> None:
     """Reads config_sentence_transformers.json: similarity, dimension, prompts."""
-    whole = read_json(folder / "config_sentence_transformers.json") or {}
+    whole = read_json_or_none(folder / "config_sentence_transformers.json") or {}
     refuse_unless(folder, "model_type", whole.get("model_type"), (None, "SentenceTransformer"))
     refuse_unless(folder, "truncate_dim", whole.get("truncate_dim"), (None,))
     similarity = whole.get("similarity_fn_name")
@@ -290,6 +290,6 @@ def describe_sentence_transformer(hidden_size: int, settings: RetrieverSettings,
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
+def read_json_or_none(path: Path, kind: type = dict) -> Any:
     """The content of a JSON file; None where there is no such file. Raises UserError where it is not a `kind`."""
     return json_files.read_json(path, kind, COPY_AGAIN) if path.is_file() else None

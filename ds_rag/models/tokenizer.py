@@ -125,7 +125,7 @@ def check_ids(tokenizer: Any, rows: int, what: str) -> None:
         )
 
 
-def check_known(tokenizer: Any, largest: int, rows: int, what: str) -> None:
+def check_token_ids(tokenizer: Any, largest: int, rows: int, what: str) -> None:
     """Raises UserError where the model has no embedding for `largest`, the largest id in some texts."""
     if largest >= rows:
         raise UserError(

@@ -35,11 +35,11 @@ def open_all(load: Open, folder: Path, what: str, pieces: bool) -> Any:
     Raises UserError where weights are missing, have other shapes, or belong to modules that the configuration of the
     model does not have.
     """
-    model, report = attempt(load, what, pieces)
+    model, report = try_loading(load, what, pieces)
     absent = missing(report)
     if absent and (mapping := renaming(model, absent, stored_names(folder), pieces)):
         del model
-        model, report = attempt(load, what, pieces, key_mapping=mapping)
+        model, report = try_loading(load, what, pieces, key_mapping=mapping)
         forget_renamings(model)  # otherwise saving would restore the wrapper's names
         absent = missing(report)
     left = unread(model, report["unexpected_keys"])
@@ -54,7 +54,7 @@ def open_all(load: Open, folder: Path, what: str, pieces: bool) -> Any:
     return model
 
 
-def attempt(load: Open, what: str, pieces: bool, **options: Any) -> tuple[Any, dict[str, Any]]:
+def try_loading(load: Open, what: str, pieces: bool, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The model and the report of transformers. Raises UserError for a weight of another shape; on all ranks if the
     model is loaded sharded, since only rank 0 reads the files then."""
     model, report, wrong = None, {}, None
@@ -107,14 +107,14 @@ def renaming(model: Any, absent: Iterable[str], stored: set[str], pieces: bool) 
     wanted = set(absent) | {name.removeprefix(f"{prefix}.") for name in absent}
     found = []
     for choice in choices:
-        names = {plain(name, choice) for name in stored}
+        names = {stored_name(name, choice) for name in stored}
         names |= set() if pieces else {name.removeprefix(f"{prefix}.") for name in names}
         found.append(len(wanted & names))
     best = max(found)
     return choices[found.index(best)] if best else None
 
 
-def plain(name: str, mapping: dict[str, str]) -> str:
+def stored_name(name: str, mapping: dict[str, str]) -> str:
     for pattern, rest in mapping.items():
         name = re.sub(pattern, rest, name)
     return name

@@ -19,15 +19,14 @@ from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.token_tables import EvalTokens, tokenize_run
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.setup import make_engines, plan_engines
-from ds_rag.index.faiss_index import check_factory
-from ds_rag.index.spelling import check_spelling
+from ds_rag.index.back_ends import check_factory, check_spelling
 from ds_rag.models.behaviour_checks import check_looks_back
 from ds_rag.models.from_settings import open_generator, open_retriever
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.sharded import full_copy_notice, is_sharded
 from ds_rag.models.shared_prefix.support import share_prefixes
-from ds_rag.models.tokenizer import check_known
+from ds_rag.models.tokenizer import check_token_ids
 from ds_rag.run.index_candidates import Candidates
 from ds_rag.run.split_file import split_of_run
 from ds_rag.runtime import collectives
@@ -165,7 +164,7 @@ def batch_options(config: RunConfig, retriever: Retriever) -> BatchOptions:
 def trained_models(config: RunConfig, objective: Objective) -> dict[str, bool]:
     """Model -> whether it is trained. Raises UserError where neither is."""
     frozen = config.model.freeze
-    trained = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.generator_learns}
+    trained = {"retriever": frozen != "retriever", "generator": frozen != "generator" and objective.trains_generator}
     if not any(trained.values()):
         raise UserError("neither model would be trained", found=f"--objective {objective.name} --freeze {frozen}")
     return trained
@@ -270,4 +269,6 @@ def check_generator_ids(generator: Generator | None, train: TrainTokens, evaluat
     tables = train.generator_passages, train.generator_queries, train.generator_answers, evaluation.generator_queries
     for table in filter(None, tables):
         if generator is not None and len(table.flat):
-            check_known(generator.tokenizer, int(table.flat.max()), generator.vocabulary, "a text for the generator")
+            check_token_ids(
+                generator.tokenizer, int(table.flat.max()), generator.vocabulary, "a text for the generator"
+            )

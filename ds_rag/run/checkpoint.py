@@ -2,17 +2,17 @@
 
     RUN/checkpoints/LATEST                      name of the newest checkpoint
     RUN/checkpoints/step-N/manifest.json        size and hash of every file, and facts about the run
-                    /retriever/, /generator/    complete parameters and optimizer states (engines/state.py)
+                    /retriever/, /generator/    complete parameters and optimizer states (engines/state_files.py)
                     /random-rankR.safetensors   random states of each rank
                     /state.json                 the run's progress (`TrainState`)
                     /*.npy                      the candidates that the index supplied for each row
 
-A checkpoint is complete or absent (atomic_folders.py), and is verified before it is opened.
+A checkpoint is complete or absent (atomic_folders.py), and is verified before it is opened. Its files are written and
+read by checkpoint_files.py alone; here is which checkpoints a run has.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -27,14 +27,19 @@ import numpy as np
 import torch
 
 from ds_rag.engines.engine_pair import Engines
-from ds_rag.engines.state import load_engine, save_engine
 from ds_rag.run import export
-from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
+from ds_rag.run.checkpoint_files import (
+    read_engine,
+    read_random_states,
+    read_state,
+    saved_engines,
+    write_checkpoint,
+)
+from ds_rag.runtime import atomic_folders, collectives, fault_injection, stop_signals
 from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.output_places import follow_umask
 from ds_rag.runtime.own_files import CHECKPOINT
-from ds_rag.runtime.random_state import random_states, set_random_states
+from ds_rag.runtime.random_state import set_random_states
 
 LATEST = "LATEST"
 LEAST_KEPT = 2  # one may turn out to be damaged
@@ -79,15 +84,8 @@ def save(
     """
     stop_signals.phase(f"saving the checkpoint of step {state.step}")
     root, final = run / "checkpoints", run / "checkpoints" / f"step-{state.step}"
-    folder = atomic_folders.begin(final)
-    failure = None
-    points = dict(zip(engines.learning, ("save_model", "save_optimizer"), strict=False))
-    for name, engine in engines.learning.items():
-        failure = save_engine(engine, folder / name) or failure
-        failure = atomic_folders.attempt(lambda name=name: fault_injection.point(points[name])) or failure  # type: ignore[misc]
-    failure = failure or atomic_folders.attempt(lambda: write_rest(folder, state, arrays or {}))
     about = {"kind": "checkpoint", "step": state.step, "world": collectives.world(), **(facts or {})}
-    atomic_folders.seal(folder, final, about, failure)
+    write_checkpoint(final, about, engines, asdict(state), arrays or {})
 
     def name_it() -> None:
         fault_injection.point("before_latest")
@@ -98,17 +96,6 @@ def save(
     if collectives.rank() == 0:
         prune(run, keep, state.best_step)
     collectives.barrier()
-
-
-def write_rest(folder: Path, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
-    from safetensors.torch import save_file
-
-    save_file(random_states(), file := folder / f"random-rank{collectives.rank()}.safetensors")
-    follow_umask([file])
-    if collectives.rank() == 0:
-        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
 
 
 def prune(run: Path, keep: int, best_step: int | None) -> None:
@@ -242,14 +229,10 @@ def named_by(latest: Path) -> str:
 def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
     """Restores weights, optimizers and random states on every rank, and returns the run's progress. On another number
     of ranks than the saved run's, random states are seeded anew from `seed`, step and rank."""
-    from safetensors.torch import load_file
-
     state = state_of(folder)
     load_engines(folder, engines)
-    manifest = atomic_folders.read_manifest(folder) or {}
-    file = folder / f"random-rank{collectives.rank()}.safetensors"
-    if manifest.get("world") == collectives.world() and file.is_file():
-        set_random_states(load_file(file))
+    if random := read_random_states(folder):
+        set_random_states(random)
     else:
         torch.manual_seed(hash((seed, state.step, collectives.rank())) % 2**63)
     return state
@@ -257,8 +240,8 @@ def load(folder: Path, engines: Engines, seed: int = 0) -> TrainState:
 
 def state_of(folder: Path) -> TrainState:
     """state.json of a checkpoint. Raises UserError for keys or types that this version does not know."""
-    file, by = folder / "state.json", json_files.version_in(atomic_folders.read_manifest(folder) or {})
-    return json_files.record(TrainState, json_files.read_json(file, dict), file, by)
+    state: TrainState = read_state(folder, TrainState)
+    return state
 
 
 def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> None:
@@ -266,7 +249,7 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
     holds other models, or other parameters, than those that are trained now."""
     stop_signals.phase(f"loading the checkpoint {folder.name}")
     fault_injection.point("load")
-    held = {f.name for f in folder.iterdir() if f.is_dir()}
+    held = saved_engines(folder)
     if held != set(engines.learning):  # a saved model that is frozen now would keep the weights that it started from
         raise UserError(
             f"{folder}: holds other models than those that are trained now",
@@ -276,7 +259,7 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
         )
     for name, engine in engines.learning.items():
         try:
-            load_engine(engine, folder / name, weights_only)
+            read_engine(folder, name, engine, weights_only)
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"{folder}: holds another {name}",

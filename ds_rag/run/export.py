@@ -145,7 +145,7 @@ def own_files_of(run: Path, old: Path) -> Callable[[str, Path], bool]:
     return own
 
 
-def damages(run: Path, hashes: bool = True) -> list[Damage]:
+def damages_of_export(run: Path, hashes: bool = True) -> list[Damage]:
     """The exported files that differ from the manifest. Empty if nothing has been exported yet, and for runs from
     before there were manifests. hashes: see `atomic_folders.damages`."""
     if not (run / MANIFEST).exists():
@@ -169,7 +169,7 @@ def ready(run: Path, hashes: bool = True, only: Collection[str] = NAMES) -> dict
     def check_all() -> None:
         settle(run)
         json_files.check_kinds(run)
-        if wrong := [d for d in damages(run, hashes) if Path(d.file).parts[0] in only]:
+        if wrong := [d for d in damages_of_export(run, hashes) if Path(d.file).parts[0] in only]:
             fix = f"{json_files.AGAIN}; of models changed on purpose: --retriever FOLDER --generator FOLDER"
             raise atomic_folders.refuse(run, wrong, fix)
 

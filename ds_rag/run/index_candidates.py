@@ -19,11 +19,13 @@ from ds_rag.data.dataset import Example
 from ds_rag.data.loader import Loader
 from ds_rag.index.encode import encode
 from ds_rag.models.retriever import Retriever
+from ds_rag.run.checkpoint_files import read_array
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # (queries_BD, k) -> scores_Bk, numbers_Bk
 CHUNK = 4096  # queries searched at once
+TABLE = "candidates-"  # prefix of the array in a checkpoint; its step follows
 
 
 class Candidates:
@@ -89,24 +91,24 @@ class Candidates:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The table for a checkpoint, under a name that contains its step."""
-        return {} if self.loader.found_RK is None else {f"candidates-{self.step}": self.loader.found_RK}
+        return {} if self.loader.found_RK is None else {f"{TABLE}{self.step}": self.loader.found_RK}
 
     def restore(self, checkpoint: Path) -> bool:
         """Gives the loader the table of a checkpoint; returns False if it contains none. Raises UserError if the table
         belongs to other rows or to another corpus."""
-        file = next(checkpoint.glob("candidates-*.npy"), None)
-        if file is None:
+        found = read_array(checkpoint, TABLE)
+        if found is None:
             return False
-        found_RK = np.load(file)
+        step, found_RK = found
         if len(found_RK) != len(self.loader.rows) or found_RK.max(initial=-1) >= self.corpus_size:
             raise UserError(
-                f"{file}: candidates of other rows or of another corpus",
+                f"{checkpoint}: candidates of other rows or of another corpus",
                 found=f"{len(found_RK)} rows, passages up to {found_RK.max(initial=-1)}",
                 expected=f"{len(self.loader.rows)} rows, passages below {self.corpus_size}",
                 fix="resume with the same --train_data and --corpus",
             )
         self.loader.offer(found_RK)
-        self.step = int(file.stem.removeprefix("candidates-"))
+        self.step = int(step)
         return True
 
 

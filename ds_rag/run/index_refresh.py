@@ -28,7 +28,7 @@ from ds_rag.index.building import (
     Corpus,
     EncodedShard,
     Encoder,
-    build,
+    build_from_shards,
     build_together,
     encode_shard,
     update_shard,
@@ -161,7 +161,7 @@ class IndexStage:
         def work() -> EncodedShard | Built:
             with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
                 shard = self._encode(retriever, model, step, full, True, Console(speaks=False))
-            return build(self.corpus, shard, self._folder(step), self.settings) if alone else shard
+            return build_from_shards(self.corpus, shard, self._folder(step), self.settings) if alone else shard
 
         job = Background(work)
         stalled = time.monotonic() - began
@@ -193,7 +193,7 @@ class IndexStage:
                 return True
             shard, where = pending.job.value, self._folder(pending.step)
             pending.job, pending.build_next = (
-                Background(partial(build, self.corpus, shard, where, self.settings)),
+                Background(partial(build_from_shards, self.corpus, shard, where, self.settings)),
                 False,
             )
 

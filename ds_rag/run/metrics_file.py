@@ -12,6 +12,7 @@ from typing import IO, Any
 from ds_rag.config import RunConfig
 from ds_rag.run.trackers import TrackedRun, Tracking, start_tracking
 from ds_rag.runtime import collectives
+from ds_rag.runtime.atomic_files import replacing
 
 INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines that the index stage writes
 
@@ -71,9 +72,8 @@ def open_lines(folder: Path, resumed_at: int | None, refreshed: int | None, say:
         aside = next(name for name in names if not name.exists())
         os.replace(path, aside)
         say(f"warning: {unread} lines of {path} are damaged; it is kept as {aside.name}")
-    part = folder / "metrics.jsonl.tmp"
-    part.write_text("".join(kept), encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as stream:
+        stream.writelines(kept)
     return path.open("a", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from ds_rag.run import config_and_results
 from ds_rag.runtime import folder_lock, json_files, stop_signals
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_access, check_place
-from ds_rag.runtime.own_files import RESERVED, RUN, listed, strangers
+from ds_rag.runtime.own_files import RESERVED, RUN, listed, strangers_by_name
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 NOT_BEGUN, BEGUN, ENDED = "not begun", "begun", "ended"
@@ -99,7 +99,7 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
     names = {f.name for f in folder.iterdir()} - {folder_lock.FILE} if folder.is_dir() else set()
     if not names:
         return False
-    foreign = strangers(folder, RUN)
+    foreign = strangers_by_name(folder, RUN)
     if config.run.resume != "never":
         if not is_run(folder) and (foreign or configured(folder) is False):
             raise UserError(

@@ -57,7 +57,7 @@ def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manife
             )
         elif collectives.rank() == 0:
             assert built.vectors_ND is not None
-            write_index(part, built.index.parts[0].index, built.vectors_ND)
+            write_index(part, built.index.parts[0].index, built.vectors_ND, manifest.factory)
         if collectives.rank() == 0:
             write_passages(part, ids, texts)
         fault_injection.point("index_written")

@@ -13,7 +13,7 @@ import transformers
 
 import ds_rag
 from ds_rag.config import FIXED, INDEX, LENGTH, ON_RESUME, OWNER, RunConfig
-from ds_rag.config.deepspeed_config.keys import listed
+from ds_rag.config.deepspeed_config.keys import one_below_another
 from ds_rag.engines.setup import read_files
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.store import hash_model
@@ -154,7 +154,7 @@ def check_unchanged(folder: Path, config: RunConfig, now: dict[str, Any], say: C
         return
     raise UserError(
         f"{folder}: the checkpoint of another run than this one",
-        found=listed(wrong),
+        found=one_below_another(wrong),
         expected="the data, tokenizers, weights and settings that it was saved with",
         fix="restore them, or --resume_changed to resume all the same",
     )

@@ -197,7 +197,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def strangers(folder: Path, names: str) -> list[str]:
     """The user's own files in a folder: neither in its manifest nor in the table `names` (own_files.py)."""
     named = (read_manifest(folder) or {}).get("files", {})
-    return [path for path in own_files.strangers(folder, names) if path not in named]
+    return [path for path in own_files.strangers_by_name(folder, names) if path not in named]
 
 
 def seal_of(manifest: dict[str, Any]) -> str:

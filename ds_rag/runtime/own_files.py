@@ -10,7 +10,11 @@ import re
 from pathlib import Path
 
 MODELS = r"(retriever|generator)"
-INDEX = r"manifest\.json|ids\.json|texts\.jsonl|vectors\.npy|index\.faiss|shard-\d+-of-\d+(\.numbers)?\.(npy|faiss)"
+SUFFIX = r"(faiss|by-[a-z0-9_]+)"  # of an index back end's files (index/back_ends.py)
+INDEX = (
+    rf"manifest\.json|ids\.json|texts\.jsonl|vectors\.npy|index\.{SUFFIX}|"
+    rf"shard-\d+-of-\d+(\.numbers\.npy|\.npy|\.{SUFFIX})"
+)
 SHARDS = r"shard-\d+-of-\d+\.(npy|json|json\.(tmp|new))|vectors\.npy"  # of an index while its passages are encoded
 CHECKPOINT = (
     r"(manifest|state)\.json|random-rank\d+\.safetensors|[\w-]+\.npy|"
@@ -41,7 +45,7 @@ RUN = "|".join(
 )
 
 
-def strangers(folder: Path, names: str) -> list[str]:
+def strangers_by_name(folder: Path, names: str) -> list[str]:
     """Relative paths of files and links in `folder` that are not in the table `names`. Links are not followed."""
     known, found = re.compile(names), []
     for root, folders, files in os.walk(folder):

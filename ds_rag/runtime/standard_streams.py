@@ -88,7 +88,7 @@ def guard_standard_streams() -> None:
         except OSError:
             point_nowhere(number)
     for name in ("stdout", "stderr"):
-        told = say_on_standard_error if name == "stdout" else lambda error: None
+        told = print_error if name == "stdout" else lambda error: None
         setattr(sys, name, guarded(getattr(sys, name), told))
 
 
@@ -103,7 +103,7 @@ def read_utf8() -> None:
             return
 
 
-def say_on_standard_error(error: Exception) -> None:
+def print_error(error: Exception) -> None:
     if not isinstance(error, QUIET):
         print(f"note: standard output takes nothing more ({error}); the work goes on", file=sys.stderr)
 

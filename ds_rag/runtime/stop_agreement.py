@@ -23,7 +23,7 @@ from ds_rag.runtime.stop_signals import Stopped
 LOST = ("timed out", "connection closed", "connection reset", "socket", "gloo", "nccl", "peer")
 
 
-def meet(run: Path, minutes: float, console: Console) -> torch.device:
+def join_ranks(run: Path, minutes: float, console: Console) -> torch.device:
     """Joins the other ranks and returns this rank's device. Raises Stopped if asked to stop while waiting, and
     RankError if they do not come."""
     say = console.say if console.speaks else collectives.say_on_standard_error

@@ -1,7 +1,7 @@
-"""How much memory a forward pass of the generator will hold for its backward, and how much there is.
+"""How much memory a forward pass of the generator keeps for its backward, and how much memory is available.
 
-Measured on the model itself, in its precision and with its kind of attention: a few cells go through it, and the bytes
-that autograd saves are counted.
+The cost is measured on the model itself, in its precision and with its attention: a few cells are run through it, and
+the bytes that autograd saves are counted.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from ds_rag.data.batch import list_cells
 from ds_rag.models.generator import Generator
 from ds_rag.models.head import CHUNK_BYTES, KEEP_BYTES
 
-SHARE_OF_MEMORY = {"cpu": 0.5, "cuda": 0.8}  # of what is free; on a CPU nothing can be caught after the fact
-MARGIN = 1.1  # gradients of activations, attention's working space, the allocator's own waste
+# Fraction of the free memory that is used. Less on a CPU, where the system kills a process that takes too much.
+MEMORY_FRACTION = {"cpu": 0.5, "cuda": 0.8}
+MARGIN = 1.1  # factor for gradients of activations, attention's workspace and the allocator's fragmentation
 
 
 @dataclass(frozen=True)
 class CellCost:
-    """Bytes that scoring cells with a graph takes above the weights."""
+    """Bytes that scoring cells with a graph needs in addition to the weights."""
 
-    saved_per_token: float  # by autograd, until the backward has passed
-    working_per_token: float  # of one layer: while it is run again (activation checkpointing) or differentiated
+    saved_per_token: float  # what autograd saves for the backward
+    working_per_token: float  # what one layer needs while it is recomputed (activation checkpointing) or differentiated
     vocabulary: int
-    logit_bytes: int  # of one logit in the model's type
-    gradients: int  # of the parameters, with the fp32 sums of half types; allocated by the first backward
-    shared: bool  # prefixes are shared; else all logits of a pass exist at once, in three copies
+    logit_bytes: int  # size of one logit in the model's dtype
+    gradients: int  # of the parameters, for half precision with their fp32 sums; allocated by the first backward
+    shared: bool  # are prefixes shared? If not, all logits of a pass exist at once, in three copies
 
     def of(self, tokens: int, targets: int, keep_bytes: float = KEEP_BYTES) -> float:
-        """Peak bytes of a forward and backward pass over `tokens` read tokens and `targets` predicted ones.
+        """Peak bytes of a forward and backward pass that reads `tokens` tokens and predicts `targets` of them.
 
         keep_bytes: as in `head.target_logprobs`.
         """
@@ -47,7 +48,7 @@ class CellCost:
         return MARGIN * (tokens * (self.saved_per_token + self.working_per_token) + kept + 3 * chunk)
 
     def tokens_within(self, budget: float, targets_per_token: float) -> int:
-        """The most tokens whose pass stays within `budget` bytes; at least 1."""
+        """The largest number of tokens whose pass needs at most `budget` bytes; at least 1."""
         low, high = 1, 1 << 24
         while low < high:
             middle = (low + high + 1) // 2
@@ -58,15 +59,15 @@ class CellCost:
 
 @contextmanager
 def count_saved(parameters: list[torch.Tensor]) -> Iterator[dict[int, int]]:
-    """Bytes of each distinct storage that autograd saves inside the block, the parameters' own left out."""
-    own = addresses(parameters)
-    in_pieces = any(hasattr(p, "ds_id") for p in parameters)  # ZeRO-3: the parameters come and go
+    """Bytes of each distinct storage that autograd saves inside the block, by address; parameters do not count."""
+    fixed = addresses(parameters)
+    sharded = any(hasattr(p, "ds_id") for p in parameters)  # ZeRO-3 gathers and frees them: their addresses change
     saved: dict[int, int] = {}
-    alive: list[torch.Tensor] = []  # or a freed storage's address could be given to another tensor
+    alive: list[torch.Tensor] = []  # keeps them alive: the address of a freed storage could be used again
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in (addresses(parameters) if in_pieces else own):
+        if storage.data_ptr() not in (addresses(parameters) if sharded else fixed):
             saved[storage.data_ptr()] = storage.nbytes()
             alive.append(x)
         return x
@@ -80,7 +81,7 @@ def addresses(tensors: list[torch.Tensor]) -> set[int]:
 
 
 def measure_cost(generator: Generator) -> CellCost:
-    """By forward passes over cells of two lengths; random states are left as they were."""
+    """The memory cost, from forward passes over cells of two lengths. Random states are not changed."""
     lm = generator.lm
     long = min(192, generator.max_length)
     short = max(4, long // 3)
@@ -93,28 +94,29 @@ def measure_cost(generator: Generator) -> CellCost:
     training = generator.training
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        whole = slope(training=False)  # activation checkpointing is at work in training mode only
+        full = slope(training=False)  # without activation checkpointing, which works in training mode only
         saved = slope(training=True)
     generator.train(training)
     layers = max(1, int(getattr(lm.config.get_text_config(), "num_hidden_layers", 1)))
-    learning = [p for p in lm.parameters() if p.requires_grad]
+    trainable = [p for p in lm.parameters() if p.requires_grad]
     return CellCost(
         saved_per_token=saved,
-        working_per_token=whole / layers,
+        working_per_token=full / layers,
         vocabulary=generator.vocabulary,
         logit_bytes=lm.dtype.itemsize,
-        gradients=sum(held_numel(p) * (p.element_size() + 4 * (p.element_size() < 4)) for p in learning),
+        gradients=sum(held_numel(p) * (p.element_size() + 4 * (p.element_size() < 4)) for p in trainable),
         shared=generator.shares_prefixes,
     )
 
 
 def held_numel(p: torch.Tensor) -> int:
-    """Elements of which this rank keeps the gradient: under ZeRO-3 those of its piece."""
+    """Number of elements whose gradient this rank keeps: under ZeRO-3 those of its shard, else all."""
     return int(getattr(p, "ds_tensor", p).numel())
 
 
 def saved_bytes(generator: Generator, length: int) -> tuple[int, int]:
-    """(tokens, bytes) of three cells on one prefix, each of `length` tokens, most of them the prefix's."""
+    """(tokens, bytes saved) of a forward over three cells of `length` tokens each, three quarters of them one common
+    prefix."""
     ids = np.arange(length, dtype=np.int32) % generator.vocabulary
     split = max(1, length * 3 // 4)
     listed = list_cells([ids[:split]] * 3, [ids[split:]] * 3, [1] * 3)
@@ -127,21 +129,23 @@ def saved_bytes(generator: Generator, length: int) -> tuple[int, int]:
 
 
 def budget_bytes(gigabytes: float | None, device: torch.device, processes: int = 1) -> float:
-    """What one process may use: the flag, else a share of what is free, divided among the host's processes."""
+    """Bytes that one process may use: `gigabytes` (the flag), else a fraction of the free memory, which on a CPU is
+    divided among the host's processes."""
     if gigabytes is not None:
         return gigabytes * 1e9
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
-        return SHARE_OF_MEMORY["cuda"] * (torch.cuda.mem_get_info(device)[0] + cached)
-    return SHARE_OF_MEMORY["cpu"] * min(psutil.virtual_memory().available, free_in_cgroup()) / processes
+        # Memory that torch's allocator has reserved, but that holds no tensor:
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return MEMORY_FRACTION["cuda"] * (torch.cuda.mem_get_info(device)[0] + cached)
+    return MEMORY_FRACTION["cpu"] * min(psutil.virtual_memory().available, free_in_cgroup()) / processes
 
 
 def free_in_cgroup() -> float:
-    """What a container's limit leaves, where there is one."""
+    """Bytes left below the memory limit of the container; infinity without one."""
     root = Path("/sys/fs/cgroup")
     try:
         limit, used = (int((root / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
         pages = dict(line.split() for line in (root / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):  # no such file, or "max"
         return float("inf")
-    return max(0, limit - used + int(pages.get("inactive_file", 0)))  # pages of files are given up when needed
+    return max(0, limit - used + int(pages.get("inactive_file", 0)))  # the page cache is freed when memory is short

@@ -21,17 +21,20 @@ Rows = Sequence[Mapping[str, Any]] | RagData
 def load_rows(
     joint: JointStep, rows: Rows, options: BatchOptions | None = None, lengths: DataConfig | None = None
 ) -> Loader:
-    """A loader whose `micro_batches(n)` are those of step n.
+    """A loader: `micro_batches(n)` returns the micro-batches of step n.
 
     Args:
-        joint: whose models and prompt the texts are tokenised for.
-        rows: dictionaries with the keys that files of rows have (`query`, `answer` or `answers`, `positive`,
-            `passages`, `negatives`; see docs/data.md), or `RagData`, whose `train` are `Example`s.
-        options: rows of a micro-batch, micro-batches of a step, the seed of the order. Its `pad` is the retriever's.
-        lengths: the most tokens of each text for the generator, as `DataConfig` has them.
+        joint: the texts are tokenised for its models and its prompt.
+        rows: dictionaries with the keys of rows in files (`query`, `answer` or `answers`, `positive`, `passages`,
+            `negatives`; see docs/data.md), or a `RagData`, of which `train`, a list of `Example`s, is used.
+        options: rows per micro-batch, micro-batches per step, the seed of the order. `pad` is replaced by the pad token
+            of the retriever.
+        lengths: its `max_..._length` fields are the maximum numbers of tokens of the texts that the generator reads;
+            the retriever has limits of its own.
 
     Raises:
-        UserError: rows that cannot be used, with each place; a row without a positive where the objective needs one.
+        UserError: rows that cannot be used, with the place of each; a row without a labelled positive, if the
+            objective needs one.
 
     Example:
         >>> joint = ds_rag.JointStep.from_models(retriever, objective="infonce")
@@ -45,7 +48,7 @@ def load_rows(
     if objective.spec.needs_positive and (bare := [n for n, row in enumerate(data.train) if not row.positives]):
         raise UserError(
             f"{objective.name} needs labelled positives",
-            found=f"{len(bare)} rows without, the first is row {bare[0] + 1}",
+            found=f"{len(bare)} rows without one, the first is row {bare[0] + 1}",
             expected="a key `positive` or `positives`",
         )
     options = replace(options or BatchOptions(batch=8), pad=joint.retriever.tokenizer.pad_token_id)

@@ -1,4 +1,4 @@
-"""Which passages of the pool the generator reads with each query, and the cells that this makes.
+"""Which passages of the pool the generator reads with each query, and the list of the resulting cells.
 
 Shape legend: B queries, N passages of the pool, K candidates, C = B * K cells.
 """
@@ -14,8 +14,11 @@ from ds_rag.runtime import collectives
 
 
 def choose_candidates(scores_BN: torch.Tensor, batch: Batch, wanted: str) -> torch.Tensor:
-    """(B, K) int64: labelled positives first, then the row's other passages, then positives of other rows with its
-    query, then the best of the pool. wanted: a number, or "all"."""
+    """The candidates of each query: (B, K) int64 columns of the pool.
+
+    First come labelled positives, then the row's other passages, then the positives of other rows with the same query,
+    then the passages of the highest score. wanted: K as a number, or "all" for the full pool.
+    """
     N = scores_BN.shape[1]
     K = N if wanted == "all" else min(N, int(wanted))
     scores = scores_BN.detach()
@@ -24,19 +27,22 @@ def choose_candidates(scores_BN: torch.Tensor, batch: Batch, wanted: str) -> tor
     if batch.also_BN is not None:
         rank_BN = rank_BN + (batch.own_BN | batch.also_BN).float()
     chosen_BK = (scores + span * rank_BN).topk(K, dim=1).indices
-    if batch.shares:  # ranks of unlike hardware must not choose apart
+    if batch.shares:  # different hardware may round differently, but all ranks must have the same candidates
         return collectives.from_first(chosen_BK.cpu()).to(scores.device)
     return chosen_BK
 
 
 def list_candidates(batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:
-    """The B * K cells of these columns, query by query; the answer is the target."""
+    """The B * K cells of these candidates, ordered by query; the target of each is the query's answer."""
     return list_pairs(prompt, batch.query_ids, batch.passage_ids, batch.answer_ids, candidates_BK.tolist())
 
 
 def not_pushed_down(batch: Batch, read_BK: torch.Tensor | None = None) -> torch.Tensor | None:
-    """(B, N) bool, False at positives of other rows with the same query, which a loss must not push down; None where
-    there are none. read_BK: columns that are candidates all the same, because the generator reads them."""
+    """The passages that may count as negatives: (B, N) bool, False at the positives of other rows with the same query,
+    which a loss must not push down; None if there are no such passages.
+
+    read_BK: columns that stay True in any case, because the generator reads them.
+    """
     if batch.also_BN is None:
         return None
     mask_BN = ~batch.also_BN

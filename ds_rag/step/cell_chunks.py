@@ -1,4 +1,4 @@
-"""Cells in chunks that are read one after the other."""
+"""Splitting a list of cells into chunks that the generator reads one after the other."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from ds_rag.data.batch import CellList, list_cells
 def split_cells(
     cells: CellList, chosen: Sequence[int], most_cells: int, most_tokens: int, shared: bool
 ) -> list[list[int]]:
-    """`chosen` in chunks of at most so many cells and tokens (one cell at least), cells of one prefix side by side,
-    long prefixes first. A prefix counts once in a chunk where it is shared."""
+    """The indices `chosen` in chunks of at most `most_cells` cells and `most_tokens` tokens, but at least one cell.
+
+    Cells with the same prefix are side by side, the longest prefixes first. shared: the tokens of a prefix count once
+    in a chunk, not once for each cell.
+    """
     order = sorted(chosen, key=lambda c: (-len(cells.prefixes[cells.prefix_C[c]]), cells.prefix_C[c]))
     chunks: list[list[int]] = []
     tokens, before = 0, -1
     for c in order:
-        prefix, own = cells.prefix_C[c], len(cells.suffixes[c])
-        size = len(cells.prefixes[prefix])
-        added = own if shared and prefix == before else own + size
+        prefix, suffix_tokens = cells.prefix_C[c], len(cells.suffixes[c])
+        both = suffix_tokens + len(cells.prefixes[prefix])
+        added = suffix_tokens if shared and prefix == before else both
         if not chunks or len(chunks[-1]) >= most_cells or tokens + added > most_tokens:
             chunks.append([])
-            tokens, added = 0, own + size
+            tokens, added = 0, both
         chunks[-1].append(c)
         tokens += added
         before = prefix
@@ -31,6 +34,6 @@ def split_cells(
 
 
 def stand_in() -> CellList:
-    """One cell of two tokens, whose gradient is zero."""
+    """A dummy cell of two tokens, for a rank that has none to read; its gradient is set to zero."""
     token = np.zeros(1, np.int32)
     return list_cells([token], [token], [1])

@@ -1,11 +1,14 @@
-"""The generator's side of a step: every cell's log-probabilities, and the backward from their gradients.
+"""The generator's side of a step: the log-probabilities of every cell, and the backward pass from their gradients.
 
-    one_pass   one forward whose graph is kept: fastest, memory of all cells
-    exact      scored chunk by chunk without a graph, then each chunk forward and backward: memory of one chunk, a
-               third more work, the same gradient
-    auto       one_pass where its predicted memory fits the budget, else exact
+The values of `--generator_backward`:
+
+    one_pass   one forward whose graph is kept: fastest, needs memory for all cells
+    exact      cells are scored chunk by chunk without a graph, then each chunk has a forward and a backward: needs
+               memory for one chunk, does a third more work, gives the same gradient
+    auto       one_pass if its predicted memory fits the budget, else exact
     posterior  as exact, but cells of small weight have no backward; the dropped mass is reported
-    sample     as exact, but one cell for each query has a backward, drawn by weight: unbiased
+    sample     as exact, but only one cell of each query has a backward, drawn at random by weight: an
+               unbiased estimate of the gradient
 
 Shape legend: C cells, A tokens of the longest target.
 """
@@ -32,23 +35,25 @@ from ds_rag.step.cell_selection import draw_one, keep_heavy
 from ds_rag.step.two_pass import Gradients, Inputs, OnePass, Pass, TwoPass
 
 THINNED = ("posterior", "sample")
-# Chunks of more tokens than this only cost memory: the matrix products already run at full rate.
+# Larger chunks only cost memory: with this many tokens the matrix products already run at full speed.
 ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
 def silent(text: str) -> None:
-    """Says nothing."""
+    """Ignores the text."""
 
 
 @dataclass
 class StepOptions:
-    """How a step goes about its work. scoring: settings of both sides' passes. optim: learning rates, AdamW and
-    clipping of the engines, where none are given. seed: of the draws of `sample`. say: where notes go. processes: ranks
-    on this host, which share its memory.
+    """How a step is computed.
+
+    scoring: how the forward and backward passes of both models are split. optim: learning rates, AdamW's settings and
+    clipping, used only where no engines are given. seed: for the random draws of `sample`. say: called with notes for
+    the user. processes: ranks on this host, among which its memory is divided.
 
     Example:
         >>> from ds_rag.config import OptimConfig, ScoringConfig
-        >>> scoring = ScoringConfig(generator_backward="exact")  # the memory of one chunk of cells
+        >>> scoring = ScoringConfig(generator_backward="exact")  # needs memory for one chunk
         >>> options = ds_rag.StepOptions(scoring=scoring, optim=OptimConfig(learning_rate=1e-4))
         >>> joint = ds_rag.JointStep.from_models(retriever, generator, options=options)
         >>> sorted(joint.engines.learning)
@@ -63,8 +68,11 @@ class StepOptions:
 
 
 class Scoring:
-    """Calls the generator's engine, in the way that was chosen. Between calls it keeps nothing of a micro-batch, only
-    what it has measured of the model and said of its choice."""
+    """Calls the generator's engine, in the way that `--generator_backward` chose.
+
+    Nothing of a micro-batch is kept between calls, only the measured memory cost of the model and the notes that have
+    been printed.
+    """
 
     def __init__(self, engines: Engines, generator: Generator, pad: int, options: StepOptions | None = None):
         self.engines, self.generator, self.pad = engines, generator, pad
@@ -72,11 +80,11 @@ class Scoring:
         self.config, self.how = self.options.scoring, self.options.scoring.generator_backward
         self.said: set[str] = set()
         self.cost: CellCost | None = None
-        if self.learns and self.how in THINNED and remove_dropout(generator.lm):
+        if self.is_trained and self.how in THINNED and remove_dropout(generator.lm):
             self.options.say(f"note: --generator_backward {self.how} trains the generator without its dropout")
 
     @property
-    def learns(self) -> bool:
+    def is_trained(self) -> bool:
         return "generator" in self.engines.learning
 
     @property
@@ -84,12 +92,14 @@ class Scoring:
         return next(self.generator.parameters()).device
 
     def forward(self, cells: CellList, batch: Batch, last: bool) -> ScoredCells:
-        """last: this is the last micro-batch of the optimizer step. Of a pool of the world this rank reads its own
-        share of the cells."""
+        """Log-probabilities of all cells. last: this is the last micro-batch of the optimizer step.
+
+        With `--pool world` this rank reads only the cells of its own passages; the others come from the other ranks.
+        """
         mine = list(range(len(cells)))
         if batch.shares:
-            own = set(batch.shares[collectives.rank()].columns)
-            mine = [c for c in mine if cells.passage_C[c] in own]
+            columns = set(batch.shares[collectives.rank()].columns)
+            mine = [c for c in mine if cells.passage_C[c] in columns]
         at_once = self.fits(cells, mine)
         chunks = self.equal_on_ranks([mine] if at_once else self.split(cells, mine))
         run: Pass
@@ -100,19 +110,20 @@ class Scoring:
         return ScoredCells(self, RankCells(cells, batch, last, mine), chunks, run)
 
     def lay_out(self, cells: CellList, chunk: list[int]) -> Inputs:
-        """What the generator reads; for an empty chunk a stand-in, so that all ranks run as many forwards."""
+        """The generator's input for one chunk; for an empty chunk a dummy cell, because all ranks must run the same
+        number of forwards."""
         chosen = cells.take(chunk) if chunk else stand_in()
         return (self.generator.lay_out(chosen, self.pad).to(self.device),)
 
     def equal_on_ranks(self, chunks: list[list[int]]) -> list[list[int]]:
-        """As many chunks as the rank with the most, and at least one."""
+        """Appends empty chunks, up to the number of the rank that has the most, and at least one."""
         most = int(collectives.all_max({"n": max(1, len(chunks))}, self.device)["n"])
         return chunks + [[] for _ in range(most - len(chunks))]
 
     def fits(self, cells: CellList, mine: list[int]) -> bool:
-        """Is this micro-batch scored in one pass? All ranks decide alike. Logits are kept where they fit too."""
+        """Can this micro-batch be scored in one pass? The same on all ranks. Also decides if logits are kept."""
         self.generator.keep_bytes = KEEP_BYTES
-        if not self.learns or self.how not in ("auto", "one_pass"):
+        if not self.is_trained or self.how not in ("auto", "one_pass"):
             return False
         if self.how == "one_pass":
             self.generator.keep_bytes = math.inf
@@ -131,7 +142,7 @@ class Scoring:
         return within
 
     def split(self, cells: CellList, mine: list[int]) -> list[list[int]]:
-        """The cells in chunks that fit the budget, those of one prefix together."""
+        """The cells in chunks that fit the memory budget, cells with the same prefix side by side."""
         shared = self.generator.shares_prefixes
         if self.config.micro_cells != "auto":
             return split_cells(cells, mine, int(self.config.micro_cells), 1 << 60, shared)
@@ -139,31 +150,33 @@ class Scoring:
         budget = self.budget()
         most = self.measured().tokens_within(budget, targets / max(1, tokens))
         enough = min(most, ENOUGH_TOKENS[self.device.type])
-        if self.how != "auto" and self.learns:
+        if self.how != "auto" and self.is_trained:
             need = self.measured().of(enough, int(enough * targets / max(1, tokens)))
             self.explain(self.how, f"chunks of up to {enough:,} tokens need about {need / 1e9:.2g} GB", budget)
         return split_cells(cells, mine, len(mine), enough, shared)
 
     def size(self, cells: CellList, mine: list[int]) -> tuple[int, int]:
-        """Tokens that are read and tokens that are predicted."""
+        """(tokens that are read, tokens that are predicted) in these cells."""
         chosen = cells.take(mine) if mine else stand_in()
         prefixes = [len(p) for p in chosen.prefixes]
         read = sum(prefixes) if self.generator.shares_prefixes else sum(prefixes[p] for p in chosen.prefix_C)
         return read + sum(len(s) for s in chosen.suffixes), sum(chosen.target_lengths)
 
     def measured(self) -> CellCost:
+        """The model's memory cost, measured at the first call."""
         if self.cost is None:
             self.cost = measure_cost(self.generator)
             self.free = budget_bytes(self.config.memory_budget, self.device, self.options.processes)
         return self.cost
 
     def budget(self) -> float:
-        """Bytes for activations: the flag's, else what there was at the first step less the gradients to come."""
+        """Bytes for activations: `--memory_budget`, else the memory that was free at the first step, minus the
+        gradients that will be allocated."""
         gradients = 0 if self.config.memory_budget is not None else self.measured().gradients
         return max(self.free - gradients, 0.1 * self.free)
 
     def explain(self, way: str, need: str, budget: float) -> None:
-        """Says what was chosen, once for every way; near the budget micro-batches alternate."""
+        """Tells the user what was chosen, once for each way: near the budget micro-batches alternate between two."""
         if way not in self.said:
             self.said.add(way)
             self.options.say(f"generator  {way}: {need}, the budget is {budget / 1e9:.2g} GB")
@@ -171,7 +184,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class RankCells:
-    """What one forward reads. mine: numbers of the cells that this rank reads."""
+    """The input of one forward. mine: indices into `cells` of those that this rank reads."""
 
     cells: CellList
     batch: Batch
@@ -180,10 +193,11 @@ class RankCells:
 
 
 class ScoredCells:
-    """The handle of one forward: `outputs`, and one `backward` from their gradient.
+    """The handle of one forward: its `outputs`, and `backward`, which may be called once with their gradient.
 
-    outputs: (C, A) token log-probabilities in nats, detached, float32 or wider; past a cell's target 0. tokens: that
-    this rank has read; those of a second pass are not counted again. chunks: of cells, as they were read last.
+    outputs: (C, A) token log-probabilities in nats, detached, float32 or float64; 0 after the end of a cell's target.
+    tokens: the number that this rank has read; a second pass over them does not count. chunks: indices of the cells,
+    chunk by chunk, as they were read last.
     """
 
     def __init__(self, scoring: Scoring, read: RankCells, chunks: list[list[int]], run: Pass):
@@ -199,19 +213,21 @@ class ScoredCells:
         self.outputs = logp_CA
 
     @property
-    def own(self) -> torch.Tensor:
+    def on_this_rank(self) -> torch.Tensor:
         """The log-probabilities of the cells that this rank has read."""
         return self.outputs[self.read.mine]
 
     def backward(self, grad_CA: torch.Tensor, place: Sequence[int] = (0,)) -> dict[str, float]:
-        """grad_CA: of `outputs`. place: numbers that name this micro-batch within the run.
+        """Sends a gradient through the generator.
 
-        Returns what `posterior` and `sample` left out: `kept_cells` (a fraction) and, of the first, `dropped_mass`.
+        grad_CA: the gradient with respect to `outputs`. place: integers that identify this micro-batch in the run;
+        they seed the draws of `sample`. Returns the statistics of `posterior` and `sample`: `kept_cells`, the fraction
+        of cells that had a backward, and for `posterior` also `dropped_mass`; empty for the other ways.
         """
         run, self.run = self.run, None
         assert run is not None, "a forward has one backward"
         report: dict[str, float] = {}
-        if not self.scoring.learns:
+        if not self.scoring.is_trained:
             return report
         if self.scoring.how in THINNED:
             report, grad_CA = self.thin(grad_CA, place)
@@ -225,16 +241,17 @@ class ScoredCells:
         return report
 
     def thin(self, grad_CA: torch.Tensor, place: Sequence[int]) -> tuple[dict[str, float], torch.Tensor]:
-        """Chooses the cells that have a backward: new `chunks`. Returns the report and the gradient that is left."""
+        """Chooses the cells that get a backward and sets `chunks` to them. Returns the statistics, and the gradient,
+        which `sample` has multiplied by its factors."""
         scoring, cells, batch = self.scoring, self.read.cells, self.read.batch
         query_C = torch.tensor(cells.query_C, device=grad_CA.device)
         queries = len(batch.rows)
-        own = 0 if batch.shares else collectives.rank()  # ranks of one batch draw alike, others apart
+        stream = 0 if batch.shares else collectives.rank()  # ranks with the same batch make the same draws
         report: dict[str, float] = {}
         if scoring.how == "posterior":
             keep_C, report["dropped_mass"] = keep_heavy(grad_CA, query_C, queries, scoring.config.posterior_threshold)
         else:
-            keep_C, factor_C = draw_one(grad_CA, query_C, queries, [scoring.options.seed, *place, own])
+            keep_C, factor_C = draw_one(grad_CA, query_C, queries, [scoring.options.seed, *place, stream])
             grad_CA = grad_CA * factor_C[:, None].to(grad_CA.dtype)
         report["kept_cells"] = float(keep_C.float().mean())
         kept = keep_C.tolist()
@@ -242,16 +259,16 @@ class ScoredCells:
         return report, grad_CA
 
     def chunk_gradient(self, grad_CA: torch.Tensor, chunk: list[int]) -> torch.Tensor:
-        if not chunk:  # the stand-in of a rank without work
+        if not chunk:  # the dummy cell of a rank without work
             return grad_CA.new_zeros(1, 1)
         return grad_CA[chunk, : max(self.read.cells.target_lengths[c] for c in chunk)]
 
 
 def remove_dropout(lm: Any) -> bool:
-    """Sets every dropout of the model to 0; was there any?
+    """Sets every dropout probability of the model to 0. Returns whether one was above 0.
 
-    The cells that are run again lie in other rows than when they were scored, so a dropout mask cannot be replayed,
-    and weights of one mask with the gradient of another belong to no function.
+    The cells that are run again are in other rows of the batch than when they were scored, so their dropout masks
+    cannot be replayed; weights from one mask with gradients from another would be the gradient of no function.
     """
     found = False
     for module in lm.modules():

@@ -1,4 +1,4 @@
-"""One optimizer step of retriever and generator together: micro-batches in, both models moved.
+"""One optimizer step of retriever and generator together: micro-batches in, both models updated.
 
 Shape legend: B queries, N passages of the pool, K candidates, C cells, A target tokens, D embedding.
 """
@@ -30,16 +30,20 @@ from ds_rag.step.retriever_side import Embedding
 
 @dataclass
 class StepOutput:
-    """One micro-batch's share: `loss` and `sums` add up over micro-batches and ranks to the step's values."""
+    """One micro-batch's part of the step's values: `loss` and `sums` add up over micro-batches and ranks."""
 
     loss: float
     sums: dict[str, float]
-    sign: Sign | None = None  # of a value that is not finite, see non_finite.py
+    sign: Sign | None = None  # where the first value that is not finite was, see non_finite.py
 
 
 class StepReport(NamedTuple):
-    """What a step has given: an output for each micro-batch of this rank; `totals`, the counts that means are taken
-    over (of the whole step, on all ranks) and this rank's `tokens`; what the engines have made of the gradients."""
+    """The result of a step.
+
+    outputs: one for each micro-batch of this rank. totals: the counts that means are taken over, summed over the
+    micro-batches of all ranks, and `tokens`, those that this rank has read. result: what the engines did with the
+    gradients.
+    """
 
     outputs: list[StepOutput]
     totals: dict[str, float]
@@ -47,14 +51,15 @@ class StepReport(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """The step's mean loss, of this rank's micro-batches, in nats a unit of the objective."""
+        """This rank's part of the step's mean loss, in nats per unit of the objective (`Objective.unit`)."""
         return sum(output.loss for output in self.outputs)
 
 
 class JointStep:
     """Trains a retriever and a generator on one loss: `log sum_z p(z|x) p(y|x,z)`, or another objective.
 
-    Made by `from_models`; the constructor takes parts that are made. `step` is the whole of the mathematics:
+    `from_models` builds one from models and names; the constructor takes engines and an objective that exist already.
+    `step` contains all of the mathematics.
 
     Example:
         >>> rows = [{"query": "where is ann ?", "answer": "here", "passages": ["ann is here"]}]
@@ -90,16 +95,16 @@ class JointStep:
         """A step over models in memory.
 
         Args:
-            retriever, generator: the models; no generator where the objective reads nothing.
-            objective: its name, its settings, or an object of one's own.
-            engines: of these models, e.g. of DeepSpeed; by default a `PlainEngine` with the settings of
-                `options.optim` for each model that the objective trains and that is not frozen, and shared prefixes
-                where the generator can.
-            prompt: how passage, query and answer become one sequence; by default the default template.
+            retriever, generator: the models. The generator may be None for an objective without one (`infonce`).
+            objective: a name, an `ObjectiveConfig`, or an `Objective`, for example one that you wrote.
+            engines: engines around these models, for example of DeepSpeed. Default: a `PlainEngine` with the settings
+                of `options.optim` for each model that the objective trains and that is not frozen; prefixes are then
+                shared if the generator supports it.
+            prompt: how passage, query and answer become one sequence. Default: the default template.
 
         Raises:
             UserError: an unknown objective, settings that contradict each other, an objective that needs a generator
-                and gets none, models of which none is trained.
+                and gets none, or no model that is trained.
         """
         options = options or StepOptions()
         if isinstance(objective, str):
@@ -108,7 +113,7 @@ class JointStep:
             objective = make_objective(objective, collectives.world())
         check_models(objective, generator)
         if engines is None:
-            if generator is not None and not objective.generator_learns:
+            if generator is not None and not objective.trains_generator:
                 generator.requires_grad_(False)
             if generator is not None and options.scoring.share_prefixes and (why := share_prefixes(generator)):
                 options.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {why}")
@@ -135,19 +140,20 @@ class JointStep:
         return self.retriever.log_temperature.device
 
     def cells_ahead(self, batch: Batch) -> CellList | None:
+        """The batch's cells, if the objective can list them before scores exist; else None."""
         return None if self.prompt is None else self.objective.cells_ahead(batch, self.prompt)
 
     def step(self, batches: Sequence[Batch], lr_factor: float = 1.0, number: int = 0) -> StepReport:
-        """Every micro-batch forward and backward through both engines, then the joint step (skip, clip, step).
+        """Runs every micro-batch forward and backward through both engines, then the joint step (skip, clip, update).
 
-        batches: this rank's, equally many on every rank. lr_factor: times the peak learning rates. number: of the step
-        within the run; draws depend on it.
+        batches: this rank's micro-batches, the same number on every rank. lr_factor: multiplies the peak learning
+        rates. number: the step's number in the run; the random draws of `sample` depend on it.
         """
         engines, objective = self.engines, self.objective
         engines.train()
         batches = [batch.to(self.device) for batch in batches]
         ahead = [self.cells_ahead(batch) for batch in batches]
-        totals = collectives.all_sum(objective.counts(batches, ahead), self.device)  # means are over the whole step
+        totals = collectives.all_sum(objective.counts(batches, ahead), self.device)  # means are over the full step
         outputs, tokens = [], 0
         for m, batch in enumerate(batches):
             fault_injection.point("micro_batch")
@@ -167,21 +173,22 @@ class JointStep:
                 found.sums |= scored.backward(found.d_logp_CA, (number, m))
                 tokens += scored.tokens
             tokens += int(batch.queries.mask_BT.sum() + batch.passages.mask_BT.sum())
-            logp = None if scored is None else scored.own
-            sign = first_not_finite(m, Seen(embedded.own, logp, found.loss, d_embedded[:2], found.d_logp_CA))
-            found.sums["embedding_spread"] = spread(embedded.outputs[1])
+            logp = None if scored is None else scored.on_this_rank
+            seen = Seen(embedded.on_this_rank, logp, found.loss, d_embedded[:2], found.d_logp_CA)
+            sign = first_not_finite(m, seen)
+            found.sums["embedding_spread"] = embedding_spread(embedded.outputs[1])
             outputs.append(StepOutput(found.loss, found.sums, sign))
         bad = any_loss_is_bad([o.sign for o in outputs], self.device)
         return StepReport(outputs, totals | {"tokens": float(tokens)}, engines.step(lr_factor, skip=bad))
 
 
-def spread(p_ND: torch.Tensor) -> float:
-    """Mean standard deviation of a dimension of the embeddings over the pool; 0 for one passage."""
+def embedding_spread(p_ND: torch.Tensor) -> float:
+    """Standard deviation of the passage embeddings over the pool, averaged over dimensions; 0 for one passage."""
     return float(p_ND.detach().std(0).mean()) if len(p_ND) > 1 else 0.0
 
 
 def check_models(objective: Objective, generator: Generator | None) -> None:
-    """Raises UserError for an objective whose generator is not there."""
+    """Raises UserError if the objective needs a generator and there is none."""
     if objective.needs_generator and generator is None:
         raise UserError(
             f"the objective {objective.name} reads passages with a generator", found="none", expected="a Generator"
@@ -189,10 +196,10 @@ def check_models(objective: Objective, generator: Generator | None) -> None:
 
 
 def check_trained(objective: Objective, engines: Engines) -> None:
-    """Raises UserError where no model has an engine."""
+    """Raises UserError if no model has an engine."""
     if not engines.learning:
         raise UserError(
             f"no model is trained under {objective.name}",
             found="modules without trainable parameters",
-            expected="an engine for one of them at least",
+            expected="an engine for at least one of them",
         )

@@ -1,8 +1,9 @@
 """Steps that are skipped because a value is not finite: where the first such value was, and when the run must stop.
 
-The engines skip such a step together (engines/engine_pair.py). Under fp16 that is how a loss scale is found, and no fault: a
-step counts here once the scale cannot shrink any further, or where a value was not finite that the scale has no part in
-(an embedding, a log-probability, the loss). In fp32 and bf16 every skipped step counts.
+Both engines skip such a step together (engines/engine_pair.py). Under fp16 a skipped step is normal: this is how
+dynamic loss scaling finds its scale. So with fp16 a skipped step counts here only if the scale cannot shrink any
+further, or if the value does not depend on the scale (an embedding, a log-probability, the loss). In fp32 and bf16
+every skipped step counts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ds_rag.engines.engine_pair import StepResult
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import RunError
 
-# In the order in which a micro-batch makes them. Those before the last two no loss scale has touched.
+# In the order in which a micro-batch computes them. Only the last two depend on the loss scale.
 PLACES = (
     "the retriever's embeddings",
     "the generator's log-probabilities",
@@ -25,13 +26,16 @@ PLACES = (
     "the gradient on the generator's log-probabilities",
 )
 LOSS = PLACES.index("the loss")
-Sign = tuple[int, int]  # micro-batch, number of the place
+Sign = tuple[int, int]  # (number of the micro-batch, index into PLACES)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one micro-batch has given on this rank, in the order of PLACES: of a pool of the world only this rank's own
-    share, or every rank would blame itself. Gradients are the objective's."""
+    """The values of one micro-batch on this rank, in the order of PLACES.
+
+    With `--pool world` only the embeddings and log-probabilities that this rank computed, so that the message names the
+    rank at fault. The gradients are those that the objective returned.
+    """
 
     embeddings: Sequence[torch.Tensor]
     logp: torch.Tensor | None
@@ -41,7 +45,7 @@ class Seen:
 
 
 def first_not_finite(micro: int, seen: Seen) -> Sign | None:
-    """The first place of micro-batch `micro` whose values are not all finite."""
+    """The first place of micro-batch number `micro` with a value that is not finite; None if all are finite."""
     device = seen.embeddings[0].device
     nothing = torch.zeros((), device=device)
     logp, d_logp = (nothing if x is None else x for x in (seen.logp, seen.d_logp))
@@ -52,14 +56,14 @@ def first_not_finite(micro: int, seen: Seen) -> Sign | None:
 
 
 def any_loss_is_bad(signs: Sequence[Sign | None], device: torch.device) -> bool:
-    """Is the loss, or what it is made of, not finite on any rank? A collective."""
+    """Is the loss, or a value that it was computed from, not finite on any rank? A collective."""
     bad = any(sign is not None and sign[1] <= LOSS for sign in signs)
     return collectives.all_max({"bad": float(bad)}, device)["bad"] > 0
 
 
 def earliest(signs: Sequence[Sequence[Sign | None]]) -> str:
-    """Of every rank's signs the first, in words."""
-    found = [(*sign, rank) for rank, own in enumerate(signs) for sign in own if sign is not None]
+    """The first place among the signs of all ranks, as text. signs[rank]: one for each micro-batch."""
+    found = [(*sign, rank) for rank, of_rank in enumerate(signs) for sign in of_rank if sign is not None]
     if not found:
         return "within a backward pass: losses and outputs were finite"
     micro, place, rank = min(found)
@@ -67,23 +71,25 @@ def earliest(signs: Sequence[Sequence[Sign | None]]) -> str:
 
 
 class BadSteps:
-    """Counts the skipped steps in a row, as `--max_bad_steps` means them. All ranks call it alike."""
+    """Counts the skipped steps in a row for `--max_bad_steps`. Every rank makes the same calls."""
 
     def __init__(self, most: int, say: Callable[[str], None] = lambda text: None):
-        """most: steps in a row after which `check` raises; 0: never."""
+        """most: the number of skipped steps in a row at which `check` raises; 0: never. say: prints a warning."""
         self.most, self.say = most, say
         self.in_row, self.found, self.model = 0, "", ""
 
     def count(self, step: int, result: StepResult, signs: Sequence[Sign | None]) -> int:
-        """Counts a step that was made or skipped; the number in a row now. signs: by
-        `first_not_finite`, of its micro-batches."""
+        """Takes note of one step, and returns the number of bad steps in a row. A collective if the step was skipped.
+
+        signs: what `first_not_finite` returned for each micro-batch of this rank.
+        """
         if not result.skipped:
             self.in_row = 0
             return 0
         every = collectives.gather_objects(list(signs))
-        untouched = any(sign is not None and sign[1] <= LOSS for own in every for sign in own)
-        if result.scale_may_shrink and not untouched:
-            return self.in_row  # the loss scale is being found
+        unscaled = any(sign is not None and sign[1] <= LOSS for of_rank in every for sign in of_rank)
+        if result.scale_may_shrink and not unscaled:
+            return self.in_row  # dynamic loss scaling is still searching
         self.in_row += 1
         whose = " and ".join(f"the {name}'s" for name in result.not_finite) or "no model's"
         self.model = result.not_finite[0] if len(result.not_finite) == 1 else ""
@@ -100,14 +106,14 @@ class BadSteps:
         return bool(self.most) and self.in_row >= self.most
 
     def check(self, kept: str | None = None) -> None:
-        """Raises RunError where it is enough. kept: the newest checkpoint."""
+        """Raises RunError if `enough`. kept: path of the newest checkpoint, named in the message."""
         if not self.enough:
             return
         rate = f"--{self.model}_learning_rate" if self.model else "--learning_rate"
         raise RunError(
-            f"{self.in_row} steps in a row were not finite, so none was made; the run stops and saves nothing",
+            f"{self.in_row} steps in a row were not finite and were skipped; the run stops and saves nothing",
             found=self.found,
-            expected="losses and gradients that are finite",
+            expected="finite losses and gradients",
             fix=f"a smaller {rate} or --max_grad_norm, a longer --warmup_steps, --bf16 rather than --fp16; "
-            f"--max_bad_steps (now {self.most}) bears more. Last checkpoint: {kept or 'none'}",
+            f"a larger --max_bad_steps (now {self.most}). Last checkpoint: {kept or 'none'}",
         )

@@ -1,4 +1,4 @@
-"""The retriever's side of a step: the embeddings of both sides, and the backward from their gradients.
+"""The retriever's side of a step: embeddings of queries and passages, and the backward pass from their gradients.
 
 Shape legend: B queries, N passages of the pool, D embedding.
 """
@@ -18,13 +18,13 @@ from ds_rag.step.two_pass import Gradients, Inputs, OnePass, Pass, TwoPass
 
 
 class Embedding:
-    """Calls the retriever's engine. chunk: texts that it embeds at a time; 0: all of a micro-batch."""
+    """Calls the retriever's engine. chunk: number of texts that it embeds at a time; 0: all of a micro-batch."""
 
     def __init__(self, engines: Engines, chunk: int = 0):
         self.engines, self.chunk = engines, chunk
 
     def forward(self, batch: Batch, last: bool) -> Embedded:
-        """last: this is the last micro-batch of the optimizer step."""
+        """Embeddings of the batch's queries and passages. last: this is the last micro-batch of the optimizer step."""
         parts = split_evenly(batch.queries, batch.passages, self.chunk)
         run: Pass
         if len(parts) == 1:
@@ -36,19 +36,20 @@ class Embedding:
 
 
 class Embedded:
-    """The handle of one forward: `outputs`, and one `backward` from their gradients.
+    """The handle of one forward: its `outputs`, and `backward`, which may be called once with their gradients.
 
-    outputs: (B, D), (N, D) of the whole pool, and the temperature (0-d): float32 leaves that require a gradient.
+    outputs: the embeddings of the queries (B, D) and of all passages of the pool (N, D), and the temperature (0-d), all
+    float32 leaves that require a gradient.
     """
 
     def __init__(self, run: Pass, parts: Sequence[tuple[Slice, Slice]], batch: Batch):
         self.parts, self.shares = parts, batch.shares
         self.run: Pass | None = run
-        own = [in_order([p[side] for p in parts], [o[side] for o in run.outputs]) for side in (0, 1)]
+        made = [in_order([p[side] for p in parts], [o[side] for o in run.outputs]) for side in (0, 1)]
         shares = batch.shares
         every = [
-            collectives.gather_rows(own[0].float(), [s.rows for s in shares]) if shares else own[0],
-            collectives.gather_rows(own[1].float(), [s.columns for s in shares]) if shares else own[1],
+            collectives.gather_rows(made[0].float(), [s.rows for s in shares]) if shares else made[0],
+            collectives.gather_rows(made[1].float(), [s.columns for s in shares]) if shares else made[1],
             run.outputs[0][2],
         ]
         self.outputs = [x.detach().float().clone().requires_grad_() for x in every]
@@ -60,8 +61,8 @@ class Embedded:
         return q_BD @ p_ND.T / temperature
 
     @property
-    def own(self) -> list[torch.Tensor]:
-        """The embeddings that this rank has made."""
+    def on_this_rank(self) -> list[torch.Tensor]:
+        """The embeddings that this rank has computed: those of its queries and of its passages."""
         q_BD, p_ND, _ = self.outputs
         if not self.shares:
             return [q_BD, p_ND]
@@ -69,16 +70,20 @@ class Embedded:
         return [q_BD[list(mine.rows)], p_ND[list(mine.columns)]]
 
     def backward(self, gradients: Sequence[torch.Tensor | None]) -> None:
-        """gradients: of `outputs`, None for zero. With a pool of the world every rank has the whole, and sends its
-        share of the embeddings' on; the temperature's is the same on all, and the engines take the mean over ranks, so
-        only the shares keep the factor `world` that the objective has put on (see runtime/collectives.py)."""
-        run, self.run = self.run, None  # the graph, or what the chunks are made of, is let go
+        """Sends gradients through the retriever. gradients: with respect to `outputs`, None for zero.
+
+        With `--pool world` every rank has the gradient of all embeddings and backpropagates only the rows that it
+        embedded. The engines average gradients over ranks, so these rows need the factor `world` that the objective
+        has applied. The gradient of the temperature is the same on all ranks, so that factor is divided out of it (see
+        runtime/collectives.py).
+        """
+        run, self.run = self.run, None  # frees the graph, or the inputs of the chunks
         assert run is not None, "a forward has one backward"
         pairs = zip(gradients, self.outputs, strict=True)
         grads = [torch.zeros_like(x) if g is None else g for g, x in pairs]
         if self.shares:
-            own = self.shares[collectives.rank()]
-            sides = [Slice(rows).gradient(g) for rows, g in zip((own.rows, own.columns), grads[:2], strict=True)]
+            mine = self.shares[collectives.rank()]
+            sides = [Slice(rows).gradient(g) for rows, g in zip((mine.rows, mine.columns), grads[:2], strict=True)]
             grads = [*sides, grads[2] / len(self.shares)]
 
         def of_chunk(c: int) -> Gradients:
@@ -93,19 +98,24 @@ def take_both(batch: Batch, queries: Sequence[int], passages: Sequence[int]) -> 
 
 
 class Slice:
-    """Rows of one side that a chunk embeds. read: never empty, for every forward needs both sides; own: those whose
-    embedding counts."""
+    """The rows of the queries, or of the passages, that one chunk embeds.
+
+    rows: possibly none. read: the rows that are embedded: `rows`, or row 0 if there are none, because every
+    forward needs a query and a passage; that embedding is then not used.
+    """
 
     def __init__(self, rows: Sequence[int]):
-        self.own = list(rows)
-        self.read = self.own or [0]
+        self.rows = list(rows)
+        self.read = self.rows or [0]
 
     def gradient(self, grad: torch.Tensor) -> torch.Tensor:
-        return grad[self.own] if self.own else grad.new_zeros(1, *grad.shape[1:])
+        """The gradient of the rows in `read`; zero if `rows` is empty. grad: of all rows."""
+        return grad[self.rows] if self.rows else grad.new_zeros(1, *grad.shape[1:])
 
 
 def split_evenly(queries: Tokens, passages: Tokens, chunk: int) -> list[tuple[Slice, Slice]]:
-    """The texts of both sides in chunks of about `chunk`, by length; as many on every rank."""
+    """Queries and passages, sorted by length, in chunks of about `chunk` texts; the same number of chunks on all
+    ranks."""
     counts = len(queries.ids_BT), len(passages.ids_BT)
     wanted = 1 if chunk <= 0 else -(-sum(counts) // chunk)
     chunks = int(collectives.all_max({"n": wanted}, queries.ids_BT.device)["n"]) if chunk > 0 else 1
@@ -120,10 +130,10 @@ def split_evenly(queries: Tokens, passages: Tokens, chunk: int) -> list[tuple[Sl
 
 
 def in_order(slices: Sequence[Slice], parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Chunks' embeddings in the rows' own order."""
-    kept = [part[: len(s.own)] for s, part in zip(slices, parts, strict=True)]
-    rows = [r for s in slices for r in s.own]
-    whole = torch.cat(kept)
-    out = torch.empty_like(whole)
-    out[torch.tensor(rows, dtype=torch.int64, device=whole.device)] = whole
+    """The embeddings of all chunks in the order of the rows. parts: one tensor for each slice."""
+    kept = [part[: len(s.rows)] for s, part in zip(slices, parts, strict=True)]
+    rows = [r for s in slices for r in s.rows]
+    joined = torch.cat(kept)
+    out = torch.empty_like(joined)
+    out[torch.tensor(rows, dtype=torch.int64, device=joined.device)] = joined
     return out

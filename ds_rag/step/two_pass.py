@@ -1,9 +1,9 @@
 """One model's forward and backward within a micro-batch: at once, or chunk by chunk from cached gradients.
 
-Chunk by chunk, the forward is run twice: first without a graph, for the outputs that the objective needs; then, with
-the objective's gradient at hand, again for each chunk with its backward at once, so that the memory is that of one
-chunk. Random states are replayed: dropout is the same in both, and the gradient is that of one function.
-(GradCache: Gao et al. 2021, arXiv:2101.06983.)
+Chunk by chunk, the forward is run twice: first without a graph, to get the outputs that the objective needs; then,
+once the objective's gradient is known, again for each chunk, followed immediately by that chunk's backward. So only the
+memory for one chunk is needed. Random states are replayed, so that dropout is the same in both forwards and the result
+is the exact gradient. (GradCache: Gao et al. 2021, arXiv:2101.06983.)
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Gradients = Sequence[torch.Tensor | None]  # of one chunk's outputs; None: zero
 
 
 class Pass:
-    """`outputs[c]` are what chunk c's forward returned, detached; `backward` sends their gradients through.
+    """`outputs[c]` is what the forward of chunk c returned, detached; `backward` sends gradients through the model.
 
-    To be let go after its backward: it holds the graph, or what the chunks are made of.
+    Drop the reference after the backward: it keeps the graph, or the inputs of the chunks, in memory.
     """
 
     def __init__(self, engines: Engines, name: str, last: bool):
@@ -31,7 +31,7 @@ class Pass:
         self.outputs: list[tuple[torch.Tensor, ...]] = []
 
     def backward(self, gradients: Callable[[int], Gradients]) -> None:
-        """`gradients(c)`: those of chunk c's outputs, asked for when they are needed."""
+        """`gradients(c)` returns the gradients of chunk c's outputs; it is called when they are needed."""
         raise AssertionError("a Pass is OnePass or TwoPass")
 
 
@@ -49,10 +49,10 @@ class OnePass(Pass):
 
 
 class TwoPass(Pass):
-    """Any number of chunks, forward without a graph, then each forward and backward.
+    """Any number of chunks: a forward of each without a graph, then a forward and backward of each.
 
-    chunks: each makes its inputs when it is called, so that those of one chunk exist at a time. scored=False: only the
-    second half, for chunks that have been scored otherwise; `outputs` stays empty.
+    chunks: functions that make the inputs of a chunk, so that only the inputs of one chunk exist at a time.
+    scored=False: skips the forwards without a graph, for chunks whose outputs are known already; `outputs` is empty.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TwoPass(Pass):
         self.states: list[dict[str, torch.Tensor]] = []
         if not scored:
             return
-        module = engines.modules[name]  # not the engine, whose forward begins the bookkeeping of a backward
+        module = engines.modules[name]  # not the engine: its forward prepares for a backward
         with torch.no_grad():
             for make_inputs in chunks:
                 self.states.append(random_states())

@@ -294,7 +294,10 @@ def full_gradients(engines: Engines) -> dict[str, torch.Tensor]:
         for key, p in engine.module.named_parameters():
             if p.requires_grad:
                 # At stage 1 in bf16 p.grad is there too, and is this rank's own, of one backward.
-                grad = safe_get_full_grad(p) if engine.zero_optimization_stage() else p.grad
+                sharded = (
+                    hasattr(engine, "zero_optimization_stage") and engine.zero_optimization_stage()
+                )  # not PlainEngine
+                grad = safe_get_full_grad(p) if sharded else p.grad
                 found[f"{name}.{key}"] = grad.detach().float().clone()
     return found
 

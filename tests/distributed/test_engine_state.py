@@ -22,7 +22,8 @@ from pair import (
 )
 from ranks import run_ranks
 
-from ds_rag.engines.state import full_tensors, load_engine, save_engine
+from ds_rag.engines.state import full_tensors
+from ds_rag.engines.state_files import load_engine, save_engine
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memory": False}}}
 CASES = [

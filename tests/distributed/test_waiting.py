@@ -23,7 +23,7 @@ from small import small_parts, small_retriever
 from ds_rag.config import EvaluationConfig
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.dataset import tokenize
-from ds_rag.index import building, corpus_index
+from ds_rag.index import building, corpus_index, faiss_index
 from ds_rag.index.building import Corpus, index_corpus
 from ds_rag.index.corpus_index import CorpusIndex, Part, build_part
 from ds_rag.run import index_refresh
@@ -70,7 +70,7 @@ def wait_long(port: int, folder: Path) -> dict[str, Any]:
 
     retriever = small_retriever()
     tokens = tokenize(lambda t: retriever.tokenize(t, "passage"), ["zor", "mel", "dor"], SILENT, "texts")
-    corpus, build, encode_shard = Corpus(tokens, retriever, 8), building.build, index_refresh.encode_shard
+    corpus, build, encode_shard = Corpus(tokens, retriever, 8), building.build_from_shards, index_refresh.encode_shard
     collectives.barrier()
     stop_signals.agree_by(during("search"))
     search, Part.search = Part.search, slowly(Part.search)  # type: ignore[method-assign]
@@ -78,11 +78,11 @@ def wait_long(port: int, folder: Path) -> dict[str, Any]:
     found = index.search(VECTORS[:9], 5)
     Part.search = search  # type: ignore[method-assign]
     stop_signals.agree_by(during("build"))
-    building.build = slowly(build)
+    building.build_from_shards = slowly(build)
     built = index_corpus(retriever, corpus, EvaluationConfig(), folder / "work", "m").index.search(
         np.eye(16, dtype="f"), 3
     )
-    building.build = build
+    building.build_from_shards = build
     stop_signals.agree_by(None)
     parts = small_parts()
     parts.schedule, parts.total_steps = Schedule("2"), 9
@@ -126,10 +126,10 @@ def threads_of_search() -> list[tuple[int, int]]:
     collectives.cores = lambda: 7
     numbers = np.arange(300)[collectives.rank() :: 2]
     whole = [build_part(VECTORS, "Flat")] if collectives.rank() == 0 else []
-    search, found = Part.search, []
+    search, found = faiss_index.search, []
     for parts in (whole, [build_part(VECTORS[numbers], "Flat", numbers)]):
         seen = [-1]
-        Part.search = lambda *x, s=seen: s.append(faiss.omp_get_max_threads()) or search(*x)  # type: ignore
+        faiss_index.search = lambda *x, s=seen: s.append(faiss.omp_get_max_threads()) or search(*x)  # type: ignore
         CorpusIndex(parts, 300).search(VECTORS[:2], 5)  # type: ignore[arg-type]
         found.append((seen[-1], faiss.omp_get_max_threads()))
     return found

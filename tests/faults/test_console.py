@@ -115,7 +115,7 @@ def test_row_37_ctrl_c_in_a_command_that_encodes_nothing(
 ) -> None:
     place = {
         "check": "ds_rag.commands.check.command.scan_rows",
-        "verify": "ds_rag.commands.verify.command.look",
+        "verify": "ds_rag.commands.verify.command.findings_of",
         "plan": "ds_rag.commands.plan.command.ways",
     }
 

@@ -8,7 +8,7 @@ import pytest
 from forked import start
 from small_run import lines, same
 
-from ds_rag.commands.verify.command import look
+from ds_rag.commands.verify.command import findings_of
 from ds_rag.run import export
 from ds_rag.runtime import atomic_folders
 
@@ -44,4 +44,4 @@ def test_goes_on_and_leaves_nothing_behind(
         assert {"step-6", LAST} <= {f.name for f in every} and not any(map(atomic_folders.damages, every))
         assert (run / "checkpoints" / "LATEST").read_text() == LAST
         assert not list(run.rglob("*.tmp*")) and not (run / export.PENDING).exists()
-        assert not any(finding.wrong for finding in look(run))
+        assert not any(finding.wrong for finding in findings_of(run))

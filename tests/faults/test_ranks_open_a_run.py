@@ -33,7 +33,7 @@ def test_two_ranks_take_the_run_s_own_vectors_once_its_export_is_in_place(run: P
         (run / name).rename(pending / name)
     codes, said = evaluate(run, 2)
     assert codes == [0, 0] and "which the same weights made" in said, said
-    assert not pending.exists() and not (run / "lock").exists() and not export.damages(run)
+    assert not pending.exists() and not (run / "lock").exists() and not export.damages_of_export(run)
     assert evaluate(run, 1)[0] == [0]
     assert json.loads((run.parent / "2.json").read_text()) == json.loads((run.parent / "1.json").read_text())
 

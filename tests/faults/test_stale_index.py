@@ -13,7 +13,7 @@ from commands import call, reseal
 
 from ds_rag.index.compatibility import check_compatible, check_parts
 from ds_rag.index.corpus_index import Part
-from ds_rag.index.faiss_index import INDEXES, build_index
+from ds_rag.index.faiss_index import INDEXES, FaissIndex, build_vector_index
 from ds_rag.runtime.errors import UserError
 
 QUESTION = "who leads zor via ?"
@@ -82,8 +82,8 @@ def test_row_27_the_faiss_file_is_held_against_its_manifest(factory):
 
     vectors_ND = np.random.default_rng(0).normal(size=(400, 48)).astype(np.float32)
     manifest = SimpleNamespace(dimension=48)
-    check_parts(Path("index"), manifest, [Part(build_index(vectors_ND, factory))])
+    check_parts(Path("index"), manifest, [Part(build_vector_index(vectors_ND, factory))])
     with pytest.raises(UserError, match="dimension 48"):
-        check_parts(Path("index"), SimpleNamespace(dimension=32), [Part(build_index(vectors_ND, factory))])
+        check_parts(Path("index"), SimpleNamespace(dimension=32), [Part(build_vector_index(vectors_ND, factory))])
     with pytest.raises(UserError, match="FAISS metric"):
-        check_parts(Path("index"), manifest, [Part(faiss.IndexFlatL2(48))])
+        check_parts(Path("index"), manifest, [Part(FaissIndex(faiss.IndexFlatL2(48)))])

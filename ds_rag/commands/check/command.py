@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ds_rag.config import DataConfig, ModelConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
 from ds_rag.data.dataset import CHUNK, build_table
-from ds_rag.data.formats import Passage, Row, detect, passages_of, scan_corpus, scan_rows
+from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
 from ds_rag.data.inputs import check_described, columns_of, corpus_source
 from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt, make_prompt
@@ -38,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     config = build(given, frozenset(given))
     data = config.data
     parts: dict[str, dict[str, Any]] = {}
-    source = corpus_source(data) or (data.train_data if is_beir(data.train_data) else None)
+    source = corpus_source(data) or (data.train_data if contains_corpus(data.train_data, "DATA") else None)
     rows, parts["rows"] = check_rows(data.train_data, data, "--train_data", source)
     evaluation: list[Row] = []
     if data.eval_data:
@@ -86,10 +85,6 @@ def examine_together(
     return table.notices, None, {name: documents(map(table.row_document, part)) for name, part in parts.items()}
 
 
-def is_beir(path: str) -> bool:
-    return detect(Path(path).expanduser(), "DATA") == "beir"
-
-
 def check_rows(path: str, data: DataConfig, flag: str, corpus: str | None) -> tuple[list[Row], dict[str, Any]]:
     """(good rows of a file, findings about the file). Passages are required if there is a column for them and no
     corpus; answers are required in training rows that have a column for them."""
@@ -124,14 +119,14 @@ def measures(config: RunConfig) -> tuple[dict[str, dict[str, Measure]], dict[str
     }
     cuts: dict[str, dict[str, int]] = {}
     model, data = config.model, config.data
-    if named("retriever", config):
+    if names_a_model("retriever", config):
         tokenizer, settings = retriever_texts(model, data)
         cuts["retriever tokens"] = {"query": settings.max_query_length, "passage": settings.max_passage_length}
         for side, prefix in (("query", settings.query_prefix), ("passage", settings.passage_prefix)):
             sides[side]["retriever tokens"] = lambda texts, prefix=prefix: [  # type: ignore[misc]
                 len(ids) for ids in tokenizer([prefix + text for text in texts])["input_ids"]
             ]
-    if named("generator", config):
+    if names_a_model("generator", config):
         prompt = prompt_of(model)
         unit = "generator tokens"
         cuts[unit] = {side: getattr(data, f"max_{side}_length") for side in sides}
@@ -142,7 +137,7 @@ def measures(config: RunConfig) -> tuple[dict[str, dict[str, Measure]], dict[str
     return sides, cuts
 
 
-def named(model: str, config: RunConfig) -> bool:
+def names_a_model(model: str, config: RunConfig) -> bool:
     """Whether a model folder is named, so that there is a tokenizer: that of a config:FILE is trained by the run."""
     return model in config.explicit and not getattr(config.model, model).startswith("config:")
 

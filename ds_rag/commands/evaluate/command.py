@@ -15,10 +15,10 @@ from ds_rag.data.inputs import splits
 from ds_rag.data.splits import FOLDS
 from ds_rag.data.token_tables import tokenize_evaluation
 from ds_rag.evaluation.evaluator import Evaluator
+from ds_rag.index.back_ends import check_factory
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import precision_of
-from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.run.split_file import read_split

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ds_rag.commands.saved_run import add_reading_flags, together
+from ds_rag.commands.saved_run import add_reading_flags, run_together
 from ds_rag.config.flags import Parser
 
 
@@ -16,4 +16,4 @@ def add_flags(parser: Parser) -> None:
 def main(args: argparse.Namespace) -> int:
     from ds_rag.commands.index.command import main as work
 
-    return together("ds-rag index", work, args)
+    return run_together("ds-rag index", work, args)

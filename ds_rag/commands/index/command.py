@@ -14,8 +14,8 @@ from ds_rag.data.formats import Passage, read_corpus
 from ds_rag.data.inputs import reading_of
 from ds_rag.data.source import source_of
 from ds_rag.data.token_tables import tokenize_side
+from ds_rag.index.back_ends import check_factory
 from ds_rag.index.building import Corpus, index_corpus
-from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.shards import remove_shards
 from ds_rag.index.store import check_replaceable, hash_model, read_passages
 from ds_rag.run.open_saved import Saved, open_saved
@@ -25,7 +25,7 @@ from ds_rag.runtime import collectives, folder_lock
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_place
-from ds_rag.runtime.own_files import SHARDS, listed, strangers
+from ds_rag.runtime.own_files import SHARDS, listed, strangers_by_name
 
 
 def main(args: argparse.Namespace) -> int:
@@ -68,7 +68,7 @@ def claim_place(folder: Path) -> Iterator[None]:
             check_beside_run(place, "--out")
         check_replaceable(place, bool(runs))
         partial = beside(place)
-        foreign = strangers(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
+        foreign = strangers_by_name(partial, SHARDS) if partial.is_dir() else [partial.name] if partial.exists() else []
         if foreign:
             raise UserError(
                 f"{partial}: in the way, because vectors are kept there until the index is complete",

@@ -29,10 +29,10 @@ from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.answering import Answerer
 from ds_rag.evaluation.evaluator import log_softmax
+from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
-from ds_rag.index.faiss_index import check_factory
 from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.index.vector_parts import VectorParts, Vectors
 from ds_rag.run.open_saved import Saved, open_saved

@@ -1,6 +1,7 @@
-"""What a training run will need, from shapes alone: memory, communication, time, the index, and advice.
+"""`ds-rag plan`: what a training run will need (memory, communication, time, an index), and which settings to use.
 
-No weights are read, and neither torch nor transformers is imported: the answer takes about a second.
+Everything is computed from the models' shapes. No weights are read, and neither torch nor transformers is imported, so
+the answer takes about a second.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The quickest way to train that fits, and why: each choice is held against the plainer one it was taken over.
+"""Searches for the fastest setup that fits into memory.
 
-What the user fixed stays fixed. Searched are ZeRO stages by engine, activation checkpointing, the generator's pass
-(one, or chunks), the retriever's chunk, and the number of GPUs where none is given.
+The search covers the ZeRO stage of each engine, activation checkpointing, the generator's pass (one pass, or chunks),
+the retriever's chunk, and the number of GPUs. What the user has given is not varied.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ds_rag.commands.plan.duration import Rates, step_time
-from ds_rag.commands.plan.hardware import SHARE_OF_MEMORY
+from ds_rag.commands.plan.hardware import MEMORY_FRACTION
 from ds_rag.commands.plan.memory import plan_memory
 from ds_rag.commands.plan.setup import Setup
 
-# (retriever's, generator's): plainest first; what comes later is taken only where it fits and is quicker.
+# Stages (of the retriever, of the generator), the simplest first. A later pair is chosen only if it is faster.
 PAIRS = (("1", "1"), ("2", "2"), ("1", "2"), ("1", "3"), ("2", "3"), ("3", "3"))
-PLAINER = 0.95  # of a plainer option's time that another must stay below to be preferred
+SPEEDUP = 0.95  # an option is preferred to a simpler one only if it takes less than this fraction of its time
 PLAIN = (("0", "0"), *PAIRS)
 OFFLOADED = (("2", "3+offload"), ("3+offload", "3+offload"))
 WORLDS = (1, 2, 4, *(8 * n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)))
-TEXTS = (64, 16, 4, 2)  # of --retriever_chunk
+TEXTS = (64, 16, 4, 2)  # values of --retriever_chunk to try
 SIMPLER = {"3+offload": "3", "3": "2", "2": "1", "1": "0"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes: of a GPU, and of the host of `gpus_per_node` of them."""
+    """Memory in bytes of a GPU (`gpu`), and of a machine with `gpus_per_node` GPUs (`host`)."""
 
     gpu: float
     host: float
@@ -34,7 +34,7 @@ class Limits:
 
     @property
     def usable(self) -> float:
-        return self.gpu * SHARE_OF_MEMORY
+        return self.gpu * MEMORY_FRACTION
 
     def fits(self, setup: Setup) -> bool:
         plan = plan_memory(setup)
@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Fixed:
-    """Names of what the user chose: stages, checkpointing, pass, retriever_chunk, world."""
+    """The names of what the user has chosen: stages, checkpointing, pass, retriever_chunk, candidates, world."""
 
     names: frozenset[str] = field(default_factory=frozenset)
 
@@ -53,7 +53,8 @@ class Fixed:
 
 
 def stage_pairs(setup: Setup, fixed: Fixed, offload: bool) -> Sequence[tuple[str, str]]:
-    """Those to try. Stage 0 only in fp32: in half types it accumulates gradients in those (deepspeed_engine.py)."""
+    """The pairs of stages to try. Stage 0 only in fp32, because in half precision it also accumulates gradients in half
+    precision (deepspeed_engine.py)."""
     if "stages" in fixed:
         return [setup.stages]
     if offload:
@@ -62,7 +63,7 @@ def stage_pairs(setup: Setup, fixed: Fixed, offload: bool) -> Sequence[tuple[str
 
 
 def passes_to_try(setup: Setup, fixed: Fixed) -> list[int]:
-    """Values of micro_cells: 0, one pass; else ever smaller chunks."""
+    """Values of micro_cells to try: 0 for one pass, then smaller and smaller chunks."""
     if "pass" in fixed:
         return [setup.micro_cells]
     cells, chunks = setup.work.cells(setup.world), [0]
@@ -74,7 +75,7 @@ def passes_to_try(setup: Setup, fixed: Fixed) -> list[int]:
 
 
 def options(setup: Setup, fixed: Fixed, offload: bool, frugal: bool = False) -> Iterator[Setup]:
-    """Every way to train; frugal: of each stage only what takes the least memory."""
+    """All setups to try. frugal: for each pair of stages only the setup that takes the least memory."""
     cells = passes_to_try(setup, fixed)
     texts = [setup.retriever_chunk] if "retriever_chunk" in fixed else [0, *TEXTS]
     checkpointing = [setup.checkpointing] if "checkpointing" in fixed else [False, True]
@@ -88,17 +89,17 @@ def options(setup: Setup, fixed: Fixed, offload: bool, frugal: bool = False) -> 
 
 
 def quickest(setup: Setup, fixed: Fixed, rates: Rates, limits: Limits, offload: bool = False) -> Setup | None:
-    """The option that fits and takes the least time; a plainer one that is about as quick before it."""
+    """The fastest setup that fits, or a simpler one that is about as fast; None if nothing fits."""
     best, least = None, float("inf")
     for option in options(setup, fixed, offload):
         seconds = step_time(option, rates).total
-        if seconds < PLAINER * least and limits.fits(option):
+        if seconds < SPEEDUP * least and limits.fits(option):
             best, least = option, seconds
     return best
 
 
 def fewest(setup: Setup, fixed: Fixed, limits: Limits, offload: bool = False) -> int | None:
-    """The smallest number of GPUs on which any option fits."""
+    """The smallest number of GPUs on which any setup fits; None if there is none."""
     for world in [setup.world] if "world" in fixed else WORLDS:
         here = replace(setup, world=world)
         if any(limits.fits(option) for option in options(here, fixed, offload, frugal=True)):
@@ -108,14 +109,15 @@ def fewest(setup: Setup, fixed: Fixed, limits: Limits, offload: bool = False) ->
 
 @dataclass(frozen=True)
 class Way:
-    """One answer: a setup, or None where nothing fits."""
+    """One way to train: its name, and its best setup, or None if nothing fits."""
 
     name: str
     setup: Setup | None
 
 
 def ways(setup: Setup, fixed: Fixed, rates: Rates, limits: Limits) -> list[Way]:
-    """Training as asked for; and, where the user left it open, with the optimizer on the host and with LoRA."""
+    """The best setup for training as requested, and, unless the user has decided this, with the optimizer offloaded to
+    the host, and with LoRA for the generator."""
     asked = [("as asked" if setup.lora else "all weights", setup, False)]
     if "stages" not in fixed:
         asked.append(("offload", setup, True))
@@ -132,16 +134,19 @@ def ways(setup: Setup, fixed: Fixed, rates: Rates, limits: Limits) -> list[Way]:
 
 
 def least_memory(setup: Setup, fixed: Fixed, offload: bool = False) -> float:
-    """Bytes of the option that takes the least."""
+    """Peak bytes of the setup that takes the least memory."""
     return min(plan_memory(option).peak for option in options(setup, fixed, offload, frugal=True))
 
 
-LEAST_CANDIDATES = 8  # ds_rag's own default
+LEAST_CANDIDATES = 8  # the default of --candidates
 
 
 def candidates(setup: Setup) -> int:
-    """K where the user gave none: up to where the cells' own tokens equal those of the passages, which are read anyway;
-    a power of two, no fewer than LEAST_CANDIDATES, no more than the pool."""
+    """The recommended number of candidates K, if the user gave none.
+
+    The largest power of two for which the tokens that follow the passages in all cells are not more than the tokens of
+    the passages, which are read in any case; at least LEAST_CANDIDATES, at most the pool.
+    """
     work = setup.work
     balance = work.passages * work.prefix_tokens / work.segment_tokens
     size = LEAST_CANDIDATES

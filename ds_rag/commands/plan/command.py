@@ -20,11 +20,11 @@ from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_json, write_json
 
 GB = 1e9
-INDEX_SHARE = 0.5  # of a machine's memory that an index may take
+INDEX_FRACTION = 0.5  # of a machine's memory that an index may take
 
 
 def main(args: argparse.Namespace) -> int:
-    """The command; its flags are in request.py."""
+    """Runs the command; its flags are in request.py. Returns the exit code."""
     request = read_request(args)
     check_json(request.json, ("models", "ways"))
     console = Console()
@@ -35,9 +35,9 @@ def main(args: argparse.Namespace) -> int:
     console.table(f"Ways to train on {request.rates.gpu.name}", *way_table(found, request))
     if best is None:
         raise UserError(
-            f"no way fits {request.rates.gpu.name} ({request.limits.usable / GB:.3g} GB of each are planned for)",
-            found=f"{least_memory(request.setup, request.fixed) / GB:.3g} GB at the least on {request.setup.world}",
-            fix="more --gpus, a larger --gpu, --lora generator, shorter texts or a smaller batch",
+            f"nothing fits on {request.rates.gpu.name} (a plan uses {request.limits.usable / GB:.3g} GB of each)",
+            found=f"{least_memory(request.setup, request.fixed) / GB:.3g} GB at least, with {request.setup.world}",
+            fix="more --gpus, a --gpu with more memory, --lora generator, shorter texts or a smaller batch",
         )
     index = index_of(request, best.world)
     stages = stage_rows(best, request)
@@ -48,15 +48,16 @@ def main(args: argparse.Namespace) -> int:
     for name, text in reasons.items():
         console.say(f"  {name:22} {text}")
     show_step(best, request, console)
-    figures |= {"stages": stages, "variants": variants, "recommended": chosen(best, request, reasons, index)}
+    figures |= {"stages": stages, "variants": variants, "recommended": recommended(best, request, reasons, index)}
     if index is not None:
         console.table(*index_table(index, request, best.world))
         console.say(f"index: {index.recommended}. {index.reason}")
-        console.say(f"on the disk: {index.vectors / GB:,.3g} GB of float32 vectors beside it")
+        console.say(f"on disk: also {index.vectors / GB:,.3g} GB of float32 vectors")
         figures["index"] = asdict(index)
     if (nodes := machines(best.world, request.limits.gpus_per_node)) > 1:
         console.say(
-            f"\nOn each of {nodes} machines, with its own --node_rank, node1 being the first's name:", lines=True
+            f"\nRun on each of {nodes} machines, with its --node_rank; node1 stands for the name of the first machine:",
+            lines=True,
         )
     console.say("\n" + command_line(best, request.limits.gpus_per_node, index, request.data), lines=True)
     write_json(request.json, figures)
@@ -64,10 +65,11 @@ def main(args: argparse.Namespace) -> int:
 
 
 def index_of(request: Request, world: int) -> IndexPlan | None:
-    """world: GPUs, and with them machines that can share an index."""
+    """The plan of the index, or None without --passages. world: number of GPUs, and so of machines that can share an
+    index."""
     if not request.passages:
         return None
-    setup, host = request.setup, INDEX_SHARE * request.limits.host
+    setup, host = request.setup, INDEX_FRACTION * request.limits.host
     hosts = machines(world, request.limits.gpus_per_node)
     return plan_index(
         setup.retriever, request.passages, setup.work.passage, request.rates, setup.precision, host, hosts
@@ -77,11 +79,11 @@ def index_of(request: Request, world: int) -> IndexPlan | None:
 def models(setup: Setup) -> dict[str, Any]:
     found = {}
     for name in NAMES:
-        trained, still = setup.parameters(name)
+        trained, frozen = setup.parameters(name)
         activations = setup.activations(name)
         found[name] = {
             "name": setup.shape(name).name,
-            "parameters": trained + still if name not in setup.lora else still,
+            "parameters": trained + frozen if name not in setup.lora else frozen,
             "trained": trained,
             "kb_per_token": activations.saved_per_token / 1e3,
         }
@@ -99,7 +101,7 @@ def model_table(setup: Setup) -> tuple[list[str], list[list[str]]]:
         ]
         for name, m in models(setup).items()
     ]
-    return ["model", "", "parameters", "trained", "activations a token"], rows
+    return ["model", "", "parameters", "trained", "activations per token"], rows
 
 
 def way_figures(found: list[Way], request: Request) -> list[dict[str, Any]]:
@@ -125,7 +127,7 @@ def way_figures(found: list[Way], request: Request) -> list[dict[str, Any]]:
 
 
 def way_table(found: list[Way], request: Request) -> tuple[list[str], list[list[str]]]:
-    heads = ["way", "GPUs", "stages (retriever, generator)", "GB a GPU", "host GB a rank", "step s", "queries/s"]
+    heads = ["way", "GPUs", "stages (retriever, generator)", "GB/GPU", "host GB/rank", "step s", "queries/s"]
     rows = []
     for f in way_figures(found, request):
         if f["gpus"] is None:
@@ -137,7 +139,7 @@ def way_table(found: list[Way], request: Request) -> tuple[list[str], list[list[
 
 
 def stage_rows(best: Setup, request: Request) -> list[dict[str, Any]]:
-    """Every stage of both engines, then the mixed pairs, the other choices as in `best`."""
+    """One row for each stage of both engines, then for pairs of different stages; the other choices as in `best`."""
     pairs = [(s, s) for s in STAGES]
     pairs += [p for p in dict.fromkeys([best.stages, ("2", "3"), ("2", "3+offload")]) if p not in pairs]
     return [stage_row(replace(best, stages=pair), request) for pair in pairs]
@@ -176,7 +178,7 @@ def stage_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
 
 
 def variant_rows(best: Setup, request: Request) -> list[dict[str, Any]]:
-    """With and without activation checkpointing; in one pass, and in two with chunks of several sizes."""
+    """Rows with and without activation checkpointing, in one pass, and in two passes with chunks of several sizes."""
     cells = best.work.cells(best.world)
     sizes = dict.fromkeys([0, best.micro_cells, *(n for n in (64, 8) if n < cells)])
     pairs = [(again, size) for again in (False, True) for size in sizes]
@@ -204,16 +206,16 @@ def show_step(best: Setup, request: Request, console: Console) -> None:
     console.say(
         f"step: {rows} queries in {step.total:.2f} s ({step.compute:.2f} computing, {step.communication:.2f} sending, "
         f"{step.optimizer + step.offload:.2f} updating), {rows / step.total:.1f} queries/s, "
-        f"{1e6 / rows * step.total / 3600 * best.world:,.0f} GPU-hours a million queries"
+        f"{1e6 / rows * step.total / 3600 * best.world:,.0f} GPU-hours per million queries"
     )
     console.say(
         f"assumed: {rates.mfu:.0%} of {rates.gpu.name}'s {rates.flops(best.precision) / rates.mfu / 1e12:,.0f} TFLOP/s "
-        f"in {best.precision}, {rates.sends(best.world) / GB:.0f} GB/s a GPU, every text at its longest; "
+        f"in {best.precision}, {rates.sends(best.world) / GB:.0f} GB/s per GPU, every text at its maximum length; "
         f"the peak is in the {plan.peak_phase}"
     )
 
 
-def chosen(best: Setup, request: Request, reasons: dict[str, str], index: IndexPlan | None) -> dict[str, Any]:
+def recommended(best: Setup, request: Request, reasons: dict[str, str], index: IndexPlan | None) -> dict[str, Any]:
     return {
         "gpu": request.rates.gpu.name,
         "gpus": best.world,
@@ -229,10 +231,10 @@ def chosen(best: Setup, request: Request, reasons: dict[str, str], index: IndexP
 def index_table(index: IndexPlan, request: Request, world: int) -> tuple[str, list[str], list[list[str]]]:
     rows = [
         [name, f"{size / GB:,.2f}", f"{size / index.passages:,.0f}", f"{RECALL[name]:.2f}",
-         "yes" if size <= INDEX_SHARE * request.limits.host else "no"]
+         "yes" if size <= INDEX_FRACTION * request.limits.host else "no"]
         for name, size in index.sizes.items()
     ]  # fmt: skip
     hours = index.encode_gpu_hours
     title = f"Index of {index.passages:,} passages; encoded in {hours:,.2f} GPU-hours, {duration(3600 * hours / world)}"
-    heads = ["index", "GB", "bytes a passage", "recall@10 (of 100,000)", f"fits {INDEX_SHARE:.0%} of a host"]
+    heads = ["index", "GB", "bytes per passage", "recall@10 (of 100,000)", f"fits {INDEX_FRACTION:.0%} of a host"]
     return title, heads, rows

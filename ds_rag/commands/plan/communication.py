@@ -1,8 +1,9 @@
-"""Bytes that one rank sends in an optimizer step, by the rings that NCCL and gloo run for large tensors.
+"""Bytes that one rank sends in an optimizer step, with the ring algorithms that NCCL and gloo use for large tensors.
 
-A ring over W ranks sends (W - 1) / W of the whole for a gather or a reduce-scatter, twice that for an all-reduce
-(Thakur et al. 2005, "Optimization of collective communication operations in MPICH"). What DeepSpeed 0.19.8 sends, by
-stage, b bytes of an element of the model and P trained elements (files of deepspeed/runtime):
+In a ring over W ranks each sends (W - 1) / W of the full tensor for a gather or a reduce-scatter, twice that for an
+all-reduce
+(Thakur et al. 2005, "Optimization of collective communication operations in MPICH"). What DeepSpeed 0.19.8
+sends at each stage, with b bytes per element of the model and P trained elements (files of deepspeed/runtime):
 
     0  all-reduce b P a step                                                   engine.py
     1  all-reduce b P a step, gather b P a step                                zero/stage_1_and_2.py, bf16_optimizer.py
@@ -11,7 +12,7 @@ stage, b bytes of an element of the model and P trained elements (files of deeps
     3  gather of all weights a forward and a backward, reduce-scatter b P a
        backward                                                                zero/stage3.py
 
-benchmarks/scaling.py counts the same while a step runs.
+benchmarks/scaling.py measures the same during a step.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Traffic:
     """Bytes a rank sends in an optimizer step."""
 
     gradients: float = 0.0
-    weights: float = 0.0  # gathered: after the step, or where stage 3 needs them
-    pool: float = 0.0  # embeddings, candidates and log-probabilities of a pool of the world
+    weights: float = 0.0  # gathered after the step, or at stage 3 before each layer
+    pool: float = 0.0  # embeddings, candidates and log-probabilities with --pool world
 
     @property
     def total(self) -> float:
@@ -42,12 +43,12 @@ class Traffic:
 
 
 def ring(world: int) -> float:
-    """The share of a whole tensor that each rank sends in a gather or a reduce-scatter."""
+    """The fraction of a full tensor that each rank sends in a gather or a reduce-scatter."""
     return (world - 1) / world
 
 
 def plan_traffic(setup: Setup) -> Traffic:
-    """Of both engines and the pool."""
+    """The traffic of both engines and of the pool."""
     total = pool_traffic(setup)
     for name in NAMES:
         total += engine_traffic(setup, name)
@@ -56,37 +57,37 @@ def plan_traffic(setup: Setup) -> Traffic:
 
 def engine_traffic(setup: Setup, name: str) -> Traffic:
     trained, still = setup.parameters(name)
-    share, b, backwards = ring(setup.world), BYTES[setup.precision], setup.backwards(name)
+    fraction, b, backwards = ring(setup.world), BYTES[setup.precision], setup.backwards(name)
     stage = setup.stage(name)[0]
     if stage == "3":
-        weights = share * b * (trained + still) * gathers(setup, name)
-        return Traffic(share * b * trained * backwards, weights)
+        weights = fraction * b * (trained + still) * gathers(setup, name)
+        return Traffic(fraction * b * trained * backwards, weights)
     if not trained:
         return Traffic()
     if stage in ("0", "1"):
-        backwards = 1  # reduced at the last one only
-    return Traffic(2 * share * b * trained * backwards, share * b * trained if stage != "0" else 0.0)
+        backwards = 1  # gradients are reduced only after the last one
+    return Traffic(2 * fraction * b * trained * backwards, fraction * b * trained if stage != "0" else 0.0)
 
 
 def gathers(setup: Setup, name: str) -> float:
-    """How often stage 3 collects a model's weights in an optimizer step.
+    """How often stage 3 gathers a model's weights in an optimizer step.
 
-    Up to MAX_LIVE elements stay from forward to backward; a larger model is collected for each of them. The first,
-    graphless pass of the two-pass ways is a forward of its own for each chunk, and breaks the trace by which DeepSpeed
-    knows what to keep.
+    Up to MAX_LIVE elements stay gathered from forward to backward; a larger model is gathered for both. With two passes
+    each chunk has one more forward, the one without a graph. It breaks the trace by which DeepSpeed decides what stays
+    gathered, so the weights are gathered for all three.
     """
-    backwards, whole = setup.backwards(name), sum(setup.parameters(name))
+    backwards, elements = setup.backwards(name), sum(setup.parameters(name))
     if name == setup.frozen:
         return backwards
     two_pass = setup.micro_cells > 0 if name == "generator" else setup.retriever_chunks > 1
     if two_pass:
         return 3 * backwards
-    return backwards * (1 if whole <= MAX_LIVE else 2)
+    return backwards * (1 if elements <= MAX_LIVE else 2)
 
 
 def pool_traffic(setup: Setup) -> Traffic:
-    """With a pool of the world: both sides' embeddings gathered (padded to the rank with the most), the chosen
-    candidates sent from rank 0, and the log-probabilities of all cells added up, each on the rank that read it."""
+    """With `--pool world`: the embeddings of queries and passages are gathered (padded to the rank that has most), the
+    candidates are sent from rank 0, and the log-probabilities of all cells are combined by an all-reduce."""
     work, world = setup.work, setup.world
     if not work.world_pool or world == 1:
         return Traffic()

@@ -1,9 +1,9 @@
-"""Seconds of an optimizer step: FLOPs at a stated share of the peak, bytes at a stated bandwidth, the optimizer's
-memory traffic, and what offload moves over the host's link.
+"""Seconds of an optimizer step: FLOPs at a given fraction of the peak rate, bytes sent at a given bandwidth, the memory
+traffic of the optimizer, and the bytes that offload moves over the host's link.
 
-FLOPs as in docs/performance.md: two for a weight and a token in the forward pass, twice that in the backward; attention
-by the pairs that are not masked. Nothing is taken to overlap but the gathers of stage 3, for the shipped JSONs leave
-DeepSpeed's `overlap_comm` off at the stages below.
+FLOPs as in docs/performance.md: two per weight and token in the forward pass, twice as many in the backward; for
+attention by the (query, key) pairs that are not masked. Only the gathers of stage 3 are assumed to overlap with
+computing, because the shipped JSONs leave DeepSpeed's `overlap_comm` off at the lower stages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ds_rag.commands.plan.activations import BYTES
 from ds_rag.commands.plan.communication import Traffic, engine_traffic, plan_traffic, pool_traffic
-from ds_rag.commands.plan.hardware import GPUS_PER_NODE, HOST_ADAM, HOST_LINK, LINK_SHARE, NETWORK, Gpu
+from ds_rag.commands.plan.hardware import GPUS_PER_NODE, HOST_ADAM, HOST_LINK, LINK_FRACTION, NETWORK, Gpu
 from ds_rag.commands.plan.setup import NAMES, Setup
 from ds_rag.commands.plan.shapes import ModelShape
 from ds_rag.commands.plan.states import engine_state
@@ -21,7 +21,8 @@ from ds_rag.commands.plan.workload import Load
 
 @dataclass(frozen=True)
 class Rates:
-    """What a GPU really does. bandwidth: GB/s that each sends in a ring; 0: from the GPU's link or the network."""
+    """The rates that a GPU really reaches. mfu: fraction of the peak FLOP rate. bandwidth: GB/s that each GPU sends in
+    a ring; 0: computed from the GPU's link or the network."""
 
     gpu: Gpu
     mfu: float = 0.4
@@ -33,11 +34,11 @@ class Rates:
         return peak * 1e12 * self.mfu
 
     def sends(self, world: int) -> float:
-        """Bytes a second of each rank."""
+        """Bytes per second that each rank sends."""
         if self.bandwidth:
             return self.bandwidth * 1e9
-        link = self.gpu.link * LINK_SHARE
-        return 1e9 * (link if world <= self.gpus_per_node else min(link, NETWORK * LINK_SHARE))
+        link = self.gpu.link * LINK_FRACTION
+        return 1e9 * (link if world <= self.gpus_per_node else min(link, NETWORK * LINK_FRACTION))
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def forward_flops(shape: ModelShape, load: Load) -> float:
 
 
 def passes(setup: Setup, name: str) -> float:
-    """Forward passes' worth of work: 1 forward and 2 backward; again a forward for chunks, and for checkpointing. With
-    LoRA the backward has no gradients of the large weights: 1. A model that does not learn is only scored."""
+    """The work of a micro-batch in units of a forward pass: 1 for the forward and 2 for the backward, 1 more for
+    chunks, 1 more for checkpointing. With LoRA the backward counts 1, because it computes no gradients of the large
+    weights. A frozen model has only a forward."""
     if name == setup.frozen:
         return 1.0
     chunked = setup.micro_cells > 0 if name == "generator" else setup.retriever_chunks > 1
@@ -71,7 +73,7 @@ def passes(setup: Setup, name: str) -> float:
 
 
 def step_flops(setup: Setup) -> float:
-    """Of one rank in an optimizer step."""
+    """FLOPs of one rank in an optimizer step."""
     loads = {"retriever": setup.work.retriever(), "generator": setup.work.generator(setup.world)}
     one = sum(passes(setup, name) * forward_flops(setup.shape(name), loads[name]) for name in NAMES)
     return setup.work.accumulation * one
@@ -83,7 +85,7 @@ def step_time(setup: Setup, rates: Rates) -> StepTime:
     hidden, plain = pool_traffic(setup), Traffic()
     for name in NAMES:
         traffic = engine_traffic(setup, name)
-        if setup.stage(name)[0] == "3":  # fetched ahead of the layers that need them
+        if setup.stage(name)[0] == "3":  # gathered before the layers need them, while others compute
             plain += Traffic(gradients=traffic.gradients)
             hidden += Traffic(weights=traffic.weights)
         else:
@@ -94,11 +96,11 @@ def step_time(setup: Setup, rates: Rates) -> StepTime:
     updated = moved = 0.0
     for name in NAMES:
         state = engine_state(setup, name)
-        share = setup.parameters(name)[0] / (setup.world if setup.stage(name) != "0" else 1)
+        shard = setup.parameters(name)[0] / (setup.world if setup.stage(name) != "0" else 1)
         if state.host:
             weights = BYTES[setup.precision] * sum(setup.parameters(name)) / setup.world
-            fetched = weights * 2 * setup.backwards(name)  # gathers read their shares from the host
-            moved += (4 * share * setup.backwards(name) + fetched) / (HOST_LINK * 1e9) + share / (HOST_ADAM * 1e9)
+            fetched = weights * 2 * setup.backwards(name)  # gathers read the shards from the host
+            moved += (4 * shard * setup.backwards(name) + fetched) / (HOST_LINK * 1e9) + shard / (HOST_ADAM * 1e9)
         else:
-            updated += 30 * share / (rates.gpu.memory_bandwidth * 1e9)  # reads p, g, m, v; writes p, m, v and a half p
+            updated += 30 * shard / (rates.gpu.memory_bandwidth * 1e9)  # reads p, g, m, v; writes p, m, v and p in half
     return StepTime(flops, compute, waiting, updated, moved)

@@ -1,8 +1,8 @@
-"""What the model families have in common and where they differ, as far as counting goes.
+"""How model families differ, as far as it matters for counting parameters and activations.
 
-A family is a `model_type` of transformers; the flags say which of its matrices have biases, how often it normalises,
-and under which names its configuration keeps its sizes. tests/unit/commands/plan/test_shapes.py holds every line
-against the transformers model, built on the meta device.
+A family is a `model_type` of transformers. Its entry says which matrices have biases, how often a layer normalises, and
+which names its configuration has for the sizes. tests/unit/commands/plan/test_shapes.py compares every entry with the
+transformers model, built on the meta device.
 """
 
 from __future__ import annotations
@@ -32,26 +32,25 @@ class Family:
     rms: bool = True  # RMSNorm (d weights, computed in float32), else LayerNorm
     norm_bias: bool = False
     wide_norms: bool = False  # RMSNorm's product with the weight is in float32 too
-    norms: int = 2  # of a layer
+    norms: int = 2  # number of norms in a layer
     qkv_bias: bool = False  # may be overridden by the configuration's `attention_bias`
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # norms of head_dim over queries and keys
     final_norm: bool = True
     embedding_norm: bool = False
-    learned_positions: int | None = (
-        None  # rows beside the configuration's `max_position_embeddings`; None: none learned
-    )
+    # Rows of learned positions in addition to the configuration's `max_position_embeddings`; None: not learned.
+    learned_positions: int | None = None
     pooler: bool = False
-    relative_buckets: int = 0  # rows of a table (buckets, heads) of relative positions
-    skips_first_norm: bool = False  # the first layer has one norm less
-    tied: bool = True  # where the configuration does not say
-    activation_kept: float = 2  # tensors of the MLP's width that its activation leaves for the backward pass
-    fused_rotary: bool = False  # q, k, v are one tensor, kept beside the rotated q and k
-    copies_output: bool = False  # attention's output is kept twice: as the kernel leaves it, and with heads joined
+    relative_buckets: int = 0  # rows of the table (buckets, heads) of relative positions; 0: no table
+    skips_first_norm: bool = False  # the first layer has one norm fewer
+    tied: bool = True  # the default of the configuration's `tie_word_embeddings`
+    activation_kept: float = 2  # tensors of the MLP's width that its activation saves for the backward
+    fused_rotary: bool = False  # q, k, v are one tensor, saved in addition to the rotated q and k
+    copies_output: bool = False  # attention's output is saved twice: from the kernel, and with heads joined
     dropout: str = ""  # configuration key of the dropout on the residual stream
-    sizes: dict[str, str] = field(default_factory=dict)  # where names differ from SIZES
-    defaults: dict[str, Any] = field(default_factory=dict)  # of keys that a configuration may leave out
+    sizes: dict[str, str] = field(default_factory=dict)  # names that differ from SIZES
+    defaults: dict[str, Any] = field(default_factory=dict)  # values of keys that a configuration may leave out
 
 
 _LLAMA = Family(tied=False, activation_kept=4)

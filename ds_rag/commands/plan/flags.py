@@ -1,4 +1,4 @@
-"""The flags of `ds-rag train` that a setup stands for."""
+"""The flags of `ds-rag train` for a planned setup."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def deepspeed_flags(setup: Setup) -> dict[str, str]:
 
 
 def folder(name: str) -> str:
-    """A preset's name stands for a folder that the user has."""
+    """A placeholder path if `name` is a preset, because the user must have its folder; else `name`."""
     return f"path/to/{name}" if name in MODELS else name
 
 
 def data_flags(given: dict[str, str], index: IndexPlan | None) -> dict[str, str]:
-    """The user's rows and corpus as given. Where they are not, names that no file has stand for them, for without any
-    the command would train the built-in rows."""
+    """Flags for the user's rows and corpus. If they are not given, placeholder paths, because without these flags the
+    command would train on the built-in rows."""
     flags = {"train_data": "path/to/train.jsonl"} | {k: v for k, v in given.items() if v != BUILTIN}
     return flags if index is None else {"corpus": "path/to/passages.jsonl"} | flags
 
 
 def training_flags(setup: Setup, index: IndexPlan | None, data: dict[str, str]) -> dict[str, str]:
-    """Flag without dashes -> value. data: those of the rows that were given."""
+    """Flag without dashes -> value. data: the flags of rows and corpus that the user gave."""
     work = setup.work
     flags = {name: folder(setup.shape(name).name) for name in NAMES} | data_flags(data, index) | deepspeed_flags(setup)
     flags |= {f"max_{what}_length": str(getattr(work, what)) for what in ("query", "passage", "answer")}
@@ -51,7 +51,7 @@ def training_flags(setup: Setup, index: IndexPlan | None, data: dict[str, str]) 
         flags["gradient_checkpointing"] = "true"
     if not work.shared:
         flags["share_prefixes"] = "false"
-    # Without a word training takes bf16 where the GPU has it.
+    # Always given, because by default training uses bf16 on a GPU that supports it.
     flags |= {"bf16": "false"} if setup.precision == "fp32" else {setup.precision: "true"}
     if setup.lora:
         flags |= {"lora": "both" if len(setup.lora) == 2 else setup.lora[0], "lora_r": str(setup.lora_rank)}
@@ -65,12 +65,12 @@ def training_flags(setup: Setup, index: IndexPlan | None, data: dict[str, str]) 
 
 
 def machines(world: int, gpus_per_node: int) -> int:
-    """The fewest that hold `world` ranks, equally many each."""
+    """The smallest number of machines for `world` ranks, with the same number of ranks on each."""
     return next(n for n in range(-(-world // gpus_per_node), world + 1) if world % n == 0)
 
 
 def command_line(setup: Setup, gpus_per_node: int, index: IndexPlan | None, data: dict[str, str]) -> str:
-    """What to type on one machine, or on each of several with its own --node_rank."""
+    """The command to run on the machine; with several machines, to run on each with its --node_rank."""
     nodes = machines(setup.world, gpus_per_node)
     launcher = f"torchrun --nproc_per_node {setup.world // nodes}"
     if nodes > 1:

@@ -1,7 +1,7 @@
-"""GPUs, as their vendors' data sheets give them; what a machine around them usually is.
+"""GPUs as described by their vendors' data sheets, and typical machines around them.
 
-Peak rates are dense (without the sheets' factor two for sparsity), bandwidths are peaks too: a plan multiplies the
-first by --mfu and divides bytes by --bandwidth, which says per GPU what a ring over all of them really gets.
+Peak rates are dense (without the sheets' factor two for sparsity), and bandwidths are peaks too. A plan multiplies the
+peak rate by --mfu and divides bytes by --bandwidth, the rate per GPU that a ring over all GPUs really reaches.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU. GB are 1e9 bytes here and in every figure of a plan."""
+    """One kind of GPU. A GB is 1e9 bytes, here and in every number of a plan."""
 
     name: str
-    memory: float  # GB that programs can use: the sheet's GiB less what the driver keeps
+    memory: float  # GB that programs can use: the sheet's GiB minus what the driver needs
     tflops: float  # bf16 matrix products (fp16 where there is no bf16)
     fp32_tflops: float  # float32 as torch computes by default: without TF32
     memory_bandwidth: float  # GB/s
-    link: float  # GB/s a GPU sends to others in its machine: half of what the sheet adds over both directions
+    link: float  # GB/s a GPU sends to others in its machine: half of the sheet's sum over both directions
     bf16: bool = True
 
 
@@ -43,10 +43,10 @@ GPUS: dict[str, Gpu] = {
     )
 }
 
-LINK_SHARE = 0.7  # of a link's peak that a ring of large buffers gets, within a machine
-NETWORK = 50.0  # GB/s a GPU sends between machines: one 400 Gbit/s adapter for each, the usual of H100 machines
+LINK_FRACTION = 0.7  # of a link's peak that a ring reaches for large buffers, within a machine
+NETWORK = 50.0  # GB/s a GPU sends to other machines: one 400 Gbit/s adapter per GPU, as is usual with H100
 GPUS_PER_NODE = 8
-HOST_MEMORY = 1000.0  # GB of a machine
-HOST_LINK = 25.0  # GB/s between a GPU and its host, of PCIe 4.0 x16's 32
-HOST_ADAM = 1.0  # parameters, in units of 1e9, that a host's AdamW updates in a second for each rank
-SHARE_OF_MEMORY = 0.92  # of a GPU that is planned for: the rest is CUDA's context, NCCL's buffers, fragmentation
+HOST_MEMORY = 1000.0  # GB per machine
+HOST_LINK = 25.0  # GB/s between a GPU and its host: PCIe 4.0 x16 has a peak of 32
+HOST_ADAM = 1.0  # 1e9 parameters per second that AdamW updates on the host, for each rank
+MEMORY_FRACTION = 0.92  # of a GPU's memory that a plan uses; the rest is for CUDA, NCCL's buffers, fragmentation

@@ -1,7 +1,7 @@
-"""What an index over N passages takes: memory by its type, and GPU time to encode them again.
+"""The cost of an index over N passages: memory for each type of index, and GPU time to encode the passages.
 
-Types are those of `INDEXES` in ds_rag/index/spelling.py, their parameters as `spell` chooses them. Sizes are those
-of FAISS's own structures; tests/unit/commands/plan/test_index_cost.py builds them.
+The types are those of `INDEXES` in ds_rag/index/spelling.py, with the parameters that `spell` chooses. Sizes are those
+of the data structures of FAISS; tests/unit/commands/plan/test_index_cost.py builds the indexes and compares.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ds_rag.commands.plan.workload import Load
 from ds_rag.index.spelling import CODEBOOK, lists_of, parts_of
 
 ID_BYTES, LINKS = 8, 2 * 32
-# What docs/performance.md measured on 100,000 vectors of 384: recall@10 against exact search.
+# Recall@10 against exact search, measured on 100,000 vectors of 384 dimensions (docs/performance.md).
 RECALL = {"flat": 1.0, "hnsw": 0.85, "ivf": 0.87, "ivfpq": 0.45}
-EXACT_UP_TO = 1_000_000  # vectors that exact search on a host's cores serves well
+EXACT_UP_TO = 1_000_000  # number of vectors up to which exact search on a CPU is fast enough
 
 
 def flat(count: int, dimension: int) -> float:
@@ -25,7 +25,7 @@ def flat(count: int, dimension: int) -> float:
 
 
 def hnsw(count: int, dimension: int) -> float:
-    """Vectors, and of each its links (a 32nd of the points have a further level of half as many), level and offset."""
+    """Vectors, and for each vector its links (1/32 of them have another level with half as many), level and offset."""
     return flat(count, dimension) + count * (4.0 * LINKS + 4 * (LINKS / 2) / 31 + 12)
 
 
@@ -35,7 +35,7 @@ def ivf(count: int, dimension: int) -> float:
 
 
 def ivfpq(count: int, dimension: int) -> float:
-    """Codes, ids, centroids, and one codebook; below its size whole vectors."""
+    """Codes, ids, centroids and one codebook; with fewer vectors than the codebook has entries, full vectors."""
     if count < CODEBOOK:
         return ivf(count, dimension)
     parts, length = parts_of(dimension)
@@ -47,11 +47,11 @@ SIZES: dict[str, Callable[[int, int], float]] = {"flat": flat, "hnsw": hnsw, "iv
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """Bytes; times are of encoding all passages once."""
+    """The cost and the recommended type of index. sizes: bytes by type. encode_gpu_hours: for all passages once."""
 
     passages: int
     sizes: dict[str, float]
-    vectors: float  # float32, as they lie on the disk
+    vectors: float  # bytes of the float32 vectors on disk
     encode_gpu_hours: float
     recommended: str
     shards: str  # --index_shards
@@ -61,7 +61,7 @@ class IndexPlan:
 def plan_index(
     shape: ModelShape, passages: int, tokens: int, rates: Rates, precision: str, host: float, hosts: int = 1
 ) -> IndexPlan:
-    """tokens: of a passage. host: bytes of one machine's memory that the index may take; hosts: machines."""
+    """tokens: per passage. host: bytes of a machine's memory that an index may take. hosts: number of machines."""
     load = Load(float(passages) * tokens, float(passages) * tokens**2)
     flops = forward_flops(shape, load)
     sizes = {name: size(passages, shape.hidden) for name, size in SIZES.items()}
@@ -70,25 +70,23 @@ def plan_index(
 
 
 def choose_index(passages: int, sizes: dict[str, float], host: float, hosts: int) -> tuple[str, str, str]:
-    """(type, --index_shards, reason): whole vectors where one machine holds them, or all together; else codes."""
+    """(type, --index_shards, reason): full vectors if they fit into one machine, or into all together; else codes."""
     if passages <= EXACT_UP_TO and sizes["flat"] <= host:
         return (
             "flat",
             "merge",
             f"exact, {gb(sizes['flat'])}; up to {EXACT_UP_TO:,} passages its searches are fast enough",
         )
-    whole = (
-        f"exact search over {passages:,} is slow; ivf keeps whole vectors ({gb(sizes['ivf'])}) and most of the recall"
-    )
+    full = f"exact search over {passages:,} is slow; ivf keeps full vectors ({gb(sizes['ivf'])}) and most of the recall"
     if sizes["ivf"] <= host:
-        return "ivf", "merge", whole
+        return "ivf", "merge", full
     if sizes["ivf"] <= host * hosts:
-        return "ivf", "keep", f"{whole}; its shards on {hosts} machines are {gb(sizes['ivf'] / hosts)} each"
-    codes = f"whole vectors take {gb(sizes['ivf'])}, of {hosts} x {gb(host)}; codes take {gb(sizes['ivfpq'])}"
-    loss = "at a loss of recall: read more passages (--top_k)"
+        return "ivf", "keep", f"{full}; its shards on {hosts} machines take {gb(sizes['ivf'] / hosts)} each"
+    codes = f"full vectors take {gb(sizes['ivf'])}, more than {hosts} x {gb(host)}; codes take {gb(sizes['ivfpq'])}"
+    loss = "with a loss of recall: read more passages (--top_k)"
     if sizes["ivfpq"] <= host:
         return "ivfpq", "merge", f"{codes}, {loss}"
-    fits = "" if sizes["ivfpq"] <= host * hosts else ", which does not fit either: more machines"
+    fits = "" if sizes["ivfpq"] <= host * hosts else ", which does not fit either: use more machines"
     return "ivfpq", "keep", f"{codes}{fits}, {loss}"
 
 

@@ -1,7 +1,8 @@
-"""The peak memory of one rank: what both engines hold, and activations, phase by phase through a micro-batch.
+"""The peak memory of one rank: the state of both engines, and activations in each phase of a micro-batch.
 
-The phases are those of `train_step` (ds_rag/train.py): the retriever's forward, whose graph waits for its backward; the
-generator's forward, whole or in chunks without a graph; the retriever's backward; the generator's; the joint step.
+The phases are those of `JointStep.step` (ds_rag/step/joint_step.py): the retriever's forward, whose graph is kept for
+its backward; the generator's forward, in one pass or in chunks without a graph; the retriever's backward; the
+generator's backward; the joint step.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from ds_rag.commands.plan.states import EngineState, engine_state
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one rank. `phases`: by name; the peak is the largest of them."""
+    """Bytes of one rank. phases: memory by name of the phase; the peak is the largest."""
 
     states: dict[str, EngineState]
-    activations: dict[str, float]  # what each model's forward keeps, at its largest
-    logits: float  # kept, and while they are computed
+    activations: dict[str, float]  # of each model: saved by its forward and needed in its backward
+    logits: float  # those that are kept, and those of the chunk that is being computed
     phases: dict[str, float]
 
     @property
@@ -31,17 +32,17 @@ class MemoryPlan:
 
     @property
     def host(self) -> float:
-        """Of the host, for this rank."""
+        """Bytes of host memory for this rank."""
         return sum(state.host for state in self.states.values())
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Activations of one model in one pass: kept by its forward, and the work of its backward."""
+    """Bytes of the activations of one model in one pass."""
 
-    kept: float
-    work: float
-    at_once: bool  # its graph waits for the objective; else each chunk is run again then
+    kept: float  # saved by the forward
+    work: float  # needed in the backward
+    at_once: bool  # one pass: the graph is kept until the objective is computed; else chunks are run a second time
 
 
 def retriever_flow(setup: Setup) -> Flow:
@@ -53,7 +54,7 @@ def retriever_flow(setup: Setup) -> Flow:
 
 
 def generator_flow(setup: Setup) -> tuple[Flow, float, float]:
-    """(flow, kept logits, logits at work)."""
+    """(flow, bytes of kept logits, bytes while logits are computed)."""
     cells = setup.work.cells(setup.world)
     load, activations = (
         setup.work.chunk(setup.world, setup.micro_cells or cells),
@@ -68,12 +69,13 @@ def generator_flow(setup: Setup) -> tuple[Flow, float, float]:
 
 
 def plan_memory(setup: Setup) -> MemoryPlan:
+    """The memory of one rank in each phase."""
     states = {name: engine_state(setup, name) for name in NAMES}
     retriever, (generator, logits, at_work) = retriever_flow(setup), generator_flow(setup)
     r, g = (states[name] for name in NAMES)
     base = sum(s.fixed + s.live for s in states.values())
     held = {n: s.gradients if s.always or setup.work.accumulation > 1 else 0.0 for n, s in states.items()}
-    waiting = generator.kept + logits if generator.at_once else 0.0  # for the generator's backward
+    waiting = generator.kept + logits if generator.at_once else 0.0  # until the generator's backward
     forward = base + sum(held.values()) + (retriever.kept if retriever.at_once else 0.0)
     forward += (waiting or generator.work) + at_work
     phases = {
@@ -87,11 +89,15 @@ def plan_memory(setup: Setup) -> MemoryPlan:
 
 
 def backward(state: EngineState, flow: Flow, held: float, logits: float = 0.0) -> float:
-    """The most of: the head's backward, all activations still there; the last layer's, with gradients begun; the end,
-    with gradients whole and activations gone."""
+    """The peak of one engine's backward, which is in one of three places.
+
+    They are the backward of the head, when all activations exist; the backward of the last layer, when the gradient
+    buffers are allocated; and the end, when all gradients exist and no activations. held: bytes of gradients from
+    earlier micro-batches.
+    """
     if not state.gradients and not state.largest:
         return flow.work
-    if state.second:  # the sum of the backwards before, and the next buffer
+    if state.second:  # the sum of the earlier backwards exists beside the next buffer
         held = state.gradients
     buffers = held + state.early if state.second else max(held, state.early)
     head = flow.kept + logits + held + (state.largest if logits else 0.0)
@@ -102,6 +108,6 @@ def backward(state: EngineState, flow: Flow, held: float, logits: float = 0.0) -
 
 
 def step(r: EngineState, g: EngineState) -> float:
-    """Gradient norms of both; then one engine's step after the other."""
+    """The peak of the joint step: gradient norms of both engines, then the steps of one engine after the other."""
     first = r.gradients + g.gradients + max(r.norm_work, g.norm_work, r.step_work)
     return max(first, g.gradients + g.step_work + (r.gradients if r.always else 0.0))

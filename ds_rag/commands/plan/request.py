@@ -1,4 +1,4 @@
-"""From the command line to what is planned: `ds-rag train`'s own flags, and the machine."""
+"""Reads the command line of `ds-rag plan`: flags of `ds-rag train`, and a description of the machine and the corpus."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ds_rag.config.flags import Parser, add_number, add_settings
 from ds_rag.runtime.errors import UserError, choose
 
 COUNTED = ("max_query_length", "max_passage_length", "max_answer_length")
-# Flags of training that change what a run takes.
+# Flags of training that change the memory or the time of a run.
 TRAINING = (
     "retriever", "generator", "encoders", "freeze", "gradient_checkpointing", "lora", "lora_r",
     "candidates", "pool", "generator_backward", "micro_cells", "retriever_chunk", "share_prefixes",
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
     *COUNTED,
 )  # fmt: skip
-# Of the machine and the corpus: name, bounds, help, default.
+# Flags that describe the machine and the corpus: name, bounds, help, default.
 NUMBERS: tuple[tuple[str, Bounds, str, float | None], ...] = (
-    ("gpus", integer(1, 65536), "how many (default: the fewest that do)", None),
-    ("gpu_memory", above(0, 1e6), "GB of a GPU, where it is another than the preset's", None),
-    ("gpus_per_node", integer(1, 1024), "GPUs of a machine", GPUS_PER_NODE),
-    ("host_memory", above(0, 1e9), "GB of a machine", HOST_MEMORY),
-    ("mfu", above(0, 1), "share of the GPU's peak that training reaches", 0.4),
-    ("bandwidth", above(0, 1e6), "GB/s a GPU sends to all others (default: its link's, or the network's)", None),
-    ("passages", integer(1, 10**12), "passages of the corpus, such as 21e6", None),
-    ("passages_per_row", integer(1, ITEMS), "of a training row", 1),
+    ("gpus", integer(1, 65536), "number of GPUs (default: the smallest number that is enough)", None),
+    ("gpu_memory", above(0, 1e6), "GB of a GPU (default: as --gpu has it)", None),
+    ("gpus_per_node", integer(1, 1024), "GPUs per machine", GPUS_PER_NODE),
+    ("host_memory", above(0, 1e9), "GB of host memory per machine", HOST_MEMORY),
+    ("mfu", above(0, 1), "fraction of the GPU's peak FLOP rate that training reaches", 0.4),
+    ("bandwidth", above(0, 1e6), "GB/s that a GPU sends (default: from its link, or the network)", None),
+    ("passages", integer(1, 10**12), "number of passages in the corpus, such as 21e6", None),
+    ("passages_per_row", integer(1, ITEMS), "number of passages in a training row", 1),
 )
 OF_ROWS = tuple(f.name for f in fields(DataConfig) if f.name not in COUNTED)
 PLANNED_WAYS = ("auto", "one_pass", "exact")
@@ -43,7 +43,7 @@ PLANNED_WAYS = ("auto", "one_pass", "exact")
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked, and of which machine."""
+    """What is to be planned, and for which machine."""
 
     setup: Setup
     fixed: Fixed
@@ -51,11 +51,12 @@ class Request:
     limits: Limits
     passages: int  # of the corpus; 0: no index
     json: str | None
-    data: dict[str, str]  # flags of rows and corpus, as given: they cost nothing, and belong to the command
+    data: dict[str, str]  # flags of rows and corpus as given, which the recommended command repeats
 
 
 def add_flags(parser: Parser) -> None:
-    """The machine's and the corpus's, and of `ds-rag train`'s those that change the plan or belong to the command."""
+    """Adds flags for the machine and the corpus, and those flags of `ds-rag train` that affect the plan or that the
+    recommended command repeats."""
     add_settings(parser, only=TRAINING + OF_ROWS, own=NAMES)
     group = parser.add_argument_group("plan", f"Models are folders, config:FILE, or one of: {', '.join(MODELS)}.")
 
@@ -66,18 +67,18 @@ def add_flags(parser: Parser) -> None:
     for name, bounds, text, default in NUMBERS:
         add_number(group, name, bounds, text, default)
     for name in NAMES:
-        add(f"{name}_stage", f"the {name}'s ZeRO stage: {', '.join(STAGES)} (default: the best)")
-    add("json", "write every figure to this file too")
+        add(f"{name}_stage", f"the {name}'s ZeRO stage: {', '.join(STAGES)} (default: chosen by the plan)")
+    add("json", "also write all numbers to this file")
 
 
 def read_request(arguments: argparse.Namespace) -> Request:
-    """Raises UserError for what cannot be planned."""
+    """The request that these arguments describe. Raises UserError for what cannot be planned."""
     args = vars(arguments)
     given = frozenset(args)
     config = build({k: v for k, v in args.items() if k in OWNER}, given & set(OWNER))
     for name in NAMES:
         if name not in given:
-            raise UserError(f"--{name}: which?", expected=f"{' | '.join(MODELS)}, a folder, or config:FILE")
+            raise UserError(f"--{name} is missing", expected=f"{' | '.join(MODELS)}, a folder, or config:FILE")
     gpu = choose(GPUS, args["gpu"], "--gpu")
     rates = Rates(gpu, args["mfu"], args["bandwidth"] or 0.0, args["gpus_per_node"])
     setup = replace(setup_of(config, args, gpu), world=args["gpus"] or 1)
@@ -85,7 +86,7 @@ def read_request(arguments: argparse.Namespace) -> Request:
         setup = replace(setup, work=replace(setup.work, candidates=candidates(setup)))
     if not setup.retriever.positions >= config.data.max_passage_length:
         raise UserError(
-            f"--max_passage_length: longer than {setup.retriever.name} reads",
+            f"--max_passage_length: more than {setup.retriever.name} can read",
             found=config.data.max_passage_length,
             expected=f"{setup.retriever.positions} or less",
         )
@@ -95,20 +96,21 @@ def read_request(arguments: argparse.Namespace) -> Request:
 
 
 def flag_text(value: object) -> str:
-    """A value as its flag has it."""
+    """A value as it is written on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
+    """The setup that the flags describe, on one GPU."""
     data, optim, scoring = config.data, config.optim, config.scoring
     retriever = read_shape(config.model.retriever, "--retriever", head=False)
     generator = read_shape(config.model.generator, "--generator", head=True)
     if scoring.generator_backward not in PLANNED_WAYS:
         raise UserError(
-            "--generator_backward: not planned, for it depends on the data",
+            "--generator_backward: cannot be planned, because its cost depends on the data",
             found=scoring.generator_backward,
             expected=" | ".join(PLANNED_WAYS),
-            fix="exact bounds its memory and its time",
+            fix="--generator_backward exact, whose memory and time are upper bounds",
         )
     work = Workload(
         optim.per_device_train_batch_size,
@@ -130,7 +132,7 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         generator,
         work,
         stages=(stages[0] or stages[1] or "2", stages[1] or stages[0] or "2"),
-        precision=precision_of(config, gpu),
+        precision=planned_precision(config, gpu),
         checkpointing=config.model.gradient_checkpointing,
         micro_cells=chunk_of(config),
         retriever_chunk=scoring.retriever_chunk,
@@ -141,8 +143,8 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
     )
 
 
-def precision_of(config: RunConfig, gpu: Gpu) -> str:
-    """As training chooses: where nothing is said, bf16 on a GPU that has it, else fp32."""
+def planned_precision(config: RunConfig, gpu: Gpu) -> str:
+    """The precision that training would choose: by default bf16 on a GPU that supports it, else fp32."""
     optim = config.optim
     if optim.fp16:
         return "fp16"
@@ -151,7 +153,7 @@ def precision_of(config: RunConfig, gpu: Gpu) -> str:
 
 
 def chunk_of(config: RunConfig) -> int:
-    """Cells of a chunk; 0: one pass, or to be found."""
+    """Cells per chunk; 0: one pass, or not chosen by the user."""
     scoring = config.scoring
     if scoring.generator_backward != "exact":
         return 0
@@ -159,7 +161,7 @@ def chunk_of(config: RunConfig) -> int:
 
 
 def fixed_by(args: dict[str, Any], given: frozenset[str]) -> Fixed:
-    """What the search leaves as the user has it."""
+    """The choices that the user has made, which the search does not vary."""
     said = {
         "world": args["gpus"] is not None,
         "stages": any(args[f"{name}_stage"] is not None for name in NAMES),

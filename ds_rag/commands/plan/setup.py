@@ -1,4 +1,4 @@
-"""How a planned run is trained: what ds_rag's flags and DeepSpeed's JSON files say of it."""
+"""How a planned run is trained: the values that flags and DeepSpeed's JSON files would have."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ds_rag.commands.plan.shapes import ModelShape
 from ds_rag.commands.plan.workload import Workload
 
 NAMES = ("retriever", "generator")
-STAGES = ("0", "1", "2", "3", "3+offload")  # of an engine; offload: optimizer and parameters lie on the host
+STAGES = ("0", "1", "2", "3", "3+offload")  # of one engine; offload: optimizer and parameters are on the host
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One way to train. Stages are by engine: (retriever's, generator's)."""
+    """One way to train. stages: ZeRO stages of (the retriever, the generator)."""
 
     retriever: ModelShape
     generator: ModelShape
@@ -23,13 +23,13 @@ class Setup:
     stages: tuple[str, str] = ("2", "2")
     precision: str = "bf16"
     checkpointing: bool = False
-    micro_cells: int = 0  # cells of a chunk of the exact two-pass way; 0: one pass
-    retriever_chunk: int = 0  # texts; 0: all of a micro-batch
-    lora: tuple[str, ...] = ()  # the engines that train thin matrices only
+    micro_cells: int = 0  # cells per chunk with `--generator_backward exact`; 0: one pass
+    retriever_chunk: int = 0  # texts per chunk; 0: all of a micro-batch
+    lora: tuple[str, ...] = ()  # the models of which only LoRA matrices are trained
     lora_rank: int = 16
-    frozen: str = ""  # the engine that does not learn
-    encoders: int = 1  # of the retriever
-    device: str = "cuda"  # "cpu": what is allocated counts once it is written to
+    frozen: str = ""  # the model that is not trained
+    encoders: int = 1  # 1 or 2, of the retriever
+    device: str = "cuda"  # on "cpu" allocated memory counts only once it is written
 
     def shape(self, name: str) -> ModelShape:
         return self.retriever if name == "retriever" else self.generator
@@ -38,16 +38,16 @@ class Setup:
         return self.stages[NAMES.index(name)]
 
     def parameters(self, name: str) -> tuple[int, int]:
-        """(trained, not trained) elements of a model, on all ranks together."""
+        """(trained, frozen) parameters of a model, over all ranks."""
         shape = self.shape(name)
         copies = self.encoders if name == "retriever" else 1
-        whole = copies * shape.parameters
+        count = copies * shape.parameters
         if name == self.frozen:
-            return 0, whole
+            return 0, count
         if name in self.lora:
-            return copies * shape.lora_parameters(self.lora_rank), whole
-        still = copies * shape.pooler_parameters
-        return whole - still, still
+            return copies * shape.lora_parameters(self.lora_rank), count
+        unused = copies * shape.pooler_parameters
+        return count - unused, unused
 
     def activations(self, name: str) -> Activations:
         lora = self.lora_rank if name in self.lora else 0
@@ -55,7 +55,7 @@ class Setup:
 
     @property
     def chunks(self) -> int:
-        """Forward and backward passes of the generator in a micro-batch."""
+        """Number of chunks of the generator in a micro-batch, each with a forward and a backward."""
         cells = self.work.cells(self.world)
         return -(-cells // self.micro_cells) if self.micro_cells else 1
 
@@ -65,5 +65,5 @@ class Setup:
         return int(-(-texts // self.retriever_chunk)) if self.retriever_chunk else 1
 
     def backwards(self, name: str) -> int:
-        """Of an engine in an optimizer step."""
+        """Number of backward passes of an engine in an optimizer step."""
         return self.work.accumulation * (self.chunks if name == "generator" else self.retriever_chunks)

@@ -1,4 +1,4 @@
-"""A model's shape from its configuration, and its parameters by arithmetic.
+"""Reads the shape of a model from its configuration, and counts its parameters.
 
 Symbols: d hidden size, f width of the MLP, V vocabulary, L layers.
 """
@@ -19,7 +19,7 @@ from ds_rag.runtime.errors import UserError, choose, nearest
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What counting needs to know of a model. head: does it predict tokens (a generator)?"""
+    """The sizes of a model that a plan needs. head: does it predict tokens (as a generator does)?"""
 
     name: str
     family: Family
@@ -30,7 +30,7 @@ class ModelShape:
     head_dim: int
     mlp: int
     vocabulary: int
-    positions: int  # that one sequence may have
+    positions: int  # maximum tokens of a sequence
     types: int
     tied: bool
     qkv_bias: bool
@@ -40,12 +40,12 @@ class ModelShape:
 
     @property
     def queries(self) -> int:
-        """Width of a token's queries, over all heads."""
+        """Width of the query vectors of a token, over all heads."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Width of a token's keys, and of its values."""
+        """Width of the key vectors of a token, over all heads; the values have the same."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -54,7 +54,7 @@ class ModelShape:
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of a layer's linear maps, those of q, k, v and of a gated MLP apart."""
+        """(inputs, outputs) of each linear map of a layer; q, k, v and the parts of a gated MLP count separately."""
         d, f = self.hidden, self.mlp
         maps = {"q": (d, self.queries), "k": (d, self.keys), "v": (d, self.keys), "o": (self.queries, d)}
         maps |= {"up": (d, f), "down": (f, d)}
@@ -62,7 +62,7 @@ class ModelShape:
 
     @property
     def layer_matmul(self) -> int:
-        """Weights of a layer that multiply every token."""
+        """Number of weights in the linear maps of a layer."""
         return sum(a * b for a, b in self.matrices.values())
 
     @property
@@ -74,19 +74,19 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Rows of tokens, and of learned positions and types."""
+        """Parameters of the embeddings of tokens, and of learned positions and types."""
         extra = self.family.learned_positions
         rows = self.vocabulary + self.types + (0 if extra is None else self.positions + extra)
         return rows * self.hidden + self.family.relative_buckets * self.heads
 
     @property
     def head_parameters(self) -> int:
-        """Of an output matrix of its own."""
+        """Parameters of an output matrix that is not tied to the embeddings."""
         return self.vocabulary * self.hidden if self.head and not self.tied else 0
 
     @property
     def pooler_parameters(self) -> int:
-        """There, but never trained (models/retriever.py)."""
+        """Parameters of the pooler, which exists but is never trained (models/retriever.py)."""
         return self.hidden * (self.hidden + 1) if self.family.pooler and not self.head else 0
 
     @property
@@ -103,26 +103,26 @@ class ModelShape:
 
     @property
     def largest_parameter(self) -> int:
-        """Elements of the largest tensor, which is the embedding or a matrix of the MLP."""
+        """Elements of the largest tensor: the token embedding or a matrix of the MLP."""
         return max(self.vocabulary * self.hidden, self.hidden * self.mlp)
 
     def lora_parameters(self, rank: int) -> int:
-        """Of two thin matrices beside every linear map of every layer."""
+        """Parameters of LoRA: two matrices beside every linear map of every layer."""
         return self.layers * rank * sum(a + b for a, b in self.matrices.values())
 
 
 def read_shape(source: str, flag: str, head: bool) -> ModelShape:
-    """The shape of a preset, of a folder with config.json, or of `config:FILE`. head: as a generator.
+    """The shape of a preset, of a folder with config.json, or of `config:FILE`. head: read it as a generator.
 
-    Raises UserError for what is none of these, and for a configuration that cannot be counted.
+    Raises UserError if `source` is none of these, and for a configuration without the necessary sizes.
     """
     if source.startswith("config:"):
-        return shape_of(read_json(find_file(source.removeprefix("config:"), flag), flag), source, flag, head)
+        return shape_from(read_model_json(find_file(source.removeprefix("config:"), flag), flag), source, flag, head)
     file = Path(source).expanduser() / "config.json"
     if file.is_file():
-        return shape_of(read_json(file, flag), source, flag, head)
+        return shape_from(read_model_json(file, flag), source, flag, head)
     if source in MODELS:
-        return shape_of(MODELS[source], source, flag, head)
+        return shape_from(MODELS[source], source, flag, head)
     close = nearest(source, MODELS)
     raise UserError(
         f"{flag}: no such model",
@@ -132,15 +132,15 @@ def read_shape(source: str, flag: str, head: bool) -> ModelShape:
     )
 
 
-def read_json(file: Path, flag: str) -> Any:
+def read_model_json(file: Path, flag: str) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{flag}: not a model configuration", found=f"{file}: {error}", expected="JSON") from None
 
 
-def shape_of(config: Any, name: str, flag: str, head: bool) -> ModelShape:
-    """From the keys of a config.json; what a multimodal one has under `text_config` counts alone."""
+def shape_from(config: Any, name: str, flag: str, head: bool) -> ModelShape:
+    """The shape from the keys of a config.json. Of a multimodal model only `text_config` counts."""
     if not isinstance(config, Mapping) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{flag} {name}: not a model configuration", expected="a JSON object with model_type")
     if isinstance(config.get("text_config"), Mapping):
@@ -155,8 +155,8 @@ def shape_of(config: Any, name: str, flag: str, head: bool) -> ModelShape:
         found = values.get(names[key], default)
         if isinstance(found, bool) or not isinstance(found, int) or found < 1:
             raise UserError(
-                f"{flag} {name}: cannot be counted",
-                found=f"{names[key]}: {values.get(names[key], 'not there')}",
+                f"{flag} {name}: a size is missing or wrong",
+                found=f"{names[key]}: {values.get(names[key], 'missing')}",
                 expected="a whole number, 1 or more",
             )
         return found

@@ -1,6 +1,6 @@
-"""What one rank holds of an engine besides activations, as DeepSpeed 0.19.8 allocates it.
+"""The memory of an engine on one rank without activations, as DeepSpeed 0.19.8 allocates it.
 
-P trained elements, W ranks, b bytes of an element of the model. Per rank, in bytes (files of deepspeed/runtime):
+P trained elements, W ranks, b bytes per element of the model. Bytes per rank (files of deepspeed/runtime):
 
     stage, precision      weights  masters  Adam's  gradients          where
     0  fp32               4P       -        8P      4P                 the plain optimizer
@@ -12,8 +12,8 @@ P trained elements, W ranks, b bytes of an element of the model. Per rank, in by
     3  fp32               4P/W     -        8P/W    4P/W               zero/stage3.py
     3  bf16, fp16         2P/W     4P/W     8P/W    4P/W               zero/stage3.py
 
-Stages 1 and 2 clone the rank's share as masters in fp32 too. Gradients of stages 1 to 3 accumulate in fp32
-(`grad_accum_dtype`, deepspeed_config/resolve.py). Weights that are not trained are whole on every rank, but at stage 3.
+Stages 1 and 2 copy the rank's shard as master weights even in fp32. At stages 1 to 3 gradients accumulate in fp32
+(`grad_accum_dtype`, deepspeed_config/resolve.py). Frozen weights are sharded only at stage 3.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from dataclasses import dataclass, replace
 from ds_rag.commands.plan.activations import BYTES
 from ds_rag.commands.plan.setup import Setup
 
-MIN_BUCKET = 1 << 20  # elements, as deepspeed_config/resolve.py
+MIN_BUCKET = 1 << 20  # elements, as in deepspeed_config/resolve.py
 ALL_REDUCE_BUCKET = 500_000_000  # elements of stage 0's buckets (deepspeed_engine.py)
 MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters and stage3_max_reuse_distance, elements
-SUB_GROUP = 1_000_000_000  # elements that stage 3 steps at once
+SUB_GROUP = 1_000_000_000  # elements that stage 3 updates at once
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """Bytes of one engine on one rank. On the GPU, but `host`."""
+    """Bytes of one engine on one rank: of the GPU, except for `host`."""
 
     weights: float = 0.0
     masters: float = 0.0
-    moments: float = 0.0  # Adam's two
+    moments: float = 0.0  # both of Adam's
     gradients: float = 0.0  # from the backward to the step
-    always: bool = False  # the gradients' buffers are there in the forward too
-    early: float = 0.0  # of `gradients`, what the first reduced bucket allocates
-    second: float = 0.0  # another copy while several backwards accumulate
-    buckets: float = 0.0  # in the backward
-    largest: float = 0.0  # one gradient as autograd makes it: of the embedding, or the head
+    always: bool = False  # gradient buffers exist in the forward too
+    early: float = 0.0  # the part of `gradients` that is allocated with the first reduced bucket
+    second: float = 0.0  # a second copy while several backwards accumulate
+    buckets: float = 0.0  # of the reduction, in the backward
+    largest: float = 0.0  # the largest gradient as autograd makes it: of the embedding, or the head
     reduce_work: float = 0.0  # at the end of the backward
-    norm_work: float = 0.0  # gradient norms are taken in float64, a tensor at a time
+    norm_work: float = 0.0  # gradient norms are computed in float64, one tensor at a time
     step_work: float = 0.0
     live: float = 0.0  # weights that stage 3 has gathered
     host: float = 0.0
@@ -54,87 +54,87 @@ class EngineState:
 
 
 def engine_state(setup: Setup, name: str) -> EngineState:
-    """Of one of the two engines; a model that does not learn is plain weights."""
-    trained, still = setup.parameters(name)
+    """The memory of one of the two engines. A frozen model has only weights."""
+    trained, frozen = setup.parameters(name)
     b = BYTES[setup.precision]
     if not trained:
-        return EngineState(weights=b * still)
+        return EngineState(weights=b * frozen)
     shape, several = setup.shape(name), setup.backwards(name) > 1
     largest = min(trained, shape.largest_parameter)
     bucket = max(shape.hidden**2, MIN_BUCKET)
     wide = 0.0 if setup.stage(name) == "0" else 8.0 * largest
-    whole = EngineState(weights=b * (trained + still), largest=b * largest, norm_work=wide)
+    full = EngineState(weights=b * (trained + frozen), largest=b * largest, norm_work=wide)
     if setup.stage(name) == "0":
-        return stage_0(whole, trained, b)
+        return stage_0(full, trained, b)
     if setup.stage(name) == "1":
-        return stage_1(whole, trained, setup, bucket)
+        return stage_1(full, trained, setup, bucket)
     if setup.stage(name) == "2":
-        return stage_2(whole, trained, setup, bucket, several)
-    state = stage_3(whole, trained, still, setup, bucket, shape.hidden)
+        return stage_2(full, trained, setup, bucket, several)
+    state = stage_3(full, trained, frozen, setup, bucket, shape.hidden)
     return offloaded(state, setup) if setup.stage(name) == "3+offload" else state
 
 
-def stage_0(whole: EngineState, trained: int, b: int) -> EngineState:
+def stage_0(full: EngineState, trained: int, b: int) -> EngineState:
     half = b < 4
     return replace(
-        whole,
+        full,
         masters=4.0 * trained if half else 0.0,
         moments=8.0 * trained,
         gradients=b * trained,
-        reduce_work=b * min(trained, ALL_REDUCE_BUCKET),  # buckets are joined to one tensor
+        reduce_work=b * min(trained, ALL_REDUCE_BUCKET),  # a bucket is copied into one tensor
         step_work=4.0 * trained if half else 0.0,
     )
 
 
-def stage_1(whole: EngineState, trained: int, setup: Setup, bucket: int) -> EngineState:
-    b, share = BYTES[setup.precision], trained / setup.world
-    state = replace(whole, masters=4 * share, moments=8 * share)
-    if setup.precision == "bf16":  # both kinds of gradients are kept from step to step
+def stage_1(full: EngineState, trained: int, setup: Setup, bucket: int) -> EngineState:
+    b, shard = BYTES[setup.precision], trained / setup.world
+    state = replace(full, masters=4 * shard, moments=8 * shard)
+    if setup.precision == "bf16":  # bf16 and fp32 gradients exist at all times
         return replace(state, gradients=6.0 * trained, always=True, reduce_work=2.0 * trained)
     return replace(
         state,
         gradients=4.0 * trained,
         buckets=4.0 * bucket,
-        reduce_work=(4 * share if setup.device == "cuda" else 0.0) + (whole.largest if setup.world > 1 else 0.0),
-        step_work=4 * share if b == 4 else 0.0,
+        reduce_work=(4 * shard if setup.device == "cuda" else 0.0) + (full.largest if setup.world > 1 else 0.0),
+        step_work=4 * shard if b == 4 else 0.0,
     )
 
 
-def stage_2(whole: EngineState, trained: int, setup: Setup, bucket: int, several: bool) -> EngineState:
-    b, share = BYTES[setup.precision], trained / setup.world
+def stage_2(full: EngineState, trained: int, setup: Setup, bucket: int, several: bool) -> EngineState:
+    b, shard = BYTES[setup.precision], trained / setup.world
     return replace(
-        whole,
-        masters=4 * share,
-        moments=8 * share,
-        gradients=4 * share,
-        early=4 * share if setup.device == "cuda" or b < 4 else 0.0,  # zeroed in half types, else only allocated
-        second=4 * share if several and b == 4 else 0.0,  # in the half types they accumulate in place
+        full,
+        masters=4 * shard,
+        moments=8 * shard,
+        gradients=4 * shard,
+        early=4 * shard if setup.device == "cuda" or b < 4 else 0.0,  # written in half precision, else only allocated
+        second=4 * shard if several and b == 4 else 0.0,  # in half precision they accumulate in place
         buckets=float(b * bucket),
-        reduce_work=(whole.largest if setup.world > 1 else 0.0) + (2 * whole.largest if b < 4 else 0.0),
-        step_work=4 * share if b == 4 else 0.0,  # joined to one flat tensor
+        reduce_work=(full.largest if setup.world > 1 else 0.0) + (2 * full.largest if b < 4 else 0.0),
+        step_work=4 * shard if b == 4 else 0.0,  # copied into one flat tensor
     )
 
 
-def stage_3(whole: EngineState, trained: int, still: int, setup: Setup, bucket: int, hidden: int) -> EngineState:
-    b, share = BYTES[setup.precision], trained / setup.world
-    gathered = 0.0 if setup.world == 1 else b * min(trained + still, MAX_LIVE)  # on one rank nothing is sharded
+def stage_3(full: EngineState, trained: int, frozen: int, setup: Setup, bucket: int, hidden: int) -> EngineState:
+    b, shard = BYTES[setup.precision], trained / setup.world
+    gathered = 0.0 if setup.world == 1 else b * min(trained + frozen, MAX_LIVE)  # on one rank nothing is sharded
     return replace(
-        whole,
-        weights=whole.weights / setup.world,
-        masters=4 * share if b < 4 else 0.0,
-        moments=8 * share,
-        gradients=4 * share,
+        full,
+        weights=full.weights / setup.world,
+        masters=4 * shard if b < 4 else 0.0,
+        moments=8 * shard,
+        gradients=4 * shard,
         always=True,
         buckets=float(b * bucket),
-        reduce_work=whole.largest,
-        step_work=4 * min(share, SUB_GROUP),
+        reduce_work=full.largest,
+        step_work=4 * min(shard, SUB_GROUP),
         live=gathered + b * 0.9 * hidden**2,  # stage3_prefetch_bucket_size
     )
 
 
 def offloaded(state: EngineState, setup: Setup) -> EngineState:
-    """Optimizer and weights on the host; on the GPU what is gathered, and gradients on their way."""
+    """Moves optimizer and weights to the host. The GPU keeps gathered weights, and gradients until they are sent."""
     host = state.weights + state.masters + state.moments + 2 * state.gradients
-    if setup.precision == "fp32":  # masters beside the weights, which stage 3 else shares
+    if setup.precision == "fp32":  # here masters are separate, while stage 3 in fp32 else uses the weights
         host += state.gradients
     return replace(state, weights=0.0, masters=0.0, moments=0.0, gradients=0.0, always=False, step_work=0.0, host=host)

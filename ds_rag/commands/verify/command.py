@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs the command. Returns 0 if everything is sound, else 1."""
     check_json(args.json, ("sound", "parts"))
     path, console = Path(args.path), Console()
-    findings = look(path)
+    findings = findings_of(path)
     rows = [
         [str(f.part.relative_to(path)) if f.part != path else ".", f.kind, "damaged" if f.wrong else "sound", f.note]
         for f in findings
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def look(path: Path) -> list[Finding]:
+def findings_of(path: Path) -> list[Finding]:
     """Verifies every part of a run, or a single checkpoint or index. Raises UserError if there is nothing to verify."""
     for folder in (path, path / "index"):
         atomic_folders.put_back(folder)
@@ -91,9 +91,9 @@ def of_run(run: Path) -> list[Finding]:
     if found or (run / export.PENDING).is_dir():
         return found  # an export is unfinished, so the files need not belong together
     if (run / atomic_folders.MANIFEST).is_file():
-        found.append(of_sealed(run, export.damages))
+        found.append(of_sealed(run, export.damages_of_export))
     elif export.exported(run):
-        wrong = [str(damage) for damage in export.damages(run)] or of_models(run)
+        wrong = [str(damage) for damage in export.damages_of_export(run)] or of_models(run)
         found.append(
             Finding(run, "run", wrong, "" if wrong else "made before runs had a manifest: there are no hashes to check")
         )

@@ -1,6 +1,6 @@
-"""The keys that DeepSpeed reads, and the reading of a JSON whose unknown keys are errors.
+"""The keys that DeepSpeed reads, and a reader of its JSON that treats unknown keys as errors.
 
-DeepSpeed itself lets unknown keys at the top level (and in a few sections) pass in silence.
+DeepSpeed itself silently ignores unknown keys at the top level and in a few sections.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_rag.config.bounds import MANY, real, show
+from ds_rag.config.bounds import MANY, number_text, real
 from ds_rag.runtime.errors import UserError, nearest
 
 AUTO = "auto"
 MOST_BYTES = 1 << 20
 
-# Every key that DeepSpeed 0.19.8 reads; a test compares these with its source, so an upgrade shows drift.
+# Every key that DeepSpeed 0.19.8 reads. A test compares this table with DeepSpeed's source, so it fails if an upgrade
+# changes the keys.
 KEYS: dict[str, frozenset[str]] = {
     section: frozenset(keys.split())
     for section, keys in {
@@ -64,19 +65,19 @@ KEYS: dict[str, frozenset[str]] = {
         "aio": "block_size queue_depth intra_op_parallelism single_submit overlap_events use_gds",
     }.items()
 }
-# These are JSON objects, or absent.
+# The value of these keys must be a JSON object.
 OBJECTS = frozenset(KEYS) - {""} | {"optimizer.params", "scheduler.params"}
 REMOVED = """amp compression_training curriculum_learning eigenvalue elasticity graph_harvesting nebula
     progressive_layer_drop quantize_training sparse_attention sparse_gradients"""
 RETIRED = {key: "DeepSpeed has removed it" for key in REMOVED.split()} | {"bfloat16": 'its name is now "bf16"'}
-# Another value would change what one of our steps is.
+# With any other value a step would compute something else.
 FIXED: dict[str, object] = {
     "managed_gradient_accumulation": True,
     "gradient_allreduce_op": "mean",
-    "zero_optimization.compute_grad_norm": True,  # the joint clip and skip read it
-    "torch_autocast.enabled": False,  # brings a loss scaler of its own
+    "zero_optimization.compute_grad_norm": True,  # joint clipping and skipping need it
+    "torch_autocast.enabled": False,  # it has a second loss scaler
 }
-# Here "auto" is a value of DeepSpeed's own.
+# For these keys "auto" is a value that DeepSpeed itself understands.
 ZENFLOW = "zero_optimization.zenflow."
 OWN_AUTO = frozenset(
     {"data_types.keep_in_fp32_modules", "pipeline.stages", ZENFLOW + "select_strategy"}
@@ -84,8 +85,8 @@ OWN_AUTO = frozenset(
 )
 
 
-# What no machine has (5e8 is a whole number in these files): such a bucket is taken whole, and 2 to such a power has
-# gigabytes of digits.
+# Upper limits beyond any machine: DeepSpeed would allocate a bucket of any size, and compute 2 to any power. They
+# are `real` because these files may write whole numbers as 5e8.
 BUCKET = real(0, 10**10)
 BOUNDED = {
     "zero_optimization.reduce_bucket_size": real(1, 10**10),
@@ -125,12 +126,12 @@ def load(path: str | Path, flag: str = "--deepspeed") -> dict[str, Any]:
         raise UserError(f"{flag} {path}: not valid JSON", found=error, expected="a JSON object") from error
     if not isinstance(raw, dict):
         raise UserError(f"{flag} {path}: not an object", found=type(raw).__name__, expected='{"key": value, ...}')
-    check(raw, flag)
+    check_config(raw, flag)
     return raw
 
 
-def check(raw: dict[str, Any], flag: str = "--deepspeed") -> None:
-    """Raise one UserError that lists every unknown, removed or misshapen key of a DeepSpeed configuration."""
+def check_config(raw: dict[str, Any], flag: str = "--deepspeed") -> None:
+    """Raises one UserError that lists every unknown or removed key and every wrong value of a configuration."""
     wrong = [
         f"{path}: found {type(get(raw, path)).__name__}, expected an object"
         for path in sorted(OBJECTS)
@@ -156,39 +157,39 @@ def check(raw: dict[str, Any], flag: str = "--deepspeed") -> None:
         wrong.append('zero_optimization.stage: "auto" would silently mean no ZeRO, write 0, 1, 2 or 3')
     elif stage is not None and (type(stage) is not int or stage not in range(4)):
         wrong.append(f"zero_optimization.stage: found {json.dumps(stage)}, expected 0, 1, 2 or 3")
-    for path, number in numbers(raw):
+    for path, number in numbers_in(raw):
         bounds = BOUNDED.get(path, ANY)
         if not bounds.holds(number):
-            wrong.append(f"{path}: found {show(number)}, expected {bounds}")
+            wrong.append(f"{path}: found {number_text(number)}, expected {bounds}")
     if wrong:
-        raise UserError(f"{flag}: the DeepSpeed configuration has mistakes", found=listed(wrong))
+        raise UserError(f"{flag}: the DeepSpeed configuration has mistakes", found=one_below_another(wrong))
 
 
-def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted path, number) of every number of a configuration."""
+def numbers_in(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Yields (dotted path, number) for every number in a configuration."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from numbers(inner, f"{path}.{key}" if path else key)
+            yield from numbers_in(inner, f"{path}.{key}" if path else key)
     elif isinstance(value, list):
         for inner in value:
-            yield from numbers(inner, path)
+            yield from numbers_in(inner, path)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield path, value
 
 
 def no_constant(name: str) -> float:
-    raise ValueError(f"{name}, which is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def get(config: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path, or None."""
+    """The value at a dotted path, or None if it is absent."""
     for key in path.split("."):
         config = config.get(key) if isinstance(config, dict) else None  # type: ignore[assignment]
     return config
 
 
 def put(config: dict[str, Any], path: str, value: object) -> None:
-    """Set the value at a dotted path; sections that are missing are made."""
+    """Sets the value at a dotted path; creates missing sections."""
     *parents, last = path.split(".")
     for key in parents:
         if not isinstance(config.get(key), dict):
@@ -197,6 +198,6 @@ def put(config: dict[str, Any], path: str, value: object) -> None:
     config[last] = value
 
 
-def listed(lines: list[str]) -> str:
-    """The lines below each other, for a UserError."""
+def one_below_another(lines: list[str]) -> str:
+    """The lines as a list, for a UserError."""
     return "".join(f"\n    - {line}" for line in lines)

@@ -1,5 +1,8 @@
-"""The optimizer and the schedule that a DeepSpeed file names: torch's own for Adam and AdamW, so that nothing is
-compiled; any other only where what it needs is there. Said before a model is opened."""
+"""Checks the optimizer and the scheduler of a DeepSpeed JSON before a model is opened, and completes their settings.
+
+Adam and AdamW use torch's implementation, so that nothing has to be compiled. Other optimizers are accepted only if the
+packages or compiled operators that they need are available.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ds_rag.config.deepspeed_config.keys import AUTO, get, listed
+from ds_rag.config.deepspeed_config.keys import AUTO, get, one_below_another
 from ds_rag.runtime.errors import UserError, nearest
 
 ADAM = ("adam", "adamw")
-OF_ADAM = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}  # DeepSpeed's own, beside torch's
-# Type -> the operators of DeepSpeed's that it is made of: where the weights are, and with the optimizer on the host.
+OF_ADAM = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}  # parameters that DeepSpeed adds to torch's
+# Type -> the DeepSpeed operators that it needs: (without offload, with the optimizer offloaded to the host).
 OPERATORS = {
     "adam": ("fused_adam", "cpu_adam"),
     "adamw": ("fused_adam", "cpu_adam"),
@@ -26,14 +29,14 @@ OPERATORS = {
     "lion": ("fused_lion", "cpu_lion"),
 }
 OF_MUP = ("muadam", "muadamw", "musgd")
-NO_STEP = ("LBFGS", "SparseAdam", "Optimizer")  # of torch.optim: what one of our steps cannot call
+NO_STEP = ("LBFGS", "SparseAdam", "Optimizer")  # classes of torch.optim that a step cannot use
 WARMUPS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
-TO_AN_END = WARMUPS[1:]  # they want to know how many steps there are
-WITH_PEAK = WARMUPS[:2]  # they have a learning rate of their own, 0.001 where nothing is said
+TO_AN_END = WARMUPS[1:]  # they need the total number of steps
+WITH_PEAK = WARMUPS[:2]  # they set the peak learning rate, by default 0.001
 
 
 def check_optimizer(raw: dict[str, Any], flag: str) -> None:
-    """Raises UserError where the file's optimizer is none, or is made of an operator that is not built."""
+    """Raises UserError for an unknown optimizer, and for one whose operator or package is not available."""
     section = raw.get("optimizer")
     if section is None:
         return
@@ -63,7 +66,7 @@ def torch_optimizer(name: str, flag: str) -> Any:
             f"{flag}: unknown optimizer",
             found=name,
             expected=f"{' | '.join(sorted(known))}, or DeepSpeed's {' | '.join(sorted(OPERATORS))}",
-            fix=f"did you mean {close}?" if close else "leave the section out: AdamW by the flags",
+            fix=f"did you mean {close}?" if close else "leave the section out to use AdamW with the flags",
         )
     return found
 
@@ -74,7 +77,7 @@ def check_parameters(name: str, given: dict[str, Any], optimizer: Any, flag: str
         known |= OF_ADAM
     if wrong := [key for key in given if key not in known]:
         raise UserError(
-            f"{flag}: torch's {optimizer.__name__} knows no such optimizer.params",
+            f"{flag}: torch's {optimizer.__name__} has no such optimizer.params",
             found=", ".join(wrong),
             expected=" | ".join(sorted(known)),
             fix="leave them out" + (' (clipping is "gradient_clipping")' if "max_grad_norm" in wrong else ""),
@@ -82,22 +85,22 @@ def check_parameters(name: str, given: dict[str, Any], optimizer: Any, flag: str
 
 
 def check_built(operator: str, name: str, flag: str) -> None:
-    """Raises UserError where DeepSpeed would compile it now: for minutes, in silence, with a compiler and, for a GPU,
-    nvcc."""
+    """Raises UserError for an operator that DeepSpeed would compile at the start. That takes minutes without output and
+    needs a compiler, for a GPU also nvcc."""
     if not operator or is_built(operator):
         return
     raise UserError(
-        f"{flag}: optimizer {name} is made of an operator that is not built here",
-        found=f"DeepSpeed's {operator}: it would be compiled when the run begins",
-        expected="a built one, or an optimizer of torch's: AdamW, Adam, SGD, ...",
+        f"{flag}: optimizer {name} needs an operator that is not compiled here",
+        found=f"DeepSpeed's {operator}: it would be compiled when the run starts",
+        expected="a compiled operator, or an optimizer of torch: AdamW, Adam, SGD, ...",
         fix=f"DS_BUILD_{operator.upper()}=1 pip install --force-reinstall --no-cache-dir --no-deps "
-        f"--no-build-isolation deepspeed=={version('deepspeed')} builds it; "
-        "or leave the section out: AdamW by the flags",
+        f"--no-build-isolation deepspeed=={version('deepspeed')} compiles it; "
+        "or leave the section out to use AdamW with the flags",
     )
 
 
 def is_built(operator: str) -> bool:
-    """With DeepSpeed, or by an earlier use of it on this machine."""
+    """Was the operator compiled when DeepSpeed was installed, or by an earlier run on this machine?"""
     from deepspeed.accelerator import get_accelerator
     from deepspeed.git_version_info import accelerator_name, installed_ops
 
@@ -107,7 +110,7 @@ def is_built(operator: str) -> bool:
 
 
 def extensions_root() -> str:
-    """Where torch puts what it compiles, for this Python and this torch."""
+    """The folder of torch's compiled extensions for this version of Python and torch."""
     import torch
     import torch.utils.cpp_extension as extensions
 
@@ -120,15 +123,15 @@ def extensions_root() -> str:
 
 
 def complete(config: dict[str, Any], learning_rate: float, adam: dict[str, Any], warmup: int, total: int) -> None:
-    """Fills in what the file's optimizer and schedule do not say, where DeepSpeed's own default would quietly stand for
-    a flag. adam: AdamW's settings by the flags."""
+    """Adds parameters that the file's optimizer and scheduler leave out, because DeepSpeed's defaults would silently
+    replace the values of the flags. adam: AdamW's settings from the flags."""
     if isinstance(config.get("optimizer"), dict):
         name, given = config["optimizer"]["type"].lower(), config["optimizer"].setdefault("params", {})
         given.setdefault("lr", learning_rate)
         if name in ADAM:
             config["optimizer"]["params"] = given = {"torch_adam": True, **adam, **given}
             if given["torch_adam"] and "foreach" not in given:
-                given.setdefault("fused", True)  # on CPU a tenth of the default's time
+                given.setdefault("fused", True)  # on a CPU it takes a tenth of the default's time
     if isinstance(config.get("scheduler"), dict) and config["scheduler"]["type"] in WARMUPS:
         name, given = config["scheduler"]["type"], config["scheduler"].setdefault("params", {})
         given.setdefault("warmup_num_steps", max(1, warmup))
@@ -139,7 +142,7 @@ def complete(config: dict[str, Any], learning_rate: float, adam: dict[str, Any],
 
 
 def check_schedule(raw: dict[str, Any], explicit: frozenset[str], flag: str) -> None:
-    """Raises UserError where flags and the file's own scheduler both say how the learning rate goes."""
+    """Raises UserError if flags and the file's scheduler both determine the learning-rate schedule."""
     section = raw.get("scheduler")
     if section is None:
         return
@@ -147,15 +150,15 @@ def check_schedule(raw: dict[str, Any], explicit: frozenset[str], flag: str) -> 
     idle = {"lr_scheduler_type"} if name in WARMUPS else {"lr_scheduler_type", "warmup_steps"}
     if clash := sorted(idle & explicit):
         raise UserError(
-            f"{flag}: the file has a scheduler of its own",
-            found=listed([f"{name} in the file", *(f"--{flag_}" for flag_ in clash)]),
+            f"{flag}: the file has its own scheduler",
+            found=one_below_another([f"{name} in the file", *(f"--{flag_}" for flag_ in clash)]),
             expected="one of them",
             fix='leave the flag out, or "scheduler" out of the file',
         )
 
 
 def check_with_deepspeed(raw: dict[str, Any], flag: str) -> None:
-    """Raises UserError for values that DeepSpeed refuses: when it is given the file the models are open already."""
+    """Raises UserError for values that DeepSpeed refuses, which it would do itself only once the models are open."""
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
@@ -168,4 +171,4 @@ def check_with_deepspeed(raw: dict[str, Any], flag: str) -> None:
         except ValidationError as error:
             wrong += [f"{section}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if wrong:
-        raise UserError(f"{flag}: DeepSpeed refuses these values", found=listed(wrong))
+        raise UserError(f"{flag}: DeepSpeed refuses these values", found=one_below_another(wrong))

@@ -1,4 +1,4 @@
-"""Let the run adopt a JSON's literal values, and resolve every "auto" for `deepspeed.initialize`."""
+"""Adopts the literal values of a DeepSpeed JSON for the run, and replaces every "auto" for `deepspeed.initialize`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 from ds_rag.config import OptimConfig
 from ds_rag.config.bounds import MANY, Bounds, integer
-from ds_rag.config.deepspeed_config.keys import AUTO, OWN_AUTO, check, get, listed, put
+from ds_rag.config.deepspeed_config.keys import AUTO, OWN_AUTO, check_config, get, one_below_another, put
 from ds_rag.config.deepspeed_config.optimizers import complete
 from ds_rag.runtime.errors import UserError
 
-ABSENT = (None, AUTO)  # "the JSON does not say"
-MIN_BUCKET = 1 << 20  # elements: hidden_size^2 of a tiny model would mean hundreds of collectives a step
-NEVER = 2**31 - 1  # steps_per_print: the console is ours
+ABSENT = (None, AUTO)  # the JSON leaves the value to the run
+MIN_BUCKET = 1 << 20  # elements: with hidden_size^2 a tiny model would need hundreds of collectives per step
+NEVER = 2**31 - 1  # steps_per_print: DeepSpeed prints nothing
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the run knows when a JSON is resolved. `explicit`: the flags the user gave, without dashes."""
+    """The values of the run with which a JSON is resolved. explicit: the flags that the user gave, without dashes."""
 
     per_device_batch: int
     accumulation: int
@@ -52,7 +52,7 @@ def _within(bounds: Bounds) -> Callable[[Any], Any]:
 
 
 def _of(flag: str) -> Callable[[Any], Any]:
-    """The bounds are the flag's own."""
+    """A reader that checks a value against the bounds of this flag."""
     return _within(next(f for f in fields(OptimConfig) if f.name == flag).metadata["bounds"])
 
 
@@ -66,7 +66,7 @@ def _betas(value: object) -> tuple[float, ...]:
 
 
 class Owned(NamedTuple):
-    """A value that the JSON and our flags both know."""
+    """A value that can be set both in the JSON and by flags of the run."""
 
     path: str
     field: str  # of Known
@@ -99,17 +99,17 @@ OWNED = (
     Owned("scheduler.params.warmup_max_lr", "learning_rate", ("learning_rate",), _of("learning_rate")),
     Owned("scheduler.params.warmup_num_steps", "warmup_steps", ("warmup_steps",), _count),
 )
-# Known only after the data is read, and it depends on the values above: never adopted, only checked.
+# Known only after the data has been read, and depends on the values above. So it is not adopted, only checked.
 LATE = (Owned("scheduler.params.total_num_steps", "total_steps", ("max_steps", "num_train_epochs"), _count),)
 PRECISION_FLAGS = ("precision", "bf16", "fp16")
 SHARED = frozenset(row.field for row in OWNED if row.shared) | {"precision"}
-Fixed = dict[str, tuple[Any, str]]  # field of Known -> (value, who says so)
+Fixed = dict[str, tuple[Any, str]]  # field of Known -> (value, where it was set: a flag or a key)
 
 
 def adopt(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> Known:
-    """`known` with the values that the JSON gives literally; an explicit flag must agree with the JSON.
+    """`known` with the literal values of the JSON, which must agree with the flags that the user gave.
 
-    Raises: one UserError that lists every contradiction (key, JSON's value, flag's value).
+    Raises: one UserError that lists every contradiction (key, value in the JSON, value of the flag).
     """
     return _with(known, _settle(raw, known, flag, _flags(known), OWNED))
 
@@ -120,10 +120,10 @@ def adopt_pair(
     known: Known,
     flags: tuple[str, str] = ("--deepspeed_retriever", "--deepspeed_generator"),
 ) -> tuple[Known, Known]:
-    """`adopt` for one JSON per engine: batch, accumulation, clipping and precision are common to both.
+    """`adopt` for one JSON per engine. Batch size, accumulation, clipping and precision are common to both engines, but
+    not the values of the optimizer and the scheduler.
 
-    What belongs to one engine's optimizer or schedule stays with that engine.
-    Raises: as `adopt`, also where the two files disagree about a common value.
+    Raises: as `adopt`, and also if the two files disagree about a common value.
     """
     ours = _flags(known)
     first = _settle(retriever, known, flags[0], ours, OWNED)
@@ -134,13 +134,13 @@ def adopt_pair(
 
 
 def resolve(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize` of one engine: literal values only; `raw` is left as it is.
+    """The dictionary for `deepspeed.initialize` of one engine, with literal values only; `raw` is not changed.
 
-    Accumulation and clipping are ours (they span two engines), so DeepSpeed gets 1 and 0.0. Sizes that follow
-    the hidden size are those of transformers' integration, reduce_bucket_size with a floor of `MIN_BUCKET`.
-    Raises: UserError for unknown keys, contradictions with `known`, and every "auto" that nothing resolves.
+    Accumulation and clipping span two engines and are not done by DeepSpeed, so it gets 1 and 0.0. Sizes that depend on
+    the hidden size are those of transformers' integration, but reduce_bucket_size is at least `MIN_BUCKET`.
+    Raises: UserError for unknown keys, contradictions with `known`, and every "auto" that has no value here.
     """
-    check(raw, flag)
+    check_config(raw, flag)
     said: Fixed = {row.field: (getattr(known, row.field), "the run") for row in OWNED + LATE}
     _settle(raw, known, flag, said | {"precision": (known.precision, "the run")} | _flags(known), OWNED + LATE)
     config = copy.deepcopy(raw)
@@ -152,28 +152,27 @@ def resolve(raw: dict[str, Any], known: Known, flag: str = "--deepspeed") -> dic
     config.pop("train_batch_size", None)
     config["train_micro_batch_size_per_gpu"] = known.per_device_batch
     config["gradient_accumulation_steps"] = 1
-    config["gradient_clipping"] = 0.0  # absent would mean 1.0
+    config["gradient_clipping"] = 0.0  # if absent, DeepSpeed uses 1.0
     for name in ("fp16", "bf16"):
         put(config, f"{name}.enabled", known.precision == name)
     _accumulate_in_fp32(config, known.precision, flag)
     config.setdefault("steps_per_print", NEVER)
     config.setdefault("wall_clock_breakdown", False)
-    config.setdefault("zero_force_ds_cpu_optimizer", False)  # offload with torch's AdamW
+    config.setdefault("zero_force_ds_cpu_optimizer", False)  # allows offload with torch's AdamW
     left = [path for path in _autos(config) if path not in OWN_AUTO]
     if left:
         sizes = known.hidden_size is None and any(path.startswith("zero_optimization.") for path in left)
         raise UserError(
-            f'{flag}: nothing resolves "auto" for these keys',
-            found=listed(left),
-            fix="write a value or leave the key out" + (" (the model names no hidden size)" if sizes else ""),
+            f'{flag}: "auto" has no value for these keys',
+            found=one_below_another(left),
+            fix="write a value or leave the key out" + (" (no hidden size is known)" if sizes else ""),
         )
     return config
 
 
 def while_loading(raw: dict[str, Any], known: Known) -> dict[str, Any] | None:
-    """What `zero.Init` must know while a model is loaded: of a stage-3 file what is not "auto"; None below stage 3.
-
-    Sizes that follow the model are not among it, for they only matter once there is an engine.
+    """The configuration of `zero.Init` for loading a model sharded: the literal values of a stage-3 JSON; None below
+    stage 3. Sizes that depend on the model are left out, because only the engine needs them.
     """
     zero = raw.get("zero_optimization") or {}
     if zero.get("stage") != 3:
@@ -187,6 +186,7 @@ def while_loading(raw: dict[str, Any], known: Known) -> dict[str, Any] | None:
 
 
 def _answers(known: Known) -> dict[str, object]:
+    """Dotted path -> the value that replaces "auto" there."""
     answers: dict[str, object] = {
         "optimizer.params.lr": known.learning_rate,
         "optimizer.params.betas": list(known.betas),
@@ -208,12 +208,12 @@ def _answers(known: Known) -> dict[str, object]:
 
 
 def _accumulate_in_fp32(config: dict[str, Any], precision: str, flag: str) -> None:
-    """grad_accum_dtype defaults to fp32 where DeepSpeed takes it: stage 0 wants the model's type."""
+    """Sets grad_accum_dtype to fp32 by default at stages 1 to 3; stage 0 requires the model's dtype."""
     path, stage = "data_types.grad_accum_dtype", get(config, "zero_optimization.stage") or 0
     literal = get(config, path)
     if stage == 0 and literal not in (*ABSENT, precision):
         raise UserError(
-            f"{flag}: {path} must be the model's type at ZeRO stage 0",
+            f"{flag}: {path} must be the model's dtype at ZeRO stage 0",
             found=literal,
             expected=precision,
             fix='leave the key out, or set "zero_optimization": {"stage": 1}',
@@ -225,14 +225,14 @@ def _accumulate_in_fp32(config: dict[str, Any], precision: str, flag: str) -> No
 
 
 def _flags(known: Known) -> Fixed:
-    """The values that the user fixed by flags."""
+    """The values that the user gave by flags."""
     rows = [(row.field, row.flags) for row in OWNED + LATE] + [("precision", PRECISION_FLAGS)]
     given = {field: [f"--{name}" for name in names if name in known.explicit] for field, names in rows}
     return {field: (getattr(known, field), ", ".join(names)) for field, names in given.items() if names}
 
 
 def _settle(raw: dict[str, Any], known: Known, flag: str, fixed: Fixed, rows: tuple[Owned, ...]) -> Fixed:
-    """`fixed` and the literal values of `raw`: the first to speak is right, a different value is an error."""
+    """`fixed` and the literal values of `raw`. Raises UserError for a value that differs from one set before."""
     fixed, wrong = dict(fixed), []
 
     def claim(field: str, value: Any, path: str) -> None:
@@ -267,7 +267,7 @@ def _settle(raw: dict[str, Any], known: Known, flag: str, fixed: Fixed, rows: tu
     if wrong:
         raise UserError(
             f"{flag}: the DeepSpeed configuration contradicts the run",
-            found=listed(wrong),
+            found=one_below_another(wrong),
             fix='write "auto" in the JSON, or leave the flag out',
         )
     return fixed

@@ -60,7 +60,7 @@ class TrackedRun:
         return {}
 
 
-def chosen(report_to: str) -> list[str]:
+def chosen_trackers(report_to: str) -> list[str]:
     """The names in `--report_to`, each once. Raises UserError for an unknown name."""
     names = list(dict.fromkeys(name.strip() for name in report_to.split(",")))
     if names == ["none"]:
@@ -72,7 +72,7 @@ def chosen(report_to: str) -> list[str]:
 
 def check_installed(report_to: str) -> None:
     """Raises UserError for an unknown tracker and for one whose library is not installed; imports nothing."""
-    for name in chosen(report_to):
+    for name in chosen_trackers(report_to):
         if find_spec(TRACKERS[name]) is None:
             raise absent(name)
 
@@ -115,7 +115,7 @@ def start_tracking(report_to: str, run: TrackedRun, say: Callable[[str], None]) 
     of a new run does not start. A resumed run prints a warning and continues without it, because it may have been
     resumed by a scheduler."""
     started: dict[str, Tracker] = {}
-    for name in chosen(report_to):
+    for name in chosen_trackers(report_to):
         try:
             started[name] = import_module(f"{__name__}.{name}").start(run)
         except ImportError as error:

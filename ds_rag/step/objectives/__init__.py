@@ -1,4 +1,4 @@
-"""The objectives, each in the file of its family; `ds_rag/config/objectives.py` is the table of their names."""
+"""The objectives, one file for each family; `ds_rag/config/objectives.py` is the table of their names."""
 
 from ds_rag.step.objectives.base import Differentiated, Micro, Objective, Term, make_objective
 

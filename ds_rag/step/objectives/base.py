@@ -1,9 +1,9 @@
-"""What every objective is: which cells the generator reads, which terms are minimised, and their gradients.
+"""The base class of all objectives: which cells the generator reads, which terms are minimised, and their gradients.
 
-All of it works on the small tensors (scores, token log-probabilities), detached from both models; what comes out
-is the gradient each engine's backward starts from.
-With `--pool world` every rank computes the whole pool's loss on the same small tensors, and sends the gradients of its
-own embeddings and cells on; the factor `world` below is right for both pools.
+An objective works on small tensors (scores and token log-probabilities), detached from both models. It returns the
+gradients with respect to them, from which the backward pass of each engine starts.
+With `--pool world` every rank computes the loss of the full pool on the same small tensors, and backpropagates the
+gradients of its own embeddings and cells only; the factor `world` below is right with both values of `--pool`.
 
 Shape legend: B queries, N passages of the pool, K candidates, C cells, A target tokens.
 """
@@ -31,11 +31,11 @@ Counts = dict[str, float]
 
 @dataclass
 class Micro:
-    """What an objective sees of one micro-batch.
+    """The input of an objective for one micro-batch.
 
     batch: the rows. scores_BN: the retriever's scores over the pool, divided by the temperature. candidates_BK: int64
-    columns of the pool. cells, logp_CA: what the generator has read, and the log-probability of each target token in
-    nats; None where the objective reads nothing.
+    columns of the pool. cells: what the generator has read; logp_CA: the log-probability of each target token in nats;
+    both None if the objective has no generator.
     """
 
     batch: Batch
@@ -46,8 +46,8 @@ class Micro:
 
 
 class Term(NamedTuple):
-    """A part of the loss: a 0-d sum over the micro-batch in nats, the unit that the sum is a mean over (a key of
-    `Objective.count`), and a weight."""
+    """One term of the loss: a 0-d sum over the micro-batch in nats, the unit by whose count in the full step the sum is
+    divided (a key of `Objective.count`), and a weight."""
 
     total: torch.Tensor
     unit: str
@@ -56,10 +56,10 @@ class Term(NamedTuple):
 
 @dataclass
 class Differentiated:
-    """The objective's gradients of one micro-batch, and its share of the step's values.
+    """The objective's gradients for one micro-batch, and the micro-batch's part of the values that are logged.
 
-    d_scores_BN, d_logp_CA: the gradients on `Micro.scores_BN` and `Micro.logp_CA`. loss, sums: they add up over
-    micro-batches and ranks.
+    d_scores_BN, d_logp_CA: the gradients with respect to `Micro.scores_BN` and `Micro.logp_CA`. loss, sums: added up
+    over micro-batches and ranks they are the values of the step.
     """
 
     d_scores_BN: torch.Tensor
@@ -69,14 +69,14 @@ class Differentiated:
 
 
 class Objective(ABC):
-    """An objective. One of its own gives at least `name` and `terms`; the families are in the files beside.
+    """Base class. A new objective defines at least `name` and `terms`; the other files of this folder have examples.
 
-    config: the settings, those under `--objective` in `--help`. world: ranks of the run.
-    Raises UserError for settings that contradict each other (`check`).
+    config: the settings, those of the section "objective" in `--help`. world: the number of ranks.
+    Raises UserError for settings that contradict each other (see `check`).
     """
 
     name: str = ""  # its key in OBJECTIVES
-    unit: str = "queries"  # what the mean of its own term is over
+    unit: str = "queries"  # its loss is a mean over these: a key of `count`
 
     def __init__(self, config: ObjectiveConfig | None = None, world: int = 1):
         self.config, self.world = config or ObjectiveConfig(objective=self.name), world
@@ -88,31 +88,31 @@ class Objective(ABC):
         return self.spec.needs_generator
 
     @property
-    def generator_learns(self) -> bool:
+    def trains_generator(self) -> bool:
+        """Is the generator trained, by the objective or by a reader loss?"""
         return self.spec.trains_generator(self.config.reader_loss)
 
     def check(self) -> None:  # noqa: B027 (most have nothing to check)
-        """Raises UserError where settings contradict each other; called before any work is done."""
+        """Raises UserError if settings contradict each other; called when the objective is made."""
 
     def cells(self, batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:
-        """What the generator reads: each query with each candidate, the answer as its target."""
+        """What the generator reads: each query with each candidate, with the answer as the target."""
         return list_candidates(batch, candidates_BK, prompt)
 
     def cells_ahead(self, batch: Batch, prompt: Prompt) -> CellList | None:
-        """The same where it is known before there are scores; None where it is not."""
+        """The same cells, if they can be listed before scores exist; else None."""
         return None
 
     @abstractmethod
     def terms(self, micro: Micro) -> Mapping[str, Term]:
-        """The terms of the loss by name. May use all that `micro` holds; gradients reach its scores and
-        log-probabilities."""
+        """The terms of the loss by name, as differentiable functions of `micro.scores_BN` and `micro.logp_CA`."""
 
     def statistics(self, micro: Micro) -> Counts:
-        """Values that are logged, summed over queries; names that end in `entropy` become means over queries."""
+        """Values to log, summed over queries; those whose name ends in `entropy` are logged as means over queries."""
         return {"prior_entropy": float(entropy(log_prior(micro.scores_BN).exp()).sum())}
 
     def count(self, batch: Batch, cells: CellList | None) -> Counts:
-        """What means are taken over, in this micro-batch. cells: `cells_ahead`."""
+        """The counts of this micro-batch by unit, over which means are taken. cells: from `cells_ahead`."""
         return {
             "queries": float(len(batch.rows)),
             "answer_tokens": float(sum(len(a) for a in batch.answer_ids)),
@@ -121,16 +121,19 @@ class Objective(ABC):
         }
 
     def counts(self, batches: Sequence[Batch], cells: Sequence[CellList | None]) -> Counts:
-        """`count` over micro-batches; summed over ranks it covers the optimizer step."""
+        """`count` summed over micro-batches; the sum over ranks is then the count of the optimizer step."""
         total: Counts = {}
         for batch, ahead in zip(batches, cells, strict=True):
             for unit, value in self.count(batch, ahead).items():
-                total[unit] = total.get(unit, 0.0) + value * (1.0 / batch.copies)  # of a batch that all ranks hold
+                total[unit] = total.get(unit, 0.0) + value * (1.0 / batch.copies)  # all ranks may hold the same batch
         return total
 
     def values(self, micro: Micro, totals: Counts) -> dict[str, torch.Tensor]:
-        """The terms as 0-d tensors. Each is `world * local sum / the step's total`, because the engines average
-        gradients over ranks: summed over micro-batches and averaged over ranks they are means over the step."""
+        """The weighted terms as 0-d tensors, each `weight * world * local sum / total of the step`.
+
+        The engines average gradients over ranks, hence the factor `world`: summed over micro-batches and averaged over
+        ranks, each term is a mean over the step. totals: `counts`, summed over ranks.
+        """
         terms = dict(self.terms(micro))
         if weight := self.config.contrastive_weight:
             terms["contrastive"] = Term(self.contrastive(micro), "pairs", weight)
@@ -140,7 +143,8 @@ class Objective(ABC):
         }
 
     def contrastive(self, micro: Micro) -> torch.Tensor:
-        """InfoNCE summed over labelled pairs; symmetric: half over rows (passages of a query), half over columns."""
+        """InfoNCE summed over labelled pairs, 0-d. With `--contrastive_symmetric` the mean of InfoNCE over rows (the
+        passages of a query) and over columns (the queries of a passage)."""
         masks = micro.batch.positive_BN, not_pushed_down(micro.batch)
         rows = infonce(micro.scores_BN, *masks).sum()
         if not self.config.contrastive_symmetric:
@@ -148,9 +152,10 @@ class Objective(ABC):
         return (rows + infonce_columns(micro.scores_BN, *masks).sum()) / 2
 
     def differentiate(self, micro: Micro, totals: Counts) -> Differentiated:
-        """The gradients on the scores and on the log-probabilities. totals: `counts` of the whole optimizer step.
+        """The gradients with respect to scores and log-probabilities. totals: `counts` of the full optimizer step.
 
-        Each term's gradient on the scores is taken by itself, so that its fraction can be logged.
+        Each term is differentiated separately, so that the norm of its gradient on the scores can be logged as a
+        fraction of the sum of these norms (`grad_share/NAME`).
         """
         scores_BN = micro.scores_BN.detach().requires_grad_()
         logp_CA = None if micro.logp_CA is None else micro.logp_CA.detach().requires_grad_()
@@ -160,9 +165,9 @@ class Objective(ABC):
         for name, value in values.items():
             found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
             norms[name] = 0.0 if found[0] is None else float(found[0].norm())
-            for total, own in zip(gradients, found, strict=True):
-                if own is not None:
-                    total += own
+            for total, of_term in zip(gradients, found, strict=True):
+                if of_term is not None:
+                    total += of_term
         fraction, all_norms = 1.0 / micro.batch.copies, sum(norms.values()) or 1.0
         with torch.no_grad():
             statistics = self.statistics(leaf)
@@ -173,7 +178,8 @@ class Objective(ABC):
 
 
 def make_objective(config: ObjectiveConfig, world: int = 1) -> Objective:
-    """The objective that `config` names. Raises UserError for an unknown name and for settings that contradict."""
+    """The objective that `config` names. Raises UserError for an unknown name, and for settings that contradict each
+    other."""
     module, _, name = choose(OBJECTIVES, config.objective, "--objective").made_by.partition(":")
     made: Objective = getattr(import_module(module), name)(config, world)
     return made

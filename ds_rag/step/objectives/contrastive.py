@@ -6,7 +6,7 @@ from ds_rag.step.objectives.base import Micro, Objective, Term
 
 
 class InfoNCE(Objective):
-    """Each labelled positive against the passages of the pool that are none; there is no generator."""
+    """Each labelled positive against the passages of the pool that are not positives; without a generator."""
 
     name, unit = "infonce", "pairs"
 

@@ -1,4 +1,4 @@
-"""Objectives in which the generator teaches the retriever, and itself learns by a reader loss (`--reader_loss`)."""
+"""Objectives in which the generator teaches the retriever; the generator is trained by `--reader_loss`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ds_rag.step.objectives.over_candidates import Candidates, OverCandidates
 
 
 class Emdr2(OverCandidates):
-    """The marginal of each token with the generator held fixed: Singh et al. 2021, arXiv:2106.05346."""
+    """The marginal likelihood of each token, with the generator detached: Singh et al. 2021, arXiv:2106.05346."""
 
     name, unit = "emdr2", "answer_tokens"
 
@@ -35,7 +35,8 @@ class ReplugLsr(OverCandidates):
     def check(self) -> None:
         if self.config.prior == "pool":
             raise UserError(
-                f"--prior pool: {self.name} is not defined on passages left unscored", fix="--prior candidates"
+                f"--prior pool: {self.name} is not defined on passages that the generator has not scored",
+                fix="--prior candidates",
             )
 
     def loss(self, x: Candidates) -> torch.Tensor:

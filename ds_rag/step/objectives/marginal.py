@@ -10,7 +10,7 @@ from ds_rag.step.objectives.over_candidates import Candidates, OverCandidates
 
 
 class RagSequence(OverCandidates):
-    """`-log sum_j p(z_j | x) p(y | x, z_j)`: one passage explains the whole answer."""
+    """`-log sum_j p(z_j | x) p(y | x, z_j)`: one passage explains the full answer."""
 
     name = "rag_sequence"
 
@@ -19,14 +19,15 @@ class RagSequence(OverCandidates):
 
 
 class RagToken(OverCandidates):
-    """`-sum_t log sum_j p(z_j | x) p(y_t | x, z_j, y_<t)`: every token may lean on another passage."""
+    """`-sum_t log sum_j p(z_j | x) p(y_t | x, z_j, y_<t)`: each token may be explained by another passage."""
 
     name = "rag_token"
 
     def check(self) -> None:
         if self.config.answer_logprob == "mean":
             raise UserError(
-                f"--answer_logprob mean: {self.name} has no sum over an answer to average", fix="--answer_logprob sum"
+                f"--answer_logprob mean: {self.name} has no log-probability of a full answer to average",
+                fix="--answer_logprob sum",
             )
 
     def loss(self, x: Candidates) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Objectives over the candidates of each query: one loss for each query, from K scores and K x T log-probabilities.
+"""Objectives over the candidates: one loss for each query, from its K scores and K x T log-probabilities.
 
 Shape legend: B queries, N passages of the pool, K candidates, T answer tokens.
 """
@@ -19,8 +19,12 @@ from ds_rag.step.objectives.base import Counts, Micro, Objective, Term
 
 @dataclass
 class Candidates:
-    """scores_BK; logp_BKT, the log-probability of each answer token given each candidate; answer_mask_BT, True at the
-    answer's tokens. prior_BK: the log prior over the pool under `--prior pool`, else None."""
+    """The tensors that such a loss takes.
+
+    scores_BK: the retriever's scores. logp_BKT: log-probability in nats of each answer token given each candidate.
+    answer_mask_BT: bool, True at the answer's tokens. prior_BK: with `--prior pool` the log prior over the pool at the
+    candidates, else None.
+    """
 
     scores_BK: torch.Tensor
     logp_BKT: torch.Tensor
@@ -33,16 +37,16 @@ class Candidates:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keywords of a loss that may take a prior made elsewhere."""
+        """Keyword arguments for a loss that can take its log prior as an argument."""
         return {} if self.prior_BK is None else {"log_prior_BK": self.prior_BK}
 
 
 class OverCandidates(Objective):
-    """One of its own gives `loss`; where the table says that the generator learns by a reader loss, that is added."""
+    """Base class: a new objective defines `loss`. The reader loss is added if the table of objectives says so."""
 
     @abstractmethod
     def loss(self, x: Candidates) -> torch.Tensor:
-        """(B,) nats: summed here, divided by the step's count of `unit`."""
+        """(B,) losses in nats. Their sum is divided by the step's count of `unit`."""
 
     def terms(self, micro: Micro) -> dict[str, Term]:
         x = self.candidates(micro)
@@ -66,7 +70,7 @@ class OverCandidates(Objective):
         return Candidates(scores_BK, micro.logp_CA.view(B, K, -1), mask_BT, prior_BK)
 
     def statistics(self, micro: Micro) -> Counts:
-        """Entropies of prior and posterior, and of the uniform distribution, in nats."""
+        """Entropies in nats of the prior, the posterior and the uniform distribution over the candidates."""
         x = self.candidates(micro)
         after = posterior(*x.args, **x.options, answer_logprob=self.config.answer_logprob)
         B, K = micro.candidates_BK.shape

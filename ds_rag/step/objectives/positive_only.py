@@ -1,4 +1,4 @@
-"""The DALM toolkit's loss, github.com/arcee-ai/DALM: the labelled positive alone, and no sum over passages.
+"""The loss of the DALM toolkit, github.com/arcee-ai/DALM: only the labelled positive, no sum over passages.
 
 Shape legend: B queries, A target tokens.
 """
@@ -15,13 +15,14 @@ from ds_rag.step.objectives.base import Counts, Micro, Objective, Term
 
 
 class PositiveOnly(Objective):
-    """A language-model loss, a document prior and InfoNCE over rows and columns. The generator reads each query with
-    its (first) positive passage and nothing else."""
+    """A language-model loss, a document prior, and InfoNCE over rows and columns. The generator reads each query with
+    its (first) positive passage only."""
 
     name, unit = "positive_only", "all_tokens"
 
     def cells_ahead(self, batch: Batch, prompt: Prompt) -> CellList:
-        """The target is the whole sequence, prompt and all, or with `--lm_tokens answer` the answer."""
+        """One cell for each query. The target is the full sequence with the prompt, or with `--lm_tokens answer` only
+        the answer."""
         cells = list_candidates(batch, batch.positive_BN.float().argmax(1)[:, None], prompt)
         if self.config.lm_tokens == "all":
             sizes = [len(cells.prefixes[p]) + len(s) for p, s in zip(cells.prefix_C, cells.suffixes, strict=True)]

@@ -162,13 +162,13 @@ def test_help_imports_no_heavy_library(argv):
         assert "--per_device_train_batch_size" in done.stdout and "default:" in done.stdout
     elif command[0] in COMMANDS:
         assert f"usage: ds-rag {command[0]}" in done.stdout
-        assert command[0] in ("verify", "report") or "--max_passage_length" in done.stdout, "it reads rows"
+        assert command[0] in ("verify", "report", "compare") or "--max_passage_length" in done.stdout, "it reads rows"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_a_commands_own_flags_and_all_of_them_when_asked(capsys, name):
     parser = cli.parser_of(name)
-    of_training = [action.option_strings[0] for action in parser.behind]
+    of_training = [action.option_strings[0] for action in parser.advanced]
     shown = {}
     for words in (["--help"], ["--help", "all"]):
         with pytest.raises(SystemExit):
@@ -176,7 +176,7 @@ def test_help_shows_a_commands_own_flags_and_all_of_them_when_asked(capsys, name
         shown[len(words)] = capsys.readouterr().out
     assert not any(f"{flag} " in shown[1] for flag in of_training) and all(flag in shown[2] for flag in of_training)
     assert ("--help all shows them" in " ".join(shown[1].split())) == bool(of_training)
-    assert bool(of_training) == (name not in ("train", "verify", "report"))
+    assert bool(of_training) == (name not in ("train", "verify", "report", "compare"))
     assert len(shown[1]) < 6000 or name == "train"
 
 

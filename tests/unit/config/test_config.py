@@ -349,7 +349,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for 
     ("text", "says"),
     [
         ("seed: 1\nlearning_rate: 1.0\nseed: 2\n", "seed, in lines 1 and 3"),
-        ("batch_size: 1\nper_device_train_batch_size: 2\n", "a key twice"),
+        ("batch_size: 1\nper_device_train_batch_size: 2\n", "repeated key"),
         (BOMB, "an anchor or alias: a0"),
         ("seed: &one 1\nworld_seed: *one\n", "an anchor or alias"),
         ("base: &base {seed: 1}\n<<: *base\n", "an anchor or alias"),

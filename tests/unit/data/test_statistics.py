@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ds_rag.data.formats import Passage, Row
-from ds_rag.data.statistics import labels, overlap, per_row, plain, repeated_queries, repeated_texts, spread
+from ds_rag.data.statistics import labels, normalised, overlap, per_row, repeated_queries, repeated_texts, spread
 
 
 def row(query: str, answers=("a",), positives=(), passages=(), negatives=()) -> Row:
@@ -49,7 +49,7 @@ def test_labels_by_hand():
 
 
 def test_repetitions_mind_neither_case_nor_blanks():
-    assert plain("  A\tb  C ") == plain("a B c")
+    assert normalised("  A\tb  C ") == normalised("a B c")
     assert repeated_queries(ROWS) == {"repeated queries": 2, "queries with differing answers": 1}
     corpus = [Passage(str(n), text) for n, text in enumerate(("a b", "a b", "A  b", "c"))]
     assert repeated_texts(corpus) == {"repeated texts": 1, "repeated but for case and blanks": 2}

@@ -15,7 +15,7 @@ from ds_rag.engines.clipping import shrink_to
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.optimizer import adamw
 from ds_rag.engines.plain import PlainEngine, plain_engines
-from ds_rag.engines.state import load_engine, save_engine
+from ds_rag.engines.state_files import load_engine, save_engine
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError

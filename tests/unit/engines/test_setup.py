@@ -48,5 +48,5 @@ def test_so_does_one_that_is_found_when_the_engine_is_made(tmp_path, flag):
     config = build({flag: write(tmp_path, wall_clock_breakdown="auto")})
     plans, learns = plan_engines(config), {"retriever": True, "generator": True}
     models = parts.retriever, parts.generator
-    with pytest.raises(UserError, match=f"^--{flag}: nothing resolves"):
+    with pytest.raises(UserError, match=f'^--{flag}: "auto" has no value'):
         make_engines(config, plans, models, learns, 1, tmp_path, parts.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds_rag.evaluation.per_question import PerQuestion, read_per_question, spell, trec_lines, write_per_question
+from ds_rag.evaluation.per_question import PerQuestion, read_per_question, trec_lines, trec_word, write_per_question
 from ds_rag.runtime.errors import UserError
 
 FOUND = PerQuestion(
@@ -48,7 +48,7 @@ def test_trec_eval_reads_the_run(tmp_path: Path) -> None:
 
 def test_ids_stay_distinct_without_blanks() -> None:
     ids = ["a b", "a%20b", "a\u3000b", "ab", "ünï"]
-    spelled = [spell(id_) for id_ in ids]
+    spelled = [trec_word(id_) for id_ in ids]
     assert len(set(spelled)) == len(ids) and not any(c.isspace() for s in spelled for c in s)
     assert spelled[-2:] == ["ab", "ünï"]
 

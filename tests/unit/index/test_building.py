@@ -19,7 +19,15 @@ from ds_rag.data.dataset import RagData, TokenTable, tokenize
 from ds_rag.data.source import source_of
 from ds_rag.index import building as module
 from ds_rag.index import shards
-from ds_rag.index.building import Corpus, Encoder, build, encode_shard, hash_tokens, index_corpus, update_shard
+from ds_rag.index.building import (
+    Corpus,
+    Encoder,
+    build_from_shards,
+    encode_shard,
+    hash_tokens,
+    index_corpus,
+    update_shard,
+)
 from ds_rag.index.encode import encode, precision_of
 from ds_rag.index.partial_update import drift
 from ds_rag.index.store import describe, hash_model, read_index
@@ -167,7 +175,7 @@ def test_a_shard_that_is_missing_is_said(retriever, tmp_path, monkeypatch):
     share = encode_shard(Encoder(retriever, "m", 0), corpus, tmp_path)
     corpus.world = 2
     with pytest.raises(UserError, match="not all ranks") as caught:
-        build(corpus, share, tmp_path, EvaluationConfig())
+        build_from_shards(corpus, share, tmp_path, EvaluationConfig())
     assert "shard-0-of-2.npy" in str(caught.value) and "keep" in str(caught.value)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ds_rag.commands.verify.command import look as verify
+from ds_rag.commands.verify.command import findings_of as verify
 from ds_rag.data import source as module
 from ds_rag.data.formats import read_corpus
 from ds_rag.data.source import source_of, unchanged

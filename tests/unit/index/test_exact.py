@@ -9,7 +9,7 @@ import pytest
 
 from ds_rag.index.corpus_index import CorpusIndex, Part, build_part, longest
 from ds_rag.index.exact import MISS, WIDEST, error_bound, pair_scores, search_flat
-from ds_rag.index.faiss_index import build_index, search
+from ds_rag.index.faiss_index import build_index, build_vector_index, search
 
 
 def make(count: int, dimension: int, distinct: int | None = None, seed: int = 0) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_blas_is_not_that_kernel():
 def test_search_is_that_by_hand(distinct, queries):
     vectors, asked = make(301, 32, distinct), make(queries, 32, seed=3)
     for k in (1, 10, 101, 301):
-        assert same(Part(build_index(vectors, "Flat")).search(asked, k), by_hand(vectors, asked, k))
+        assert same(Part(build_vector_index(vectors, "Flat")).search(asked, k), by_hand(vectors, asked, k))
 
 
 def cut(count: int, shards: int) -> list[np.ndarray]:
@@ -73,7 +73,7 @@ def cut(count: int, shards: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("distinct", [None, 97, 5, 1])
 def test_shards_find_the_same_as_the_whole(shards, distinct):
     vectors = make(2501, 48, distinct)
-    whole = CorpusIndex([Part(build_index(vectors, "Flat"))], 2501)
+    whole = CorpusIndex([Part(build_vector_index(vectors, "Flat"))], 2501)
     parts = [build_part(vectors[n], "Flat", n) for n in cut(2501, shards)]
     assert sum(p is None for p in parts) == (shards == 4)
     sharded = CorpusIndex([p for p in parts if p], 2501)
@@ -138,7 +138,7 @@ def test_where_all_are_equal_the_first_numbers_are_found():
 def test_what_is_no_number_is_not_found():
     vectors = make(50, 8)
     vectors[3] = np.nan
-    part = Part(build_index(vectors, "Flat"))
+    part = Part(build_vector_index(vectors, "Flat"))
     asked = np.stack([vectors[0], np.full(8, np.nan, np.float32)])
     scores, numbers = part.search(asked, 60)
     assert sorted(numbers[0, :49].tolist()) == [n for n in range(50) if n != 3]
@@ -147,7 +147,7 @@ def test_what_is_no_number_is_not_found():
 
 
 def test_no_queries_and_k_zero():
-    part = Part(build_index(make(50, 8), "Flat"))
+    part = Part(build_vector_index(make(50, 8), "Flat"))
     assert part.search(np.zeros((0, 8), np.float32), 5)[1].shape == (0, 5)
     assert part.search(make(2, 8), 0)[1].shape == (2, 0)
 
@@ -155,7 +155,7 @@ def test_no_queries_and_k_zero():
 @pytest.mark.parametrize("factory", ["hnsw", "ivf", "IVF8,Flat"])
 def test_an_approximate_index_in_shards_finds_about_as_much(factory):
     vectors, asked = make(3000, 48), make(100, 48, seed=7)
-    exact = Part(build_index(vectors, "Flat")).search(asked, 10)[1]
+    exact = Part(build_vector_index(vectors, "Flat")).search(asked, 10)[1]
 
     def recall(index: CorpusIndex) -> float:
         found = index.search(asked, 10)

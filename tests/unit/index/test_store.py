@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ds_rag.index.corpus_index import Part
-from ds_rag.index.faiss_index import build_index
+from ds_rag.index.faiss_index import build_vector_index
 from ds_rag.index.store import describe, hash_model, hash_texts, read_index, write_index, write_passages
 from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.errors import UserError
@@ -26,7 +26,7 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path, vectors: np.ndarray) -> Path:
-    put(tmp_path / "index", build_index(vectors, "Flat"), vectors)
+    put(tmp_path / "index", build_vector_index(vectors, "Flat"), vectors)
     return tmp_path / "index"
 
 
@@ -35,7 +35,7 @@ def put(folder: Path, index: Any, vectors: np.ndarray, ids: list[str] = IDS, tex
     part = atomic_folders.begin(folder)
 
     def write() -> None:
-        write_index(part, index, vectors)
+        write_index(part, index, vectors, "Flat")
         write_passages(part, ids, texts)
 
     failure = atomic_folders.attempt(write)
@@ -47,7 +47,7 @@ def test_round_trip(folder, vectors):
     assert (stored.ids, stored.texts) == (IDS, TEXTS)
     assert np.array_equal(np.load(folder / "vectors.npy"), vectors)
     scores, numbers = stored.index.search(vectors, 3)
-    expected = Part(build_index(vectors, "Flat")).search(vectors, 3)
+    expected = Part(build_vector_index(vectors, "Flat")).search(vectors, 3)
     assert np.array_equal(scores, expected[0]) and np.array_equal(numbers, expected[1])
     m = stored.manifest
     assert (m.model_hash, m.count, m.dimension, m.factory) == ("a-model", len(TEXTS), 8, "Flat")
@@ -69,7 +69,7 @@ def test_nothing_there(tmp_path):
 def test_files_that_disagree(tmp_path, vectors, file):
     """Sealed as they are: each by itself is sound."""
     wrong = {"ids.json": {"ids": IDS[:-1]}, "texts.jsonl": {"texts": ["one"]}, "index.faiss": {}}[file]
-    put(tmp_path / "index", build_index(vectors[:2] if not wrong else vectors, "Flat"), vectors, **wrong)
+    put(tmp_path / "index", build_vector_index(vectors[:2] if not wrong else vectors, "Flat"), vectors, **wrong)
     with pytest.raises(UserError, match="files disagree") as caught:
         read_index(tmp_path / "index", "a-model")
     assert file in str(caught.value)
@@ -96,7 +96,7 @@ def test_while_a_new_index_fails_the_old_one_serves(folder, vectors, monkeypatch
 
     monkeypatch.setattr(faiss, "write_index", crash)
     with pytest.raises(OSError, match="disk full"):
-        put(folder, None, vectors)
+        put(folder, build_vector_index(vectors, "Flat"), vectors)
     assert read_index(folder, "a-model").ids == IDS
     assert [f.name for f in folder.parent.iterdir()] == ["index"], "nothing half-written is left"
 

@@ -111,7 +111,7 @@ def test_an_adapter_on_an_adapter_is_refused(model_folder: MakeFolder) -> None:
     [
         ({"lora": "generator"}, "--lora: the generator is a new model"),
         ({"lora": "retriever", "retriever": "x", "freeze": "retriever"}, "--lora retriever and --freeze retriever"),
-        ({"load_in_4bit": "generator", "generator": "x"}, "weights in 4 bits cannot learn"),
+        ({"load_in_4bit": "generator", "generator": "x"}, "4-bit weights cannot be trained"),
         ({"lora_dropout": 1.0}, "--lora_dropout: out of bounds"),
         ({"lora_r": 0}, "--lora_r: out of bounds"),
     ],

@@ -345,7 +345,7 @@ def test_plan_answers_of_absurd_sizes(keys: Any, tmp_path: Path) -> None:
     try:
         cli.run("plan", ["--retriever", "bge-base", "--generator", f"config:{tmp_path}/model.json"])
     except UserError as error:
-        assert "no way fits" in str(error)
+        assert "nothing fits on" in str(error)
 
 
 DEEP = "[" * 100_000

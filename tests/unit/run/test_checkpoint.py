@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ds_rag.run import checkpoint
+from ds_rag.run import checkpoint, checkpoint_files
 from ds_rag.run.checkpoint import TrainState, checkpoints, find, load, save, tidy
 from ds_rag.run.summary import export_models
 from ds_rag.runtime import atomic_folders
@@ -41,8 +41,8 @@ def load_text(engine: TextEngine, folder: Path, weights_only: bool = False) -> N
 
 @pytest.fixture(autouse=True)
 def text_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "save_engine", save_text)
-    monkeypatch.setattr(checkpoint, "load_engine", load_text)
+    monkeypatch.setattr(checkpoint_files, "save_engine", save_text)
+    monkeypatch.setattr(checkpoint_files, "load_engine", load_text)
 
 
 def pair(weights: str = "w", names: Sequence[str] = ("retriever", "generator")) -> Any:

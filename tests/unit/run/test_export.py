@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.commands.verify.command import look
+from ds_rag.commands.verify.command import findings_of
 from ds_rag.index.store import hash_model
 from ds_rag.run import config_and_results, export
 from ds_rag.runtime import atomic_folders, fault_injection, folder_lock
@@ -79,12 +79,12 @@ def test_killed_at_any_point_it_opens_as_before_or_as_after(tmp_path: Path, faul
         leave(run, "before")
     assert killed(lambda: leave(run, "new"), fault)
     wanted = "new" if fault in AFTER else None if first else "before"
-    findings = [f for f in look(run) if f.kind != "unfinished"] if wanted or fault not in BEFORE[:1] else []
+    findings = [f for f in findings_of(run) if f.kind != "unfinished"] if wanted or fault not in BEFORE[:1] else []
     assert not any(f.wrong for f in findings), findings
     export.ready(run)
     assert state(run) == {wanted} and not (run / export.PENDING).exists()
     leave(run, "new")
-    assert state(run) == {"new"} and not atomic_folders.partials(run) and not export.damages(run)
+    assert state(run) == {"new"} and not atomic_folders.partials(run) and not export.damages_of_export(run)
     assert sorted(f.name for f in run.iterdir()) == sorted(export.NAMES)
 
 
@@ -114,7 +114,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_model_that_is_no_more_goes(tmp_path: Path) -> None:
     leave(tmp_path, "before")
     leave(tmp_path, "new", ("retriever",))
-    assert not (tmp_path / "generator").exists() and not export.damages(tmp_path)
+    assert not (tmp_path / "generator").exists() and not export.damages_of_export(tmp_path)
     assert not list(tmp_path.glob("replaced*"))
 
 
@@ -160,7 +160,7 @@ def test_over_a_run_of_the_version_before(tmp_path: Path) -> None:
     (tmp_path / "retriever/model.bin").write_text("")
     (tmp_path / "config.json").write_text('{"seed": 6}')
     assert export.ready(tmp_path) == {}
-    assert not any(f.wrong for f in look(tmp_path) if f.kind == "file")
+    assert not any(f.wrong for f in findings_of(tmp_path) if f.kind == "file")
     leave(tmp_path, "new")
     assert state(tmp_path) == {"new"} and (tmp_path / "replaced-1/retriever/model.bin").is_file()
     assert not (tmp_path / "replaced-1/generator").exists()
@@ -183,7 +183,7 @@ def test_damage_is_named_and_refused(tmp_path: Path, name: str, harm: Callable[[
     with pytest.raises(UserError, match="damaged") as caught:
         export.ready(tmp_path)
     assert name in str(caught.value) and "--resume auto" in str(caught.value)
-    assert any(name in line for f in look(tmp_path) for line in f.wrong)
+    assert any(name in line for f in findings_of(tmp_path) for line in f.wrong)
     if harm is flip:
         assert export.ready(tmp_path, hashes=False), "sizes alone do not tell"
     else:
@@ -198,7 +198,7 @@ def test_models_of_two_exports_are_no_pair(tmp_path: Path) -> None:
     (tmp_path / "two/generator").rename(tmp_path / "one/generator")
     with pytest.raises(UserError, match=r"generator/weights\.bin"):
         export.ready(tmp_path / "one")
-    assert any("generator/weights.bin" in line for f in look(tmp_path / "one") for line in f.wrong)
+    assert any("generator/weights.bin" in line for f in findings_of(tmp_path / "one") for line in f.wrong)
 
 
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
@@ -207,7 +207,7 @@ def test_a_manifest_that_is_damaged_or_gone(tmp_path: Path, harm: Callable[[Path
     harm(tmp_path / "manifest.json")
     with pytest.raises(UserError, match=r"manifest\.json"):
         export.ready(tmp_path)
-    assert any("manifest.json" in line for f in look(tmp_path) for line in f.wrong)
+    assert any("manifest.json" in line for f in findings_of(tmp_path) for line in f.wrong)
 
 
 def test_what_may_change_without_harm(tmp_path: Path) -> None:
@@ -219,7 +219,9 @@ def test_what_may_change_without_harm(tmp_path: Path) -> None:
     for name in ("report.html", "run.log", "retriever/README.md"):
         (tmp_path / name).write_text("changed since")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    assert export.ready(tmp_path)["kind"] == "run" and not any(f.wrong for f in look(tmp_path) if f.kind != "index")
+    assert export.ready(tmp_path)["kind"] == "run" and not any(
+        f.wrong for f in findings_of(tmp_path) if f.kind != "index"
+    )
 
 
 def test_an_export_under_way_is_another_job_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +234,7 @@ def test_an_export_under_way_is_another_job_s(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(folder_lock, "take", held)
     with pytest.raises(UserError, match="another job works in this folder"):
         export.ready(tmp_path)
-    assert any("another job" in line for f in look(tmp_path) for line in f.wrong)
+    assert any("another job" in line for f in findings_of(tmp_path) for line in f.wrong)
     monkeypatch.undo()
     export.ready(tmp_path)
     assert not (tmp_path / "lock").exists() and state(tmp_path) == {"new"}

@@ -11,7 +11,7 @@ import pytest
 from ds_rag import train
 from ds_rag.config import build
 from ds_rag.evaluation.evaluator import Evaluation
-from ds_rag.run import checkpoint, summary
+from ds_rag.run import checkpoint, checkpoint_files, summary
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.index_refresh import Landed
 from ds_rag.run.publish_index import publish
@@ -102,7 +102,7 @@ def test_each_phase_of_the_end_names_itself(tmp_path, monkeypatch, phases):
         return result
 
     monkeypatch.setattr(atomic_folders, "damages", lambda folder: collective("check", []))
-    monkeypatch.setattr(checkpoint, "load_engine", lambda *a: collective("load"))
+    monkeypatch.setattr(checkpoint_files, "load_engine", lambda *a: collective("load"))
     (tmp_path / "checkpoints" / "step-4" / "retriever").mkdir(parents=True)
     run.parts.engines = SimpleNamespace(learning={"retriever": None})
     evaluate = run.index.refresh
@@ -132,7 +132,7 @@ def lost(*args: Any, **more: Any) -> Any:
 )
 def test_what_ranks_do_together_names_itself_before_they_wait(tmp_path, monkeypatch, phases, phase, begin):
     (tmp_path / "step-7" / "retriever").mkdir(parents=True)
-    for place in ((atomic_folders, "begin"), (atomic_folders, "damages"), (checkpoint, "load_engine")):
+    for place in ((atomic_folders, "begin"), (atomic_folders, "damages"), (checkpoint_files, "load_engine")):
         monkeypatch.setattr(*place, lost)
     with pytest.raises(RuntimeError):
         begin(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,22 @@ def test_what_comes_after_the_step_that_is_resumed_is_taken_back(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(first + torn)
     Metrics(tmp_path, resumed_at=4).close()
     assert (tmp_path / "metrics.jsonl").read_text() == first
+
+
+def test_a_full_disk_while_lines_are_taken_back_leaves_all_of_them(tmp_path, monkeypatch):
+    lines = '{"kind": "train", "step": 3}\n{"kind": "train", "step": 5}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines)
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            Metrics(tmp_path, resumed_at=4)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines and len(list(tmp_path.iterdir())) == 1
+    Metrics(tmp_path, resumed_at=4).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == lines.splitlines(keepends=True)[0]
 
 
 def test_metrics_without_a_folder_write_nothing(tmp_path, monkeypatch):

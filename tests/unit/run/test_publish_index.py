@@ -24,6 +24,7 @@ from ds_rag.commands import cli
 from ds_rag.commands.index import command as index
 from ds_rag.index.building import Built, EncodedShard
 from ds_rag.index.corpus_index import CorpusIndex
+from ds_rag.index.faiss_index import FaissIndex
 from ds_rag.index.store import Manifest
 from ds_rag.run import checkpoint
 from ds_rag.run.publish_index import publish
@@ -191,7 +192,7 @@ def write(folder: Path, text: str) -> None:
     flat = faiss.IndexFlatIP(2)
     flat.add(vectors)
     share = EncodedShard(np.arange(1), vectors, np.zeros(1))
-    built = Built(CorpusIndex([type("Part", (), {"index": flat})()], 1), share, vectors)
+    built = Built(CorpusIndex([type("Part", (), {"index": FaissIndex(flat)})()], 1), share, vectors)
     publish(folder, built, [text], [text], Manifest("m", 1, 2, "flat", True, "mean", "c"))
 
 

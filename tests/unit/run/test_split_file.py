@@ -11,7 +11,7 @@ from ds_rag.data.splits import FOLDS, Split, Wanted
 from ds_rag.run.split_file import FILE, keep_whole, read_split, split_of_run, write_split
 from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.own_files import RUN, strangers
+from ds_rag.runtime.own_files import RUN, strangers_by_name
 
 
 def test_a_split_is_kept_beside_its_run_and_found_from_its_checkpoints(tmp_path):
@@ -25,7 +25,7 @@ def test_a_split_is_kept_beside_its_run_and_found_from_its_checkpoints(tmp_path)
     assert not (run / FILE).exists()
     write_split(run, split)
     assert read_split(run) == split_of_run(run, None) == split_of_run(other, checkpoint) == split
-    assert strangers(run, RUN) == []  # a run's own file, which a new run may replace
+    assert strangers_by_name(run, RUN) == []  # a run's own file, which a new run may replace
     write_split(other, Split(Wanted(FOLDS, 3, 2)))
     assert split_of_run(other, checkpoint).wanted.fold == 2
     (run / FILE).write_text('{"kind": "folds"')

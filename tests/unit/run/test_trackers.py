@@ -21,9 +21,9 @@ import pytest
 from ds_rag.config import RunConfig
 from ds_rag.run import trackers
 from ds_rag.run.metrics_file import Metrics, open_metrics
-from ds_rag.run.trackers import TRACKERS, TrackedRun, Tracking, check_installed, chosen, start_tracking
+from ds_rag.run.trackers import TRACKERS, TrackedRun, Tracking, check_installed, chosen_trackers, start_tracking
 from ds_rag.runtime.errors import RunError, UserError
-from ds_rag.runtime.own_files import RUN, strangers
+from ds_rag.runtime.own_files import RUN, strangers_by_name
 
 Calls = list[tuple[Any, ...]]
 
@@ -44,15 +44,15 @@ class Stub:
 
 
 def test_one_or_several_names_each_once() -> None:
-    assert chosen("none") == []
-    assert chosen("wandb") == ["wandb"]
-    assert chosen("mlflow, tensorboard,mlflow") == ["mlflow", "tensorboard"]
+    assert chosen_trackers("none") == []
+    assert chosen_trackers("wandb") == ["wandb"]
+    assert chosen_trackers("mlflow, tensorboard,mlflow") == ["mlflow", "tensorboard"]
     with pytest.raises(UserError, match="unknown tracker in --report_to 'tensorbord'") as caught:
-        chosen("wandb,tensorbord")
+        chosen_trackers("wandb,tensorbord")
     assert "did you mean 'tensorboard'" in str(caught.value) and "trackio" in str(caught.value)
     for wrong in ("", "none,wandb", "wandb,"):
         with pytest.raises(UserError, match="unknown tracker"):
-            chosen(wrong)
+            chosen_trackers(wrong)
 
 
 @pytest.mark.parametrize("name", TRACKERS)
@@ -133,7 +133,7 @@ def test_a_damaged_file_of_ids_counts_as_none(tmp_path: Path) -> None:
     run.keep_id("wandb", "abc")
     run.keep_id("mlflow", "def")
     assert (run.known_id("wandb"), run.known_id("mlflow"), run.known_id("trackio")) == ("abc", "def", None)
-    assert not strangers(tmp_path, RUN), "a run's own file, which goes with its folder"
+    assert not strangers_by_name(tmp_path, RUN), "a run's own file, which goes with its folder"
     for text in ("[1]", '{"wandb"', '{"wandb": 3}'):
         (tmp_path / trackers.IDS).write_text(text)
         assert run.known_id("wandb") is None

@@ -10,7 +10,7 @@ import pytest
 
 from ds_rag.runtime import stop_signals
 from ds_rag.runtime.atomic_files import replacing, write_complete
-from ds_rag.runtime.own_files import CHECKPOINT, RUN, SHARDS, strangers
+from ds_rag.runtime.own_files import CHECKPOINT, RUN, SHARDS, strangers_by_name
 
 
 def test_the_old_content_stands_until_the_block_ends(tmp_path):
@@ -70,8 +70,8 @@ def test_what_a_crash_leaves_beside_our_files_is_known_as_ours(tmp_path):
     for name in [*names, "refresh/step-2/shard-0-of-1.json.tmp", f"checkpoints/LATEST.tmp-{'a' * 32}"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert strangers(tmp_path, RUN) == []
-    assert strangers(tmp_path / "refresh/step-2", SHARDS) == [] != strangers(tmp_path, CHECKPOINT)
+    assert strangers_by_name(tmp_path, RUN) == []
+    assert strangers_by_name(tmp_path / "refresh/step-2", SHARDS) == [] != strangers_by_name(tmp_path, CHECKPOINT)
 
 
 def test_the_last_word_is_left_so_and_forgotten_with_what_is_beside_it(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.commands.verify.command import look
+from ds_rag.commands.verify.command import findings_of
 from ds_rag.index.store import read_index
 from ds_rag.runtime import atomic_folders, fault_injection
 from ds_rag.runtime.errors import UserError
@@ -72,7 +72,7 @@ def read(index: Path) -> None:
         read_index(index, "")
 
 
-@pytest.mark.parametrize("then", [read, lambda index: look(index.parent), look])
+@pytest.mark.parametrize("then", [read, lambda index: findings_of(index.parent), findings_of])
 def test_killed_between_the_renames_the_old_one_is_put_back(index: Path, then: Callable[[Path], object]) -> None:
     killed_between_the_renames(index)
     then(index)

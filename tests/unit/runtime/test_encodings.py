@@ -65,5 +65,5 @@ def test_a_path_keeps_its_bytes():
 
 
 def test_bytes_that_are_no_text_are_a_mistake():
-    with pytest.raises(UserError, match="the question: bytes that are no text"):
+    with pytest.raises(UserError, match="the question: not valid text"):
         as_text(b"f\xfchrt".decode("ascii", "surrogateescape"), "the question")

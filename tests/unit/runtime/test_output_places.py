@@ -58,7 +58,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "open_saved", opened)
     monkeypatch.setattr("ds_rag.commands.check.command.check_rows", opened)
     monkeypatch.setattr("ds_rag.commands.plan.command.ways", opened)
-    monkeypatch.setattr("ds_rag.commands.verify.command.look", opened)
+    monkeypatch.setattr("ds_rag.commands.verify.command.findings_of", opened)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()

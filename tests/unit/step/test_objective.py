@@ -229,11 +229,11 @@ def test_entropies_are_those_of_prior_and_posterior():
 
 
 def test_which_models_an_objective_moves():
-    learns = {name: make_objective(ObjectiveConfig(objective=name)).generator_learns for name in OBJECTIVES}
+    learns = {name: make_objective(ObjectiveConfig(objective=name)).trains_generator for name in OBJECTIVES}
     assert {name for name, does in learns.items() if not does} == {"infonce"}
     without = ObjectiveConfig(objective="emdr2", reader_loss="none")
     objective = make_objective(without)
-    assert not objective.generator_learns and objective.needs_generator
+    assert not objective.trains_generator and objective.needs_generator
     assert not make_objective(ObjectiveConfig(objective="infonce")).needs_generator
 
 

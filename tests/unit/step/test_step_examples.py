@@ -37,8 +37,7 @@ def test_an_objective_of_ones_own(example):
 
 def test_its_value_is_the_formula_and_both_models_learn_from_it(example):
     own, rows = example("own_loss"), example("in_memory_rows")
-    torch.manual_seed(1)
-    retriever, generator = rows.tiny_models([row["positive"] for row in rows.ROWS])
+    retriever, generator = example("tiny_models").new_pair(rows.ROWS, seed=1)
     joint = own.JointStep.from_models(retriever, generator, objective="expected_risk")
     assert sorted(joint.engines.learning) == ["generator", "retriever"] and "expected_risk" in OBJECTIVES
     batch = own.load_rows(joint, rows.ROWS, BatchOptions(batch=3)).micro_batches(0)[0]

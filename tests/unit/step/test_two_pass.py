@@ -57,8 +57,8 @@ def by_hand(parts: Parts, chunk: int, seed: int) -> dict[str, torch.Tensor]:
     outputs = [parts.retriever(batch.queries.take(q.read), batch.passages.take(p.read)) for q, p in slices]
     sides: list[Any] = [torch.empty(len(batch.queries.ids_BT), 16), torch.empty(len(batch.passages.ids_BT), 16)]
     for side in (0, 1):
-        rows = torch.tensor([r for pair in slices for r in pair[side].own])
-        kept = [o[side][: len(pair[side].own)] for o, pair in zip(outputs, slices, strict=True)]
+        rows = torch.tensor([r for pair in slices for r in pair[side].rows])
+        kept = [o[side][: len(pair[side].rows)] for o, pair in zip(outputs, slices, strict=True)]
         sides[side] = torch.zeros_like(sides[side]).index_copy(0, rows, torch.cat(kept))
     value([*sides, outputs[0][2]]).backward()
     return gradients(parts)
@@ -127,8 +127,8 @@ def test_chunks_hold_texts_of_like_length_and_every_text_once():
     sides = split_evenly(Tokens(mask, mask), Tokens(mask[:3], mask[:3]), 3)
     assert len(sides) == 3
     for n, count in ((0, 6), (1, 3)):
-        assert sorted(r for pair in sides for r in pair[n].own) == list(range(count))
-    assert [[lengths[r] for r in pair[0].own] for pair in sides] == [[2, 3], [4, 7], [8, 9]]
+        assert sorted(r for pair in sides for r in pair[n].rows) == list(range(count))
+    assert [[lengths[r] for r in pair[0].rows] for pair in sides] == [[2, 3], [4, 7], [8, 9]]
 
 
 def test_what_is_drawn_between_the_passes_is_not_drawn_again():

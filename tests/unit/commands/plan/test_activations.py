@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from ds_rag.commands.plan.activations import Activations
-from ds_rag.commands.plan.shapes import shape_of
+from ds_rag.commands.plan.shapes import shape_from
 from ds_rag.commands.plan.workload import Workload
 from ds_rag.data.batch import Tokens, list_cells
 from ds_rag.models.from_settings import checkpoint_activations, fuse_activations
@@ -75,7 +75,7 @@ def test_a_generators_saved_bytes(kind, precision, checkpointing):
         out = generator(cells)
         found = sum(saved.values())
     del out
-    activations = Activations(shape_of(lm.config.to_dict(), kind, "--test", True), precision, checkpointing)
+    activations = Activations(shape_from(lm.config.to_dict(), kind, "--test", True), precision, checkpointing)
     counted = activations.saved_per_token * load.tokens + activations.logits(load.targets, True)
     assert counted == pytest.approx(found, rel=0.07)
 
@@ -93,6 +93,6 @@ def test_a_retrievers_saved_bytes(kind, precision):
         out = retriever(queries, passages)
         found = sum(saved.values())
     del out
-    activations = Activations(shape_of(encoder.config.to_dict(), kind, "--test", False), precision)
+    activations = Activations(shape_from(encoder.config.to_dict(), kind, "--test", False), precision)
     counted = activations.saved_per_token * LOAD.retriever().tokens
     assert counted == pytest.approx(found, rel=0.07)

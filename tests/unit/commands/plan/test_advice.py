@@ -80,7 +80,7 @@ def test_reasons_name_the_alternative():
     reasons = explain(large, OPEN, H100, less)
     peak = plan_memory(replace(large, checkpointing=False)).peak
     assert peak > less.usable and f"{peak / 1e9:.3g} GB" in reasons["checkpointing on"]
-    assert "on 2 it would take at the least" in reasons["GPUs"]
+    assert "on 2 it would take at least" in reasons["GPUs"]
     assert "reduce gradients 4 times" in reasons["pass"]
 
 

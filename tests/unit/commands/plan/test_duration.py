@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ds_rag.commands.plan.duration import Rates, forward_flops, step_flops, step_time
 from ds_rag.commands.plan.hardware import GPUS
-from ds_rag.commands.plan.shapes import shape_of
+from ds_rag.commands.plan.shapes import shape_from
 from ds_rag.commands.plan.workload import Workload
 from ds_rag.data.batch import list_cells
 from ds_rag.models.generator import Generator
@@ -38,7 +38,7 @@ def test_linear_flops_are_torchs(kind):
     ignored = dict.fromkeys((torch.ops.aten.bmm, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu))
     with FlopCounterMode(display=False, custom_mapping={op: lambda *_, **__: 0 for op in ignored}) as counter:
         Generator(lm, None)(cells.to("meta"))
-    shape, load = shape_of(lm.config.to_dict(), kind, "--test", True), WORK.generator(1)
+    shape, load = shape_from(lm.config.to_dict(), kind, "--test", True), WORK.generator(1)
     assert forward_flops(shape, replace(load, pairs=0)) == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert forward_flops(shape, load) - forward_flops(shape, replace(load, pairs=0)) == 4 * 64 * 2 * load.pairs
 

@@ -11,7 +11,7 @@ import transformers
 
 from ds_rag.commands.plan.families import FAMILIES
 from ds_rag.commands.plan.presets import MODELS
-from ds_rag.commands.plan.shapes import read_shape, shape_of
+from ds_rag.commands.plan.shapes import read_shape, shape_from
 from ds_rag.runtime.errors import UserError
 
 # Beside each family's own defaults: what a configuration can change.
@@ -42,7 +42,7 @@ def test_parameters_are_those_of_the_model(kind, keys):
     names = config_of(kind).to_dict() | config_of(kind).attribute_map
     config = config_of(kind, **{k: v for k, v in SMALLER.items() if k in names}, **keys)
     for head in {FAMILIES[kind].causal, False}:
-        shape = shape_of(config.to_dict(), kind, "--test", head)
+        shape = shape_from(config.to_dict(), kind, "--test", head)
         assert shape.parameters == counted(config, head), head
 
 
@@ -70,7 +70,7 @@ def test_lora_parameters_by_hand(kind):
     """Rank times inputs plus outputs, of every linear map in the layers."""
     with torch.device("meta"):
         model: Any = transformers.AutoModel.from_config(config_of(kind, num_hidden_layers=2, n_layer=2))
-    shape = shape_of(model.config.to_dict(), kind, "--test", False)
+    shape = shape_from(model.config.to_dict(), kind, "--test", False)
     layers = model.h if kind == "gpt2" else model.encoder.layer if kind == "bert" else model.layers
     weights = [p for p in layers.parameters() if p.ndim == 2]
     fused = kind == "gpt2"  # whose q, k, v are one matrix; ours counts a pair of thin matrices for each
