@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -163,9 +164,8 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     step, refreshed = (saved.step, saved.refreshed) if saved else (None, None)
     metrics = open_metrics(config, folder, step, refreshed, console.say)
     say_beginning(parts, config, folder, console)
-    evaluator = Evaluator(
-        parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, config.evaluation
-    )
+    alone = replace(config.evaluation, hybrid="none", rerank=0)  # training is judged by what it trains
+    evaluator = Evaluator(parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, alone)
     index = IndexStage(parts, config.evaluation, evaluator, folder, console, parts.candidates is not None)
     here = step if step is not None and checkpoint.is_of(folder, resumed) else -1
     saver = CheckpointSaver(folder, config.run.save_total_limit, parts, facts, here)

@@ -86,13 +86,20 @@ NOT_READ = "the generator reads no candidates under this objective, at most the 
 IDLE = (
     Rule(("world_seed",), lambda c: c.is_builtin, "it is the seed of the built-in rows, which this run does not use"),
     Rule(
+        ("hybrid", "rerank"),
+        lambda c: False,
+        "training measures the retriever itself, and BM25 and the hybrid beside it; `ds-rag evaluate` takes it",
+    ),
+    Rule(
         ("eval_fraction",),
         lambda c: not c.is_builtin and c.data.eval_data is None and not c.data.folds,
         "there are evaluation rows without it",
     ),
     Rule(("fold", "fold_corpus"), lambda c: c.data.folds > 0, "there are no --folds"),
     Rule(("cluster_column",), evaluates, "there are no evaluation rows (--eval_data)"),
-    Rule(("max_eval_samples", "eval_answers"), evaluates, "there are no evaluation rows (--eval_data)"),
+    Rule(
+        ("max_eval_samples", "eval_answers", "lexical_lines"), evaluates, "there are no evaluation rows (--eval_data)"
+    ),
     Rule(
         ("generator", "max_answer_length", "prompt_template", "chat_template", "share_prefixes", "deepspeed_generator"),
         has_generator,

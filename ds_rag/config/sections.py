@@ -278,6 +278,15 @@ class EvaluationConfig:
     )
     max_new_tokens: int = option(FREE, 32, "maximum tokens of a generated answer", bounds=integer(1, TOKENS))
     eval_answers: bool = option(FREE, True, "evaluate answers too, not only retrieval")
+    hybrid: str = option(
+        FREE, "none", "bm25: passages are ranked by the retriever's scores and BM25's together", ("none", "bm25")
+    )
+    rerank: int = option(
+        FREE, 0, "the generator also ranks each query's first N passages, by the row's answer", bounds=integer(0, ITEMS)
+    )
+    lexical_lines: bool = option(
+        FREE, True, "the training report shows BM25 and the hybrid beside the retriever (up to 100,000 passages)"
+    )
     metric_for_best_model: str = option(FREE, "recall@1", "the metric that decides which checkpoint is best")
     load_best_model_at_end: bool = option(FREE, False, "export the best evaluated step instead of the last")
     early_stopping_patience: int = option(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from ds_rag.config import DataConfig
 from ds_rag.data.dataset import Limit, RagData, TokenTable, tokenize
 from ds_rag.data.loader import TrainTokens
@@ -80,3 +82,13 @@ def tokenize_evaluation(
     """For an evaluation by itself: the corpus alone, and the held-out queries."""
     searched = replace(data, texts=data.texts[: data.corpus_size], train=[])
     return tokenize_run(retriever, prompt, searched, lengths, console)[1]
+
+
+def tokenize_for_reader(prompt: Prompt | None, data: RagData, lengths: DataConfig, console: Console) -> EvalTokens:
+    """The same where passages are found by their words: for the generator alone."""
+    nothing = TokenTable(np.zeros(0, np.int32), np.zeros(0, np.int64))
+    if prompt is None:
+        return EvalTokens(nothing, nothing)
+    fields = {"passage": data.texts[: data.corpus_size], "query": [row.query for row in data.evaluation]}
+    tables = [tokenize_field(prompt, f, t, lengths, console, f"{len(t)} {f} texts") for f, t in fields.items()]
+    return EvalTokens(nothing, nothing, *tables)

@@ -30,6 +30,7 @@ class EvaluationOptions(TypedDict, total=False):
     max_query_length: int  # tokens of a query in the prompt
     max_passage_length: int  # tokens of a passage in the prompt
     index_factory: str
+    hybrid: str  # "none", or "bm25": the retriever's scores and BM25's together
     per_device_eval_batch_size: int
 
 
@@ -83,7 +84,10 @@ def evaluate(
         prompt = None
     elif prompt is None:
         prompt = Prompt(generator.tokenizer, max_length=generator.max_length)
-    silent, stage = Console(speaks=False), replace(config.evaluation, eval_answers=generator is not None)
+    silent, stage = (
+        Console(speaks=False),
+        replace(config.evaluation, eval_answers=generator is not None, lexical_lines=False),
+    )
     tokens = tokenize_evaluation(retriever, prompt, data, config.data, silent)
     for module in (retriever, generator):
         if module is not None:

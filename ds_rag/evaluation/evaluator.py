@@ -13,12 +13,14 @@ from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import EvalTokens
+from ds_rag.evaluation import fusion
 from ds_rag.evaluation.answering import Answerer
 from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.metrics import answer_metrics, retrieval_metrics
+from ds_rag.evaluation.retrieval import Found, Wanted, search, search_words
+from ds_rag.index import lexical
 from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex
-from ds_rag.index.encode import encode
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
@@ -27,6 +29,7 @@ from ds_rag.runtime.errors import UserError
 
 KS = (1, 5, 10)
 DEPTH = 101  # passages retrieved for the metrics: more than every cutoff, so that ties at a cutoff are seen
+FEW_PASSAGES = 100_000  # of a corpus whose texts BM25 searches without being asked: a fraction of encoding them
 
 
 @dataclass
@@ -54,6 +57,8 @@ class Evaluation:
     answers: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     retrieved: Retrieved | None = None
+    found: Found | None = None  # scores and passage numbers of each query, best first
+    temperature: float = 1.0  # of these scores, in the prior over passages
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -65,22 +70,27 @@ class Evaluator:
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: Retriever | None,
         generator: Generator | None,
         prompt: Prompt | None,
         data: RagData,
         tokens: EvalTokens,
         settings: EvaluationConfig,
     ):
+        """retriever: None: passages are found by their words, with BM25."""
         self.retriever, self.generator, self.prompt = retriever, generator, prompt
         self.data, self.tokens, self.settings = data, tokens, settings
         self.corpus = data.texts[: data.corpus_size]
+        self.words: Found | None = None  # what BM25 finds, once it has searched
         wanted = settings.eval_answers and generator is not None
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
     def run(self, console: Console | None = None) -> Evaluation:
         """Encodes the corpus into a temporary folder, builds an index and evaluates on it; all ranks call it together.
         If there is an index of the same vectors already, use `measure`. console: shows the progress."""
+        if self.retriever is None:
+            found = self.found_by_words(console) if self.data.evaluation else None
+            return self.judge(*found, lexical.TEMPERATURE) if found else Evaluation()
         corpus = Corpus(self.tokens.passages, self.retriever, self.settings.per_device_eval_batch_size)
         with scratch() as folder:
             # Without a variable for the index, so that its files are closed: NFS keeps a folder while a file is open.
@@ -93,16 +103,52 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluates on an existing index, all ranks together. retriever: the one that made the index's vectors, to
         embed the queries, if it is not the evaluator's own. console: shows the search's progress."""
-        result, retriever = Evaluation(), retriever or self.retriever
+        retriever = retriever or self.retriever
         if not self.data.evaluation:
-            return result
-        queries = encode(retriever, self.tokens.queries, "query", self.settings.per_device_eval_batch_size)
-        with (console or Console(speaks=False)).progress(len(queries), "searching", unit="query") as meter:
-            scores, numbers = index.search(queries, max(DEPTH, self.settings.top_k), meter.advance)
+            return Evaluation()
+        assert retriever is not None
+        wanted = Wanted(self.depth, self.settings.per_device_eval_batch_size)
+        scores, numbers = search(index, retriever, self.tokens.queries, wanted, console)
+        temperature = float(retriever.temperature)
+        if self.settings.hybrid != "none":
+            scores, numbers = fusion.fuse((scores, numbers), self.found_by_words(console), self.depth)
+            temperature = fusion.TEMPERATURE
+        return self.judge(scores, numbers, temperature)
+
+    @property
+    def depth(self) -> int:
+        """Passages that are searched for each query."""
+        deepest = max(DEPTH, self.settings.top_k, self.settings.rerank)
+        return max(deepest, fusion.DEPTH) if self.settings.hybrid != "none" or self.with_lines else deepest
+
+    @property
+    def with_lines(self) -> bool:
+        return self.settings.lexical_lines and len(self.corpus) <= FEW_PASSAGES and bool(self.data.labelled)
+
+    def found_by_words(self, console: Console | None = None) -> Found:
+        """What BM25 finds, searched once: the corpus stays. All ranks together."""
+        if self.words is None:
+            queries = [row.query for row in self.data.evaluation]
+            self.words = search_words(self.corpus, queries, self.depth, console)
+        return self.words
+
+    def lexical_lines(self, result: Evaluation) -> dict[str, dict[str, float]]:
+        """Retrieval metrics of BM25 alone, and of BM25 and `result`'s ranking fused: what a user would try first, and
+        what a user would run. Empty where retrieval is not measured or the corpus is large. All ranks together."""
+        if not self.with_lines or result.found is None:
+            return {}
+        words = self.found_by_words()
+        fused = fusion.fuse(result.found, words, self.depth)
+        return {"bm25": self._retrieval(*words), "hybrid": self._retrieval(*fused)}
+
+    def judge(self, scores: np.ndarray, numbers: np.ndarray, temperature: float) -> Evaluation:
+        """The figures of what was found, (Q, k) scores and passage numbers, best first, by whichever search. On all
+        ranks together. temperature: of the scores, in the prior of the passages that the generator reads."""
+        result = Evaluation(found=(scores, numbers), temperature=temperature)
         result.retrieval = self._retrieval(scores, numbers)
         result.retrieved = self._retrieved(numbers[:, : self.settings.top_k])
         if self.with_answers:
-            result.answers, result.samples = self._answers(scores, numbers, float(retriever.temperature))
+            result.answers, result.samples = self._answers(scores, numbers, temperature)
         return result
 
     def _retrieval(self, scores: np.ndarray, numbers: np.ndarray) -> dict[str, float]:
@@ -110,6 +156,7 @@ class Evaluator:
         rows = self.data.labelled
         if not rows:
             return {}
+        scores, numbers = (found[:, : max(DEPTH, self.settings.top_k)] for found in (scores, numbers))
         kept = [numbers[r] >= 0 for r in rows]  # -1: an approximate index found fewer
         return retrieval_metrics(
             [[self.data.ids[n] for n in numbers[r][k]] for r, k in zip(rows, kept, strict=True)],

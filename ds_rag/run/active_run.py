@@ -48,6 +48,7 @@ def measure_before(run: Run) -> None:
         refresh_candidates(run, 0, first.retriever)
     if run.parts.data.evaluation:
         state.before = first.result.metrics
+        state.lexical_before = index.evaluator.lexical_lines(first.result)
         metrics.write("eval", 0, state.before)
     index.best = note_metric(state, state.before or {}, run.config.evaluation, 0)
     state.refreshed = 0

@@ -58,6 +58,7 @@ class TrainState:
     skipped: int = 0
     refreshed: int = -1  # the last step whose index stage was done before this checkpoint was saved
     before: dict[str, float] | None = None  # metrics before training
+    lexical_before: dict[str, dict[str, float]] | None = None  # of BM25, and of it with the retriever before training
     watched: dict[str, Any] = field(default_factory=dict)  # the memory of the watchers (watchers.py)
 
 

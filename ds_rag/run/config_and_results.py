@@ -62,7 +62,7 @@ def figures(run: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     values = json_files.read_json(file, dict, json_files.AGAIN)
-    shapes = {"before": dict, "after": dict, "samples": list}
+    shapes = {"before": dict, "after": dict, "samples": list, "lexical": dict}
     for key, kind in shapes.items():
         if not isinstance(values.get(key), kind | None):
             raise json_files.wrong_type(file, key, values[key], kind, json_files.AGAIN)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ds_rag.run import config_and_results
+from ds_rag.run.lexical_table import COMPARED, lexical_table
 from ds_rag.runtime import json_files
 from ds_rag.runtime.credentials import printable
 from ds_rag.runtime.errors import UserError
@@ -94,6 +95,7 @@ def write_report(run_dir: Path) -> Path:
         f"<h1>{name}</h1>\n{MADE_HERE}",
         _facts(metrics, results),
         _section("Before and after", _before_after(results.get("before") or {}, results.get("after") or {})),
+        _section("Beside a search by words (BM25)", _beside_words(results)),
         _section("Curves", _curves(metrics)),
         _section("Samples", "".join(_sample(sample) for sample in results.get("samples") or ())),
         _section("Configuration", _configuration(config)),
@@ -207,6 +209,16 @@ def _before_after(before: dict[str, Any], after: dict[str, Any]) -> str:
         rows.append(f"<tr><td>{escape(name)}</td>{numbers}</tr>")
     head = "".join(f"<th class=number>{title}</th>" for title in ("before", "after", "change"))
     return f'<div class="card scroll"><table><tr><th>metric</th>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _beside_words(results: dict[str, Any]) -> str:
+    head = "".join(f"<th class=number>{name}</th>" for name in COMPARED)
+    rows = [
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>"
+        for name, *cells in lexical_table(results)
+    ]
+    table = f"<table><tr><th>ranking</th>{head}</tr>{''.join(rows)}</table>"
+    return f'<div class="card scroll">{table}</div>' if rows else ""
 
 
 def _curves(metrics: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,8 +39,20 @@ OF_TRAINING = {
     ),
     *("lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "learn_temperature"),
     *("refresh_index", "refresh_mode", "refresh_staleness", "refresh_fraction"),
-    *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"),
+    *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience", "lexical_lines"),
 }
+
+
+BY_WORDS = "bm25"  # as --retriever: no model, passages are found by BM25 (a folder of this name: ./bm25)
+
+
+@dataclass
+class Reader:
+    """A generator, or None, that answers from passages which are found without a retriever."""
+
+    config: RunConfig
+    generator: Generator | None
+    prompt: Prompt | None
 
 
 @dataclass
@@ -60,13 +73,7 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
     hashes: verify the run's files by hash, not only by size (1 s per GB). Raises UserError.
     """
     quiet_libraries()
-    given = settings_of(args)
-    if idle := sorted(OF_TRAINING & set(given)):
-        raise UserError(
-            "settings that only training uses, which have no effect here",
-            found=", ".join(f"--{name}" for name in idle),
-            fix="leave them out" + (" (--data FILE names the rows)" if "train_data" in idle else ""),
-        )
+    given = checked(args)
     if args.run:
         run = Path(args.run)
         manifest = export.ready(run, hashes)
@@ -89,13 +96,46 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
             if str(given.get(name, "")).startswith("config:"):
                 raise UserError(f"--{name} {given[name]}: a new model", expected="the folder of one that was saved")
         run, config = None, build(given)
-        nothing: list[str] = []
-        retriever = open_retriever(config.model, config.data, lambda: nothing, Path("."))
-        has_generator = "generator" in given
-        generator = open_generator(config.model, lambda: nothing, Path(".")) if has_generator else None
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
-    for module in (retriever, generator):
-        if module is not None:
-            module.eval().requires_grad_(False).to(device)
-    prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
-    return Saved(run, config, retriever, generator, prompt)
+        retriever = open_retriever(config.model, config.data, list, Path("."))
+        generator = open_generator(config.model, list, Path(".")) if "generator" in given else None
+    retriever.eval().requires_grad_(False).to(device_of(args))
+    return Saved(run, config, retriever, generator, ready(generator, config, args))
+
+
+def open_reader(args: argparse.Namespace) -> Reader:
+    """With `--retriever bm25`: the generator alone, where one is named. All ranks together. Raises UserError."""
+    quiet_libraries()
+    given = checked(args)
+    if args.run:
+        raise UserError(
+            "--run together with --retriever bm25", fix=f"--generator {args.run}/generator in place of --run"
+        )
+    if "hybrid" in given:
+        raise UserError("--hybrid together with --retriever bm25", fix="leave one of them out")
+    config = build({name: value for name, value in given.items() if name != "retriever"})
+    generator = open_generator(config.model, list, Path(".")) if "generator" in given else None
+    return Reader(config, generator, ready(generator, config, args))
+
+
+def checked(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given. Raises UserError for those of training."""
+    given = settings_of(args)
+    if idle := sorted(OF_TRAINING & set(given)):
+        raise UserError(
+            "settings that only training uses, which have no effect here",
+            found=", ".join(f"--{name}" for name in idle),
+            fix="leave them out" + (" (--data FILE names the rows)" if "train_data" in idle else ""),
+        )
+    return given
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+
+
+def ready(generator: Generator | None, config: RunConfig, args: argparse.Namespace) -> Prompt | None:
+    """The generator on its device, without gradients; returns its prompt."""
+    if generator is None:
+        return None
+    generator.eval().requires_grad_(False).to(device_of(args))
+    return make_prompt(config.model, generator.tokenizer, generator.max_length)

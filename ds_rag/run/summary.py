@@ -19,6 +19,7 @@ from ds_rag.run import config_and_results, export
 from ds_rag.run.active_run import Run
 from ds_rag.run.assemble import Parts
 from ds_rag.run.html_report import write_report
+from ds_rag.run.lexical_table import COMPARED, lexical_table
 from ds_rag.run.model_cards import card, warmed
 from ds_rag.run.publish_index import describe_and_publish
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
@@ -62,7 +63,7 @@ def write_results(run: Run, result: Evaluation, began: float) -> None:
     cards = make_cards(run, result)
     linked = collectives.from_first((folder / export.INDEX).is_symlink())  # perhaps to a disk with more space
     fix = "free some space, then --resume auto, which resumes from the last checkpoint"
-    results = outcome(run, result)
+    results = outcome(run, result) | {"lexical": lexical_lines(run, result)}
     try:
         with export.staged(folder) as place:
             export_models(place, run.parts.engines, cards)
@@ -135,6 +136,12 @@ def outcome(run: Run, result: Evaluation) -> dict[str, Any]:
     }
 
 
+def lexical_lines(run: Run, result: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
+    """Retrieval by BM25, and by it and the retriever together, before training and after; all ranks together."""
+    before, after = run.state.lexical_before or {}, run.index.evaluator.lexical_lines(result)
+    return {name: {"before": before.get(name, {}), "after": values} for name, values in after.items()}
+
+
 def write_figures(place: Path, results: dict[str, Any], config: RunConfig) -> None:
     (place / json_files.RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
     (place / json_files.CONFIG).write_text(config_and_results.configuration_text(config), encoding="utf-8")
@@ -171,6 +178,8 @@ def show_outcome(results: dict[str, Any], report: Path, console: Console) -> Non
             [name, f"{before[name]:.3f}" if name in before else "-", f"{value:.3f}"] for name, value in after.items()
         ]
         console.table("held-out queries", ["metric", "before", "after"], rows)
+    if table := lexical_table(results):
+        console.table("retrieval, beside a search by words (BM25)", ["ranking", *COMPARED], table)
     for sample in results["samples"]:
         console.say("")
         console.say(f"question   {sample['query']}")

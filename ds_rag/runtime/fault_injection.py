@@ -20,6 +20,7 @@ POINTS = (
     "step",
     "micro_batch",
     "evaluate",
+    "rerank",
     "encode",
     "export_model",
     "index_written",

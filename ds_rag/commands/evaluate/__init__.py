@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ds_rag.commands.saved_run import add_reading_flags, run_together
-from ds_rag.config.flags import Parser
+from ds_rag.config.flags import Parser, add_settings
 
 
 def add_flags(parser: Parser) -> None:
@@ -14,7 +14,8 @@ def add_flags(parser: Parser) -> None:
         "--controls", action="store_true", help="also answer without passages, and from the gold passage"
     )
     parser.add_argument("--json", help="also write the figures to this file")
-    add_reading_flags(parser, own=("retriever", "generator", "corpus"))
+    add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank"))
+    add_settings(parser, ("objective",), only=("answer_logprob",), own=())
 
 
 def main(args: argparse.Namespace) -> int:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 
-from ds_rag.config import BUILTIN
+from ds_rag.config import BUILTIN, RunConfig
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
-from ds_rag.data.dataset import TokenTable, read_evaluation
+from ds_rag.data.dataset import RagData, TokenTable, read_evaluation
 from ds_rag.data.inputs import splits
 from ds_rag.data.splits import FOLDS
-from ds_rag.data.token_tables import tokenize_evaluation
-from ds_rag.evaluation.evaluator import Evaluator
+from ds_rag.data.token_tables import tokenize_evaluation, tokenize_for_reader
+from ds_rag.evaluation.evaluator import Evaluation, Evaluator
+from ds_rag.evaluation.reranking import AnswerScoring, rerank
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import precision_of
+from ds_rag.index.lexical import ABOUT, K1, METHOD, B
 from ds_rag.index.store import hash_model, read_index
-from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.models.shared_prefix.support import share_prefixes
+from ds_rag.run.open_saved import BY_WORDS, Reader, Saved, open_reader, open_saved
 from ds_rag.run.split_file import read_split
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
@@ -67,40 +71,75 @@ def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusInd
     return CorpusIndex([part] if part else [], len(passages))
 
 
+def measure(
+    saved: Saved | Reader, opened: Saved | None, data: RagData, console: Console
+) -> tuple[Evaluator, Evaluation]:
+    """What the models that were opened find and answer; without a retriever passages are found by BM25."""
+    config, generator, prompt = saved.config, saved.generator, saved.prompt
+    settings = replace(config.evaluation, lexical_lines=False)
+    if opened is None:
+        tokens = tokenize_for_reader(prompt, data, config.data, console)
+        evaluator = Evaluator(None, generator, prompt, data, tokens, settings)
+        return evaluator, evaluator.run(console)
+    check_factory(config.evaluation.index_factory, opened.retriever.hidden_size, data.corpus_size)
+    tokens = tokenize_evaluation(opened.retriever, prompt, data, config.data, console)
+    evaluator = Evaluator(opened.retriever, generator, prompt, data, tokens, settings)
+    index = already_encoded(opened, tokens.passages, console)
+    return evaluator, evaluator.measure(index) if index is not None else evaluator.run(console)
+
+
+def rerank_blocks(
+    evaluator: Evaluator, result: Evaluation, config: RunConfig, console: Console
+) -> dict[str, dict[str, float]]:
+    """`rerank_prior`, `rerank_posterior`, `rerank_likelihood`. Each passage is read once for all its questions."""
+    generator = evaluator.generator
+    if generator and not generator.shares_prefixes and (reason := share_prefixes(generator)):
+        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
+    how = AnswerScoring(config.data.max_answer_length, config.objective.answer_logprob)
+    found = rerank(evaluator, result, how, console)
+    console.say("note: rerank_posterior and rerank_likelihood read each row's answer: they measure the generator")
+    return {f"rerank_{name}": values for name, values in found.items()}
+
+
+def held_out_rows(config: RunConfig, builtin: bool, run: Path | None, console: Console) -> RagData:
+    """The rows to evaluate on. Where a run has folds, its own division of the documents holds."""
+    data, known = config.data, read_split(run)
+    same_folds = known is not None and known.wanted.kind == FOLDS and known.wanted.count == data.folds
+    if known and same_folds and known.wanted.fold != data.fold:
+        console.say(f"warning: this run held out fold {known.wanted.fold}, not this one", style="bold yellow")
+    return read_evaluation(data, builtin, config.objective.candidates_from != "batch", known)
+
+
 def main(args: argparse.Namespace) -> int:
     """Runs the command. Several ranks split the work; rank 0 prints and writes."""
     if collectives.rank() == 0:
         check_json(args.json, ("retrieval", "setting"))
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
-    saved = open_saved(args)
-    config = saved.config
-    builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and saved.run is not None
+    saved: Saved | Reader = open_reader(args) if getattr(args, "retriever", None) == BY_WORDS else open_saved(args)
+    config, opened = saved.config, None if isinstance(saved, Reader) else saved
+    builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and bool(opened and opened.run)
     if not builtin and config.data.eval_data is None and not splits(config.data):
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
     if builtin:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
-    from_index = config.objective.candidates_from != "batch"
-    known = read_split(saved.run)
-    trained_on = known is not None and known.wanted.kind == FOLDS and config.data.fold != known.wanted.fold
-    if known and trained_on and config.data.folds == known.wanted.count:
-        console.say(f"warning: this run held out fold {known.wanted.fold}, not this one", style="bold yellow")
-    data = read_evaluation(config.data, builtin, from_index, known)
+    data = held_out_rows(config, builtin, opened.run if opened else None, console)
     say_notices(data.notices, console)
-    check_factory(config.evaluation.index_factory, saved.retriever.hidden_size, data.corpus_size)
-    tokens = tokenize_evaluation(saved.retriever, saved.prompt, data, config.data, console)
-    evaluator = Evaluator(saved.retriever, saved.generator, saved.prompt, data, tokens, config.evaluation)
-    index = already_encoded(saved, tokens.passages, console)
-    result = evaluator.measure(index) if index is not None else evaluator.run(console)
+    evaluator, result = measure(saved, opened, data, console)
     figures = {"retrieval": result.retrieval, "answers": result.answers}
     if args.controls:
         figures |= {f"answers_{name}": values for name, values in evaluator.controls().items()}
+    if config.evaluation.rerank:
+        figures |= rerank_blocks(evaluator, result, config, console)
     rows = [[part, name, f"{value:.3f}"] for part, values in figures.items() for name, value in values.items()]
     title = f"{len(data.evaluation)} queries against {data.corpus_size} passages"
     console.table(title, ["part", "metric", "value"], rows)
     if not result.retrieval:
         console.say("note: no row has a labelled passage, so retrieval cannot be measured", style="yellow")
     what = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.evaluation)}
+    if opened is None or config.evaluation.hybrid != "none":
+        what["bm25"] = ABOUT
+        console.say(f"bm25       method {METHOD}, k1 {K1}, b {B}, no stop words, no stemming")
     if collectives.rank() == 0:
         write_json(args.json, {**figures, "setting": what})
     collectives.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -239,3 +240,48 @@ def test_log_softmax():
     np.testing.assert_allclose(np.exp(found).sum(1), 1.0)
     np.testing.assert_allclose(found[1] - found[1, 0], x[1] - x[1, 0], rtol=1e-6)
     assert found[0, 4] == -np.inf
+
+
+PASSAGES = ["ann leads zor", "kelp grows in pool nine", "the mill is closed", "bob leads via"]
+
+
+def asked(queries: Any, **stage: Any) -> Evaluator:
+    """Two questions whose words say passages 1 and 3, over one-hot passages."""
+    work = evaluator(queries, np.eye(4), [row(1), row(3)], **stage)
+    work.data.texts = work.corpus = PASSAGES
+    work.data.evaluation = [
+        replace(r, query=q)
+        for r, q in zip(work.data.evaluation, ["kelp in pool nine ?", "who leads via ?"], strict=True)
+    ]
+    return work
+
+
+def test_without_a_retriever_words_find_passages():
+    work = asked(np.zeros((2, 4)))
+    work.retriever = None
+    found = work.run()
+    assert found.retrieval["recall@1"] == 1.0 and found.temperature == 1.0
+    assert found.found is not None and found.found[1][:, 0].tolist() == [1, 3]
+
+
+def test_the_hybrid_follows_both_sides():
+    vectors = [[0.0, 0.2, 0.0, 1.0], [1.0, 0.0, 0.0, 0.9]]  # wrong twice, the second time by little
+    alone, both = asked(vectors).run(), asked(vectors, hybrid="bm25").run()
+    assert alone.retrieval["recall@1"] == 0.0 and both.retrieval["recall@1"] == 1.0
+    assert alone.temperature == 0.5 and both.temperature == 1.0
+
+
+def test_the_lines_beside_the_retriever():
+    work = asked([[0.0, 0.2, 0.0, 1.0], [1.0, 0.0, 0.0, 0.9]])
+    result = work.run()
+    lines = work.lexical_lines(result)
+    assert lines["bm25"]["recall@1"] == lines["hybrid"]["recall@1"] == 1.0 and result.retrieval["recall@1"] == 0.0
+    assert set(lines["bm25"]) == set(result.retrieval)
+    off = asked(np.eye(4)[:2], lexical_lines=False)
+    assert off.lexical_lines(off.run()) == {}
+
+
+def test_the_lines_of_a_large_corpus_are_left_out(monkeypatch):
+    monkeypatch.setattr(module, "FEW_PASSAGES", 3)
+    work = asked(np.eye(4)[:2])
+    assert work.lexical_lines(work.run()) == {} and work.words is None

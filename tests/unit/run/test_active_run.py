@@ -22,7 +22,9 @@ class Notes:
     def __init__(self, step: int, total: int = 8, candidates: bool = True, **flags: Any):
         self.lines: list[tuple[str, int]] = []
         self.values: dict[str, dict[str, Any]] = {}
+        lines = SimpleNamespace(lexical_lines=lambda found: {"hybrid": {"recall@1": found.retrieval["recall@1"] + 0.1}})
         self.index = SimpleNamespace(stalled=0.0, best=None, search="search", wanted=True, refresh=self.refresh)
+        self.index.evaluator = lines
         table = SimpleNamespace(refresh=self.offer) if candidates else None
         parts = SimpleNamespace(candidates=table, total_steps=total, data=SimpleNamespace(evaluation=["a row"]))
         saver = SimpleNamespace(save=lambda state: self.lines.append(("save", state.step)))
@@ -83,6 +85,7 @@ def test_the_figures_before_the_first_step_bring_candidates_and_stall_nothing():
     measure_before(notes.run)
     assert notes.lines == [("refresh", 0), ("offer", 0), ("candidates", 0), ("eval", 0), ("save", 0)]
     assert (notes.run.state.refreshed, notes.run.state.before, notes.index.best) == (0, {"recall@1": 0.5}, 0)
+    assert notes.run.state.lexical_before == {"hybrid": {"recall@1": 0.6}}
     assert not notes.index.stalled
 
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from ds_rag.run.html_report import PANELS, _smooth, curves, plot_curves, read_metrics, write_report
+from ds_rag.run.lexical_table import lexical_table
 from ds_rag.runtime.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -135,3 +136,21 @@ def test_smoothing_keeps_a_straight_line_and_calms_noise():
 def test_importing_the_module_does_not_import_matplotlib():
     code = "import sys, ds_rag.run.html_report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_rankings_beside_a_search_by_words(tmp_path):
+    retriever, words, both = ({"recall@1": v, "recall@10": v, "mrr@10": v} for v in (0.25, 0.375, 0.5))
+    lexical = {"bm25": {"before": words, "after": words}, "hybrid": {"before": {}, "after": both}}
+    results = {"before": retriever, "after": retriever | {"recall@1": 0.3}, "lexical": lexical, "steps": 2}
+    assert lexical_table(results) == [
+        ["BM25", "0.375", "0.375", "0.375"],
+        ["retriever before", "0.250", "0.250", "0.250"],
+        ["retriever before + BM25", "-", "-", "-"],  # a run resumed from before there were these lines
+        ["retriever after", "0.300", "0.250", "0.250"],
+        ["retriever after + BM25", "0.500", "0.500", "0.500"],
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = write_report(tmp_path).read_text()
+    assert "Beside a search by words" in page and "<td>retriever after + BM25</td><td class=number>0.500</td>" in page
+    (tmp_path / "results.json").write_text(json.dumps(results | {"lexical": {}}))
+    assert lexical_table({"after": retriever}) == [] and "by words" not in write_report(tmp_path).read_text()

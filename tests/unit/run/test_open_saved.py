@@ -15,7 +15,7 @@ from ds_rag.commands.evaluate import command as evaluate
 from ds_rag.commands.saved_run import add_reading_flags
 from ds_rag.config import RunConfig, build
 from ds_rag.config.flags import Parser, parse_strictly
-from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.run.open_saved import Reader, Saved, open_reader, open_saved
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import write_json
 
@@ -146,3 +146,20 @@ def test_settings_of_training_are_no_settings_of_a_reading(flag, run):
     with pytest.raises(UserError, match="settings that only training uses") as error:
         opened("--run", str(run), *flag.split())
     assert flag.split()[0] in error.value.found
+
+
+def test_words_need_no_retriever(run):
+    parser = Parser("ds-rag test", "A test.")
+    add_reading_flags(parser)
+
+    def reader(*argv: str) -> Reader:
+        return open_reader(parse_strictly(parser, ["--retriever", "bm25", *argv]))
+
+    alone = reader("--top_k", "2")
+    assert (alone.generator, alone.prompt, alone.config.evaluation.top_k) == (None, None, 2)
+    both = reader("--generator", str(run / "generator"))
+    assert both.generator is not None and both.prompt is not None and not both.generator.training
+    assert not any(p.requires_grad for p in both.generator.parameters())
+    for wrong in (["--run", str(run)], ["--hybrid", "bm25"], ["--freeze", "retriever"]):
+        with pytest.raises(UserError):
+            reader(*wrong)

@@ -1,0 +1,33 @@
+"""The retriever beside BM25, and both together, before training and after: a table for the console and the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COMPARED = ("recall@1", "recall@10", "mrr@10")
+
+
+def lexical_table(results: dict[str, Any]) -> list[list[str]]:
+    """A row for each ranking: its name and its figures COMPARED, "-" where it has none. results: of results.json; empty
+    where that has no such lines."""
+    lexical = results.get("lexical") or {}
+    if not lexical:
+        return []
+    before, after = results.get("before"), results.get("after")
+    bm25, hybrid = (_dict(lexical.get(name)) for name in ("bm25", "hybrid"))
+    rankings = {
+        "BM25": bm25.get("after"),
+        "retriever before": before,
+        "retriever before + BM25": hybrid.get("before"),
+        "retriever after": after,
+        "retriever after + BM25": hybrid.get("after"),
+    }
+    return [[name, *(_cell(_dict(figures).get(metric)) for metric in COMPARED)] for name, figures in rankings.items()]
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "-"
