@@ -19,7 +19,7 @@ import torch
 from ds_rag.config import RunConfig
 from ds_rag.config.schedules import lr_factor
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
-from ds_rag.run import checkpoint, resume_rules
+from ds_rag.run import checkpoint, resume_rules, split_file
 from ds_rag.run.active_run import Run, measure_before, record_index, refresh_candidates, take_up
 from ds_rag.run.assemble import Parts, assemble
 from ds_rag.run.checkpoint import TrainState
@@ -151,11 +151,13 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     resumed = checkpoint.find(folder, config.run.resume, console.say)
     if resumed:
         resume_rules.fit_batch(resumed, config, console.say)
+        split_file.keep_whole(resumed, config, console.say)
     stop_signals.phase("start: reading rows and models")
-    parts = assemble(config, console, folder, device)
+    parts = assemble(config, console, folder, device, resumed)
     facts = resume_rules.run_facts(config, parts)
     if resumed:
         resume_rules.check_unchanged(resumed, config, facts, console.say)
+    split_file.write_split(folder, parts.data.split)
     if config.run.resume != "never":
         checkpoint.tidy(folder, resumed, console.say)
     saved = checkpoint.state_of(resumed) if resumed else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from ds_rag.config.run_config import SECTIONS, RunConfig
-from ds_rag.config.sections import EvaluationConfig, ModelConfig
+from ds_rag.config.sections import DataConfig, EvaluationConfig, ModelConfig
 from ds_rag.runtime.errors import UserError
 
 
@@ -14,6 +14,7 @@ def validate(config: RunConfig) -> None:
     check_bounds(config)
     if config.optim.bf16 and config.optim.fp16:
         raise UserError("--bf16 and --fp16 are both set", expected="at most one of them")
+    check_folds(config.data)
     check_adapters(config.model)
     check_evaluation(config.evaluation)
 
@@ -28,6 +29,16 @@ def check_bounds(config: RunConfig) -> None:
             if isinstance(value, str) and f.type != "str":  # from an edited config.json
                 raise UserError(f"--{f.name}: wrong type", found=repr(value), expected="a number")
             bounds.check(value, f"--{f.name}")
+
+
+def check_folds(data: DataConfig) -> None:
+    """Of several folds one is named."""
+    if data.folds and data.fold is None:
+        raise UserError(f"--folds {data.folds}: which is evaluated?", expected=f"--fold 0 to {data.folds - 1}")
+    if data.folds and data.fold is not None and data.fold >= data.folds:
+        raise UserError(
+            f"--fold {data.fold}: no such fold", expected=f"0 to {data.folds - 1}, for --folds {data.folds}"
+        )
 
 
 def check_adapters(model: ModelConfig) -> None:

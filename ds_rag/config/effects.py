@@ -51,7 +51,7 @@ def trains_retriever(c: RunConfig) -> bool:
 
 
 def evaluates(c: RunConfig) -> bool:
-    return c.is_builtin or c.data.eval_data is not None
+    return c.is_builtin or c.data.eval_data is not None or c.data.folds > 0 or c.data.eval_fraction > 0
 
 
 def indexes(c: RunConfig) -> bool:
@@ -90,6 +90,13 @@ IDLE = (
         lambda c: False,
         "training measures the retriever itself, and BM25 and the hybrid beside it; `ds-rag evaluate` takes it",
     ),
+    Rule(
+        ("eval_fraction",),
+        lambda c: not c.is_builtin and c.data.eval_data is None and not c.data.folds,
+        "there are evaluation rows without it",
+    ),
+    Rule(("fold", "fold_corpus"), lambda c: c.data.folds > 0, "there are no --folds"),
+    Rule(("cluster_column",), evaluates, "there are no evaluation rows (--eval_data)"),
     Rule(
         ("max_eval_samples", "eval_answers", "lexical_lines"), evaluates, "there are no evaluation rows (--eval_data)"
     ),
@@ -157,6 +164,12 @@ IDLE = (
 
 # Settings that the user gave although the others make the opposite happen.
 CONTRARY = (
+    Rule(
+        ("folds",),
+        lambda c: not (c.data.folds and c.data.eval_data is not None),
+        "folds hold evaluation rows out of the training rows, and --eval_data names others",
+    ),
+    Rule(("folds",), lambda c: not (c.data.folds and c.is_builtin), "the built-in rows have a split of their own"),
     Rule(("freeze",), lambda c: trains_retriever(c) or trains_generator(c), "no model would be trained"),
     Rule(
         ("learn_temperature",),

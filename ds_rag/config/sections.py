@@ -30,12 +30,38 @@ class DataConfig:
     passages_column: str | None = option(FIXED, None, "name of the column of unlabelled candidate passages")
     negatives_column: str | None = option(FIXED, None, "name of the column of labelled negatives")
     id_column: str | None = option(FIXED, None, "name of the row id column")
+    document_column: str | None = option(FIXED, None, "name of the column of documents, in the rows or the corpus")
+    title_column: str | None = option(FREE, None, "name of the column of the documents' titles, in the rows")
+    place_column: str | None = option(
+        FREE, None, "name of the column that says where in the document, in the rows or the corpus"
+    )
+    cluster_column: str = option(
+        FREE, "document", "column of the rows that names their cluster in the statistics of an evaluation"
+    )
     on_bad_row: str = option(
         FREE, "error", "for a row that cannot be used: stop with an error, or skip and count it", ("error", "skip")
     )
     assume_first_positive: bool = option(FIXED, False, "use the first candidate of an unlabelled row as its positive")
     max_train_samples: int | None = option(FIXED, None, "use only the first N training rows", bounds=integer(1, MANY))
     max_eval_samples: int | None = option(FREE, None, "use only the first N evaluation rows", bounds=integer(1, MANY))
+    folds: int = option(
+        FIXED, 0, "divide the documents of the rows into so many folds; 0: no folds", bounds=integer(2, 1000, 0)
+    )
+    fold: int | None = option(
+        FIXED, None, "the fold, from 0, that is evaluated; training takes the others", bounds=integer(0, 999)
+    )
+    fold_corpus: str = option(
+        FIXED,
+        "train",
+        "passages that training may have as candidates under --folds: of the training folds' documents, or all",
+        ("train", "all"),
+    )
+    eval_fraction: float = option(
+        FIXED,
+        0.0,
+        "without evaluation rows, hold out this fraction of the training rows, documents undivided; 0: none",
+        bounds=fraction(),
+    )
     max_query_length: int = option(FIXED, 64, "maximum tokens of a query", bounds=integer(1, TOKENS))
     max_passage_length: int = option(FIXED, 200, "maximum tokens of a passage", bounds=integer(1, TOKENS))
     max_answer_length: int = option(

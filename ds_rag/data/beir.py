@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ds_rag.data.bad_rows import Bad, Faults
-from ds_rag.data.columns import match_corpus_columns
+from ds_rag.data.columns import CORPUS_NAMES, DESCRIBING, ROW_NAMES, match_corpus_columns
+from ds_rag.data.documents import NOWHERE, Origin
 from ds_rag.data.recognition import Format, holds
-from ds_rag.data.records import Record, field_names, is_blank, to_passage
+from ds_rag.data.records import Passage, Record, field_names, first_name, is_blank, to_passage
 from ds_rag.data.text_files import read_jsonl, read_lines
 from ds_rag.runtime.errors import UserError
 
 LAYOUT = {"id": "_id", "text": "text", "title": "title"}
 ANSWERS = ("answers", "answer")
+OF_QUERIES = {"_id", "text", "metadata", *ANSWERS} | {name for role in DESCRIBING for name in ROW_NAMES[role]}
 
 
 class Judgment(NamedTuple):
@@ -78,8 +80,11 @@ def _row(id_: str, record: Record, judged: dict[str, Judgment], documents: _Foun
         "negatives": [text for text, grade in grades.items() if grade < 0],
     }
     row |= {"answers": answers[0]} if answers else {}
+    named = {role: [first_name(place, ROW_NAMES[role]) for place in places] for role in DESCRIBING}
+    row |= {role: next(filter(None, names)) for role, names in named.items() if any(names)}
+    known = (Passage("", text, origin=documents.origins[text]) for text in grades if text in documents.origins)
     graded = grades if {grade for grade in grades.values() if grade > 0} - {1} else None
-    return record._replace(fields=row, grades=graded, judged=True, absent=tuple(absent))
+    return record._replace(fields=row, grades=graded, judged=True, absent=tuple(absent), given=tuple(known))
 
 
 @dataclass
@@ -87,6 +92,7 @@ class _Found:
     """The documents that judgments name."""
 
     texts: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)  # by text, of those that have any
     empty: set[str] = field(default_factory=set)
     bad: set[str] = field(default_factory=set)
 
@@ -102,9 +108,19 @@ def _documents(path: Path, faults: Faults) -> Iterator[Record]:
         if _is_empty(record, LAYOUT):
             empty.append(record.where)
         else:
-            yield record
+            yield _lift(record)
     if empty:
         faults.note(f"{len(empty)} documents without any text are left out, the first at {empty[0]}")
+
+
+def _lift(record: Record) -> Record:
+    """The record with the document and place that its `metadata` names as fields of its own."""
+    extra, fields = record.fields.get("metadata"), record.fields
+    if not isinstance(extra, dict):
+        return record
+    names = [name for role in ("document", "place") for name in CORPUS_NAMES[role]]
+    lifted = {name: extra[name] for name in names if name in extra and name not in fields}
+    return record._replace(fields={k: v for k, v in fields.items() if k != "metadata"} | lifted) if lifted else record
 
 
 def _is_empty(record: Record, names: dict[str, str]) -> bool:
@@ -116,6 +132,7 @@ def _find(path: Path, wanted: set[str], faults: Faults) -> _Found:
     """The wanted documents; bad ones among all that are read are added to `faults`. Where only some rows are wanted,
     reading ends with the last of their documents."""
     stream = read_jsonl(path / "corpus.jsonl", "rows", faults)
+    stream = map(_lift, stream)
     first = list(islice(stream, 1000))
     found, places = _Found(), dict[str, str]()
     if not first:
@@ -134,6 +151,8 @@ def _find(path: Path, wanted: set[str], faults: Faults) -> _Found:
                 if found.texts.setdefault(id_, passage.text) != passage.text:
                     raise Bad(f"id '{id_}' is already that of another text at {places[id_]}, expected distinct ids")
                 places.setdefault(id_, record.where)
+                if passage.origin is not NOWHERE:
+                    found.origins.setdefault(passage.text, passage.origin)
         except Bad as bad:
             faults.add(record.number, record.where, str(bad))
             found.bad.add(id_)
@@ -151,7 +170,7 @@ def _judged_queries(path: Path, qrels: str, judged: Judged, header: str, faults:
     unjudged = 0
     for record in read_jsonl(path / "queries.jsonl", "rows", faults):
         id_ = str(record.fields.get("_id"))
-        unused |= dict.fromkeys(name for name in record.fields if name not in ("_id", "text", "metadata", *ANSWERS))
+        unused |= dict.fromkeys(name for name in record.fields if name not in OF_QUERIES)
         if record.fields.get("_id") is None:
             faults.add(record.number, record.where, "no '_id', expected the id that the qrels name")
         elif id_ in known:

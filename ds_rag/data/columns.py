@@ -29,7 +29,14 @@ ROW_NAMES: dict[str, tuple[str, ...]] = {
         *("hard_negative_ctxs", "neg"),
     ),
     "label": ("label", "labels", "is_selected", "is_relevant", "is_positive", "relevant"),
+    "document": ("document", "document_id", "document_name", "article", "article_id", "source_document"),
+    "title": ("title", "document_title"),
+    "place": ("place", "page", "section", "heading", "heading_path"),
+    "cluster": (),  # by its flag alone
 }
+# Roles that only describe a row or a passage. A file may have several columns of such a name: the first name counts. A
+# column that a flag names may be in the rows or in the corpus alone (`inputs.check_described` looks at all of them).
+DESCRIBING = ("document", "title", "place", "cluster")
 # Roles that numbered columns share (negative_1 ... negative_n, as sentence-transformers has them), and their names.
 NUMBERED = {
     "negatives": ("negative", "neg", "hard_negative"),
@@ -48,6 +55,8 @@ CORPUS_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "_id", "docid", "doc_id", "passage_id", "pid"),
     "text": ("text", "passage", "contents", "content", "abstract", "context"),
     "title": ("title",),
+    "document": ROW_NAMES["document"],
+    "place": ROW_NAMES["place"],
 }
 COLUMN_FLAGS = {
     "id": "--id_column",
@@ -56,7 +65,7 @@ COLUMN_FLAGS = {
     "positives": "--positive_column",
     "passages": "--passages_column",
     "negatives": "--negatives_column",
-}
+} | {role: f"--{role}_column" for role in DESCRIBING}
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,10 @@ class Columns:
     passages: str | None = None
     negatives: str | None = None
     id: str | None = None
+    document: str | None = None
+    title: str | None = None  # of rows; a corpus's title is part of its texts
+    place: str | None = None
+    cluster: str | None = None  # what rows are clustered by in the statistics of an evaluation
 
 
 BY_NAME = Columns()
@@ -132,10 +145,11 @@ def unused_note(unused: list[str]) -> tuple[str, bool]:
     return text + "".join(f"; '{name}': {why}" for name, why in known.items()), bool(known)
 
 
-def match_corpus_columns(found: Iterable[str], source: str) -> dict[str, str]:
-    """Role (id, text, title) -> column of a corpus; only `text` is needed. Raises UserError as for rows."""
+def match_corpus_columns(found: Iterable[str], source: str, columns: Columns = BY_NAME) -> dict[str, str]:
+    """Role (id, text, title, document, place) -> column of a corpus; only `text` is needed. Of the flags, those of
+    document and place apply. Raises UserError as for rows."""
     found = list(found)
-    names = _match(found, CORPUS_NAMES, {}, source)
+    names = _match(found, CORPUS_NAMES, {"document": columns.document, "place": columns.place}, source)
     _require(names, found, CORPUS_NAMES, ("text",), source)
     return names
 
@@ -147,12 +161,18 @@ def _key(name: str) -> str:
 def _match(
     found: list[str], known: Mapping[str, tuple[str, ...]], given: Mapping[str, str | None], source: str
 ) -> dict[str, str]:
-    names = {role: _named(found, name, COLUMN_FLAGS[role], source) for role, name in given.items() if name}
+    named = {role: name for role, name in given.items() if name}
+    absent = {role for role, name in named.items() if role in DESCRIBING and _key(name) not in map(_key, found)}
+    names = {
+        role: _named(found, name, COLUMN_FLAGS[role], source) for role, name in named.items() if role not in absent
+    }
     taken = set(names.values())  # a column that a flag gives to one role is not guessed for another
     for role, aliases in known.items():
-        if role in names:
+        if role in names or role in absent:
             continue
         hits = [name for name in found if name not in taken and _key(name) in aliases]
+        if role in DESCRIBING and hits:
+            hits = [name for alias in aliases for name in hits if _key(name) == alias][:1]
         if len(hits) > 1:
             flag = COLUMN_FLAGS.get(role) if known is ROW_NAMES else None
             raise UserError(
@@ -191,7 +211,8 @@ def _require(
     if any(role in names for role in roles):
         return
     wanted = [alias for role in roles for alias in known[role]]
-    taken = {name for columns in names.values() for name in (columns if isinstance(columns, tuple) else (columns,))}
+    required = [columns for role, columns in names.items() if role not in DESCRIBING]
+    taken = {name for columns in required for name in (columns if isinstance(columns, tuple) else (columns,))}
     free = {_key(name): name for name in found if name not in taken and not is_id_name(name)}
     close = next((free[hit] for alias in wanted if (hit := nearest(alias, free))), None)
     flags = " or ".join(COLUMN_FLAGS[role] for role in roles if role in COLUMN_FLAGS)

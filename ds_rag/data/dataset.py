@@ -1,74 +1,48 @@
-"""Rows and corpus as one table of distinct passages, tokenised once."""
+"""From files to rows and passages, and texts tokenised once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ds_rag.config import DataConfig
 from ds_rag.config.objectives import objectives_with
 from ds_rag.data.almanac import make_world
-from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import Ids
-from ds_rag.data.columns import Columns
-from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, read_corpus, read_rows
-from ds_rag.data.matching import find_in_corpus, missing_note, positives_elsewhere, refuse_ids_as_texts, texts_of
-from ds_rag.data.source import Source, source_of
+from ds_rag.data.formats import Passage, Row, passages_of, read_rows
+from ds_rag.data.inputs import (
+    check_described,
+    columns_of,
+    corpus_source,
+    evaluation_limit,
+    has_corpus,
+    read_given_corpus,
+    reading_of,
+    splits,
+)
+from ds_rag.data.passage_table import Example, RagData, assume_first, build_table, keep_training_folds, with_also
+from ds_rag.data.source import source_of
+from ds_rag.data.splits import FOLDS, FRACTION, HELD_OUT, Split, Unit, Wanted, split_rows
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
+__all__ = [
+    "CHUNK",
+    "Example",
+    "Limit",
+    "RagData",
+    "TokenTable",
+    "assume_first",
+    "build_table",
+    "read_data",
+    "read_evaluation",
+    "tokenize",
+    "with_also",
+]
+
 CHUNK = 512  # texts per call of a tokenizer
-ROW_PASSAGE = "row-passage-"  # prefix of the ids of passages that are in rows but not in the corpus
-
-
-@dataclass(frozen=True)
-class Example:
-    """A row whose passages are given by their numbers in the passage table."""
-
-    query: str
-    answers: tuple[str, ...]
-    positives: tuple[int, ...]
-    others: tuple[int, ...]  # unlabelled candidates and labelled negatives
-    grades: tuple[int, ...] = ()  # of the positives; empty: 1 each
-    negatives: tuple[int, ...] = ()  # those of `others` that are labelled
-    also: tuple[int, ...] = ()  # positives of other rows with this query: not its own, and no negatives
-    judged: bool = False  # its positives are known, even if there are none
-    absent: tuple[int, ...] = ()  # grades of relevant passages that are not in the table
-    id: str = ""  # the row's, as the file has it
-
-    @property
-    def qrels(self) -> dict[int, int]:
-        """Passage number -> grade, of the positives."""
-        return dict(zip(self.positives, self.grades or (1,) * len(self.positives), strict=True))
-
-    @property
-    def own(self) -> tuple[int, ...]:
-        return self.positives + self.others
-
-
-@dataclass
-class RagData:
-    """Rows and passages as read. The first `corpus_size` passages are the corpus that is searched."""
-
-    texts: list[str]
-    ids: list[str]
-    corpus_size: int
-    train: list[Example] = field(default_factory=list)
-    evaluation: list[Example] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-    source: Source | None = None  # the corpus's files, where one was given
-
-    @property
-    def labelled(self) -> list[int]:
-        """Numbers of the evaluation rows whose positives are known: retrieval metrics are computed over these."""
-        return [n for n, row in enumerate(self.evaluation) if row.positives or row.judged]
-
-    def qrels(self, row: Example) -> dict[str, int]:
-        """Passage id -> grade. Relevant passages that are not in the table are included, and count as never found."""
-        nowhere = {f"\0absent-{n}": grade for n, grade in enumerate(row.absent)}
-        return {self.ids[p]: grade for p, grade in row.qrels.items()} | nowhere
 
 
 def read_data(
@@ -77,11 +51,13 @@ def read_data(
     need_positive: bool = False,
     need_answers: bool = True,
     from_index: bool = False,
+    known: Split | None = None,
 ) -> RagData:
     """Training rows, evaluation rows and corpus as the flags name them. Raises UserError.
 
     need_positive: the objective requires labelled positives. need_answers: the objective or the evaluation reads
-    answers. from_index: candidates are retrieved, so rows need no passages where there is a corpus.
+    answers. from_index: candidates are retrieved, so rows need no passages where there is a corpus. known: the run's
+    earlier split into training and held-out rows.
     """
     reading, source = reading_of(data), None
     evaluation: list[Row] = []
@@ -97,15 +73,22 @@ def read_data(
             evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False, reading, most)
         source = source_of(given) if (given := corpus_source(data)) else None
         corpus = read_given_corpus(data, "--eval_data", reading) or passages_of(train + evaluation)
-    train, evaluation = train[: data.max_train_samples], evaluation[: data.max_eval_samples]
+        check_described(columns, train + evaluation, corpus)
+    train, split = train[: data.max_train_samples], None
+    if splits(data) and not builtin:
+        split, train, evaluation = hold_out(data, corpus, train, known)
+        reading.note(split.summary(len(train), len(evaluation)))
+    evaluation = evaluation[: data.max_eval_samples]
     table = build_table(corpus, train, evaluation, reading)
-    table.source = source
+    table.source, table.split = source, split
+    if split and split.wanted.kind == FOLDS and data.fold_corpus == "train":
+        keep_training_folds(table, split)
     if evaluation and from_index and not table.labelled:
         table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
     if data.assume_first_positive:
         table.train = with_also([assume_first(row) for row in table.train])
     if need_positive:
-        bare = [row.where for row, example in zip(train, table.train, strict=True) if not example.positives]
+        bare = [row.where for row in table.train if not row.positives]
         if bare:
             raise UserError(
                 "this objective needs labelled positives",
@@ -116,128 +99,50 @@ def read_data(
     return table
 
 
-def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False) -> RagData:
-    """Only the evaluation rows and the corpus to search, for `ds-rag evaluate`. from_index: as in `read_data`."""
+def hold_out(
+    data: DataConfig, corpus: Sequence[Passage], rows: Sequence[Row], known: Split | None
+) -> tuple[Split, list[Row], list[Row]]:
+    """The split that the settings ask for, the training rows and the held-out ones, both in file order. known: an
+    earlier split, which holds if it is of the same kind. Raises UserError as `split_rows` does."""
+    if data.folds:
+        assert data.fold is not None
+        wanted = Wanted(FOLDS, data.folds, data.fold)
+    else:
+        wanted = Wanted(FRACTION, 2, HELD_OUT, data.eval_fraction)
+    table = build_table(corpus, rows, [])
+    examples = [assume_first(row) for row in table.train] if data.assume_first_positive else table.train
+    units = [Unit(table.row_document(row), row.query, row.positives) for row in examples]
+    same = known is not None and replace(known.wanted, fold=wanted.fold) == wanted
+    split, folds = split_rows(units, wanted, known if same else None)
+    parts: dict[bool, list[Row]] = {True: [], False: []}
+    for row, fold in zip(rows, folds, strict=True):
+        parts[fold == wanted.fold].append(row)
+    return split, parts[False], parts[True]
+
+
+def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False, known: Split | None = None) -> RagData:
+    """Only the evaluation rows and the corpus to search, for `ds-rag evaluate`: those of `eval_data`, with `folds` only
+    those of the fold; or those that a run holds out of its training rows. from_index, known: as in `read_data`."""
     if builtin:
         world = make_world(data.world_seed)
         return build_table(world.corpus, [], world.evaluation[: data.max_eval_samples])
+    if splits(data):
+        table = read_data(
+            replace(data, fold_corpus="all"), builtin, need_answers=False, from_index=from_index, known=known
+        )
+        return replace(table, train=[])
     assert data.eval_data
     reading, need_passages = reading_of(data), not (from_index and has_corpus(data, "--data"))
     most = evaluation_limit(data, "--data")
     rows = read_rows(data.eval_data, columns_of(data), "--data", need_passages, False, reading, most)
     corpus = read_given_corpus(data, "--data", reading) or passages_of(rows)
-    return build_table(corpus, [], rows[: data.max_eval_samples], reading)
-
-
-def evaluation_limit(data: DataConfig, flag: str) -> int | None:
-    """How many evaluation rows to read; None: all. Where their passages are the corpus all are read, for fewer passages
-    would be easier to search."""
-    return data.max_eval_samples if has_corpus(data, flag) else None
-
-
-def reading_of(data: DataConfig) -> Reading:
-    """The `--on_bad_row` flag."""
-    return Reading(skip=data.on_bad_row == "skip")
-
-
-def columns_of(data: DataConfig) -> Columns:
-    """The `--*_column` flags."""
-    return Columns(
-        query=data.query_column,
-        answer=data.answer_column,
-        positives=data.positive_column,
-        passages=data.passages_column,
-        negatives=data.negatives_column,
-        id=data.id_column,
-    )
-
-
-def has_corpus(data: DataConfig, flag: str) -> bool:
-    """Is a corpus given, or do the evaluation rows, named by `flag`, bring their own (as a BEIR folder does)?"""
-    if data.corpus or not data.eval_data:
-        return bool(data.corpus)
-    return contains_corpus(data.eval_data, flag)
-
-
-def corpus_source(data: DataConfig) -> str | None:
-    """The path of the corpus; None where none is given."""
-    return (data.corpus or data.eval_data) if has_corpus(data, "--eval_data") else None
-
-
-def read_given_corpus(data: DataConfig, flag: str, reading: Reading | None = None) -> list[Passage]:
-    """The passages of the given corpus; empty where none is given."""
-    if not has_corpus(data, flag):
-        return []
-    path, flag = (data.corpus, "--corpus") if data.corpus else (str(data.eval_data), flag)
-    return read_corpus(path, flag, reading)
-
-
-def build_table(
-    corpus: Sequence[Passage], train: Sequence[Row], evaluation: Sequence[Row], reading: Reading | None = None
-) -> RagData:
-    """One table of passages: the corpus first, each text once, then texts that are only in rows. reading: how the files
-    were read, for its notices. Raises UserError where rows name passages by their ids."""
-    number: dict[str, int] = {}
-    ids: list[str] = []
-    for passage in corpus:
-        if passage.text not in number:
-            number[passage.text] = len(number)
-            ids.append(passage.id)
-    notices = list(reading.notices) if reading else []
-    if repeated := len(corpus) - len(number):
-        notices.append(f"{repeated} corpus passages repeat another's text and are one passage with it")
-    every = [*train, *evaluation]
-    meant = find_in_corpus(corpus, number, every)
-    missing = texts_of(every) - number.keys() - meant.keys()
-    for rows_of in (train, evaluation):
-        refuse_ids_as_texts(corpus, rows_of, missing)
-    notices += missing_note(train, missing, "training", "")
-    notices += missing_note(evaluation, missing, "evaluation", " and were added to it")
-    for text in sorted({t for row in evaluation for t in row.positives} & missing):
-        number[text] = len(number)
-    corpus_size = len(number)
-
-    def place(texts: Iterable[str], without: tuple[int, ...] = ()) -> tuple[int, ...]:
-        numbers = (n for t in texts for n in meant.get(t) or (number.setdefault(t, len(number)),))
-        return tuple(n for n in dict.fromkeys(numbers) if n not in without)
-
-    def example(row: Row) -> Example:
-        # This order decides the numbers of passages that are only in rows: others first.
-        others, positives = place(row.passages + row.negatives), place(row.positives)
-        grades: dict[int, int] = {}
-        for text, grade in zip(row.positives, row.grades, strict=False):  # without grades there are none
-            grades |= {n: max(grade, grades.get(n, grade)) for n in place([text])}
-        return Example(
-            row.query,
-            row.answers,
-            positives,
-            tuple(n for n in others if n not in positives),
-            tuple(grades[n] for n in positives) if grades else (),
-            place(row.negatives, positives),
-            judged=row.judged,
-            absent=row.absent,
-            id=row.id,
-        )
-
-    rows = with_also([example(r) for r in train]), [example(r) for r in evaluation]
-    ids += [f"{ROW_PASSAGE}{n}" for n in range(len(ids), len(number))]
-    return RagData(list(number), ids, corpus_size, *rows, notices)
-
-
-def with_also(rows: Sequence[Example]) -> list[Example]:
-    """Training rows with `also` filled in: the positives that other rows have for the same query."""
-    positives = [row.positives for row in rows]
-    labelled = [row.positives + row.negatives for row in rows]
-    elsewhere = positives_elsewhere([row.query for row in rows], positives, labelled)
-    return [replace(row, also=also) if also != row.also else row for row, also in zip(rows, elsewhere, strict=True)]
-
-
-def assume_first(row: Example) -> Example:
-    """An unlabelled row with its first candidate taken as the positive; a labelled row as it is."""
-    first = next((p for p in row.others if p not in row.negatives), None)
-    if row.positives or first is None:
-        return row
-    return replace(row, positives=(first,), others=tuple(p for p in row.others if p != first))
+    check_described(columns_of(data), rows, corpus)
+    split = None
+    if data.folds:
+        split, rest, rows = hold_out(data, corpus, rows, known)
+        reading.note(split.summary(len(rest), len(rows)))
+    table = build_table(corpus, [], rows[: data.max_eval_samples], reading)
+    return replace(table, split=split)
 
 
 class TokenTable:

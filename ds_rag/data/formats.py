@@ -107,19 +107,23 @@ def rows_of_records(
     return to_rows(every, names, faults, need_passages=need_passages, need_answers=need_answers)
 
 
-def read_corpus(path: str | Path, flag: str = "--corpus", reading: Reading | None = None) -> list[Passage]:
+def read_corpus(
+    path: str | Path, flag: str = "--corpus", reading: Reading | None = None, columns: Columns = BY_NAME
+) -> list[Passage]:
     """The passages of `path`, in file order; ids are kept, or `passage-<n>`. Raises as `read_rows`."""
-    passages, faults = scan_corpus(path, flag, reading)
+    passages, faults = scan_corpus(path, flag, reading, columns)
     faults.settle(len(passages))
     if not passages:
         raise UserError(f"{faults.source} holds no passages", expected="at least one passage")
     return passages
 
 
-def scan_corpus(path: str | Path, flag: str, reading: Reading | None = None) -> tuple[list[Passage], Faults]:
+def scan_corpus(
+    path: str | Path, flag: str, reading: Reading | None = None, columns: Columns = BY_NAME
+) -> tuple[list[Passage], Faults]:
     """The good passages, and the faults of the others. Raises as `scan_rows`."""
     kind, faults = _open(path, flag, reading, None)
-    return corpus_passages(list(_records(kind, "corpus", faults)), faults), faults
+    return corpus_passages(list(_records(kind, "corpus", faults)), faults, columns), faults
 
 
 def passages_of(rows: Iterable[Row]) -> list[Passage]:

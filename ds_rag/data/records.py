@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ds_rag.data.bad_rows import Bad, Faults
-from ds_rag.data.columns import CORPUS_NAMES, match_corpus_columns
+from ds_rag.data.columns import BY_NAME, CORPUS_NAMES, Columns, match_corpus_columns
+from ds_rag.data.documents import NOWHERE, Origin, as_name, origin_in
 from ds_rag.data.structures import unfold
 
 INVISIBLE = ("Zs", "Zl", "Zp", "Cf")  # blanks and format characters: a text of these alone is empty to a tokenizer too
@@ -19,11 +20,16 @@ class Passage:
     id: str
     text: str  # "title text" where there is a title
     lead: int = field(default=0, compare=False)  # number of characters of the title and the blank after it
+    origin: Origin = field(default=NOWHERE, compare=False)  # without the title that is part of the text
 
     @property
     def body(self) -> str:
         """The text without its title."""
         return self.text[self.lead :]
+
+    @property
+    def document(self) -> str | None:
+        return self.origin.document
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,11 @@ class Row:
     grades: tuple[int, ...] = ()  # how relevant each positive is (BEIR's scores); empty: 1 each
     given: tuple[Passage, ...] = field(
         default=(), compare=False
-    )  # those of the passages that came with an id or a title
+    )  # those of the passages that came with an id, a title, a document or a place
     judged: bool = False  # its relevant passages are known, even if there are none
     absent: tuple[int, ...] = ()  # grades of relevant passages without any text, which no corpus can hold
+    origin: Origin = field(default=NOWHERE, compare=False)  # of the row itself, and of its positives
+    cluster: str | None = field(default=None, compare=False)  # what the column named by `--cluster_column` holds
 
 
 class Record(NamedTuple):
@@ -55,6 +63,7 @@ class Record(NamedTuple):
     grades: Mapping[str, int] | None = None  # text of a positive -> its grade, for formats with grades
     judged: bool = False
     absent: tuple[int, ...] = ()
+    given: tuple[Passage, ...] = ()  # passages of the row whose origin the reader knows
 
 
 def field_names(records: Iterable[Record]) -> list[str]:
@@ -62,8 +71,9 @@ def field_names(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record.fields))
 
 
-def corpus_passages(records: list[Record], faults: Faults) -> list[Passage]:
+def corpus_passages(records: list[Record], faults: Faults, columns: Columns = BY_NAME) -> list[Passage]:
     """Passages of the good records; bad ones are added to `faults`. A repeated id with the same text is merged.
+    columns: as the flags name them.
 
     Raises UserError where no column, or more than one, can hold the text.
     """
@@ -71,7 +81,7 @@ def corpus_passages(records: list[Record], faults: Faults) -> list[Passage]:
         return []
     found = field_names(records)
     with faults.first():
-        names = match_corpus_columns(found, faults.source)
+        names = match_corpus_columns(found, faults.source, columns)
     faults.note_unused(name for name in found if name not in names.values())
     seen: dict[str, tuple[Passage, str]] = {}
     merged = 0
@@ -95,18 +105,19 @@ def to_passage(fields: Mapping[str, Any], names: Mapping[str, str], default_id: 
     title = fields.get(names["title"]) if "title" in names else None
     text = single(fields.get(names["text"]), names["text"])
     id_ = to_id(fields.get(names["id"]), names["id"]) if "id" in names else default_id
-    return join_title(id_, text, title, names["text"])
+    origin = origin_in(fields, {role: name for role, name in names.items() if role != "title"})
+    return join_title(id_, text, title, names["text"], origin)
 
 
-def join_title(id_: str, text: object, title: object, column: str) -> Passage:
+def join_title(id_: str, text: object, title: object, column: str, origin: Origin = NOWHERE) -> Passage:
     """Joins title and text to "title text": the only place that does so. Raises Bad."""
     if title is not None and not isinstance(title, str):
         raise Bad(f"the title of '{column}' is {short(title)}, expected text")
     head = title.strip() if title else ""
     if not isinstance(text, str) or not head:
-        return Passage(id_, clean(text, column))
+        return Passage(id_, clean(text, column), origin=origin)
     whole, body = clean(f"{head} {text.strip()}", column), text.strip()
-    return Passage(id_, whole, len(whole) - len(body) if body else 0)
+    return Passage(id_, whole, len(whole) - len(body) if body else 0, origin)
 
 
 def single(value: object, column: str) -> object:
@@ -159,7 +170,8 @@ def items(value: object, column: str, drop_empty: bool = False) -> Iterator[Pass
         titles = value.get("title") or [None] * len(value["text"])
         if not isinstance(titles, list) or len(titles) != len(value["text"]):
             raise Bad(f"'{column}' has other titles than texts, expected a title for each text")
-        value = [{"text": text, "title": title} for text, title in zip(value["text"], titles, strict=True)]
+        rest = {k: v for k, v in value.items() if isinstance(v, list) and len(v) == len(titles)} | {"title": titles}
+        value = [dict(zip(rest, several, strict=True)) for several in zip(*rest.values(), strict=True)]
     several = isinstance(value, list | tuple)
     for i, item in enumerate(value if isinstance(value, list | tuple) else [value]):
         label = f"{column}[{i}]" if several else column
@@ -172,7 +184,7 @@ def items(value: object, column: str, drop_empty: bool = False) -> Iterator[Pass
             if "text" not in item:
                 literal = " (a text that is JSON itself: in a list of one)" if not several else ""
                 raise Bad(f"'{label}' is an object with {', '.join(map(str, item))}, expected one with 'text'{literal}")
-            yield join_title(id_of(item), item["text"], item.get("title"), label)
+            yield join_title(id_of(item), item["text"], item.get("title"), label, origin_of(item))
         elif isinstance(item, str):
             yield Passage("", clean(item, label))
         else:
@@ -183,6 +195,16 @@ def id_of(item: Mapping[str, Any]) -> str:
     """The passage's id, under any name that a corpus may use for it; "" where there is none."""
     found = next((item[name] for name in CORPUS_NAMES["id"] if item.get(name) is not None), "")
     return str(found) if isinstance(found, str | int) else ""
+
+
+def origin_of(item: Mapping[str, Any]) -> Origin:
+    """The document and place of a passage that is an object."""
+    found = (first_name(item, CORPUS_NAMES["document"]), None, first_name(item, CORPUS_NAMES["place"]))
+    return Origin(*found) if any(found) else NOWHERE
+
+
+def first_name(item: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    return next((text for name in names if (text := as_name(item.get(name)))), None)
 
 
 def short(value: object) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ds_rag.data.bad_rows import Bad, Faults
-from ds_rag.data.columns import Names, is_id_name
+from ds_rag.data.columns import DESCRIBING, Names, is_id_name
+from ds_rag.data.documents import NOWHERE, Origin, as_name, origin_in
 from ds_rag.data.records import Passage, Record, Row, clean, items, short, single, to_id
 from ds_rag.data.structures import unfold
 from ds_rag.runtime.errors import UserError
@@ -95,7 +96,7 @@ def _to_row(record: Record, names: Names, count: int, need_answers: bool) -> Row
         for column in names.get(role, ()):
             for passage in items(record.fields.get(column), column, drop_empty or several):
                 found[passage.text] = None
-                if passage.id or passage.lead:
+                if passage.id or passage.lead or passage.origin is not NOWHERE:
                     given.append(passage)
         return tuple(found)
 
@@ -117,10 +118,20 @@ def _to_row(record: Record, names: Names, count: int, need_answers: bool) -> Row
         negatives=negatives,
         where=record.where,
         grades=tuple(record.grades[text] for text in positives) if record.grades else (),
-        given=tuple(dict.fromkeys(given)),
+        given=tuple(dict.fromkeys([*given, *record.given])),
         judged=record.judged,
         absent=record.absent,
+        origin=_origin(record, names),
+        cluster=_cluster(record, names),
     )
+
+
+def _origin(record: Record, names: Names) -> Origin:
+    return origin_in(record.fields, {role: names[role][0] for role in DESCRIBING if role in names})
+
+
+def _cluster(record: Record, names: Names) -> str | None:
+    return as_name(record.fields.get(names["cluster"][0])) if "cluster" in names else None
 
 
 def _query(record: Record, names: Names) -> str:
@@ -147,6 +158,7 @@ class _Pairs:
     labels: dict[str, int] = field(default_factory=dict)  # text -> its label
     others: dict[str, list[str]] = field(default_factory=lambda: {"passages": [], "negatives": []})
     given: dict[Passage, None] = field(default_factory=dict)
+    cluster: str | None = None
 
 
 def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need_answers: bool) -> Iterator[Row]:
@@ -159,7 +171,7 @@ def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need
             query = _query(record, names)
             if query not in queries and len(queries) == faults.most:
                 break
-            new = _Pairs(_id(record, names, count), query, record.where, record.number)
+            new = _Pairs(_id(record, names, count), query, record.where, record.number, cluster=_cluster(record, names))
             _read_pair(record, names, target, queries.get(query, new))
             queries.setdefault(query, new)
         except Bad as bad:
@@ -175,9 +187,12 @@ def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need
 
 
 def _read_pair(record: Record, names: Names, target: str, pairs: _Pairs) -> None:
-    """Adds the passages and answers of one record. Raises Bad."""
-    column, label = names[target][0], names["label"][0]
-    found = list(items(record.fields.get(column), column))
+    """Adds the passages and answers of one record, whose document is that of its passage. Raises Bad."""
+    column, label, origin = names[target][0], names["label"][0], _origin(record, names)
+    found = [
+        replace(passage, origin=origin) if passage.origin is NOWHERE else passage
+        for passage in items(record.fields.get(column), column)
+    ]
     value = unfold(record.fields.get(label), label)
     labels = list(value) if isinstance(value, list | tuple) else [value] * len(found)
     if len(labels) != len(found):
@@ -196,7 +211,7 @@ def _read_pair(record: Record, names: Names, target: str, pairs: _Pairs) -> None
         if role != target:
             pairs.others[role] += [passage.text for passage in passages]
     every = [*found, *(passage for passages in more.values() for passage in passages)]
-    pairs.given |= dict.fromkeys(passage for passage in every if passage.id or passage.lead)
+    pairs.given |= dict.fromkeys(p for p in every if p.id or p.lead or p.origin is not NOWHERE)
 
 
 def _row_of(pairs: _Pairs, id_: str) -> Row:
@@ -216,6 +231,7 @@ def _row_of(pairs: _Pairs, id_: str) -> Row:
         grades if set(grades) - {1} else (),
         tuple(pairs.given),
         judged=True,
+        cluster=pairs.cluster,
     )
 
 

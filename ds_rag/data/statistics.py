@@ -3,6 +3,7 @@ judge."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -56,6 +57,25 @@ def repeated_queries(rows: Sequence[Row]) -> dict[str, int]:
     return {
         "repeated queries": len(rows) - len(answers),
         "queries with differing answers": sum(len(found) > 1 for found in answers.values()),
+    }
+
+
+def effective_number(sizes: Iterable[int]) -> float:
+    """(sum n)^2 / sum n^2: how many clusters of one size would vary as much as clusters of these sizes do, if rows of a
+    cluster were all alike (Kish 1965, Survey Sampling, the effective sample size of weights n). 0 where there are
+    none."""
+    sizes = list(sizes)
+    return sum(sizes) ** 2 / sum(n * n for n in sizes) if any(sizes) else 0.0
+
+
+def documents(names: Iterable[str | None]) -> dict[str, float]:
+    """Of the documents of rows, one name a row: the number of rows that have one, of documents, and how many documents
+    of one size that is worth."""
+    sizes = Counter(name for name in names if name is not None)
+    return {
+        "rows with a document": sizes.total(),
+        "documents": len(sizes),
+        "effective number of documents": round(effective_number(sizes.values()), 2),
     }
 
 

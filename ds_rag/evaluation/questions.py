@@ -68,8 +68,7 @@ def question_ids(rows: Sequence[Example]) -> list[str]:
 
 def documents_of(data: RagData) -> list[str | None]:
     """The document (cluster) of each evaluation row; None where none is named."""
-    cluster_of = getattr(data, "cluster_of", None)
-    return [cluster_of(row) if cluster_of is not None else None for row in data.evaluation]
+    return [data.cluster_of(row) for row in data.evaluation]
 
 
 def shown(text: str) -> str:

@@ -28,6 +28,7 @@ from ds_rag.models.sharded import full_copy_notice, is_sharded
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.models.tokenizer import check_token_ids
 from ds_rag.run.index_candidates import Candidates
+from ds_rag.run.split_file import split_of_run
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -87,9 +88,11 @@ class Models:
     engines: Callable[[dict[str, bool], int], Engines]
 
 
-def assemble(config: RunConfig, console: Console, folder: Path, device: torch.device) -> Parts:
+def assemble(
+    config: RunConfig, console: Console, folder: Path, device: torch.device, resumed: Path | None = None
+) -> Parts:
     """Opens the data and models that the settings name and builds all parts of the run. Called on every rank, with
-    equal results. Raises UserError for what the user can fix."""
+    equal results. resumed: the checkpoint that the run continues. Raises UserError for what the user can fix."""
     objective = make_objective(config.objective, collectives.world())
     plans = plan_engines(config)
     check_spelling(config.evaluation.index_factory)
@@ -97,7 +100,8 @@ def assemble(config: RunConfig, console: Console, folder: Path, device: torch.de
     for line in idle(config):
         console.say(f"note: {line}", style="yellow")
     from_index = config.objective.candidates_from != "batch"
-    data = read_data(config.data, config.is_builtin, *needs, from_index=from_index)
+    known = split_of_run(folder, resumed)
+    data = read_data(config.data, config.is_builtin, *needs, from_index=from_index, known=known)
     say_notices(data.notices, console)
     check_labels(config, data, console)
     torch.manual_seed(config.optim.seed)
@@ -131,7 +135,8 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
     candidates = None
     if config.objective.candidates_from != "batch":
         count = candidate_count(config.objective.index_candidates, data, console)
-        candidates = Candidates(loader, count, data.corpus_size, config.evaluation.per_device_eval_batch_size)
+        batch = config.evaluation.per_device_eval_batch_size
+        candidates = Candidates(loader, count, data.corpus_size, batch, data.allowed)
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = models.engines(trained_models(config, objective), total)
     if in_shards:

@@ -29,10 +29,11 @@ TABLE = "candidates-"  # prefix of the array in a checkpoint; its step follows
 
 
 class Candidates:
-    """Fills the loader's table of candidates. step: that of the weights which made the table; -1 before the first."""
+    """Fills the loader's table of candidates. step: that of the weights which made the table; -1 before the first.
+    allowed: see `RagData.allowed`."""
 
-    def __init__(self, loader: Loader, count: int, corpus_size: int, batch: int):
-        self.loader, self.count = loader, count
+    def __init__(self, loader: Loader, count: int, corpus_size: int, batch: int, allowed: np.ndarray | None = None):
+        self.loader, self.count, self.allowed = loader, count, allowed
         self.corpus_size, self.batch = corpus_size, batch
         self.step = -1
 
@@ -52,7 +53,7 @@ class Candidates:
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
             deep = self.count + max(len(row.positives + row.also) for row in part)
-            numbers_BK = search(queries_RD[start : start + CHUNK], deep)[1]
+            numbers_BK = self._find(queries_RD[start : start + CHUNK], deep, search)
             parts.append(without_positives(numbers_BK, part, self.count))
             hits += [
                 bool(np.isin(found[: self.count], row.positives).any())
@@ -64,6 +65,24 @@ class Candidates:
         self.step = step
         figures = {"distinct": float(len(np.unique(found_RK[found_RK >= 0])))}
         return figures | ({"retrieved_positive": float(np.mean(hits))} if hits else {})
+
+    def _find(self, queries_BD: np.ndarray, deep: int, search: Search) -> np.ndarray:
+        """(B, deep) int: the first passages of each query that are `allowed`, -1 where there are no more. The search
+        goes twice as deep until every query has as many, the same on every rank."""
+        if self.allowed is None:
+            return search(queries_BD, deep)[1]
+        wanted, depth = min(deep, int(self.allowed[: self.corpus_size].sum())), deep
+        while True:
+            found_BK = search(queries_BD, depth)[1]
+            fits_BK = (found_BK >= 0) & self.allowed[found_BK]
+            if depth >= self.corpus_size or fits_BK.sum(1).min() >= wanted:
+                break
+            depth = min(2 * depth, self.corpus_size)
+        kept_BK = np.full((len(found_BK), deep), -1, dtype=found_BK.dtype)
+        for line, found, fits in zip(kept_BK, found_BK, fits_BK, strict=True):
+            first = found[fits][:deep]
+            line[: len(first)] = first
+        return kept_BK
 
     def age(self, step: int) -> int:
         """Optimizer steps between the table's weights and those after `step` steps."""

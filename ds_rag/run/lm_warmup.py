@@ -38,10 +38,12 @@ def lm_warmup(parts: Parts, config: RunConfig, console: Console, metrics: Metric
     ratio = optim.lm_warmup_learning_rate / engines.base_lrs["generator"][0]
     engines.train()
     bad = BadSteps(optim.max_bad_steps)
+    allowed = parts.data.allowed
+    numbers = np.arange(len(table)) if allowed is None else np.flatnonzero(allowed)
     with console.progress(steps, "language modelling of the corpus") as meter:
         for step in range(steps):
             stop_signals.safe_place()
-            rows = rng.integers(len(table), size=(collectives.world(), size))[collectives.rank()]
+            rows = numbers[rng.integers(len(numbers), size=(collectives.world(), size))[collectives.rank()]]
             targets = [np.concatenate([prompt.alone("passage", table[n])[:room], last]) for n in rows]
             tokens = collectives.all_sum({"n": float(sum(len(t) for t in targets))}, parts.device)["n"]
             listed = list_cells([first] * size, targets, [len(t) for t in targets])

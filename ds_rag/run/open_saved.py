@@ -21,13 +21,22 @@ from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.library_messages import quiet_libraries
 
 # Settings that describe the rows of a run: they do not apply to other rows.
-OF_ITS_ROWS = {"corpus", "max_eval_samples", "on_bad_row"} | {
+OF_ITS_ROWS = {"corpus", "max_eval_samples", "on_bad_row", "folds", "fold", "eval_fraction"} | {
     f.name for f in fields(DataConfig) if f.name.endswith("_column")
 }
 
 # Settings of data, models and evaluation that only training uses.
 OF_TRAINING = {
-    *("train_data", "max_train_samples", "assume_first_positive", "encoders", "freeze", "gradient_checkpointing"),
+    *(
+        "train_data",
+        "max_train_samples",
+        "eval_fraction",
+        "fold_corpus",
+        "assume_first_positive",
+        "encoders",
+        "freeze",
+        "gradient_checkpointing",
+    ),
     *("lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "learn_temperature"),
     *("refresh_index", "refresh_mode", "refresh_staleness", "refresh_fraction"),
     *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience", "lexical_lines"),

@@ -33,7 +33,7 @@ LEFT = r"(\.tmp-(old-)?[0-9a-f]+|\.tmp-pruned)"
 RESERVED = rf"{'|'.join(FOLDERS)}|(index|export\.pending)(\.partial|{LEFT})?"  # in a run's folder
 RUN = "|".join(
     (
-        r"(config|results|exit|manifest|trackers|deepspeed_retriever|deepspeed_generator)\.json(\.tmp)?",
+        r"(config|results|exit|manifest|trackers|folds|deepspeed_retriever|deepspeed_generator)\.json(\.tmp)?",
         r"metrics\.jsonl(\.tmp)?|report\.html|lock|STOP|run(-rank\d+)?\.log|stacks-rank\d+\.txt",
         rf"(before|after){QUESTIONS}(\.tmp)?",
         r"tensorboard/events\.out\..+",

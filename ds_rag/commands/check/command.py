@@ -10,11 +10,12 @@ from typing import Any
 from ds_rag.config import DataConfig, ModelConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
-from ds_rag.data.dataset import CHUNK, build_table, columns_of, corpus_source
+from ds_rag.data.dataset import CHUNK, build_table
 from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
+from ds_rag.data.inputs import check_described, columns_of, corpus_source
 from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt, make_prompt
-from ds_rag.data.statistics import labels, overlap, per_row, repeated_queries, repeated_texts, spread
+from ds_rag.data.statistics import documents, labels, overlap, per_row, repeated_queries, repeated_texts, spread
 from ds_rag.models.from_settings import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
 from ds_rag.runtime.console import Console
@@ -43,14 +44,16 @@ def main(args: argparse.Namespace) -> int:
         evaluation, parts["eval_data"] = check_rows(data.eval_data, data, "--eval_data", source)
     corpus: list[Passage] = []
     if source:
-        corpus, faults = scan_corpus(source, "--corpus")
+        corpus, faults = scan_corpus(source, "--corpus", columns=columns_of(data))
         parts["corpus"] = of_faults(faults, len(corpus)) | {"counts": repeated_texts(corpus)}
+    check_described(columns_of(data), rows + evaluation, corpus)
     shared = overlap(rows, evaluation) if evaluation else None
     lengths = measure_all(rows + evaluation, corpus, config, console)
     for name, part in parts.items():
         show_part(name, part, console)
     show_lengths(lengths, console)
-    between, refused = examine_together(rows, evaluation, corpus)
+    between, refused, named = examine_together(rows, evaluation, corpus)
+    show_documents(named, console)
     say_notices(between, console)
     if refused:
         console.say(refused, style="red")
@@ -64,19 +67,22 @@ def main(args: argparse.Namespace) -> int:
     verdict += "; training refuses them, see above" if refused else ""
     wrong = bool(bad or empty or refused)
     console.say(verdict, style="red" if wrong else "green")
-    found = {"lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty}
+    found = {"documents": named, "lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty}
     write_json(args.json, {**parts, **found, "notices": between, "refused": refused})
     return 1 if wrong else 0
 
 
 def examine_together(
     rows: Sequence[Row], evaluation: Sequence[Row], corpus: Sequence[Passage]
-) -> tuple[list[str], str | None]:
-    """(notices, error) that training would give about rows and corpus together; error None: training accepts them."""
+) -> tuple[list[str], str | None, dict[str, dict[str, float]]]:
+    """(notices, error, documents): what training would say about rows and corpus together, None as the error where
+    training accepts them, and the documents of both sets of rows."""
     try:
-        return build_table(corpus or passages_of([*rows, *evaluation]), rows, evaluation).notices, None
+        table = build_table(corpus or passages_of([*rows, *evaluation]), rows, evaluation)
     except UserError as error:
-        return [], str(error)
+        return [], str(error), {}
+    parts = {"rows": table.train} | ({"eval_data": table.evaluation} if evaluation else {})
+    return table.notices, None, {name: documents(map(table.row_document, part)) for name, part in parts.items()}
 
 
 def check_rows(path: str, data: DataConfig, flag: str, corpus: str | None) -> tuple[list[Row], dict[str, Any]]:
@@ -185,6 +191,13 @@ def show_part(name: str, part: dict[str, Any], console: Console) -> None:
     if "per_row" in part:
         lines = [[what, *(cell(values, p) for p in POINTS)] for what, values in part["per_row"].items()]
         console.table("in a row", ["what", *POINTS], lines)
+
+
+def show_documents(named: dict[str, dict[str, float]], console: Console) -> None:
+    """Nothing where no row has a document."""
+    if any(counts["documents"] for counts in named.values()):
+        lines = [[name.replace("_", " "), *(f"{n:g}" for n in counts.values())] for name, counts in named.items()]
+        console.table("documents", ["of", *next(iter(named.values()))], lines)
 
 
 def show_lengths(lengths: dict[str, dict[str, dict[str, Any]]], console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from ds_rag.config import BUILTIN, RunConfig
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, TokenTable, read_evaluation
+from ds_rag.data.inputs import splits
+from ds_rag.data.splits import FOLDS
 from ds_rag.data.token_tables import tokenize_evaluation, tokenize_for_reader
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.evaluation.reranking import AnswerScoring, rerank
@@ -23,6 +26,7 @@ from ds_rag.index.lexical import ABOUT, K1, METHOD, B
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import BY_WORDS, Saved, WithoutRetriever, open_reader, open_saved
+from ds_rag.run.split_file import read_split
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -96,6 +100,15 @@ def rerank_blocks(
     return {f"rerank_{name}": values for name, values in found.items()}
 
 
+def held_out_rows(config: RunConfig, builtin: bool, run: Path | None, console: Console) -> RagData:
+    """The rows to evaluate on. Where a run has folds, its own division of the documents holds."""
+    data, known = config.data, read_split(run)
+    same_folds = known is not None and known.wanted.kind == FOLDS and known.wanted.count == data.folds
+    if known and same_folds and known.wanted.fold != data.fold:
+        console.say(f"warning: this run held out fold {known.wanted.fold}, not this one", style="bold yellow")
+    return read_evaluation(data, builtin, config.objective.candidates_from != "batch", known)
+
+
 def main(args: argparse.Namespace) -> int:
     """Runs the command. Several ranks split the work; rank 0 prints and writes."""
     if collectives.rank() == 0:
@@ -106,11 +119,11 @@ def main(args: argparse.Namespace) -> int:
     saved: Saved | WithoutRetriever = open_reader(args) if by_words else open_saved(args)
     config, opened = saved.config, None if isinstance(saved, WithoutRetriever) else saved
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and bool(opened and opened.run)
-    if not builtin and config.data.eval_data is None:
+    if not builtin and config.data.eval_data is None and not splits(config.data):
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
     if builtin:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
-    data = read_evaluation(config.data, builtin, config.objective.candidates_from != "batch")
+    data = held_out_rows(config, builtin, opened.run if opened else None, console)
     say_notices(data.notices, console)
     evaluator, result = measure(saved, opened, data, console)
     figures = {"retrieval": result.retrieval, "answers": result.answers, "without_labels": result.without_labels}

@@ -9,8 +9,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from ds_rag.data.bad_rows import say_notices
-from ds_rag.data.dataset import RagData, TokenTable, build_table, reading_of
+from ds_rag.data.dataset import RagData, TokenTable, build_table
 from ds_rag.data.formats import Passage, read_corpus
+from ds_rag.data.inputs import reading_of
 from ds_rag.data.source import source_of
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index.back_ends import check_factory

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from ds_rag.data.bad_rows import MINE, Reading, say_notices
-from ds_rag.data.dataset import Example, RagData, build_table, columns_of, has_corpus, read_given_corpus, reading_of
+from ds_rag.data.dataset import Example, RagData, build_table
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
+from ds_rag.data.inputs import columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.answering import Answerer
@@ -120,6 +121,7 @@ class Miner:
             "positives": list(row.positives),
             "passages": [text for text in dict.fromkeys(passages) if text not in negatives],
             "negatives": list(negatives),
+            **row.origin._asdict(),
         }
         return {name: value for name, value in written.items() if value}
 

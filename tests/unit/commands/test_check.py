@@ -130,3 +130,15 @@ def test_rows_that_name_passages_by_id_are_no_good_rows(tmp_path, capsys):
     assert found["bad_rows"] == 0 and "rows name their passages by id" in found["refused"]
     printed = capsys.readouterr().out
     assert "rows name their passages by id" in printed and "training refuses them" in printed.splitlines()[-1]
+
+
+def test_documents_and_their_effective_number(tmp_path, capsys):
+    rows = [{"query": f"q{n}", "answer": "a", "positive": f"a text {n % 4}"} for n in range(10)]
+    corpus = [{"text": f"a text {n}", "document": f"d{n // 2}"} for n in range(3)]  # d0: 3 + 3 rows, d1: 2, none: 2
+    found = check(tmp_path, put(tmp_path / "r.jsonl", rows), "--corpus", put(tmp_path / "c.jsonl", corpus))
+    assert found["documents"] == {
+        "rows": {"rows with a document": 8, "documents": 2, "effective number of documents": 1.6}
+    }
+    assert "effective number of documents" in " ".join(capsys.readouterr().out.split())
+    found = check(tmp_path, put(tmp_path / "r.jsonl", rows))
+    assert found["documents"]["rows"]["documents"] == 0 and "effective" not in capsys.readouterr().out

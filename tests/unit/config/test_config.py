@@ -317,8 +317,9 @@ def test_the_columns_and_files_of_own_rows_are_all_known():
     of_files = {f.name for f in fields(SECTIONS["data"]) if f.default is None} - {
         "max_train_samples",
         "max_eval_samples",
+        "fold",
     }
-    assert of_files | {"on_bad_row"} == set(OF_OWN_ROWS)
+    assert of_files | {"on_bad_row", "cluster_column"} == set(OF_OWN_ROWS)
     with pytest.raises(UserError, match="built-in rows"):
         parse(["--on_bad_row", "skip"])
 

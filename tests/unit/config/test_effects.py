@@ -26,7 +26,8 @@ from ds_rag.step.objectives import make_objective
 ROWS = ["--train_data", "rows.jsonl", "--eval_data", "dev.jsonl"]
 # What has its effect whatever else is set, as long as its own value says so.
 ALWAYS = """train_data eval_data corpus query_column answer_column positive_column passages_column negatives_column
-    id_column on_bad_row assume_first_positive max_train_samples max_query_length max_passage_length
+    id_column document_column title_column place_column
+    on_bad_row assume_first_positive max_train_samples max_query_length max_passage_length
     retriever encoders pooling normalize query_prefix passage_prefix gradient_checkpointing trust_remote_code
     temperature
     objective candidates_from pool retriever_chunk
@@ -39,6 +40,10 @@ ALWAYS = """train_data eval_data corpus query_column answer_column positive_colu
 INFONCE, FROZEN = ["--objective", "infonce"], ["--freeze", "generator"]
 DOES_NOTHING = [
     (["--world_seed", "3"], "world_seed"),
+    (["--eval_fraction", "0.1"], "eval_fraction"),
+    (["--fold", "1"], "fold"),
+    (["--fold_corpus", "all"], "fold_corpus"),
+    (["--eval_data", "none", "--cluster_column", "c"], "cluster_column"),
     (["--generator", "G", *INFONCE], "generator"),
     (["--max_answer_length", "9", *INFONCE], "max_answer_length"),
     (["--prompt_template", "{passage} {query}", *INFONCE], "prompt_template"),
@@ -114,8 +119,12 @@ WORKS = [
     ["--learning_rate", "1", "--retriever_learning_rate", "0.1"],
     ["--save_total_limit", "5", "--save_steps", "0", "--load_best_model_at_end"],
     ["--resume", "auto", "--resume_changed"],
+    ["--folds", "3", "--fold", "2", "--fold_corpus", "all", "--cluster_column", "c", "--eval_data", "none"],
+    ["--eval_fraction", "0.2", "--max_eval_samples", "9", "--eval_data", "none"],
 ]
 CONTRADICTS = [
+    (["--folds", "3", "--fold", "1"], "--folds 3: folds hold evaluation rows out"),
+    (["--folds", "3", "--fold", "1", "--eval_data", "none", "--train_data", "builtin"], "split of their own"),
     (["--freeze", "retriever", "--learn_temperature"], "--learn_temperature true"),
     (["--freeze", "retriever", *INFONCE], "--freeze retriever: no model would be trained"),
     (["--freeze", "retriever", "--objective", "emdr2", "--reader_loss", "none"], "no model would be trained"),

@@ -13,8 +13,9 @@ from ds_rag.commands import cli
 from ds_rag.config import DataConfig
 from ds_rag.data import formats
 from ds_rag.data.columns import Columns
-from ds_rag.data.dataset import corpus_source, has_corpus, read_data
+from ds_rag.data.dataset import read_data
 from ds_rag.data.formats import contains_corpus, read_rows
+from ds_rag.data.inputs import corpus_source, has_corpus
 from ds_rag.data.recognition import Format, holds
 from ds_rag.data.records import Record
 from ds_rag.data.source import source_of

@@ -147,3 +147,17 @@ def test_a_positive_counts_as_retrieved_among_the_first_of_the_wanted_number(pla
         return np.zeros((1, 6)), np.array(found)
 
     assert made_of.again(0, find)["retrieved_positive"] == rate
+
+
+def test_passages_that_are_not_allowed_are_no_candidates():
+    """Against brute force: the best of those that are allowed, even where these are far down the list."""
+    rows = [Example(f"q{n}", ("a",), (n,), ()) for n in range(4)]
+    candidates, search, scores_RN = made(rows, corpus=40, count=3)
+    for allowed in (np.arange(50) % 7 == 0, np.arange(50) < 2, np.arange(50) >= 0):
+        candidates.allowed = allowed
+        candidates.again(0, search)
+        assert candidates.loader.found_RK is not None
+        for row, found in zip(rows, candidates.loader.found_RK, strict=True):
+            order = np.argsort(-scores_RN[int(row.query[1:])])
+            best = [n for n in order if allowed[n] and n not in row.positives][:3]
+            assert found.tolist() == best + [-1] * (3 - len(best))
