@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ds_rag
-from ds_rag.config import EvaluationConfig
+from ds_rag.config import DataConfig, EvaluationConfig
 
 if TYPE_CHECKING:  # a signature is also read where there is no torch
     from torch import nn
@@ -71,6 +71,16 @@ def precision(modules: Mapping[str, nn.Module | None]) -> str:
     parameters = [p for module in modules.values() if module is not None for p in module.parameters()]
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
     return " and ".join(kinds) + f" on {' and '.join(sorted({p.device.type for p in parameters}))}"
+
+
+def facts_of_split(data: DataConfig) -> dict[str, Any]:
+    """Which rows are held out of which, and whether training knew the passages of held-out documents."""
+    if data.folds:
+        candidates = "the training folds" if data.fold_corpus == "train" else "all documents"
+        return {"further": [f"fold {data.fold} of {data.folds}, candidates in training from {candidates}"]}
+    if data.eval_fraction and data.eval_data is None:
+        return {"further": [f"{data.eval_fraction:g} of the rows held out"]}
+    return {}
 
 
 def sign(facts: Mapping[str, Any], model_hashes: Mapping[str, str], seed: int | None) -> dict[str, Any]:

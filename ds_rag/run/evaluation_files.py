@@ -17,7 +17,7 @@ from ds_rag.config import RunConfig
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.evaluation.figures import trust
 from ds_rag.evaluation.per_question import write_per_question
-from ds_rag.evaluation.signature import sign
+from ds_rag.evaluation.signature import facts_of_split, sign
 from ds_rag.index.store import hash_model
 from ds_rag.models.fingerprint import hash_weights
 from ds_rag.run.model_cards import warmed
@@ -40,7 +40,8 @@ class Measured:
         `signature` and `without_labels`. Raises OSError."""
         table = self.result.questions
         assert table is not None
-        table.signature = sign(self.evaluator.facts(), model_hashes, self.config.optim.seed)
+        facts = self.evaluator.facts() | facts_of_split(self.config.data)
+        table.signature = sign(facts, model_hashes, self.config.optim.seed)
         write_per_question(table, stem)
         return {**trust(table), "without_labels": self.result.without_labels}
 

@@ -9,7 +9,7 @@ from typing import Any
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.evaluation.figures import show_interval, trust
 from ds_rag.evaluation.per_question import RUN, TABLE, read_per_question, write_per_question
-from ds_rag.evaluation.signature import sign
+from ds_rag.evaluation.signature import facts_of_split, sign
 from ds_rag.index.store import hash_model
 from ds_rag.run.open_saved import Saved, WithoutRetriever
 from ds_rag.runtime.console import Console
@@ -55,7 +55,7 @@ def sign_result(evaluator: Evaluator, saved: Saved | WithoutRetriever, result: E
     }
     hashes = {name: hash_model(folder) for name, folder in folders.items()}
     seed = saved.config.optim.seed if run else None
-    result.questions.signature = sign(evaluator.facts(), hashes, seed)
+    result.questions.signature = sign(evaluator.facts() | facts_of_split(saved.config.data), hashes, seed)
 
 
 def write_and_show(

@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 from small import small_data, small_generator, small_retriever
 
-from ds_rag.config import EvaluationConfig
+from ds_rag.config import DataConfig, EvaluationConfig
 from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
 from ds_rag.evaluation.figures import counts, intervals, show_interval, trust
 from ds_rag.evaluation.per_question import PerQuestion
-from ds_rag.evaluation.signature import differing, facts_of_data, facts_of_settings, hash_prompt, line, sign, unlike
+from ds_rag.evaluation.signature import (
+    differing,
+    facts_of_data,
+    facts_of_settings,
+    facts_of_split,
+    hash_prompt,
+    line,
+    sign,
+    unlike,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +97,20 @@ def test_n_and_intervals_by_document() -> None:
     assert intervals(alone)["one"] is None and intervals(together)["few"] is None, "of one document nothing can be said"
     assert show_interval(None) == "-" and show_interval([0.25, 0.5]) == "0.250 to 0.500"
     assert trust(alone)["signature"] == {}
+
+
+def test_a_split_is_named() -> None:
+    assert facts_of_split(DataConfig()) == {}
+    assert facts_of_split(DataConfig(folds=5, fold=2))["further"] == [
+        "fold 2 of 5, candidates in training from the training folds"
+    ]
+    assert "all documents" in facts_of_split(DataConfig(folds=5, fold_corpus="all"))["further"][0]
+    assert facts_of_split(DataConfig(eval_fraction=0.1))["further"] == ["0.1 of the rows held out"]
+    assert facts_of_split(DataConfig(eval_fraction=0.1, eval_data="x")) == {}, "nothing is held out"
+
+
+def test_without_a_retriever_words_are_compared() -> None:
+    settings, retriever = EvaluationConfig(hybrid="bm25"), small_retriever().settings
+    assert facts_of_settings(EvaluationConfig(), None, None)["similarity"] == "bm25"
+    assert facts_of_settings(settings, retriever, None)["similarity"].endswith(" + bm25")
+    assert not facts_of_settings(EvaluationConfig(), retriever, None)["similarity"].endswith("bm25")
