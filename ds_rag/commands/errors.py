@@ -11,7 +11,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rag.config.flags import Parser
+from ds_rag.config.bounds import ITEMS, integer
+from ds_rag.config.flags import Parser, add_number
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
@@ -27,7 +28,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("table", help="a run's folder (its evaluation at the end), or FILE.questions.parquet")
     parser.add_argument("--only", choices=KINDS, default="missed", help="which questions; missed: false negatives too")
     parser.add_argument("--figure", help=f"a question is missed where this is below 1; default {FIGURES[0]}")
-    parser.add_argument("--limit", type=int, default=20, help="questions that are shown; 0: all")
+    add_number(parser, "limit", integer(0, ITEMS), "questions that are shown; 0: all (default: 20)", 20)
     parser.add_argument("--json", help="write the list to this file too")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
 
@@ -37,8 +38,6 @@ def main(args: argparse.Namespace) -> int:
     from ds_rag.runtime.output_places import check_json, write_json
 
     check_json(args.json, ("questions", "figure"))
-    if args.limit < 0:
-        raise UserError("--limit: a negative number", found=args.limit, expected="0 or more")
     table = read_per_question(table_of(args.table))
     figure = choose_figure(table, args.figure)
     every = list_questions(table, figure)
