@@ -97,7 +97,7 @@ def test_a_run_is_read_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["nothing.questions.parquet"], "not a table"),
         (["."], "no results per question"),
         (["after.questions.parquet", "--figure", "mrr@10"], "not in the table"),
-        (["after.questions.parquet", "--limit", "-1"], "negative"),
+        (["after.questions.parquet", "--limit", "-1"], "out of bounds"),
     ],
 )
 def test_what_cannot_be_listed(
