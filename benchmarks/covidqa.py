@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ds_rag.evaluation.comparison import Comparison, Options, compare
 from ds_rag.evaluation.per_question import PerQuestion, read_per_question
-from ds_rag.evaluation.systems import join
+from ds_rag.evaluation.seeds_and_folds import join
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "covidqa"

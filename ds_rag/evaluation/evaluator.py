@@ -18,11 +18,12 @@ from ds_rag.evaluation import fusion
 from ds_rag.evaluation.answer_rows import Question, Reader, answer_rows
 from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.containment import answer_in_top
-from ds_rag.evaluation.controls import CONTROLS, Ranked, contexts, control_metrics, named, rows_of_controls
+from ds_rag.evaluation.controls import CONTROLS, contexts, control_metrics, named, rows_of_controls
+from ds_rag.evaluation.found_table import enter, found_table
 from ds_rag.evaluation.metrics import answer_metrics_per_row, retrieval_metrics_per_query
 from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.posteriors import agreement, posterior
-from ds_rag.evaluation.questions import enter, found_table
+from ds_rag.evaluation.ranked import Ranked
 from ds_rag.evaluation.retrieval import Found, Wanted, search, search_words
 from ds_rag.evaluation.signature import facts_of_data, facts_of_settings, precision
 from ds_rag.index import lexical

@@ -16,11 +16,11 @@ from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.token_tables import EvalTokens, tokenize_evaluation
 from ds_rag.evaluation import answer_rows as module
 from ds_rag.evaluation.answer_rows import Question, answer_rows
-from ds_rag.evaluation.answering import Answer
+from ds_rag.evaluation.decoding import Answer
 from ds_rag.evaluation.evaluator import Evaluator
-from ds_rag.evaluation.figures import counts
+from ds_rag.evaluation.found_table import question_ids
+from ds_rag.evaluation.intervals import counts
 from ds_rag.evaluation.posteriors import log_softmax
-from ds_rag.evaluation.questions import question_ids
 from ds_rag.index import building
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
