@@ -149,13 +149,17 @@ class Evaluator:
 
     def lexical_lines(self, result: Evaluation) -> dict[str, dict[str, float]]:
         """Retrieval metrics of BM25 alone, and of BM25 and `result`'s ranking fused: what a user would try first, and
-        what a user would run. Empty where retrieval is not measured or the corpus is large. All ranks together."""
-        if not self.with_lines or result.ranked is None:
+        what a user would run. Their values for each question are added to the result's table, as `bm25/recall@1`. Empty
+        where retrieval is not measured or the corpus is large. All ranks together."""
+        if not self.with_lines or result.ranked is None or result.questions is None:
             return {}
         words = self.found_by_words()
         fused = fusion.fuse((result.ranked.scores_QK, result.ranked.numbers_QK), words, self.depth)
-        lines = {"bm25": self._retrieval(*words), "hybrid": self._retrieval(*fused)}
-        return {line: {name: float(v.mean()) for name, v in values.items()} for line, values in lines.items()}
+        figures: dict[str, dict[str, float]] = {}
+        for line, found in (("bm25", words), ("hybrid", fused)):
+            means = enter(result.questions, self.data.labelled, named(line, self._retrieval(*found)))
+            figures[line] = {name.removeprefix(f"{line}/"): mean for name, mean in means.items()}
+        return figures
 
     def judge(self, scores: np.ndarray, numbers: np.ndarray, temperature: float) -> Evaluation:
         """The figures of what was found, (Q, k) scores and passage numbers, best first, by whichever search. On all

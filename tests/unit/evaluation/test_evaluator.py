@@ -324,6 +324,8 @@ def test_the_lines_beside_the_retriever():
     lines = work.lexical_lines(result)
     assert lines["bm25"]["recall@1"] == lines["hybrid"]["recall@1"] == 1.0 and result.retrieval["recall@1"] == 0.0
     assert set(lines["bm25"]) == set(result.retrieval)
+    assert result.questions.metrics["bm25/recall@1"].tolist() == [1.0, 1.0]
+    assert result.questions.metrics["recall@1"].tolist() == [0.0, 0.0]
     off = asked(np.eye(4)[:2], lexical_lines=False)
     assert off.lexical_lines(off.run()) == {}
 
