@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -183,6 +182,17 @@ def agreement(scores: AuditScores, temper: Temper) -> float | None:
     return float((first[0] == first[1]).mean()) if rows.any() else None
 
 
+def settings(temper: Temper, threshold: float | None, enough: int | None) -> dict[str, Any]:
+    """By the names of the settings of training, where there is one."""
+    return {
+        "temperature": temper.temperature,
+        "answer_exponent": temper.alpha,
+        "answer_weight": temper.beta,
+        "gate_gain": threshold,
+        "candidates": enough,
+    }
+
+
 def first_figures(
     scores: AuditScores, values_QW: np.ndarray, first_Q: np.ndarray, among_QW: np.ndarray
 ) -> dict[str, Any]:
@@ -231,5 +241,5 @@ def audit(scores: AuditScores) -> dict[str, Any]:
             if name not in readers
         },
         "posterior_over_retriever": compared(firsts["retriever"], firsts[suggested], clusters),
-        "suggested": {**asdict(temper), "gain": threshold, "K": enough},
+        "suggested": settings(temper, threshold, enough),
     }

@@ -70,7 +70,7 @@ def reasons(figures: dict[str, Any], labelled: bool) -> list[str]:
     if labelled and overlap and overlap["mean"] is not None and not better(overlap):
         lines.append("the answer's words alone pick as well: a teacher without a language model would cost less")
     if kept := figures["gains"]["kept_by_threshold"]:
-        limit = figures["suggested"]["gain"]
+        limit = figures["suggested"]["gate_gain"]
         yes, no = (f"{kept[name]:.2f}" for name in ("gold among them", "gold left out"))
         lines.append(
             f"a best gain of {limit:.2f} or more keeps {yes} of rows with a right passage, {no} of them without"

@@ -38,8 +38,8 @@ def write_picture(result: dict[str, Any], scores: AuditScores, path: Path) -> No
     edges = np.histogram_bin_edges(np.concatenate(list(kept.values())), BINS)
     for (name, values), colour in zip(kept.items(), (BLUE, GREY), strict=True):
         right.hist(values, edges, color=colour, alpha=0.55, label=name)
-    if result["suggested"]["gain"] is not None:
-        right.axvline(result["suggested"]["gain"], color="black", linewidth=0.9, linestyle="--", label="threshold")
+    if result["suggested"]["gate_gain"] is not None:
+        right.axvline(result["suggested"]["gate_gain"], color="black", linewidth=0.9, linestyle="--", label="threshold")
     right.legend(fontsize=8, frameon=False)
     right.set_title("best gain over no passage, nats a token; rows", fontsize=10)
     for axes in (left, right):

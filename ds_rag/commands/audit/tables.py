@@ -84,6 +84,5 @@ def show_suggested(result: dict[str, Any], console: Console) -> None:
     found = result["suggested"]
     if result["agreement"] is not None:
         console.say(f"prior and suggested posterior agree on the first passage: {result['agreement']:.2f} of rows")
-    gain = "-" if found["gain"] is None else f"{found['gain']:.2f}"
-    weights = f"temperature {found['temperature']:.3g}, alpha {found['alpha']:g}, beta {found['beta']:g}"
-    console.say(f"suggested: {weights}, threshold of the gain {gain}, K {found['K'] or '-'}")
+    words = [f"{name} {value:.3g}" for name, value in found.items() if value is not None]
+    console.say("suggested: " + ", ".join(words))
