@@ -29,7 +29,7 @@ LENGTHS = ((1, 4), (5, 9), (10, 19), (20, None))  # an answer's tokens
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the retriever's own temperature: scores need not be cosines
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
-READER = "reader"  # what the names of pickers begin with that are the generator alone
+RETRIEVER, READER, POSTERIOR = "retriever", "reader", "posterior tempered"  # names of pickers; the last as suggested
 ENOUGH = 0.95  # of the rows that K passages reach: fewer passages that reach as many of these are enough
 
 
@@ -73,16 +73,15 @@ def counts_of(K: int) -> list[int]:
 
 
 def pickers(scores: AuditScores, temper: Temper) -> dict[str, np.ndarray]:
-    """By name, the scores that may put a right passage first: (Q, W) each."""
-    own, a = scores.temperature, temper.alpha
+    """By name, the scores that may put a right passage first: (Q, W) each. A question has one answer, so that the
+    reader alone ranks its passages alike by sum, by mean and for any alpha; beside the prior these differ."""
     return {
-        "retriever": scores.prior_QW,
+        RETRIEVER: scores.prior_QW,
         **scores.others,
-        "reader sum": scores.answers(0.0),
-        "reader mean": scores.answers(1.0),
-        "posterior sum": scores.teacher(Temper(own)),
-        "posterior mean": scores.teacher(Temper(own, 1.0)),
-        f"posterior suggested (T {temper.temperature:.3g}, alpha {a:g}, beta {temper.beta:g})": scores.teacher(temper),
+        READER: scores.answer_QW,
+        "posterior sum": scores.teacher(Temper(scores.temperature)),
+        "posterior mean": scores.teacher(Temper(scores.temperature, 1.0)),
+        POSTERIOR: scores.teacher(temper),
     }
 
 
@@ -219,9 +218,6 @@ def audit(scores: AuditScores) -> dict[str, Any]:
     temper = best_temper(scores, among_QW)
     every = pickers(scores, temper)
     firsts = {name: gold_first(values, among_QW, scores.gold_QW) for name, values in every.items()}
-    *_, suggested = every
-    readers = [name for name in every if name.startswith(READER)]
-    reader = max(readers, key=lambda name: mean_of(firsts[name]) or 0.0)
     has_gold = scores.gold_QW.any(axis=1, keepdims=True)
     best_gains = [highest(scores.gain_QW, mask_QW & has_gold) for mask_QW in (among_QW, gold_left_out(scores))]
     threshold = gain_threshold(*best_gains)
@@ -234,12 +230,7 @@ def audit(scores: AuditScores) -> dict[str, Any]:
         "by_K": counts,
         "gains": gain_figures(scores, threshold),
         "agreement": agreement(scores, temper),
-        "reader": reader,
-        "reader_over": {
-            name: compared(firsts[name], firsts[reader], clusters)
-            for name in ("retriever", *scores.others)
-            if name not in readers
-        },
-        "posterior_over_retriever": compared(firsts["retriever"], firsts[suggested], clusters),
+        "reader_over": {name: compared(firsts[name], firsts[READER], clusters) for name in (RETRIEVER, *scores.others)},
+        "posterior_over_retriever": compared(firsts[RETRIEVER], firsts[POSTERIOR], clusters),
         "suggested": settings(temper, threshold, enough),
     }

@@ -27,7 +27,7 @@ from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.console import Console
 
 QUESTION = "Question:"  # what stands between a passage and the question whose likelihood is read
-WORDS, OVERLAP, ASKED = "question's words", "answer's words", "reader question"  # names of pickers
+WORDS, OVERLAP, ASKED, BOTH = "question's words", "answer's words", "reader question", "reader both"  # names of pickers
 
 
 @dataclass(frozen=True)

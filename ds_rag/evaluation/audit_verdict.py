@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ds_rag.evaluation.audit import READER, RETRIEVER
+
 TRAIN, WEAK, REFUSE, UNKNOWN = "train", "weak", "refuse", "unknown"
 ALPHA = 0.05  # p at which a difference is believed
 FEW_FOUND = 0.5  # of the rows with their right passage among the candidates
@@ -25,7 +27,7 @@ def better(difference: dict[str, Any]) -> bool:
 def advice_of(figures: dict[str, Any]) -> str:
     """The generator alone must be above the retriever. Where only both together are, or where it is above by no more
     than chance, the verdict is weak."""
-    difference = figures["reader_over"]["retriever"]
+    difference = figures["reader_over"][RETRIEVER]
     if difference["mean"] is None:
         return UNKNOWN
     if better(difference):
@@ -53,12 +55,12 @@ def verdict(figures: dict[str, Any], labelled: bool) -> dict[str, Any]:
 
 
 def reasons(figures: dict[str, Any], labelled: bool) -> list[str]:
-    difference, first, most = figures["reader_over"]["retriever"], figures["gold_first"], figures["by_K"][-1]
-    shares = [first[name]["gold among them"]["mean"] for name in (figures["reader"], "retriever")]
+    difference, first, most = figures["reader_over"][RETRIEVER], figures["gold_first"], figures["by_K"][-1]
+    shares = [first[name]["gold among them"]["mean"] for name in (READER, RETRIEVER)]
     ends = difference["interval"]
     between = f", 95 % interval {ends[0]:+.3f} to {ends[1]:+.3f}" if ends else ""
     lines = [
-        f"right passage first of {most['K']}: {figures['reader']} {shares[0]:.3f}, retriever {shares[1]:.3f}; "
+        f"right passage first of {most['K']}: reader {shares[0]:.3f}, retriever {shares[1]:.3f}; "
         f"difference {difference['mean']:+.3f}{between}, p {difference['p']:.4f}"
     ]
     if difference["n"] < FEW_ROWS:

@@ -12,7 +12,7 @@ from ds_rag.commands.audit.tables import show
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_evaluation
 from ds_rag.evaluation.audit import audit
-from ds_rag.evaluation.audit_pool import ASKED, Reader, Wanted, collect, read_questions, sample_rows
+from ds_rag.evaluation.audit_pool import ASKED, BOTH, Reader, Wanted, collect, read_questions, sample_rows
 from ds_rag.evaluation.audit_scores import AuditScores
 from ds_rag.evaluation.audit_verdict import verdict
 from ds_rag.index.back_ends import check_factory
@@ -61,8 +61,8 @@ def gather(args: argparse.Namespace, saved: Saved, data: RagData, console: Conso
     reader = Reader(generator, prompt, config.data)
     scores, sample = collect(saved.retriever, reader, data, rows, wanted, console)
     if args.question_likelihood:
-        others = scores.others | {ASKED: read_questions(reader, sample, console)}
-        scores = replace(scores, others=others)
+        asked_QW = read_questions(reader, sample, console)
+        scores = replace(scores, others=scores.others | {ASKED: asked_QW, BOTH: asked_QW + scores.answer_QW})
     return scores, labelled
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ds_rag.evaluation.audit import POSTERIOR, READER, RETRIEVER
 from ds_rag.evaluation.figures import show_interval
 from ds_rag.runtime.console import Console
-
-SHOWN = 5  # pickers in the tables by length and by K
 
 
 def number(value: float | None) -> str:
@@ -35,10 +34,10 @@ def show(result: dict[str, Any], console: Console) -> None:
         ["picked by", "gold among them", "95 % interval", "AUC", "as found", "n"],
         rows,
     )
-    shown = compact(result)
+    shown = [name for name in first if name in (RETRIEVER, POSTERIOR) or name.startswith(READER)]
     console.table(
         "by K, gold among them",
-        ["K", "gold found", *shown],
+        ["K", "found", *shown],
         [[str(x["K"]), number(x["gold found"]), *cells(x, shown)] for x in result["by_K"]],
     )
     console.table(
@@ -59,12 +58,6 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.say(f"  {line}")
 
 
-def compact(result: dict[str, Any]) -> list[str]:
-    """The pickers of the narrower tables: the retriever, the reader alone, and the posterior that is suggested."""
-    names = list(result["gold_first"])
-    return [*dict.fromkeys(["retriever", *(n for n in names if n.startswith("reader")), names[-1]])][:SHOWN]
-
-
 def cells(line: dict[str, Any], names: list[str]) -> list[str]:
     return [number(line["gold first"][name]) for name in names]
 
@@ -74,8 +67,8 @@ def show_gains(gains: dict[str, Any], console: Console) -> None:
     levels = next((list(x) for x in sets.values() if x), [])
     if levels:
         console.table(
-            "gain of an answer's token over no passage, nats: quantiles over rows",
-            ["", *(f"{float(level):.0%}" for level in levels)],
+            "gain of an answer's token over no passage, nats",
+            ["quantiles over rows", *(f"{float(level):.0%}" for level in levels)],
             [[name, *(f"{x[level]:.2f}" if x else "-" for level in levels)] for name, x in sets.items()],
         )
 

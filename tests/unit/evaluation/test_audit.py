@@ -173,8 +173,8 @@ def test_all_figures_of_three_rows():
     result = audit(scores(others=others))
     first = result["gold_first"]
     assert first["retriever"]["gold among them"]["mean"] == pytest.approx(1 / 3)
-    assert first["reader sum"]["gold among them"]["mean"] == 1.0
-    assert first["reader sum"]["as found"]["mean"] == pytest.approx(2 / 3)  # the second row's was not found
+    assert first["reader"]["gold among them"]["mean"] == 1.0
+    assert first["reader"]["as found"]["mean"] == pytest.approx(2 / 3)  # the second row's was not found
     assert first["retriever"]["auc"] == pytest.approx(1 / 3)
     assert [(x["K"], x["gold found"]) for x in result["by_K"]] == [(2, 2 / 3), (3, 2 / 3)]
     assert [(x["tokens"], x["n"]) for x in result["by_length"]] == [("1-4", 3)]
@@ -191,3 +191,14 @@ def test_all_figures_of_three_rows():
 def test_agreement_of_prior_and_teacher():
     assert figures_of.agreement(scores(), Temper(0.1)) == 0.0  # the second or the third passage everywhere
     assert figures_of.agreement(scores(), Temper(0.001)) == 1.0  # the prior alone decides
+
+
+def test_sum_and_mean_differ_beside_the_prior_and_not_alone():
+    s, mask = scores(), gold_among(scores(), 3)
+    for alpha in (0.5, 1.0):
+        assert (gold_first(s.answers(alpha), mask, GOLD) == gold_first(s.answers(0.0), mask, GOLD)).all()
+    by_sum, by_mean = (gold_first(s.teacher(Temper(0.1, alpha)), mask, GOLD) for alpha in (0.0, 1.0))
+    assert by_sum[0] == 1 and by_mean[0] == 1 and by_sum[2] == 1
+    assert by_sum[1] == 0 and by_mean[1] == 0  # 9 - 8, 8 - 6, 1 - 4: the prior is too sure at this temperature
+    assert gold_first(s.teacher(Temper(0.5)), mask, GOLD)[1] == 1  # 1.8 - 8, 1.6 - 6, 0.2 - 4
+    assert gold_first(s.teacher(Temper(0.5, 1.0)), mask, GOLD)[1] == 0  # 1.8 - 2, 1.6 - 1.5, 0.2 - 1
