@@ -30,6 +30,7 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the retriever's own temperature:
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
 RETRIEVER, READER, POSTERIOR = "retriever", "reader", "posterior tempered"  # names of pickers; the last as suggested
+AMONG, LEFT_OUT = "gold among them", "gold left out"  # names of sets of passages
 ENOUGH = 0.95  # of the rows that K passages reach: fewer passages that reach as many of these are enough
 
 
@@ -107,17 +108,21 @@ def quantiles(values_Q: np.ndarray) -> dict[str, float]:
     return {f"{q:g}": float(np.quantile(known, q)) for q in QUANTILES} if len(known) else {}
 
 
-def gain_figures(scores: AuditScores, threshold: float | None) -> dict[str, Any]:
-    """Quantiles of each row's best gain in the three sets, of its distance to the second, and how many rows the
-    threshold keeps of each."""
-    gain_QW, has_gold = scores.gain_QW, scores.gold_QW.any(axis=1, keepdims=True)
+def best_gains(scores: AuditScores) -> dict[str, np.ndarray]:
+    """(Q,) each row's best gain in three sets of passages; NaN where it has none, in the last two also where it has no
+    right passage."""
+    has_gold = scores.gold_QW.any(axis=1, keepdims=True)
     sets = {
         "found": found(scores, scores.K),
-        "gold among them": gold_among(scores, scores.K) & has_gold,
-        "gold left out": gold_left_out(scores) & has_gold,
+        AMONG: gold_among(scores, scores.K) & has_gold,
+        LEFT_OUT: gold_left_out(scores) & has_gold,
     }
-    best = {name: highest(gain_QW, mask_QW) for name, mask_QW in sets.items()}
-    two = np.sort(np.where(sets["found"], gain_QW, -np.inf), axis=1)[:, -2:]
+    return {name: highest(scores.gain_QW, mask_QW) for name, mask_QW in sets.items()}
+
+
+def gain_figures(scores: AuditScores, best: dict[str, np.ndarray], threshold: float | None) -> dict[str, Any]:
+    """Quantiles of each row's best gain, of its distance to the second, and how many rows the threshold keeps."""
+    two = np.sort(np.where(found(scores, scores.K), scores.gain_QW, -np.inf), axis=1)[:, -2:]
     margin_Q = np.full(len(two), np.nan)
     known = np.isfinite(two).all(axis=1)
     margin_Q[known] = two[known, 1] - two[known, 0]
@@ -200,7 +205,7 @@ def first_figures(
     missed_Q = scores.gold_QW.any(axis=1) & ~(found_QW & scores.gold_QW).any(axis=1)
     as_found_Q = np.where(missed_Q, 0.0, gold_first(values_QW, found_QW, scores.gold_QW))
     return {
-        "gold among them": summary(first_Q, scores.clusters),
+        AMONG: summary(first_Q, scores.clusters),
         "as found": summary(as_found_Q, scores.clusters),
         "auc": mean_of(area(values_QW, among_QW, scores.gold_QW)),
     }
@@ -218,9 +223,8 @@ def audit(scores: AuditScores) -> dict[str, Any]:
     temper = best_temper(scores, among_QW)
     every = pickers(scores, temper)
     firsts = {name: gold_first(values, among_QW, scores.gold_QW) for name, values in every.items()}
-    has_gold = scores.gold_QW.any(axis=1, keepdims=True)
-    best_gains = [highest(scores.gain_QW, mask_QW & has_gold) for mask_QW in (among_QW, gold_left_out(scores))]
-    threshold = gain_threshold(*best_gains)
+    best = best_gains(scores)
+    threshold = gain_threshold(best[AMONG], best[LEFT_OUT])
     counts = by_count(scores, every)
     enough = enough_passages({line["K"]: line["gold found"] for line in counts})
     return {
@@ -228,7 +232,7 @@ def audit(scores: AuditScores) -> dict[str, Any]:
         "by_temperature": by_temperature(scores, among_QW),
         "by_length": by_length(scores, firsts),
         "by_K": counts,
-        "gains": gain_figures(scores, threshold),
+        "gains": gain_figures(scores, best, threshold),
         "agreement": agreement(scores, temper),
         "reader_over": {name: compared(firsts[name], firsts[READER], clusters) for name in (RETRIEVER, *scores.others)},
         "posterior_over_retriever": compared(firsts[RETRIEVER], firsts[POSTERIOR], clusters),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ds_rag.commands.compare.picture import BLUE, GREY, check_picture, lengths
-from ds_rag.evaluation.audit_scores import AuditScores, gold_among, gold_left_out, highest
+from ds_rag.evaluation.audit import AMONG, LEFT_OUT, best_gains
+from ds_rag.evaluation.audit_scores import AuditScores
 from ds_rag.runtime.atomic_files import replacing
 
 __all__ = ["check_picture", "write_picture"]
@@ -31,16 +31,16 @@ def write_picture(result: dict[str, Any], scores: AuditScores, path: Path) -> No
     left.set_ylim(len(first) - 0.5, -0.5)
     left.set_xlim(0, 1)
     left.set_title(f"right passage first of {scores.K}, 95 % interval", fontsize=10)
-    known = scores.gold_QW.any(axis=1, keepdims=True)
-    sets = {"right passage among them": gold_among(scores, scores.K), "left out": gold_left_out(scores)}
-    gains = {name: highest(scores.gain_QW, mask_QW & known) for name, mask_QW in sets.items()}
-    kept = {name: values[np.isfinite(values)] for name, values in gains.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(kept.values())), BINS)
+    gains = best_gains(scores)
+    kept = {name: [u for u in gains[name].tolist() if isfinite(u)] for name in (AMONG, LEFT_OUT)}
+    every = [u for values in kept.values() for u in values]
     for (name, values), colour in zip(kept.items(), (BLUE, GREY), strict=True):
-        right.hist(values, edges, color=colour, alpha=0.55, label=name)
+        if every:
+            right.hist(values, BINS, (min(every), max(every)), color=colour, alpha=0.55, label=name)
     if result["suggested"]["gate_gain"] is not None:
         right.axvline(result["suggested"]["gate_gain"], color="black", linewidth=0.9, linestyle="--", label="threshold")
-    right.legend(fontsize=8, frameon=False)
+    if every:
+        right.legend(fontsize=8, frameon=False)
     right.set_title("best gain over no passage, nats a token; rows", fontsize=10)
     for axes in (left, right):
         axes.grid(color=GREY, alpha=0.18, linewidth=0.7)
