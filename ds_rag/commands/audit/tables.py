@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ds_rag.evaluation.audit import POSTERIOR, READER, RETRIEVER
-from ds_rag.evaluation.figures import show_interval
+from ds_rag.evaluation.intervals import show_interval
 from ds_rag.runtime.console import Console
 
 
