@@ -46,6 +46,11 @@ def has_setting(c: RunConfig, setting: str) -> bool:
     return setting in objective(c).settings
 
 
+def measures_answers(c: RunConfig) -> bool:
+    """Is the log-probability of answers in the loss: of the objective, or of the reader loss?"""
+    return not objective(c).reader_loss or trains_generator(c)
+
+
 def trains_retriever(c: RunConfig) -> bool:
     return c.model.freeze != "retriever"
 
@@ -113,10 +118,16 @@ IDLE = (
     Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), adapts, "--lora is none"),
     Rule(("candidates", "prior"), lambda c: objective(c).reads == CANDIDATES, NOT_READ),
     Rule(
-        ("answer_logprob",),
-        lambda c: has_setting(c, "answer_logprob") and (not objective(c).reader_loss or trains_generator(c)),
+        ("answer_logprob", "answer_exponent"),
+        lambda c: has_setting(c, "answer_logprob") and measures_answers(c),
         "the objective uses no log-probability of a full answer",
     ),
+    Rule(
+        ("answer_weight",),
+        lambda c: has_setting(c, "answer_weight") and measures_answers(c),
+        "the objective does not weigh an answer's log-probability against a prior",
+    ),
+    Rule(("answer_logprob",), lambda c: c.objective.answer_exponent is None, "--answer_exponent takes its place"),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),

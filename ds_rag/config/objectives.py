@@ -40,18 +40,19 @@ class ObjectiveSpec:
 
 
 _HERE = "ds_rag.step.objectives"
-_TAUGHT = ("answer_logprob", "target_temperature")
+_ANSWER = ("answer_logprob", "answer_exponent", "answer_weight")
+_TAUGHT = (*_ANSWER, "target_temperature")
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
-    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", settings=("answer_logprob",)),
-    "rag_token": ObjectiveSpec(f"{_HERE}.marginal:RagToken"),
+    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", settings=_ANSWER),
+    "rag_token": ObjectiveSpec(f"{_HERE}.marginal:RagToken", settings=("answer_weight",)),
     "positive_only": ObjectiveSpec(
         f"{_HERE}.positive_only:PositiveOnly", reads=POSITIVE, needs_positive=True, settings=("lm_tokens",)
     ),
     "infonce": ObjectiveSpec(
         f"{_HERE}.contrastive:InfoNCE", reads=NOTHING, needs_positive=True, settings=("contrastive_symmetric",)
     ),
-    "emdr2": ObjectiveSpec(f"{_HERE}.distill:Emdr2", reader_loss=True, settings=("answer_logprob",)),
+    "emdr2": ObjectiveSpec(f"{_HERE}.distill:Emdr2", reader_loss=True, settings=_ANSWER),
     "pdist": ObjectiveSpec(f"{_HERE}.distill:PDist", reader_loss=True, settings=_TAUGHT),
     "replug_lsr": ObjectiveSpec(f"{_HERE}.distill:ReplugLsr", reader_loss=True, settings=_TAUGHT),
 }

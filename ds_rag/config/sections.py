@@ -146,6 +146,15 @@ class ObjectiveConfig:
     answer_logprob: str = option(
         FIXED, "sum", "log-probability of an answer: sum (as in the paper) or mean over its tokens", ("sum", "mean")
     )
+    answer_exponent: float | None = option(
+        FIXED,
+        None,
+        "A of an answer's log-probability W * G / tokens^A; default: 0 for sum, 1 for mean",
+        bounds=real(-4, 4),
+    )
+    answer_weight: float = option(
+        FIXED, 1.0, "W of an answer's log-probability W * G / tokens^A beside the prior", bounds=above(0, 1e4)
+    )
     reader_loss: str = option(
         FIXED, "prior", "the generator's loss under emdr2, pdist, replug_lsr", ("prior", "posterior", "none")
     )

@@ -9,18 +9,21 @@ from ds_rag.losses.contrastive import PositiveOnly, count_pairs, infonce, infonc
 from ds_rag.losses.distill import READER_LOSSES, emdr2, pdist, reader_loss, replug_lsr
 from ds_rag.losses.marginal import (
     ANSWER_LOGPROB,
+    Temper,
     answer_log_prob,
     entropy,
     log_prior,
     posterior,
     rag_sequence,
     rag_token,
+    temper_of,
 )
 
 __all__ = [
     "ANSWER_LOGPROB",
     "READER_LOSSES",
     "PositiveOnly",
+    "Temper",
     "answer_log_prob",
     "count_pairs",
     "emdr2",
@@ -35,4 +38,5 @@ __all__ = [
     "rag_token",
     "reader_loss",
     "replug_lsr",
+    "temper_of",
 ]

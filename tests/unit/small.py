@@ -25,7 +25,7 @@ from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Row
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.plain import PlainEngine
-from ds_rag.losses import infonce, infonce_columns, log_prior, positive_only, reader_loss
+from ds_rag.losses import Temper, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.adapters import add_adapters, wanted_by
 from ds_rag.models.from_settings import checkpoint_activations
 from ds_rag.models.generator import Generator
@@ -213,14 +213,19 @@ def direct_loss(objective: Objective, micro: Micro, totals: dict[str, float]) ->
     if config.prior == "pool":
         kept["log_prior_BK"] = log_prior(scores_BN).gather(1, micro.candidates_BK)
     options: dict[str, Any] = {}
+    exponent = config.answer_exponent
+    temper = Temper({"sum": 0.0, "mean": 1.0}[config.answer_logprob] if exponent is None else exponent)
+    temper = temper._replace(weight=config.answer_weight)
     if name == "rag_sequence":
-        options["answer_logprob"] = config.answer_logprob
+        options["answer_logprob"] = temper
+    if name == "rag_token":
+        options["answer_weight"] = config.answer_weight
     if name in ("pdist", "replug_lsr"):
         options["target_temperature"] = config.target_temperature
     unit = totals["answer_tokens" if name == "emdr2" else "queries"]
     loss = getattr(losses, name)(*args, **kept, **options).sum() / unit + extra
     if name in ("emdr2", "pdist", "replug_lsr") and config.reader_loss != "none":
-        reader = reader_loss(*args, **kept, kind=config.reader_loss, answer_logprob=config.answer_logprob)
+        reader = reader_loss(*args, **kept, kind=config.reader_loss, answer_logprob=temper)
         loss = loss + reader.sum() / totals["queries"]
     return loss
 

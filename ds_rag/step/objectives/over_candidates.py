@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ds_rag.losses import entropy, log_prior, posterior, reader_loss
+from ds_rag.config import ObjectiveConfig
+from ds_rag.losses import Temper, entropy, log_prior, posterior, reader_loss, temper_of
 from ds_rag.step.candidates import not_pushed_down
 from ds_rag.step.objectives.base import Counts, Micro, Objective, Term
 
@@ -41,8 +42,20 @@ class Candidates:
         return {} if self.prior_BK is None else {"log_prior_BK": self.prior_BK}
 
 
+def temper_from(config: ObjectiveConfig) -> Temper:
+    """`--answer_exponent`, or that of `--answer_logprob` where it is not given, and `--answer_weight`."""
+    exponent = config.answer_exponent
+    named = temper_of(config.answer_logprob).exponent
+    return Temper(named if exponent is None else exponent, config.answer_weight)
+
+
 class OverCandidates(Objective):
     """Base class: a new objective defines `loss`. The reader loss is added if the table of objectives says so."""
+
+    @property
+    def temper(self) -> Temper:
+        """How an answer's log-probability is made from its tokens'."""
+        return temper_from(self.config)
 
     @abstractmethod
     def loss(self, x: Candidates) -> torch.Tensor:
@@ -52,9 +65,7 @@ class OverCandidates(Objective):
         x = self.candidates(micro)
         terms = {self.name: Term(self.loss(x).sum(), self.unit)}
         if self.spec.reader_loss and self.config.reader_loss != "none":
-            loss_B = reader_loss(
-                *x.args, **x.options, kind=self.config.reader_loss, answer_logprob=self.config.answer_logprob
-            )
+            loss_B = reader_loss(*x.args, **x.options, kind=self.config.reader_loss, answer_logprob=self.temper)
             terms["reader"] = Term(loss_B.sum(), "queries")
         return terms
 
@@ -72,7 +83,7 @@ class OverCandidates(Objective):
     def statistics(self, micro: Micro) -> Counts:
         """Entropies in nats of the prior, the posterior and the uniform distribution over the candidates."""
         x = self.candidates(micro)
-        after = posterior(*x.args, **x.options, answer_logprob=self.config.answer_logprob)
+        after = posterior(*x.args, **x.options, answer_logprob=self.temper)
         B, K = micro.candidates_BK.shape
         return {
             "prior_entropy": float(entropy(log_prior(x.scores_BK).exp()).sum()),

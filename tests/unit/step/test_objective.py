@@ -24,6 +24,9 @@ VARIANTS += [{"objective": name, "contrastive_weight": 0.7} for name in OBJECTIV
 VARIANTS += [{"objective": name, "contrastive_weight": 0.7, "contrastive_symmetric": True} for name in OBJECTIVES]
 VARIANTS += [{"objective": name, "prior": "pool"} for name in ("rag_sequence", "rag_token", "emdr2", "pdist")]
 VARIANTS += [{"objective": name, "answer_logprob": "mean"} for name in ("rag_sequence", "emdr2", "pdist")]
+TEMPER: dict[str, Any] = {"answer_exponent": 0.5, "answer_weight": 1.5}
+VARIANTS += [{"objective": "rag_sequence"} | TEMPER, {"objective": "rag_token", "answer_weight": 1.5}]
+VARIANTS += [{"objective": "pdist", "reader_loss": "posterior"} | TEMPER]
 VARIANTS += [{"objective": "emdr2", "reader_loss": kind} for kind in ("posterior", "none")]
 VARIANTS += [{"objective": "positive_only", "lm_tokens": "answer"}]
 VARIANTS += [{"objective": "pdist", "target_temperature": 2.0}, {"objective": "rag_sequence", "candidates": "all"}]
@@ -103,6 +106,25 @@ def test_terms_and_backward_against_direct_calls(variant):
         shares = [value for name, value in output.sums.items() if name.startswith("grad_share/")]
         assert sum(shares) == pytest.approx(1.0) and min(shares) >= 0.0
         assert {f"grad_share/{name}" for name in terms} == {n for n in output.sums if n.startswith("grad_share/")}
+
+
+@pytest.mark.parametrize("way", ["sum", "mean"])
+def test_answer_logprob_is_an_exponent(way):
+    """`sum` is exponent 0 and `mean` exponent 1: the same losses and gradients, and no other exponent's."""
+    named, given, between = (
+        make({"objective": "rag_sequence"} | flags)
+        for flags in ({"answer_logprob": way}, {"answer_exponent": float(way == "mean")}, {"answer_exponent": 0.5})
+    )
+    for a, b, c in zip(named[1], given[1], between[1], strict=True):
+        found = [
+            p.objective.differentiate(m.seen, totals)
+            for (p, _, totals), m in zip((named, given, between), (a, b, c), strict=True)
+        ]
+        assert found[0].loss == found[1].loss != found[2].loss
+        assert found[0].sums["posterior_entropy"] == found[1].sums["posterior_entropy"]
+        for name in ("d_scores_BN", "d_logp_CA"):
+            assert torch.equal(getattr(found[0], name), getattr(found[1], name))
+            assert not torch.allclose(getattr(found[0], name), getattr(found[2], name))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -246,6 +268,7 @@ def test_an_unknown_objective_names_the_nearest():
     ("flags", "says"),
     [
         ({"objective": "rag_token", "answer_logprob": "mean"}, "--answer_logprob"),
+        ({"objective": "rag_token", "answer_exponent": 0.5}, "--answer_exponent 0.5"),
         ({"objective": "replug_lsr", "prior": "pool"}, "--prior"),
     ],
 )

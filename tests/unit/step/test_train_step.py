@@ -22,6 +22,7 @@ from ds_rag.train import train_step
 PLAIN: list[dict[str, Any]] = [{"objective": name} for name in OBJECTIVES]
 VARIANTS: list[dict[str, Any]] = [{"objective": name, "learn_temperature": True} for name in OBJECTIVES]
 VARIANTS += [{"objective": "rag_sequence", "contrastive_weight": 0.5, "prior": "pool"}]
+VARIANTS += [{"objective": "rag_token", "answer_weight": 1.5}]
 VARIANTS += [{"objective": name, "candidates": "all"} for name in ("rag_sequence", "rag_token")]
 VARIANTS += [{"objective": "pdist", "reader_loss": "posterior"}, {"objective": "emdr2", "reader_loss": "none"}]
 VARIANTS += [{"objective": "rag_sequence", "freeze": frozen} for frozen in ("retriever", "generator")]
@@ -47,6 +48,7 @@ WAYS: list[dict[str, Any]] = [
 # By what a way can tell apart: a weight a cell, a weight a token, none, detached with a reader loss, other tokens.
 WAYS_OF: list[Any] = [{"objective": name} for name in ("rag_sequence", "rag_token", "infonce", "emdr2")]
 WAYS_OF += [{"objective": "positive_only", "lm_tokens": "answer"}]
+WAYS_OF += [{"objective": "rag_sequence", "answer_exponent": 0.5, "answer_weight": 1.5}]
 WAYS_OF += [
     pytest.param({"objective": name}, marks=pytest.mark.slow) for name in ("positive_only", "pdist", "replug_lsr")
 ]
