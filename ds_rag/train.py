@@ -67,6 +67,7 @@ def train(run: Run) -> Evaluation | None:
             values = step_values(outputs, totals, result, began, parts)
             state.step = step + 1
             state.skipped += int(result.skipped)
+            state.gated += round(values.get("gated_queries", 0.0))
             values |= watchers.count(state.step, state.skipped, result, outputs)
             if parts.candidates:
                 values["index_age"] = parts.candidates.age(step)

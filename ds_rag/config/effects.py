@@ -133,6 +133,8 @@ IDLE = (
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),
     of_the_objective("target_temperature"),
     of_the_objective("lm_tokens"),
+    of_the_objective("gate_gain"),
+    of_the_objective("gate_margin"),
     Rule(
         ("contrastive_symmetric",),
         lambda c: weighs_pairs(c) or has_setting(c, "contrastive_symmetric"),

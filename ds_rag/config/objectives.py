@@ -40,19 +40,20 @@ class ObjectiveSpec:
 
 
 _HERE = "ds_rag.step.objectives"
+_GATE = ("gate_gain", "gate_margin")
 _ANSWER = ("answer_logprob", "answer_exponent", "answer_weight")
-_TAUGHT = (*_ANSWER, "target_temperature")
+_TAUGHT = (*_ANSWER, *_GATE, "target_temperature")
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
-    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", settings=_ANSWER),
-    "rag_token": ObjectiveSpec(f"{_HERE}.marginal:RagToken", settings=("answer_weight",)),
+    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", settings=_ANSWER + _GATE),
+    "rag_token": ObjectiveSpec(f"{_HERE}.marginal:RagToken", settings=("answer_weight", *_GATE)),
     "positive_only": ObjectiveSpec(
         f"{_HERE}.positive_only:PositiveOnly", reads=POSITIVE, needs_positive=True, settings=("lm_tokens",)
     ),
     "infonce": ObjectiveSpec(
         f"{_HERE}.contrastive:InfoNCE", reads=NOTHING, needs_positive=True, settings=("contrastive_symmetric",)
     ),
-    "emdr2": ObjectiveSpec(f"{_HERE}.distill:Emdr2", reader_loss=True, settings=_ANSWER),
+    "emdr2": ObjectiveSpec(f"{_HERE}.distill:Emdr2", reader_loss=True, settings=_ANSWER + _GATE),
     "pdist": ObjectiveSpec(f"{_HERE}.distill:PDist", reader_loss=True, settings=_TAUGHT),
     "replug_lsr": ObjectiveSpec(f"{_HERE}.distill:ReplugLsr", reader_loss=True, settings=_TAUGHT),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ds_rag.losses.contrastive import PositiveOnly, count_pairs, infonce, infonce_columns, positive_only
 from ds_rag.losses.distill import READER_LOSSES, emdr2, pdist, reader_loss, replug_lsr
+from ds_rag.losses.gate import passage_gains, passes_gate
 from ds_rag.losses.marginal import (
     ANSWER_LOGPROB,
     Temper,
@@ -31,6 +32,8 @@ __all__ = [
     "infonce",
     "infonce_columns",
     "log_prior",
+    "passage_gains",
+    "passes_gate",
     "pdist",
     "positive_only",
     "posterior",

@@ -27,6 +27,9 @@ VARIANTS += [{"objective": name, "answer_logprob": "mean"} for name in ("rag_seq
 TEMPER: dict[str, Any] = {"answer_exponent": 0.5, "answer_weight": 1.5}
 VARIANTS += [{"objective": "rag_sequence"} | TEMPER, {"objective": "rag_token", "answer_weight": 1.5}]
 VARIANTS += [{"objective": "pdist", "reader_loss": "posterior"} | TEMPER]
+GATES: list[dict[str, Any]] = [{"gate_gain": 0.2}, {"gate_margin": 0.1}, {"gate_gain": 0.2, "gate_margin": 0.1}]
+VARIANTS += [{"objective": "rag_sequence"} | gate for gate in GATES]
+VARIANTS += [{"objective": name, "contrastive_weight": 0.7} | GATES[2] for name in ("rag_token", "emdr2", "pdist")]
 VARIANTS += [{"objective": "emdr2", "reader_loss": kind} for kind in ("posterior", "none")]
 VARIANTS += [{"objective": "positive_only", "lm_tokens": "answer"}]
 VARIANTS += [{"objective": "pdist", "target_temperature": 2.0}, {"objective": "rag_sequence", "candidates": "all"}]
@@ -59,6 +62,7 @@ class Made:
         B = len(batch.rows)
         self.scores_BN = torch.randn(B, N, generator=random, dtype=torch.float64).mul(2).requires_grad_()
         self.candidates_BK = choose_candidates(self.scores_BN, batch, parts.objective.config.candidates)
+        self.without_B = torch.full((B,), -1.5, dtype=torch.float64)  # the mean of what follows
         self.cells: CellList | None = None
         self.logp_CA: torch.Tensor | None = None
         if parts.prompt is not None:
@@ -70,7 +74,7 @@ class Made:
 
     @property
     def seen(self) -> Micro:
-        return Micro(self.batch, self.scores_BN, self.candidates_BK, self.cells, self.logp_CA)
+        return Micro(self.batch, self.scores_BN, self.candidates_BK, self.cells, self.logp_CA, self.without_B)
 
     @property
     def leaves(self) -> list[torch.Tensor]:
@@ -106,6 +110,20 @@ def test_terms_and_backward_against_direct_calls(variant):
         shares = [value for name, value in output.sums.items() if name.startswith("grad_share/")]
         assert sum(shares) == pytest.approx(1.0) and min(shares) >= 0.0
         assert {f"grad_share/{name}" for name in terms} == {n for n in output.sums if n.startswith("grad_share/")}
+
+
+def test_queries_that_do_not_pass_the_gate_teach_nothing_and_are_counted():
+    parts, micros, totals = make({"objective": "rag_sequence"} | GATES[2])
+    open_parts, same, _ = make({"objective": "rag_sequence"})
+    counts = []
+    for micro, other in zip(micros, same, strict=True):
+        found, without = (p.objective.differentiate(m.seen, totals) for p, m in ((parts, micro), (open_parts, other)))
+        taught_B = found.d_scores_BN.abs().sum(1) > 0
+        torch.testing.assert_close(found.d_scores_BN, without.d_scores_BN * taught_B[:, None])
+        assert (without.d_scores_BN.abs().sum(1) > 0).all() and "gated_queries" not in without.sums
+        counts.append(int(found.sums["gated_queries"]))
+        assert counts[-1] == int((~taught_B).sum())
+    assert 0 < sum(counts) < totals["queries"], "the case shows nothing"
 
 
 @pytest.mark.parametrize("way", ["sum", "mean"])
