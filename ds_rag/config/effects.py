@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ds_rag.config.objectives import CANDIDATES, ObjectiveSpec, names_with, spec_of
+from ds_rag.config.objectives import CANDIDATES, CANDIDATES_FROM, ObjectiveSpec, names_with, spec_of
 from ds_rag.config.run_config import RunConfig
 from ds_rag.config.sections import MODEL_CHOICES
 from ds_rag.runtime.errors import UserError
@@ -61,7 +61,12 @@ def evaluates(c: RunConfig) -> bool:
 
 def indexes(c: RunConfig) -> bool:
     """Is the index refreshed during training?"""
-    return c.evaluation.refresh_index != "0" and (evaluates(c) or c.objective.candidates_from != "batch")
+    return c.evaluation.refresh_index != "0" and (evaluates(c) or searches_index(c))
+
+
+def searches_index(c: RunConfig) -> bool:
+    """Do candidates come from the index?"""
+    return CANDIDATES_FROM[c.objective.candidates_from].index
 
 
 def weighs_pairs(c: RunConfig) -> bool:
@@ -156,7 +161,7 @@ IDLE = (
     Rule(("lm_warmup_learning_rate",), lambda c: c.optim.lm_warmup_steps > 0, "--lm_warmup_steps is 0"),
     Rule(
         ("refresh_index",),
-        lambda c: evaluates(c) or c.objective.candidates_from != "batch",
+        lambda c: evaluates(c) or searches_index(c),
         "no rows are evaluated, and no candidates come from the index",
     ),
     Rule(("refresh_mode", "refresh_fraction"), indexes, "the index is not refreshed during training"),

@@ -39,6 +39,24 @@ class ObjectiveSpec:
         return self.needs_generator and (not self.reader_loss or reader_loss != "none")
 
 
+@dataclass(frozen=True)
+class CandidateSource:
+    """Where a query's unlabelled passages come from: own: the row; index: the newest index's first passages; words:
+    BM25's first passages. Without own, the row's unlabelled passages are replaced."""
+
+    own: bool = False
+    index: bool = False
+    words: bool = False
+
+
+CANDIDATES_FROM = {
+    "batch": CandidateSource(own=True),
+    "index": CandidateSource(index=True),
+    "both": CandidateSource(own=True, index=True),
+    "bm25": CandidateSource(words=True),
+    "index,bm25": CandidateSource(index=True, words=True),
+}
+
 _HERE = "ds_rag.step.objectives"
 _GATE = ("gate_gain", "gate_margin")
 _ANSWER = ("answer_logprob", "answer_exponent", "answer_weight")

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ds_rag.config.bounds import ITEMS, MANY, SEED, TOKENS, above, fraction, integer, real
+from ds_rag.config.objectives import CANDIDATES_FROM
 from ds_rag.config.options import FIXED, FREE, INDEX, option
 
 BUILTIN = "builtin"
@@ -130,11 +131,15 @@ class ObjectiveConfig:
     candidates_from: str = option(
         FIXED,
         "batch",
-        "where a query's unlabelled passages come from: its row and the batch's pool, the index, or both",
-        ("batch", "index", "both"),
+        "where a query's unlabelled passages come from: its row and the batch's pool, the index, both, "
+        "BM25, or index and BM25",
+        tuple(CANDIDATES_FROM),
     )
     index_candidates: int = option(
-        FIXED, 8, "passages from the index per query, without known positives", bounds=integer(1, 10_000)
+        FIXED,
+        8,
+        "passages from the index, and BM25, per query, without known positives",
+        bounds=integer(1, 10_000),
     )
     pool: str = option(
         FIXED,

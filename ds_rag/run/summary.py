@@ -43,7 +43,13 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
     )
     console.say(f"models     {models}")
     o = config.objective
-    beside = {"batch": "", "index": " (the index supplies {})", "both": " (the index supplies {} beside the row's own)"}
+    beside = {
+        "batch": "",
+        "index": " (the index supplies {})",
+        "both": " (the index supplies {} beside the row's own)",
+        "bm25": " (BM25 supplies {})",
+        "index,bm25": " (the index and BM25 supply {} each)",
+    }
     source = beside[o.candidates_from].format(o.index_candidates)
     console.say(
         f"objective  {o.objective}, {o.candidates} candidates a query{source}; "
