@@ -67,8 +67,9 @@ def train(run: Run) -> Evaluation | None:
             values = step_values(outputs, totals, result, began, parts)
             state.step = step + 1
             state.skipped += int(result.skipped)
+            state.gated += round(values.get("gated_queries", 0.0))
             values |= watchers.count(state.step, state.skipped, result, outputs)
-            if parts.candidates:
+            if parts.candidates and parts.candidates.searches_index:
                 values["index_age"] = parts.candidates.age(step)
             run.metrics.write("train", state.step, values)
             watchers.after_step(values)
@@ -166,7 +167,8 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     say_beginning(parts, config, folder, console)
     alone = replace(config.evaluation, hybrid="none", rerank=0)  # training is judged by what it trains
     evaluator = Evaluator(parts.retriever, parts.generator, parts.prompt, parts.data, parts.eval_tokens, alone)
-    index = IndexStage(parts, config.evaluation, evaluator, folder, console, parts.candidates is not None)
+    searches_index = parts.candidates is not None and parts.candidates.searches_index
+    index = IndexStage(parts, config.evaluation, evaluator, folder, console, searches_index)
     here = step if step is not None and checkpoint.is_of(folder, resumed) else -1
     saver = CheckpointSaver(folder, config.run.save_total_limit, parts, facts, here)
     watchers = Watchers(config, folder, console, metrics)
@@ -189,7 +191,9 @@ def resume_candidates(run: Run, resumed: Path) -> None:
     candidates, state = run.parts.candidates, run.state
     if candidates and state.step < run.parts.total_steps and not candidates.restore(resumed):
         stop_signals.phase("the index that offers rows their candidates")
-        refresh_candidates(run, state.step, run.index.refresh(state.step, progress=True).retriever)
+        by_index = candidates.searches_index
+        encoder = run.index.refresh(state.step, progress=True).retriever if by_index else run.parts.retriever
+        refresh_candidates(run, state.step, encoder)
 
 
 def stop_here(run: Run | None, reason: str, folder: Path, console: Console) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.config.checks import validate
+from ds_rag.config.optimization import OptimConfig
 from ds_rag.config.options import FIXED, FREE, INDEX, LENGTH
 from ds_rag.config.run_config import ALIASES, BOUNDS, OF_OWN_ROWS, ON_RESUME, OWNER, SECTIONS, RunConfig
 from ds_rag.config.sections import (
@@ -21,7 +22,6 @@ from ds_rag.config.sections import (
     EvaluationConfig,
     ModelConfig,
     ObjectiveConfig,
-    OptimConfig,
     ScoringConfig,
 )
 from ds_rag.runtime.errors import UserError

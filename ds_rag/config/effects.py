@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ds_rag.config.objectives import CANDIDATES, ObjectiveSpec, names_with, spec_of
+from ds_rag.config.objectives import CANDIDATES, CANDIDATES_FROM, ObjectiveSpec, names_with, spec_of
 from ds_rag.config.run_config import RunConfig
 from ds_rag.config.sections import MODEL_CHOICES
 from ds_rag.runtime.errors import UserError
@@ -46,6 +46,11 @@ def has_setting(c: RunConfig, setting: str) -> bool:
     return setting in objective(c).settings
 
 
+def measures_answers(c: RunConfig) -> bool:
+    """Is the log-probability of answers in the loss: of the objective, or of the reader loss?"""
+    return not objective(c).reader_loss or trains_generator(c)
+
+
 def trains_retriever(c: RunConfig) -> bool:
     return c.model.freeze != "retriever"
 
@@ -56,7 +61,12 @@ def evaluates(c: RunConfig) -> bool:
 
 def indexes(c: RunConfig) -> bool:
     """Is the index refreshed during training?"""
-    return c.evaluation.refresh_index != "0" and (evaluates(c) or c.objective.candidates_from != "batch")
+    return c.evaluation.refresh_index != "0" and (evaluates(c) or searches_index(c))
+
+
+def searches_index(c: RunConfig) -> bool:
+    """Do candidates come from the index?"""
+    return CANDIDATES_FROM[c.objective.candidates_from].index
 
 
 def weighs_pairs(c: RunConfig) -> bool:
@@ -113,15 +123,23 @@ IDLE = (
     Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), adapts, "--lora is none"),
     Rule(("candidates", "prior"), lambda c: objective(c).reads == CANDIDATES, NOT_READ),
     Rule(
-        ("answer_logprob",),
-        lambda c: has_setting(c, "answer_logprob") and (not objective(c).reader_loss or trains_generator(c)),
+        ("answer_logprob", "answer_exponent"),
+        lambda c: has_setting(c, "answer_logprob") and measures_answers(c),
         "the objective uses no log-probability of a full answer",
     ),
+    Rule(
+        ("answer_weight",),
+        lambda c: has_setting(c, "answer_weight") and measures_answers(c),
+        "the objective does not weigh an answer's log-probability against a prior",
+    ),
+    Rule(("answer_logprob",), lambda c: c.objective.answer_exponent is None, "--answer_exponent takes its place"),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),
     of_the_objective("target_temperature"),
     of_the_objective("lm_tokens"),
+    of_the_objective("gate_gain"),
+    of_the_objective("gate_margin"),
     Rule(
         ("contrastive_symmetric",),
         lambda c: weighs_pairs(c) or has_setting(c, "contrastive_symmetric"),
@@ -143,7 +161,7 @@ IDLE = (
     Rule(("lm_warmup_learning_rate",), lambda c: c.optim.lm_warmup_steps > 0, "--lm_warmup_steps is 0"),
     Rule(
         ("refresh_index",),
-        lambda c: evaluates(c) or c.objective.candidates_from != "batch",
+        lambda c: evaluates(c) or searches_index(c),
         "no rows are evaluated, and no candidates come from the index",
     ),
     Rule(("refresh_mode", "refresh_fraction"), indexes, "the index is not refreshed during training"),

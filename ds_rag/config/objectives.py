@@ -39,19 +39,39 @@ class ObjectiveSpec:
         return self.needs_generator and (not self.reader_loss or reader_loss != "none")
 
 
+@dataclass(frozen=True)
+class CandidateSource:
+    """Where a query's unlabelled passages come from: own: the row; index: the newest index's first passages; words:
+    BM25's first passages. Without own, the row's unlabelled passages are replaced."""
+
+    own: bool = False
+    index: bool = False
+    words: bool = False
+
+
+CANDIDATES_FROM = {
+    "batch": CandidateSource(own=True),
+    "index": CandidateSource(index=True),
+    "both": CandidateSource(own=True, index=True),
+    "bm25": CandidateSource(words=True),
+    "index,bm25": CandidateSource(index=True, words=True),
+}
+
 _HERE = "ds_rag.step.objectives"
-_TAUGHT = ("answer_logprob", "target_temperature")
+_GATE = ("gate_gain", "gate_margin")
+_ANSWER = ("answer_logprob", "answer_exponent", "answer_weight")
+_TAUGHT = (*_ANSWER, *_GATE, "target_temperature")
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
-    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", settings=("answer_logprob",)),
-    "rag_token": ObjectiveSpec(f"{_HERE}.marginal:RagToken"),
+    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", settings=_ANSWER + _GATE),
+    "rag_token": ObjectiveSpec(f"{_HERE}.marginal:RagToken", settings=("answer_weight", *_GATE)),
     "positive_only": ObjectiveSpec(
         f"{_HERE}.positive_only:PositiveOnly", reads=POSITIVE, needs_positive=True, settings=("lm_tokens",)
     ),
     "infonce": ObjectiveSpec(
         f"{_HERE}.contrastive:InfoNCE", reads=NOTHING, needs_positive=True, settings=("contrastive_symmetric",)
     ),
-    "emdr2": ObjectiveSpec(f"{_HERE}.distill:Emdr2", reader_loss=True, settings=("answer_logprob",)),
+    "emdr2": ObjectiveSpec(f"{_HERE}.distill:Emdr2", reader_loss=True, settings=_ANSWER + _GATE),
     "pdist": ObjectiveSpec(f"{_HERE}.distill:PDist", reader_loss=True, settings=_TAUGHT),
     "replug_lsr": ObjectiveSpec(f"{_HERE}.distill:ReplugLsr", reader_loss=True, settings=_TAUGHT),
 }

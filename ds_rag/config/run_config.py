@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ds_rag.config.bounds import Bounds
+from ds_rag.config.optimization import OptimConfig
 from ds_rag.config.sections import (
     BUILTIN,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     ObjectiveConfig,
-    OptimConfig,
     RunSection,
     ScoringConfig,
 )

@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ds_rag.config.bounds import ITEMS, MANY, SEED, TOKENS, above, fraction, integer, real
-from ds_rag.config.options import FIXED, FREE, INDEX, LENGTH, option
+from ds_rag.config.objectives import CANDIDATES_FROM
+from ds_rag.config.options import FIXED, FREE, INDEX, option
 
 BUILTIN = "builtin"
 MODEL_CHOICES = ("none", "retriever", "generator", "both")
@@ -130,11 +131,15 @@ class ObjectiveConfig:
     candidates_from: str = option(
         FIXED,
         "batch",
-        "where a query's unlabelled passages come from: its row and the batch's pool, the index, or both",
-        ("batch", "index", "both"),
+        "where a query's unlabelled passages come from: its row and the batch's pool, the index, both, "
+        "BM25, or index and BM25",
+        tuple(CANDIDATES_FROM),
     )
     index_candidates: int = option(
-        FIXED, 8, "passages from the index per query, without known positives", bounds=integer(1, 10_000)
+        FIXED,
+        8,
+        "passages from the index, and BM25, per query, without known positives",
+        bounds=integer(1, 10_000),
     )
     pool: str = option(
         FIXED,
@@ -145,6 +150,27 @@ class ObjectiveConfig:
     prior: str = option(FIXED, "candidates", "passages in the retriever's softmax", ("candidates", "pool"))
     answer_logprob: str = option(
         FIXED, "sum", "log-probability of an answer: sum (as in the paper) or mean over its tokens", ("sum", "mean")
+    )
+    answer_exponent: float | None = option(
+        FIXED,
+        None,
+        "A of an answer's log-probability W * G / tokens^A; default: 0 for sum, 1 for mean",
+        bounds=real(-4, 4),
+    )
+    answer_weight: float = option(
+        FIXED, 1.0, "W of an answer's log-probability W * G / tokens^A beside the prior", bounds=above(0, 1e4)
+    )
+    gate_gain: float | None = option(
+        FIXED,
+        None,
+        "rows teach nothing whose best passage gains fewer nats per answer token over no passage; default: no gate",
+        bounds=real(-1e3, 1e3),
+    )
+    gate_margin: float | None = option(
+        FIXED,
+        None,
+        "rows teach nothing whose best passage gains fewer nats per answer token over the second; default: no gate",
+        bounds=real(0, 1e3),
     )
     reader_loss: str = option(
         FIXED, "prior", "the generator's loss under emdr2, pdist, replug_lsr", ("prior", "posterior", "none")
@@ -194,50 +220,6 @@ class ScoringConfig:
         "texts that the retriever embeds at a time (GradCache); 0: the whole micro-batch",
         bounds=integer(0, MANY),
     )
-
-
-@dataclass
-class OptimConfig:
-    """Batches, the optimizer and its schedule; the names are those of transformers' TrainingArguments."""
-
-    per_device_train_batch_size: int = option(
-        FREE, 16, "queries per rank and micro-batch", aliases=("batch_size",), bounds=integer(1, ITEMS)
-    )
-    gradient_accumulation_steps: int = option(FREE, 1, "micro-batches per optimizer step", bounds=integer(1, ITEMS))
-    learning_rate: float = option(FIXED, 2e-5, "peak learning rate (AdamW)", bounds=real(0, 1e3))
-    retriever_learning_rate: float | None = option(
-        FIXED, None, "peak learning rate of the retriever; default: learning_rate", bounds=real(0, 1e3)
-    )
-    generator_learning_rate: float | None = option(
-        FIXED, None, "peak learning rate of the generator; default: learning_rate", bounds=real(0, 1e3)
-    )
-    weight_decay: float = option(FIXED, 0.01, "weight decay of AdamW", bounds=real(0, 1e3))
-    adam_beta1: float = option(FIXED, 0.9, "beta1 of AdamW", bounds=fraction())
-    adam_beta2: float = option(FIXED, 0.999, "beta2 of AdamW", bounds=fraction())
-    adam_epsilon: float = option(FIXED, 1e-8, "epsilon of AdamW", bounds=above(0, 1))
-    max_bad_steps: int = option(
-        FREE,
-        20,
-        "stop after this many steps in a row that were skipped because of values that were not finite; 0: never",
-        bounds=integer(0, MANY),
-    )
-    max_grad_norm: float = option(
-        FIXED, 1.0, "clip the joint gradient norm of both models to this value; 0: no clipping", bounds=real(0, 1e9)
-    )
-    num_train_epochs: float = option(LENGTH, 1.0, "passes over the rows, unless max_steps is set", bounds=above(0, 1e6))
-    max_steps: int = option(LENGTH, -1, "optimizer steps; -1: from num_train_epochs", bounds=integer(1, MANY, -1))
-    warmup_steps: int = option(FIXED, 0, "steps of linear learning-rate warm-up", bounds=integer(0, MANY))
-    lr_scheduler_type: str = option(FIXED, "linear", "learning rate after warm-up", ("linear", "cosine", "constant"))
-    lm_warmup_steps: int = option(
-        FIXED,
-        0,
-        "steps in which the generator is trained on the corpus as a plain language model, before the first step",
-        bounds=integer(0, MANY),
-    )
-    lm_warmup_learning_rate: float = option(FIXED, 1e-3, "learning rate of the lm_warmup_steps", bounds=real(0, 1e3))
-    bf16: bool | None = option(FIXED, None, "train in bfloat16; default: on a GPU that supports it")
-    fp16: bool | None = option(FIXED, None, "train in float16 with dynamic loss scaling (needs a GPU)")
-    seed: int = option(FIXED, 0, "seed of new weights, row order and dropout", bounds=integer(0, SEED))
 
 
 @dataclass

@@ -17,6 +17,7 @@ import torch
 
 from ds_rag.data.batch import CellList, Ids, list_cells
 from ds_rag.data.prompt import Prompt
+from ds_rag.losses import Temper, temper_of
 from ds_rag.models.generator import Generator
 from ds_rag.runtime import collectives, fault_injection, stop_signals
 from ds_rag.runtime.console import Console
@@ -51,9 +52,10 @@ class PairScores:
     sums_P: np.ndarray
     counts_P: np.ndarray
 
-    def log_likelihoods(self, answer_logprob: str) -> np.ndarray:
-        """(P,) by "sum" or "mean" over an answer's tokens, as `--answer_logprob` in training."""
-        return self.sums_P / self.counts_P if answer_logprob == "mean" else self.sums_P
+    def log_likelihoods(self, answer_logprob: str | Temper) -> np.ndarray:
+        """(P,) by "sum" or "mean" over an answer's tokens, or by a `Temper`, as in training."""
+        tempered_P: np.ndarray = temper_of(answer_logprob)(self.sums_P, self.counts_P.astype(np.float64))
+        return tempered_P
 
 
 @torch.no_grad()

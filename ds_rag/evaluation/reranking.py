@@ -20,16 +20,18 @@ from ds_rag.evaluation.found_table import enter
 from ds_rag.evaluation.metrics import TIE, retrieval_metrics_per_query
 from ds_rag.evaluation.pair_scores import PairTexts, score_pairs
 from ds_rag.evaluation.posteriors import log_softmax
+from ds_rag.losses import Temper
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class AnswerScoring:
-    """How an answer is scored, as in training. max_answer_length: tokens; answer_logprob: "sum" or "mean" of them."""
+    """How an answer is scored, as in training. max_answer_length: tokens; answer_logprob: "sum" or "mean" of theirs,
+    or a `Temper`."""
 
     max_answer_length: int
-    answer_logprob: str
+    answer_logprob: str | Temper
 
 
 def rerank(

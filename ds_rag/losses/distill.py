@@ -11,7 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds_rag.losses.marginal import answer_log_prob, drop_padding, log_prior, masked_log_softmax, posterior, rag_token
+from ds_rag.losses.marginal import (
+    Temper,
+    answer_log_prob,
+    drop_padding,
+    log_prior,
+    masked_log_softmax,
+    posterior,
+    rag_token,
+)
 from ds_rag.runtime.errors import UserError, choose
 
 
@@ -144,7 +152,7 @@ def reader_loss(
     kind: str = "prior",
     candidate_mask_BK: Tensor | None = None,
     log_prior_BK: Tensor | None = None,
-    answer_logprob: str = "sum",
+    answer_logprob: str | Temper = "sum",
 ) -> Tensor:
     """`-sum_j sg(w_j) G_j`: the weighted cross-entropy of the answer. Only the generator gets a gradient.
 

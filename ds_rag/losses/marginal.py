@@ -11,12 +11,42 @@ answer token is padding: its loss is 0 and its gradient is 0.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from ds_rag.runtime.errors import choose
 
-ANSWER_LOGPROB = {"sum": False, "mean": True}  # name -> divide by the number of answer tokens?
+
+class Temper(NamedTuple):
+    """How the log-probability of a full answer is made from those of its tokens: `weight * G / |y|^exponent`, with `G`
+    their sum and `|y|` their number.
+
+    exponent 0, weight 1 is the log of a probability, as in the paper; exponent 1, weight 1 the mean over the tokens.
+    Between them a long answer counts for more than a short one, but not in proportion to its length.
+
+    Example:
+        >>> Temper(exponent=0.5, weight=2.0)(-6.0, 4)
+        -6.0
+    """
+
+    exponent: float = 0.0
+    weight: float = 1.0
+
+    def __call__(self, sums: Any, counts: Any) -> Any:
+        """sums: `G`; counts: `|y|`, 1 or more; numbers, arrays or tensors that broadcast."""
+        return self.weight * (sums / counts**self.exponent)
+
+
+ANSWER_LOGPROB = {"sum": Temper(0.0), "mean": Temper(1.0)}
+
+
+def temper_of(answer_logprob: str | Temper) -> Temper:
+    """The `Temper` of a name, or the one given. Raises UserError for an unknown name."""
+    if isinstance(answer_logprob, Temper):
+        return answer_logprob
+    return choose(ANSWER_LOGPROB, answer_logprob, "--answer_logprob")
 
 
 def wide(x: Tensor) -> Tensor:
@@ -83,7 +113,7 @@ def answer_log_prob(
     answer_mask_BT: Tensor,
     *,
     candidate_mask_BK: Tensor | None = None,
-    answer_logprob: str = "sum",
+    answer_logprob: str | Temper = "sum",
 ) -> Tensor:
     """`G_BK`: log-probability of the full answer given each candidate; 0 at masked candidates.
 
@@ -91,8 +121,8 @@ def answer_log_prob(
         logp_BKT: the generator's log-probability of each answer token.
         answer_mask_BT: True at the answer's tokens.
         candidate_mask_BK: True where the candidate counts; None for all.
-        answer_logprob: "sum" over the tokens (the log of a probability, as in the paper), or "mean" (so that for long
-            answers the prior does not become negligible).
+        answer_logprob: "sum" over the tokens (the log of a probability, as in the paper), "mean" (so that for long
+            answers the prior does not become negligible), or a `Temper`.
 
     Raises:
         UserError: unknown `answer_logprob`.
@@ -102,9 +132,11 @@ def answer_log_prob(
         >>> answer_log_prob(logp_BKT, torch.ones(1, 2, dtype=torch.bool))
         tensor([[-1.5000, -5.0000]])
     """
-    divide = choose(ANSWER_LOGPROB, answer_logprob, "--answer_logprob")
+    temper = temper_of(answer_logprob)
     G_BK = token_logprobs(logp_BKT, answer_mask_BT, candidate_mask_BK).sum(-1)
-    return G_BK / answer_mask_BT.bool().sum(-1).clamp(min=1)[:, None] if divide else G_BK
+    counts_B = answer_mask_BT.bool().sum(-1).clamp(min=1).to(G_BK.dtype)
+    tempered_BK: Tensor = temper(G_BK, counts_B[:, None])
+    return tempered_BK
 
 
 def drop_padding(loss_B: Tensor, answer_mask_BT: Tensor, candidate_mask_BK: Tensor | None) -> Tensor:
@@ -122,7 +154,7 @@ def posterior(
     *,
     candidate_mask_BK: Tensor | None = None,
     log_prior_BK: Tensor | None = None,
-    answer_logprob: str = "sum",
+    answer_logprob: str | Temper = "sum",
 ) -> Tensor:
     """`r_BK = softmax_j(l + G)`: the probability that candidate j explains the answer. Each row sums to 1; masked
     candidates have 0. Arguments as in `rag_sequence`.
@@ -156,11 +188,13 @@ def rag_sequence(
     *,
     candidate_mask_BK: Tensor | None = None,
     log_prior_BK: Tensor | None = None,
-    answer_logprob: str = "sum",
+    answer_logprob: str | Temper = "sum",
 ) -> Tensor:
-    """`-log sum_j P(z_j | x) P(y | x, z_j)`: one passage explains the full answer.
+    """`-log sum_j P(z_j | x) P(y | x, z_j)`: one passage explains the full answer. With a `Temper` of exponent a and
+    weight b it is `-log sum_j exp(l_j + b G_j / |y|^a)`.
 
-    Gradients: with respect to the scores `p - r`, with respect to every token log-probability of candidate j `-r_j`.
+    Gradients: with respect to the scores `p - r`, with respect to every token log-probability of candidate j `-r_j`,
+    times `b / |y|^a`; `r` is the tempered posterior.
 
     Args:
         scores_BK: retriever scores, already divided by the temperature; the log-softmax is taken here.
@@ -168,7 +202,7 @@ def rag_sequence(
         answer_mask_BT: True at the answer's tokens.
         candidate_mask_BK: True where the candidate counts; None for all.
         log_prior_BK: see `log_prior`; `scores_BK` then only gives the shape.
-        answer_logprob: "sum" (the paper) or "mean", see `answer_log_prob`.
+        answer_logprob: "sum" (the paper), "mean" or a `Temper`, see `answer_log_prob`.
 
     Returns:
         loss_B, nats per query, not reduced; take the mean over the queries of the optimizer step.
@@ -198,13 +232,15 @@ def rag_token(
     *,
     candidate_mask_BK: Tensor | None = None,
     log_prior_BK: Tensor | None = None,
+    answer_weight: float = 1.0,
 ) -> Tensor:
-    """`-sum_t log sum_j P(z_j | x) P(y_t | x, z_j, y_<t)`: each token may be explained by another passage.
+    """`-sum_t log sum_j P(z_j | x) P(y_t | x, z_j, y_<t)`: each token may be explained by another passage. With an
+    `answer_weight` of b it is `-sum_t log sum_j exp(l_j + b g_jt)`.
 
-    Gradients: with respect to the scores `sum_t (p - r_t)`, with respect to a token log-probability `-r_jt`, where
-    `r_t = softmax_j(l + g_t)` is the posterior given only that token.
+    Gradients: with respect to the scores `sum_t (p - r_t)`, with respect to a token log-probability `-b r_jt`, where
+    `r_t = softmax_j(l + b g_t)` is the posterior given only that token.
     Arguments and result as in `rag_sequence`, but without `answer_logprob`: there is no log-probability of a full
-    answer that could be averaged.
+    answer that could be averaged. Each token is an answer of length 1, so an exponent would change nothing.
 
     Source: Lewis et al. 2020, arXiv:2005.11401, section 2.1 (RAG-Token).
 
@@ -218,6 +254,6 @@ def rag_token(
     l_BK = log_prior(scores_BK, candidate_mask_BK, log_prior_BK)
     g_BKT = token_logprobs(logp_BKT, answer_mask_BT, candidate_mask_BK)
     assert l_BK.shape == g_BKT.shape[:2], (l_BK.shape, g_BKT.shape)
-    log_mix_BT = torch.logsumexp(l_BK[:, :, None] + g_BKT, 1)
+    log_mix_BT = torch.logsumexp(l_BK[:, :, None] + answer_weight * g_BKT, 1)
     loss_B = -torch.where(answer_mask_BT.bool(), log_mix_BT, 0.0).sum(-1)
     return drop_padding(loss_B, answer_mask_BT, candidate_mask_BK)

@@ -47,6 +47,8 @@ def measure_before(run: Run) -> None:
         first = index.refresh(0, progress=True)
         metrics.write("refresh", 0, first.figures)
         refresh_candidates(run, 0, first.retriever)
+    else:
+        refresh_candidates(run, 0, run.parts.retriever)  # those of BM25 need no index
     if run.parts.data.evaluation:
         state.before = first.result.metrics
         state.lexical_before = index.evaluator.lexical_lines(first.result)
@@ -80,10 +82,10 @@ def record_index(run: Run, landed: Landed, new_candidates: bool = False) -> None
 
 def refresh_candidates(run: Run, step: int, retriever: Retriever) -> float:
     """Gives all rows new candidates from the newest index. Returns the seconds that this took, 0 where rows take their
-    candidates from the batch.
+    candidates from the batch, or have all of them from BM25 already.
 
     step: that of the weights which made the index; retriever: has these weights, and encodes the queries."""
-    if not run.parts.candidates:
+    if not run.parts.candidates or run.parts.candidates.are_final:
         return 0.0
     began = time.monotonic()
     found = run.parts.candidates.refresh(step, run.index.search, retriever)

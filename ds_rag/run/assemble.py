@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from ds_rag.config import OptimConfig, RunConfig
 from ds_rag.config.effects import idle
+from ds_rag.config.objectives import CANDIDATES_FROM
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_data
@@ -29,6 +31,7 @@ from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.models.tokenizer import check_token_ids
 from ds_rag.run.index_candidates import Candidates
 from ds_rag.run.split_file import split_of_run
+from ds_rag.run.word_candidates import passages_by_words
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -51,7 +54,7 @@ class Parts:
     joint: JointStep
     total_steps: int
     schedule: Schedule
-    candidates: Candidates | None = None  # where the index supplies them
+    candidates: Candidates | None = None  # where the index or BM25 supplies them
 
     @property
     def engines(self) -> Engines:
@@ -135,8 +138,10 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
     candidates = None
     if config.objective.candidates_from != "batch":
         count = candidate_count(config.objective.index_candidates, data, console)
-        batch = config.evaluation.per_device_eval_batch_size
-        candidates = Candidates(loader, count, data.corpus_size, batch, data.allowed)
+        source = CANDIDATES_FROM[config.objective.candidates_from]
+        batch = config.evaluation.per_device_eval_batch_size if source.index else None
+        words = partial(passages_by_words, data, console) if source.words else None
+        candidates = Candidates(loader, count, data.corpus_size, batch, data.allowed, words)
     total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
     engines = models.engines(trained_models(config, objective), total)
     if in_shards:
@@ -157,7 +162,7 @@ def batch_options(config: RunConfig, retriever: Retriever) -> BatchOptions:
         optim.seed,
         retriever.tokenizer.pad_token_id,
         shared_pool=config.objective.pool == "world",
-        keep_own=config.objective.candidates_from == "both",
+        keep_own=CANDIDATES_FROM[config.objective.candidates_from].own,
     )
 
 

@@ -56,6 +56,7 @@ class TrainState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     skipped: int = 0
+    gated: int = 0  # queries that taught nothing, because they did not pass the gate
     refreshed: int = -1  # the last step whose index stage was done before this checkpoint was saved
     before: dict[str, float] | None = None  # metrics before training
     lexical_before: dict[str, dict[str, float]] | None = None  # of BM25, and of it with the retriever before training

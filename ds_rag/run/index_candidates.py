@@ -1,4 +1,5 @@
-"""Candidates from the index: the passages that the newest index retrieves for each training query.
+"""Candidates from the index: the passages that the newest index retrieves for each training query, perhaps with those
+that BM25 retrieves.
 
 After each refresh of the index all training queries are encoded and searched in it. Until the next refresh every row
 brings the passages that were found for it into its micro-batches; this table is stale by `age` steps. It follows
@@ -30,34 +31,64 @@ TABLE = "candidates-"  # prefix of the array in a checkpoint; its step follows
 
 class Candidates:
     """Fills the loader's table of candidates. step: that of the weights which made the table; -1 before the first.
-    allowed: see `RagData.allowed`."""
 
-    def __init__(self, loader: Loader, count: int, corpus_size: int, batch: int, allowed: np.ndarray | None = None):
+    count: passages for each row, from the index and by words each. batch: queries encoded at once; None: the index is
+    not searched. allowed: see `RagData.allowed`. words: (depth) -> each row's first passages by words, see
+    word_candidates.py; called once. Their union with the index's is the row's candidates.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        count: int,
+        corpus_size: int,
+        batch: int | None,
+        allowed: np.ndarray | None = None,
+        words: Callable[[int], np.ndarray] | None = None,
+    ):
+        assert batch is not None or words is not None, "no source of candidates"
         self.loader, self.count, self.allowed = loader, count, allowed
-        self.corpus_size, self.batch = corpus_size, batch
+        self.corpus_size, self.batch, self.words = corpus_size, batch, words
+        self.words_RK: np.ndarray | None = None
         self.step = -1
+
+    @property
+    def searches_index(self) -> bool:
+        return self.batch is not None
+
+    @property
+    def are_final(self) -> bool:
+        """Does the table stay as it is? So it is where it has only passages that were found by words."""
+        return not self.searches_index and self.loader.found_RK is not None
 
     def refresh(
         self, step: int, search: Search, retriever: Retriever, console: Console | None = None
     ) -> dict[str, float]:
-        """Encodes and searches all training queries, on all ranks together, and gives the loader the new table.
+        """Encodes and searches all training queries, on all ranks together, and gives the loader the new table. What is
+        found by words is searched for at the first call only.
 
         retriever: has the weights of `step`, which made the index. search: is called on all ranks with the same
         queries and returns the same result; a number below 0 means no passage. Returns `distinct`, the number of
         different passages in the table (few: the retriever has collapsed), and, if rows are labelled,
-        `retrieved_positive`: the fraction of labelled rows with a positive among their first `count` passages.
+        `retrieved_positive`: the fraction of labelled rows with a positive among their first `count` passages, of the
+        index or by words.
         """
         rows = self.loader.rows
-        queries_RD = encode(retriever, self.loader.tokens.queries, "query", self.batch, console)
+        if self.batch is not None:
+            queries_RD = encode(retriever, self.loader.tokens.queries, "query", self.batch, console)
+        if self.words is not None and self.words_RK is None:
+            self.words_RK = self.words(self.count + max(len(row.positives + row.also) for row in rows))
         parts, hits = [], []
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
             deep = self.count + max(len(row.positives + row.also) for row in part)
-            numbers_BK = self._find(queries_RD[start : start + CHUNK], deep, search)
-            parts.append(without_positives(numbers_BK, part, self.count))
+            lists = [] if self.batch is None else [self._find(queries_RD[start : start + CHUNK], deep, search)]
+            lists += [] if self.words_RK is None else [self.words_RK[start : start + CHUNK]]
+            parts.append(union([without_positives(numbers_BK, part, self.count) for numbers_BK in lists]))
+            first_BK = np.concatenate([numbers_BK[:, : self.count] for numbers_BK in lists], axis=1)
             hits += [
-                bool(np.isin(found[: self.count], row.positives).any())
-                for found, row in zip(numbers_BK, part, strict=True)
+                bool(np.isin(found, row.positives).any())
+                for found, row in zip(first_BK, part, strict=True)
                 if row.positives
             ]
         found_RK = np.concatenate(parts)
@@ -110,6 +141,15 @@ class Candidates:
         self.loader.offer(found_RK)
         self.step = int(step)
         return True
+
+
+def union(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """(B, sum of K) int32: for each row the passages of all tables, each once, then -1."""
+    joined_BK = np.concatenate(tables, axis=1)
+    for line in joined_BK:
+        kept = list(dict.fromkeys(n for n in line.tolist() if n >= 0))
+        line[:] = kept + [-1] * (len(line) - len(kept))
+    return joined_BK
 
 
 def without_positives(numbers_BK: np.ndarray, rows: Sequence[Example], count: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import transformers
 import ds_rag
 from ds_rag.config import FIXED, INDEX, LENGTH, ON_RESUME, OWNER, RunConfig
 from ds_rag.config.deepspeed_config.keys import one_below_another
+from ds_rag.config.objectives import CANDIDATES_FROM
 from ds_rag.engines.setup import read_files
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.store import hash_model
@@ -112,7 +113,7 @@ def literal(files: list[dict[str, Any]], key: str) -> int | None:
 def fixed_settings(config: RunConfig, prompt: bool) -> set[str]:
     """The settings that must be the same in a resumed run as in its checkpoint. Rows per step (`fit_batch`), the data
     (`run_facts`) and the best step (`fit_best`) have rules of their own. prompt: whether the run has a prompt."""
-    from_index = config.objective.candidates_from != "batch"
+    from_index = CANDIDATES_FROM[config.objective.candidates_from].index
     fixed = {key for key, rule in ON_RESUME.items() if rule == FIXED or (rule == INDEX and from_index)}
     return fixed if prompt else fixed - {"prompt_version"}
 

@@ -43,7 +43,13 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
     )
     console.say(f"models     {models}")
     o = config.objective
-    beside = {"batch": "", "index": " (the index supplies {})", "both": " (the index supplies {} beside the row's own)"}
+    beside = {
+        "batch": "",
+        "index": " (the index supplies {})",
+        "both": " (the index supplies {} beside the row's own)",
+        "bm25": " (BM25 supplies {})",
+        "index,bm25": " (the index and BM25 supply {} each)",
+    }
     source = beside[o.candidates_from].format(o.index_candidates)
     console.say(
         f"objective  {o.objective}, {o.candidates} candidates a query{source}; "
@@ -83,8 +89,21 @@ def write_results(run: Run, result: Evaluation, began: float) -> None:
     if linked:
         save_index(run, folder / export.INDEX, model)
     run.index.clear()
+    say_gate(run)
     if collectives.rank() == 0:
         show_outcome(results, write_report(folder), run.console)
+
+
+def say_gate(run: Run) -> None:
+    """Says how many of the queries read in training taught nothing because of `--gate_gain` and `--gate_margin`."""
+    objective, state = run.config.objective, run.state
+    if not any(name in run.parts.objective.spec.settings for name in ("gate_gain", "gate_margin")):
+        return
+    limits = {"gate_gain": objective.gate_gain, "gate_margin": objective.gate_margin}
+    given = " ".join(f"--{name} {value:g}" for name, value in limits.items() if value is not None)
+    if given:
+        read = state.step * run.parts.loader.global_batch
+        run.console.say(f"gate       {state.gated:,} of {read:,} queries taught nothing ({given})")
 
 
 def make_cards(run: Run, result: Evaluation) -> dict[str, str]:
@@ -130,6 +149,7 @@ def outcome(run: Run, result: Evaluation) -> dict[str, Any]:
         "steps": state.step,
         "best_step": state.best_step,
         "skipped_steps": state.skipped,
+        "gated_queries": state.gated,
         "refresh_stall_fraction": round(index.stall_fraction, 6),
         "loop_seconds": round(index.loop_seconds, 1),
         "lm_warmup_steps": config.optim.lm_warmup_steps if warmed(config) else 0,

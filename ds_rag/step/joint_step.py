@@ -26,6 +26,7 @@ from ds_rag.step.generator_side import Scoring, StepOptions
 from ds_rag.step.non_finite import Seen, Sign, any_loss_is_bad, first_not_finite
 from ds_rag.step.objectives import Micro, Objective, make_objective
 from ds_rag.step.retriever_side import Embedding
+from ds_rag.step.without_passage import WithoutPassage
 
 
 @dataclass
@@ -81,6 +82,9 @@ class JointStep:
         if self.generator is not None and objective.needs_generator:
             pad = getattr(self.generator.tokenizer, "pad_token_id", 0)
             self.scoring = Scoring(engines, self.generator, pad, options)
+        self.without: WithoutPassage | None = None
+        if self.scoring is not None and prompt is not None and objective.reads_without_passage:
+            self.without = WithoutPassage(self.scoring, prompt)
 
     @classmethod
     def from_models(
@@ -166,6 +170,7 @@ class JointStep:
                 micro.cells = ahead[m] or objective.cells(batch, micro.candidates_BK, self.prompt)
                 scored = self.scoring.forward(micro.cells, batch, last)
                 micro.logp_CA = scored.outputs
+                micro.without_B = None if self.without is None else self.without.score(batch)
             found = objective.differentiate(micro, totals)
             d_embedded = torch.autograd.grad(scores_BN, embedded.outputs, found.d_scores_BN)
             embedded.backward(d_embedded)

@@ -20,6 +20,7 @@ CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "4", "re
 WORLD: dict[str, Any] = {"pool": "world"}
 CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
 INDEX: dict[str, Any] = {"candidates_from": "index", "index_candidates": 3, "contrastive_weight": 0.3}
+GATE: dict[str, Any] = {"gate_gain": 0.1, "gate_margin": 0.01}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
 LORA: dict[str, Any] = {"lora": "both", "lora_r": 3, "retriever": "folder", "generator": "folder"}
@@ -55,6 +56,9 @@ RUNS: dict[str, Run] = {
     "zero2 index candidates": Run((2, 2), accumulation=2, flags=INDEX | {"candidates": "4"}),
     "zero1 index candidates world": Run((1, 1), flags=INDEX | WORLD | CHUNKS),
     "frozen retriever world": Run((2, 2), flags=WORLD | CHUNKS | {"freeze": "retriever"}),
+    "zero2 gate world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS | GATE),
+    "zero3 gate": Run((3, 3), flags=GATE | {"candidates": "4"}),
+    "gate frozen generator world": Run((1, 1), flags=WORLD | GATE | {"freeze": "generator"}),
     "frozen generator world": Run((2, 2), flags=WORLD | {"freeze": "generator"}),
 }
 # Accumulated: the temperature's gradient is one sum, and over some micro-batches its terms cancel to bf16's noise.
@@ -81,6 +85,7 @@ SLOW = {
     "rag_token world",
     "replug_lsr world",
     "zero1 index candidates world",
+    "gate frozen generator world",
     "bf16 zero3 world chunks x4",
     "bf16 zero2 world x2",
     "bf16 zero2 world chunks x2 checkpoints",

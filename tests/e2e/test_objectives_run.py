@@ -58,6 +58,9 @@ VARIANTS |= {
     "no evaluation": "--no-eval",
     "index candidates": "--candidates_from index --index_candidates 3 --refresh_index 1",
     "index and own candidates": "--candidates_from both --index_candidates 3 --refresh_index 1",
+    "words' candidates": "--candidates_from bm25 --index_candidates 3 --refresh_index 1",
+    "words and index": "--candidates_from index,bm25 --index_candidates 3 --refresh_index 1",
+    "gated": "--gate_gain 0.0 --contrastive_weight 0.1 --freeze generator",
     "hard negatives": "--candidates_from index --objective infonce --index_candidates 3 --refresh_index 0",
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from torch import nn
 
 from ds_rag import losses
 from ds_rag.commands import cli
-from ds_rag.config import ModelConfig, RunConfig, build
+from ds_rag.config import ModelConfig, ObjectiveConfig, RunConfig, build
 from ds_rag.data.almanac import make_world
-from ds_rag.data.batch import lay_out_plain
+from ds_rag.data.batch import Batch, lay_out_plain, list_cells
 from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Row
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.plain import PlainEngine
-from ds_rag.losses import infonce, infonce_columns, log_prior, positive_only, reader_loss
+from ds_rag.losses import Temper, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.adapters import add_adapters, wanted_by
 from ds_rag.models.from_settings import checkpoint_activations
 from ds_rag.models.generator import Generator
@@ -213,16 +213,49 @@ def direct_loss(objective: Objective, micro: Micro, totals: dict[str, float]) ->
     if config.prior == "pool":
         kept["log_prior_BK"] = log_prior(scores_BN).gather(1, micro.candidates_BK)
     options: dict[str, Any] = {}
+    exponent = config.answer_exponent
+    temper = Temper({"sum": 0.0, "mean": 1.0}[config.answer_logprob] if exponent is None else exponent)
+    temper = temper._replace(weight=config.answer_weight)
     if name == "rag_sequence":
-        options["answer_logprob"] = config.answer_logprob
+        options["answer_logprob"] = temper
+    if name == "rag_token":
+        options["answer_weight"] = config.answer_weight
     if name in ("pdist", "replug_lsr"):
         options["target_temperature"] = config.target_temperature
     unit = totals["answer_tokens" if name == "emdr2" else "queries"]
-    loss = getattr(losses, name)(*args, **kept, **options).sum() / unit + extra
+    passes_B = torch.tensor([naive_gate(config, *cells_of) for cells_of in zip_gate(micro, args[1], args[2])])
+    loss = (getattr(losses, name)(*args, **kept, **options) * passes_B).sum() / unit + extra
     if name in ("emdr2", "pdist", "replug_lsr") and config.reader_loss != "none":
-        reader = reader_loss(*args, **kept, kind=config.reader_loss, answer_logprob=config.answer_logprob)
-        loss = loss + reader.sum() / totals["queries"]
+        reader = reader_loss(*args, **kept, kind=config.reader_loss, answer_logprob=temper)
+        loss = loss + (reader * passes_B).sum() / totals["queries"]
     return loss
+
+
+def zip_gate(micro: Micro, logp_BKT: torch.Tensor, answer_mask_BT: torch.Tensor) -> Iterator[tuple[Any, ...]]:
+    """For each query: the means of its answer's log-probabilities given each passage, and without any."""
+    for b, mask_T in enumerate(answer_mask_BT):
+        means = [float(logp_T[mask_T].mean()) for logp_T in logp_BKT[b].detach()]
+        yield means, None if micro.without_B is None else float(micro.without_B[b])
+
+
+def naive_gate(config: ObjectiveConfig, means: list[float], without: float | None) -> bool:
+    """Does the query teach?"""
+    first, *others = sorted(means, reverse=True)
+    if config.gate_gain is not None and without is not None and first - without < config.gate_gain:
+        return False
+    return config.gate_margin is None or not others or first - others[0] >= config.gate_margin
+
+
+@torch.no_grad()
+def plain_without(parts: Parts, batch: Batch) -> torch.Tensor:
+    """(B,) the mean log-probability of each answer's tokens with an empty passage, every row a sequence of its own."""
+    assert parts.prompt is not None and parts.generator is not None
+    found, pad = [], parts.generator.tokenizer.pad_token_id
+    for query, answer in zip(batch.query_ids, batch.answer_ids, strict=True):
+        before = parts.prompt.context(np.zeros(0, np.int32), query, len(answer))
+        cells = list_cells([before], [answer], [len(answer)])
+        found.append(float(parts.generator.plain(lay_out_plain(cells, pad)).mean()))
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def plain_loss(parts: Parts, step: int) -> torch.Tensor:
@@ -237,5 +270,7 @@ def plain_loss(parts: Parts, step: int) -> torch.Tensor:
         if parts.generator is not None and parts.prompt is not None:
             micro.cells = parts.objective.cells(batch, micro.candidates_BK, parts.prompt)
             micro.logp_CA = parts.generator.plain(lay_out_plain(micro.cells, parts.generator.tokenizer.pad_token_id))
+            if parts.objective.config.gate_gain is not None:
+                micro.without_B = plain_without(parts, batch)
         loss = loss + direct_loss(parts.objective, micro, totals)
     return loss

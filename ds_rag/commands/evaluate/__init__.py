@@ -17,7 +17,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--json", help="also write the figures to this file")
     add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank"))
-    add_settings(parser, ("objective",), only=("answer_logprob",), own=())
+    add_settings(parser, ("objective",), only=("answer_logprob", "answer_exponent", "answer_weight"), own=())
 
 
 def main(args: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ from ds_rag.run.split_file import read_split
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
+from ds_rag.step.objectives.over_candidates import temper_from
 
 
 def already_encoded(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
@@ -94,7 +95,7 @@ def rerank_blocks(
     evaluator: Evaluator, result: Evaluation, config: RunConfig, console: Console
 ) -> dict[str, dict[str, float]]:
     """`rerank_prior`, `rerank_posterior`, `rerank_likelihood`. Each passage is read once for all its questions."""
-    how = AnswerScoring(config.data.max_answer_length, config.objective.answer_logprob)
+    how = AnswerScoring(config.data.max_answer_length, temper_from(config.objective))
     found = rerank(evaluator, result, how, console)
     console.say("note: rerank_posterior and rerank_likelihood read each row's answer: they measure the generator")
     return {f"rerank_{name}": values for name, values in found.items()}

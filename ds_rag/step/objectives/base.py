@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import NamedTuple
 
@@ -35,7 +35,8 @@ class Micro:
 
     batch: the rows. scores_BN: the retriever's scores over the pool, divided by the temperature. candidates_BK: int64
     columns of the pool. cells: what the generator has read; logp_CA: the log-probability of each target token in nats;
-    both None if the objective has no generator.
+    both None if the objective has no generator. without_B: the mean log-probability of each answer's tokens without a
+    passage, in nats; None unless the objective asks for it (`reads_without_passage`).
     """
 
     batch: Batch
@@ -43,6 +44,7 @@ class Micro:
     candidates_BK: torch.Tensor
     cells: CellList | None = None
     logp_CA: torch.Tensor | None = None
+    without_B: torch.Tensor | None = None
 
 
 class Term(NamedTuple):
@@ -91,6 +93,11 @@ class Objective(ABC):
     def trains_generator(self) -> bool:
         """Is the generator trained, by the objective or by a reader loss?"""
         return self.spec.trains_generator(self.config.reader_loss)
+
+    @property
+    def reads_without_passage(self) -> bool:
+        """Does the generator also score each answer without a passage? (`Micro.without_B`)"""
+        return False
 
     def check(self) -> None:  # noqa: B027 (most have nothing to check)
         """Raises UserError if settings contradict each other; called when the objective is made."""
@@ -159,7 +166,7 @@ class Objective(ABC):
         """
         scores_BN = micro.scores_BN.detach().requires_grad_()
         logp_CA = None if micro.logp_CA is None else micro.logp_CA.detach().requires_grad_()
-        leaf = Micro(micro.batch, scores_BN, micro.candidates_BK, micro.cells, logp_CA)
+        leaf = replace(micro, scores_BN=scores_BN, logp_CA=logp_CA)
         leaves = [scores_BN] + ([logp_CA] if logp_CA is not None else [])
         values, norms, gradients = self.values(leaf, totals), {}, [torch.zeros_like(x) for x in leaves]
         for name, value in values.items():

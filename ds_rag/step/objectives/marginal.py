@@ -10,12 +10,13 @@ from ds_rag.step.objectives.over_candidates import Candidates, OverCandidates
 
 
 class RagSequence(OverCandidates):
-    """`-log sum_j p(z_j | x) p(y | x, z_j)`: one passage explains the full answer."""
+    """`-log sum_j p(z_j | x) p(y | x, z_j)`: one passage explains the full answer; tempered by `--answer_exponent` and
+    `--answer_weight`."""
 
     name = "rag_sequence"
 
     def loss(self, x: Candidates) -> torch.Tensor:
-        return rag_sequence(*x.args, **x.options, answer_logprob=self.config.answer_logprob)
+        return rag_sequence(*x.args, **x.options, answer_logprob=self.temper)
 
 
 class RagToken(OverCandidates):
@@ -24,11 +25,13 @@ class RagToken(OverCandidates):
     name = "rag_token"
 
     def check(self) -> None:
-        if self.config.answer_logprob == "mean":
+        exponent = self.config.answer_exponent
+        if self.config.answer_logprob == "mean" or exponent:
+            flag = f"--answer_exponent {exponent:g}" if exponent else "--answer_logprob mean"
             raise UserError(
-                f"--answer_logprob mean: {self.name} has no log-probability of a full answer to average",
-                fix="--answer_logprob sum",
+                f"{flag}: {self.name} has no log-probability of a full answer to average",
+                fix="--answer_exponent 0" if exponent else "--answer_logprob sum",
             )
 
     def loss(self, x: Candidates) -> torch.Tensor:
-        return rag_token(*x.args, **x.options)
+        return rag_token(*x.args, **x.options, answer_weight=self.config.answer_weight)

@@ -12,7 +12,17 @@ from typing import Any
 
 import torch
 
-from ds_rag.losses import entropy, log_prior, posterior, reader_loss
+from ds_rag.config import ObjectiveConfig
+from ds_rag.losses import (
+    Temper,
+    entropy,
+    log_prior,
+    passage_gains,
+    passes_gate,
+    posterior,
+    reader_loss,
+    temper_of,
+)
 from ds_rag.step.candidates import not_pushed_down
 from ds_rag.step.objectives.base import Counts, Micro, Objective, Term
 
@@ -23,13 +33,18 @@ class Candidates:
 
     scores_BK: the retriever's scores. logp_BKT: log-probability in nats of each answer token given each candidate.
     answer_mask_BT: bool, True at the answer's tokens. prior_BK: with `--prior pool` the log prior over the pool at the
-    candidates, else None.
+    candidates, else None. passes_B: bool, False for queries that the gate lets teach nothing; None: there is no gate.
     """
 
     scores_BK: torch.Tensor
     logp_BKT: torch.Tensor
     answer_mask_BT: torch.Tensor
     prior_BK: torch.Tensor | None
+    passes_B: torch.Tensor | None = None
+
+    def gated(self, loss_B: torch.Tensor) -> torch.Tensor:
+        """`loss_B` with weight 0 for queries that do not pass the gate."""
+        return loss_B if self.passes_B is None else torch.where(self.passes_B, loss_B, 0.0)
 
     @property
     def args(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -41,8 +56,20 @@ class Candidates:
         return {} if self.prior_BK is None else {"log_prior_BK": self.prior_BK}
 
 
+def temper_from(config: ObjectiveConfig) -> Temper:
+    """`--answer_exponent`, or that of `--answer_logprob` where it is not given, and `--answer_weight`."""
+    exponent = config.answer_exponent
+    named = temper_of(config.answer_logprob).exponent
+    return Temper(named if exponent is None else exponent, config.answer_weight)
+
+
 class OverCandidates(Objective):
     """Base class: a new objective defines `loss`. The reader loss is added if the table of objectives says so."""
+
+    @property
+    def temper(self) -> Temper:
+        """How an answer's log-probability is made from its tokens'."""
+        return temper_from(self.config)
 
     @abstractmethod
     def loss(self, x: Candidates) -> torch.Tensor:
@@ -50,12 +77,10 @@ class OverCandidates(Objective):
 
     def terms(self, micro: Micro) -> dict[str, Term]:
         x = self.candidates(micro)
-        terms = {self.name: Term(self.loss(x).sum(), self.unit)}
+        terms = {self.name: Term(x.gated(self.loss(x)).sum(), self.unit)}
         if self.spec.reader_loss and self.config.reader_loss != "none":
-            loss_B = reader_loss(
-                *x.args, **x.options, kind=self.config.reader_loss, answer_logprob=self.config.answer_logprob
-            )
-            terms["reader"] = Term(loss_B.sum(), "queries")
+            loss_B = reader_loss(*x.args, **x.options, kind=self.config.reader_loss, answer_logprob=self.temper)
+            terms["reader"] = Term(x.gated(loss_B).sum(), "queries")
         return terms
 
     def candidates(self, micro: Micro) -> Candidates:
@@ -67,14 +92,31 @@ class OverCandidates(Objective):
             mask_BN = not_pushed_down(micro.batch, micro.candidates_BK)
             prior_BK = log_prior(micro.scores_BN, mask_BN).gather(1, micro.candidates_BK)
         mask_BT = micro.batch.answer_mask_BT.to(micro.scores_BN.device)
-        return Candidates(scores_BK, micro.logp_CA.view(B, K, -1), mask_BT, prior_BK)
+        logp_BKT = micro.logp_CA.view(B, K, -1)
+        return Candidates(scores_BK, logp_BKT, mask_BT, prior_BK, self.passes(logp_BKT, mask_BT, micro.without_B))
+
+    @property
+    def reads_without_passage(self) -> bool:
+        return self.config.gate_gain is not None
+
+    def passes(
+        self, logp_BKT: torch.Tensor, answer_mask_BT: torch.Tensor, without_B: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """(B,) bool: which queries pass `--gate_gain` and `--gate_margin`; None where neither is set."""
+        gain, margin = self.config.gate_gain, self.config.gate_margin
+        if gain is None and margin is None:
+            return None
+        assert gain is None or without_B is not None, "no scores without a passage"
+        return passes_gate(passage_gains(logp_BKT, answer_mask_BT, without_B), gain, margin)
 
     def statistics(self, micro: Micro) -> Counts:
-        """Entropies in nats of the prior, the posterior and the uniform distribution over the candidates."""
+        """Entropies in nats of the prior, the posterior and the uniform distribution over the candidates; under a gate
+        the number of queries that do not pass."""
         x = self.candidates(micro)
-        after = posterior(*x.args, **x.options, answer_logprob=self.config.answer_logprob)
+        after = posterior(*x.args, **x.options, answer_logprob=self.temper)
         B, K = micro.candidates_BK.shape
-        return {
+        gated = {} if x.passes_B is None else {"gated_queries": float((~x.passes_B).sum())}
+        return gated | {
             "prior_entropy": float(entropy(log_prior(x.scores_BK).exp()).sum()),
             "posterior_entropy": float(entropy(after).sum()),
             "uniform_entropy": B * math.log(K),

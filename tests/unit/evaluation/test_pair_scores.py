@@ -10,6 +10,7 @@ from small import small_generator
 from ds_rag.data.prompt import Prompt
 from ds_rag.evaluation import pair_scores
 from ds_rag.evaluation.pair_scores import PairTexts, ranks_of, score_pairs
+from ds_rag.losses import Temper
 from ds_rag.models.generator import Generator
 from ds_rag.models.shared_prefix.support import share_prefixes
 
@@ -66,6 +67,8 @@ def test_one_plain_forward_for_each_pair(generator, prompt, texts, wanted, share
     assert len({round(s, 3) for s in wanted}) == len(PAIRS)  # passages and questions do make a difference
     np.testing.assert_allclose(found.log_likelihoods("mean"), np.array(wanted) / found.counts_P, rtol=1e-4)
     assert (found.log_likelihoods("sum") == found.sums_P).all()
+    tempered = [2 * total / count**0.5 for total, count in zip(found.sums_P, found.counts_P, strict=True)]
+    np.testing.assert_allclose(found.log_likelihoods(Temper(0.5, 2.0)), tempered)
 
 
 def test_shared_prefixes_read_each_passage_once(generator, prompt, texts):

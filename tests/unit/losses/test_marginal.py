@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ds_rag.losses import answer_log_prob, entropy, posterior, rag_sequence, rag_token
+from ds_rag.losses import Temper, answer_log_prob, entropy, posterior, rag_sequence, rag_token
 from ds_rag.runtime.errors import UserError
 
 BOTH = pytest.mark.parametrize("loss", [rag_sequence, rag_token])
@@ -49,6 +49,57 @@ def test_mean_answer_logprob_equals_a_loop(cells):
     ours = rag_sequence(*c.args(), answer_logprob="mean")
     torch.testing.assert_close(ours, naive(rag_sequence, c, False, "mean"))
     assert not torch.allclose(ours[1:], rag_sequence(*c.args())[1:])
+
+
+def naive_tempered(loss, c, exponent: float, weight: float) -> torch.Tensor:
+    """Products of powers of plain probabilities, one number at a time."""
+    out = []
+    for i in range(len(c.scores)):
+        p, ts = c.scores[i].softmax(-1), [t for t in range(c.logp.shape[2]) if c.answer_mask[i, t]]
+        powers = [[c.logp[i, j, t].exp() ** (weight / len(ts) ** exponent) for t in ts] for j in range(len(p))]
+        if loss is rag_token:
+            out.append(-sum(sum(p[j] * powers[j][t] for j in range(len(p))).log() for t in range(len(ts))))
+        else:
+            out.append(-sum(p[j] * math.prod(powers[j]) for j in range(len(p))).log())
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(("exponent", "weight"), [(0.0, 3.0), (0.5, 1.0), (1.5, 0.2), (-0.5, 0.5)])
+def test_the_tempered_marginal_equals_a_loop_in_value_and_gradient(exponent, weight, cells):
+    row_weights = torch.tensor([1.0, -0.3, 2.0], dtype=torch.float64)
+    for seed in range(2):
+        c = cells(seed=seed)
+        both = {
+            rag_sequence: rag_sequence(*c.args(), answer_logprob=Temper(exponent, weight)),
+            rag_token: rag_token(*c.args(), answer_weight=weight),  # each token is an answer of length 1
+        }
+        for loss, ours in both.items():
+            theirs = naive_tempered(loss, c, 0.0 if loss is rag_token else exponent, weight)
+            torch.testing.assert_close(ours, theirs)
+            for a, b in zip(grads(ours @ row_weights, c), grads(theirs @ row_weights, c), strict=True):
+                torch.testing.assert_close(a, b)
+        untempered = rag_sequence(*c.args())
+        longer = slice(1, None) if weight == 1 else slice(None)  # the first answer is one token long
+        assert (both[rag_sequence] - untempered)[longer].abs().min() > 1e-3
+
+
+def test_sum_and_mean_are_tempers(cells):
+    c = cells()
+    for name, temper in (("sum", Temper(0.0, 1.0)), ("mean", Temper(1.0, 1.0))):
+        for function in (rag_sequence, posterior):
+            assert torch.equal(function(*c.args(), answer_logprob=name), function(*c.args(), answer_logprob=temper))
+    assert torch.equal(rag_token(*c.args()), rag_token(*c.args(), answer_weight=1.0))
+
+
+def test_gradcheck_of_the_tempered_marginal(cells):
+    c = cells(B=2, K=3, T=3)
+    mask = c.candidate_mask
+
+    def losses(s, g):
+        sequence = rag_sequence(s, g, c.answer_mask, candidate_mask_BK=mask, answer_logprob=Temper(0.6, 1.7))
+        return sequence, rag_token(s, g, c.answer_mask, candidate_mask_BK=mask, answer_weight=1.7)
+
+    assert torch.autograd.gradcheck(losses, (c.scores, c.logp))
 
 
 def test_closed_form_gradients(cells):

@@ -25,7 +25,7 @@ class Notes:
         lines = SimpleNamespace(lexical_lines=lambda found: {"hybrid": {"recall@1": found.retrieval["recall@1"] + 0.1}})
         self.index = SimpleNamespace(stalled=0.0, best=None, search="search", wanted=True, refresh=self.refresh)
         self.index.evaluator = lines
-        table = SimpleNamespace(refresh=self.offer) if candidates else None
+        table = SimpleNamespace(refresh=self.offer, are_final=False) if candidates else None
         data, engines = SimpleNamespace(evaluation=["a row"]), SimpleNamespace(modules={})
         parts = SimpleNamespace(candidates=table, total_steps=total, data=data, engines=engines)
         saver = SimpleNamespace(save=lambda state: self.lines.append(("save", state.step)))
@@ -94,3 +94,15 @@ def test_rows_that_take_their_candidates_from_the_batch_get_none():
     notes = Notes(step=4, candidates=False)
     take_up(notes.run, landed(4), ProgressText({}))
     assert notes.lines == [("refresh", 4), ("eval", 4), ("watch", 4)] and np.isclose(notes.index.stalled, 0)
+
+
+def test_candidates_by_words_need_no_index_and_are_given_once():
+    """Without rows to evaluate no index is made; later indexes leave the table as it is."""
+    notes = Notes(step=0)
+    notes.run.index.wanted, notes.run.parts.data.evaluation = False, []
+    notes.run.parts.retriever = "weights"
+    measure_before(notes.run)
+    assert notes.lines == [("offer", 0), ("candidates", 0)]
+    notes.run.parts.candidates.are_final = True
+    take_up(notes.run, landed(4), ProgressText({}))
+    assert notes.lines[2:] == [("refresh", 4), ("watch", 4)]

@@ -15,6 +15,8 @@ from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.index.faiss_index import build_index, search
 from ds_rag.run import index_candidates as module
 from ds_rag.run.index_candidates import Candidates
+from ds_rag.run.word_candidates import passages_by_words
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
 
@@ -116,6 +118,71 @@ def test_a_positive_under_two_ids_is_no_negative():
     made_of, find, _ = made(data.train, corpus=2)
     made_of.again(0, find)
     assert made_of.loader.found_RK.tolist() == [[1, -1, -1]]
+
+
+class Words:
+    """Given passages by words; `calls` counts."""
+
+    def __init__(self, found_RK: list[list[int]]):
+        self.found_RK, self.calls = np.array(found_RK, np.int32), 0
+
+    def __call__(self, deep: int) -> np.ndarray:
+        self.calls += 1
+        return self.found_RK[:, :deep]
+
+
+BY_WORDS = [[11, 3, 8, 1], [3, 9, 4, 2], [0, 1, 2, -1], [5, 6, 7, 8], [7, 10, -1, -1]]
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_the_union_of_index_and_words(monkeypatch, chunk):
+    """Each gives its first `count`, positives left out; a passage of both is there once."""
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    made_of, find, scores = made(ROWS)
+    made_of.words = words = Words(BY_WORDS)
+    for step in (0, 5):
+        figures = made_of.again(step, find)
+    assert words.calls == 1
+    wanted = []
+    for r, row in enumerate(ROWS):
+        by_words = [n for n in BY_WORDS[r] if n >= 0 and n not in row.positives][:3]
+        by_index = best(scores[r], row.positives, 3)
+        line = by_index + [n for n in by_words if n not in by_index]
+        wanted.append(line + [-1] * (6 - len(line)))
+    table = made_of.loader.found_RK
+    assert table.tolist() == wanted and table.dtype == np.int32
+    assert any(-1 in line for line in wanted) and any(-1 not in line for line in wanted)
+    hits = [set(best(scores[r], (), 3) + BY_WORDS[r][:3]) & set(ROWS[r].positives) for r in (1, 2, 3)]
+    assert figures["retrieved_positive"] == pytest.approx(sum(map(bool, hits)) / 3)
+    assert made_of.loader.passages_of(0) == tuple(n for n in wanted[0] if n >= 0)
+
+
+def test_words_alone_search_no_index():
+    made_of, _, _ = made(ROWS)
+    made_of.batch, made_of.words = None, Words(BY_WORDS)
+    assert not made_of.are_final
+
+    def never(queries_BD, k):
+        raise AssertionError("searched")
+
+    assert made_of.again(0, never)["retrieved_positive"] == pytest.approx(2 / 3)
+    assert made_of.are_final
+    assert made_of.loader.found_RK.tolist() == [[11, 3, 8], [9, 4, 2], [-1, -1, -1], [5, 6, 7], [7, 10, -1]]
+
+
+def test_passages_by_words_are_those_that_share_rare_ones():
+    """By eye: the rarer word weighs more; equal scores by number; only what training may have is found."""
+    corpus = [Passage(str(n), text) for n, text in enumerate(TEXTS)]
+    rows = [Row("a", "where is ZOR ?", ("x",), (), (), (), "f:1"), Row("b", "iron", ("x",), (), (), (), "f:2")]
+    data = build_table(corpus, rows, [])
+    quiet = Console(speaks=False)
+    assert passages_by_words(data, quiet, 3).tolist() == [[1, 3, 0], [2, 0, 1]]
+    data.allowed = np.array([True, False, True, True, True])
+    assert passages_by_words(data, quiet, 3).tolist() == [[3, 0, 2], [2, 0, 3]]
+    assert passages_by_words(data, quiet, 6).tolist()[1] == [2, 0, 3, 4, -1, -1]
+
+
+TEXTS = ["the mill is old", "zor", "iron and zinc", "zor is an old town by the sea", "kelp"]
 
 
 def test_a_checkpoint_keeps_the_table_and_its_step(tmp_path):

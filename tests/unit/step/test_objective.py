@@ -24,6 +24,12 @@ VARIANTS += [{"objective": name, "contrastive_weight": 0.7} for name in OBJECTIV
 VARIANTS += [{"objective": name, "contrastive_weight": 0.7, "contrastive_symmetric": True} for name in OBJECTIVES]
 VARIANTS += [{"objective": name, "prior": "pool"} for name in ("rag_sequence", "rag_token", "emdr2", "pdist")]
 VARIANTS += [{"objective": name, "answer_logprob": "mean"} for name in ("rag_sequence", "emdr2", "pdist")]
+TEMPER: dict[str, Any] = {"answer_exponent": 0.5, "answer_weight": 1.5}
+VARIANTS += [{"objective": "rag_sequence"} | TEMPER, {"objective": "rag_token", "answer_weight": 1.5}]
+VARIANTS += [{"objective": "pdist", "reader_loss": "posterior"} | TEMPER]
+GATES: list[dict[str, Any]] = [{"gate_gain": 0.2}, {"gate_margin": 0.1}, {"gate_gain": 0.2, "gate_margin": 0.1}]
+VARIANTS += [{"objective": "rag_sequence"} | gate for gate in GATES]
+VARIANTS += [{"objective": name, "contrastive_weight": 0.7} | GATES[2] for name in ("rag_token", "emdr2", "pdist")]
 VARIANTS += [{"objective": "emdr2", "reader_loss": kind} for kind in ("posterior", "none")]
 VARIANTS += [{"objective": "positive_only", "lm_tokens": "answer"}]
 VARIANTS += [{"objective": "pdist", "target_temperature": 2.0}, {"objective": "rag_sequence", "candidates": "all"}]
@@ -56,6 +62,7 @@ class Made:
         B = len(batch.rows)
         self.scores_BN = torch.randn(B, N, generator=random, dtype=torch.float64).mul(2).requires_grad_()
         self.candidates_BK = choose_candidates(self.scores_BN, batch, parts.objective.config.candidates)
+        self.without_B = torch.full((B,), -1.5, dtype=torch.float64)  # the mean of what follows
         self.cells: CellList | None = None
         self.logp_CA: torch.Tensor | None = None
         if parts.prompt is not None:
@@ -67,7 +74,7 @@ class Made:
 
     @property
     def seen(self) -> Micro:
-        return Micro(self.batch, self.scores_BN, self.candidates_BK, self.cells, self.logp_CA)
+        return Micro(self.batch, self.scores_BN, self.candidates_BK, self.cells, self.logp_CA, self.without_B)
 
     @property
     def leaves(self) -> list[torch.Tensor]:
@@ -103,6 +110,39 @@ def test_terms_and_backward_against_direct_calls(variant):
         shares = [value for name, value in output.sums.items() if name.startswith("grad_share/")]
         assert sum(shares) == pytest.approx(1.0) and min(shares) >= 0.0
         assert {f"grad_share/{name}" for name in terms} == {n for n in output.sums if n.startswith("grad_share/")}
+
+
+def test_queries_that_do_not_pass_the_gate_teach_nothing_and_are_counted():
+    parts, micros, totals = make({"objective": "rag_sequence"} | GATES[2])
+    open_parts, same, _ = make({"objective": "rag_sequence"})
+    counts = []
+    for micro, other in zip(micros, same, strict=True):
+        found, without = (p.objective.differentiate(m.seen, totals) for p, m in ((parts, micro), (open_parts, other)))
+        taught_B = found.d_scores_BN.abs().sum(1) > 0
+        torch.testing.assert_close(found.d_scores_BN, without.d_scores_BN * taught_B[:, None])
+        assert (without.d_scores_BN.abs().sum(1) > 0).all() and "gated_queries" not in without.sums
+        counts.append(int(found.sums["gated_queries"]))
+        assert counts[-1] == int((~taught_B).sum())
+    assert 0 < sum(counts) < totals["queries"], "the case shows nothing"
+
+
+@pytest.mark.parametrize("way", ["sum", "mean"])
+def test_answer_logprob_is_an_exponent(way):
+    """`sum` is exponent 0 and `mean` exponent 1: the same losses and gradients, and no other exponent's."""
+    named, given, between = (
+        make({"objective": "rag_sequence"} | flags)
+        for flags in ({"answer_logprob": way}, {"answer_exponent": float(way == "mean")}, {"answer_exponent": 0.5})
+    )
+    for a, b, c in zip(named[1], given[1], between[1], strict=True):
+        found = [
+            p.objective.differentiate(m.seen, totals)
+            for (p, _, totals), m in zip((named, given, between), (a, b, c), strict=True)
+        ]
+        assert found[0].loss == found[1].loss != found[2].loss
+        assert found[0].sums["posterior_entropy"] == found[1].sums["posterior_entropy"]
+        for name in ("d_scores_BN", "d_logp_CA"):
+            assert torch.equal(getattr(found[0], name), getattr(found[1], name))
+            assert not torch.allclose(getattr(found[0], name), getattr(found[2], name))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -246,6 +286,7 @@ def test_an_unknown_objective_names_the_nearest():
     ("flags", "says"),
     [
         ({"objective": "rag_token", "answer_logprob": "mean"}, "--answer_logprob"),
+        ({"objective": "rag_token", "answer_exponent": 0.5}, "--answer_exponent 0.5"),
         ({"objective": "replug_lsr", "prior": "pool"}, "--prior"),
     ],
 )

@@ -22,6 +22,11 @@ from ds_rag.train import train_step
 PLAIN: list[dict[str, Any]] = [{"objective": name} for name in OBJECTIVES]
 VARIANTS: list[dict[str, Any]] = [{"objective": name, "learn_temperature": True} for name in OBJECTIVES]
 VARIANTS += [{"objective": "rag_sequence", "contrastive_weight": 0.5, "prior": "pool"}]
+VARIANTS += [{"objective": "rag_token", "answer_weight": 1.5}]
+GATE: dict[str, Any] = {"gate_gain": 0.1}  # some rows of every step pass it, some do not
+VARIANTS += [{"objective": name} | GATE for name in ("rag_sequence", "emdr2")]
+VARIANTS += [GATE | {"objective": "rag_sequence", "freeze": "generator"}]
+VARIANTS += [GATE | {"objective": "rag_sequence", "generator_backward": "posterior", "posterior_threshold": 0.0}]
 VARIANTS += [{"objective": name, "candidates": "all"} for name in ("rag_sequence", "rag_token")]
 VARIANTS += [{"objective": "pdist", "reader_loss": "posterior"}, {"objective": "emdr2", "reader_loss": "none"}]
 VARIANTS += [{"objective": "rag_sequence", "freeze": frozen} for frozen in ("retriever", "generator")]
@@ -47,6 +52,7 @@ WAYS: list[dict[str, Any]] = [
 # By what a way can tell apart: a weight a cell, a weight a token, none, detached with a reader loss, other tokens.
 WAYS_OF: list[Any] = [{"objective": name} for name in ("rag_sequence", "rag_token", "infonce", "emdr2")]
 WAYS_OF += [{"objective": "positive_only", "lm_tokens": "answer"}]
+WAYS_OF += [{"objective": "rag_sequence", "answer_exponent": 0.5, "answer_weight": 1.5}]
 WAYS_OF += [
     pytest.param({"objective": name}, marks=pytest.mark.slow) for name in ("positive_only", "pdist", "replug_lsr")
 ]
@@ -100,6 +106,31 @@ def compare_with_one_graph(accumulation: int, variant: dict[str, Any]) -> None:
         own = float(wanted["retriever.log_temperature"])  # small beside the others': held by itself
         assert abs(own) > 1e-5 and float(found["retriever.log_temperature"]) == pytest.approx(own, rel=1e-2)
     assert totals["queries"] == 3 * accumulation
+
+
+def test_a_closed_gate_leaves_no_gradient():
+    parts = small_parts(2, gate_gain=100.0)
+    parts.engines.train()
+    outputs, totals, _ = train_step(parts, 0, 1.0)
+    assert all(not g.any() for g in gradients(parts).values())
+    assert sum(output.sums["gated_queries"] for output in outputs) == totals["queries"] == 6
+
+
+def test_a_frozen_generator_reads_each_row_without_a_passage_once(monkeypatch):
+    """And one that is trained reads them at every step; without `--gate_gain` none is read."""
+    assert small_parts().joint.without is None and small_parts(gate_margin=0.1).joint.without is None
+    for frozen, wanted in (("generator", [6, 0]), ("none", [6, 6])):
+        parts, read = small_parts(2, freeze=frozen, **GATE), []
+        without = parts.joint.without
+        assert without is not None
+        original = without._read
+        monkeypatch.setattr(without, "_read", lambda b, rows, f=original, r=read: (r.extend(rows), f(b, rows)))
+        counts = []
+        for _ in range(2):
+            read.clear()
+            train_step(parts, 0, 1.0)
+            counts.append(len(read))
+        assert counts == wanted
 
 
 @pytest.mark.parametrize("variant", PLAIN + VARIANTS[len(PLAIN) :], ids=label)
