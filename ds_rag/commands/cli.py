@@ -30,6 +30,7 @@ COMMANDS = {
     "ask": "answer a question with a run's models and index",
     "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
     "mine": "write rows with hard negatives, found by a retriever",
+    "score": "score rows' passages with a frozen generator ahead of training, into --teacher_cache",
     "plan": "what a run will need (memory, GPUs, time, the index), and the flags for it",
     "report": "write report.html of a run again",
 }

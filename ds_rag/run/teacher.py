@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from itertools import chain
 
 from ds_rag.config import RunConfig
@@ -45,10 +46,13 @@ def pairs_ahead(parts: Parts, step: int, end: int) -> list[Pair]:
     """(row, passage) of the rows of the steps from `step` up to `end`, row by row."""
     loader = parts.loader
     if end - step >= 2 * math.ceil(loader.steps_per_epoch):  # every row is among them
-        rows = list(range(len(loader.rows)))
-    else:
-        rows = sorted(set(chain.from_iterable(loader.rows_of(s) for s in range(step, end))))
-    return [(row, passage) for row in rows for passage in loader.passages_of(row)]
+        return row_pairs(parts, range(len(loader.rows)))
+    return row_pairs(parts, sorted(set(chain.from_iterable(loader.rows_of(s) for s in range(step, end)))))
+
+
+def row_pairs(parts: Parts, rows: Iterable[int]) -> list[Pair]:
+    """Each of these rows with each passage that it brings into its micro-batch."""
+    return [(row, passage) for row in rows for passage in parts.loader.passages_of(row)]
 
 
 def reader_of(parts: Parts) -> Reader:
