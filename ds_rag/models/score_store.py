@@ -90,14 +90,11 @@ class ScoreStore:
             return
         name = f"{PREFIX}{uuid.uuid4().hex}.npz"
         found = [self.scores[key] for key in self.pending]
-        arrays = {
-            "keys": np.frombuffer(b"".join(self.pending), np.uint8).reshape(-1, KEY_BYTES),
-            "lengths": np.array([len(logp_A) for logp_A in found], np.int32),
-            "logp": np.concatenate(found),
-        }
+        keys = np.frombuffer(b"".join(self.pending), np.uint8).reshape(-1, KEY_BYTES)
+        lengths, logp = np.array([len(logp_A) for logp_A in found], np.int32), np.concatenate(found)
         try:
             with replacing(self.folder / name, self.beside(name), binary=True) as stream:
-                np.savez(stream, **arrays)
+                np.savez(stream, keys=keys, lengths=lengths, logp=logp)
             sync_folder(self.folder)
         except OSError as error:
             raise not_written(
