@@ -4,7 +4,7 @@
     python benchmarks/covidqa.py --data FOLDER --retriever ENCODER --generator LM [--method M] [--fold I] [--seed S]
     python benchmarks/covidqa.py --table                            # the table of docs/results.md
 
-A piece is one method on one fold with one seed, by the real commands; every piece ranks the windows of all articles.
+A piece is one method on one fold with one seed, by the real command; every piece ranks the windows of all articles.
 Its figures, also those of each question, are written to RESULTS/METHOD-fold-I-seed-S.json when it ends, and a piece
 that is there is not repeated. `--table` joins the folds of a method and compares methods as `ds-rag compare` does.
 """
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,46 +26,28 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ds_rag.evaluation.comparison import Comparison, Options, compare
-from ds_rag.evaluation.per_question import PerQuestion, read_per_question
-from ds_rag.evaluation.systems import join
+from ds_rag.evaluation.per_question import TABLE, PerQuestion, read_per_question
+from ds_rag.evaluation.seeds_and_folds import join
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "covidqa"
 RECIPE = "ds_configs/recipes/real_encoder.yaml"
 FOLDS = 5
-READ = 16  # passages that the generator reads to rank them again
+READ = 8  # passages that the generator reads to rank them again
 METRICS = ("recall@1", "recall@10", "mrr@10")
 DS_RAG = [sys.executable, "-m", "ds_rag.commands.cli"]
 
 
-@dataclass(frozen=True)
-class Method:
-    """evaluate: flags of the evaluation; train: of the training before it, or None; reads: with the generator."""
-
-    evaluate: tuple[str, ...] = ()
-    train: tuple[str, ...] | None = None
-    reads: bool = False
-
-
-# No generator takes part: the objective has none. Held-out rows are those of the fold, nothing beside.
-INFONCE = ("--objective", "infonce", "--contrastive_weight", "0", "--eval_fraction", "0")
-METHODS = {
-    "bm25": Method(("--retriever", "bm25")),
-    "zero_shot": Method(),
-    "hybrid_zero_shot": Method(("--hybrid", "bm25")),
-    "reranked": Method(("--rerank", str(READ)), reads=True),
-    "infonce_gold": Method(train=INFONCE),
-    "hybrid_infonce_gold": Method(("--hybrid", "bm25"), train=INFONCE),
-}
-# line of the table -> method, and what the names of its metrics begin with
+METHODS = ("infonce_gold", "reranked")
+# line of the table -> method, evaluation of its piece, and what the names of the metrics begin with
 LINES = {
-    "BM25": ("bm25", ""),
-    "zero-shot": ("zero_shot", ""),
-    "zero-shot + BM25": ("hybrid_zero_shot", ""),
-    "re-ranked, posterior": ("reranked", "rerank_posterior/"),
-    "re-ranked, likelihood": ("reranked", "rerank_likelihood/"),
-    "InfoNCE with gold": ("infonce_gold", ""),
-    "InfoNCE with gold + BM25": ("hybrid_infonce_gold", ""),
+    "BM25": ("infonce_gold", "before", "bm25/"),
+    "zero-shot": ("infonce_gold", "before", ""),
+    "zero-shot + BM25": ("infonce_gold", "before", "hybrid/"),
+    "re-ranked, posterior": ("reranked", "only", "rerank_posterior/"),
+    "re-ranked, likelihood": ("reranked", "only", "rerank_likelihood/"),
+    "InfoNCE with gold": ("infonce_gold", "after", ""),
+    "InfoNCE with gold + BM25": ("infonce_gold", "after", "hybrid/"),
 }
 
 
@@ -79,42 +60,56 @@ def run(words: list[str], log: Path) -> None:
         raise subprocess.CalledProcessError(done.returncode, words)
 
 
-def train_words(args: argparse.Namespace, how: Method, place: Path, fold: int, seed: int) -> list[str]:
-    words = ["train", "--config", RECIPE, "--train_data", str(args.data / "rows.jsonl"), "--retriever", args.retriever]
-    words += ["--corpus", str(args.data / "corpus.jsonl"), "--folds", str(FOLDS), "--fold", str(fold)]
-    return [*words, *(how.train or ()), "--seed", str(seed), "--refresh_index", "0", "--output_dir", str(place)]
+def words_of(args: argparse.Namespace, method: str, fold: int, seed: int, place: Path) -> list[str]:
+    """The command of a piece. place: the run's folder, or the JSON file of the evaluation."""
+    rows, corpus = str(args.data / "rows.jsonl"), ["--corpus", str(args.data / "corpus.jsonl")]
+    folds = [*corpus, "--folds", str(FOLDS), "--fold", str(fold), "--retriever", args.retriever]
+    if method == "reranked":
+        flags = ["--generator", args.generator, "--rerank", str(READ), "--eval_answers", "false", "--json", str(place)]
+        return ["evaluate", "--data", rows, *folds, *flags]
+    # No generator takes part in this objective. Held out are the rows of the fold, none besides.
+    flags = ["--objective", "infonce", "--contrastive_weight", "0", "--eval_fraction", "0", "--refresh_index", "0"]
+    return [
+        "train",
+        "--config",
+        RECIPE,
+        "--train_data",
+        rows,
+        *folds,
+        *flags,
+        "--seed",
+        str(seed),
+        "--output_dir",
+        str(place),
+    ]
 
 
 def measure(args: argparse.Namespace, method: str, fold: int, seed: int, scratch: Path) -> dict[str, Any]:
-    """One piece. Methods with the same training share its run."""
-    how, log, commands, began = METHODS[method], scratch / "log", [], time.monotonic()
-    models = ["--retriever", args.retriever, *(["--generator", args.generator] if how.reads else [])]
-    if how.train is not None:
-        place = args.runs / f"{method.removeprefix('hybrid_')}-fold-{fold}-seed-{seed}"
-        commands.append(train_words(args, how, place, fold, seed))
-        if not (place / "results.json").exists():
-            run(commands[0], log)
-        models = ["--run", str(place)]
-    out = scratch / "found.json"
-    words = ["evaluate", *(() if "--retriever" in how.evaluate else models), *how.evaluate]
-    words += ["--data", str(args.data / "rows.jsonl"), "--corpus", str(args.data / "corpus.jsonl")]
-    commands.append([*words, "--folds", str(FOLDS), "--fold", str(fold), "--eval_answers", "false"])
-    run([*commands[-1], "--json", str(out)], log)
-    figures, table = json.loads(out.read_text()), read_per_question(Path(f"{out}.questions.parquet"))
-    kept = {name: values for name, values in table.metrics.items() if name.rpartition("/")[2] in METRICS}
+    """One piece. A training measures before and after, each beside BM25 and the hybrid."""
+    began = time.monotonic()
+    place = scratch / "found.json" if method == "reranked" else args.runs / f"{method}-fold-{fold}-seed-{seed}"
+    words = words_of(args, method, fold, seed, place)
+    run(words, scratch / "log")
+    names = {"only": f"{place}"} if method == "reranked" else {when: f"{place / when}" for when in ("before", "after")}
     return {
         "method": method,
         "fold": fold,
         "seed": seed,
-        "commands": [as_text(args, words) for words in commands],
+        "command": as_text(args, words),
         "minutes": round((time.monotonic() - began) / 60, 2),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "retrieval": figures["retrieval"],
-        "intervals": figures["intervals"],
+        "evaluations": {when: kept(read_per_question(Path(f"{stem}{TABLE}"))) for when, stem in names.items()},
+    }
+
+
+def kept(table: PerQuestion) -> dict[str, Any]:
+    """What the table of this page needs, and the signature."""
+    metrics = {name: values for name, values in table.metrics.items() if name.rpartition("/")[2] in METRICS}
+    return {
         "signature": table.signature,
         "ids": table.ids,
         "documents": table.documents,
-        "metrics": {name: [round(value, 6) for value in values.tolist()] for name, values in kept.items()},
+        "metrics": {name: [round(value, 6) for value in values.tolist()] for name, values in metrics.items()},
     }
 
 
@@ -139,9 +134,10 @@ def complete_pieces(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def table_of(piece: dict[str, Any], prefix: str) -> PerQuestion:
-    metrics = {name: np.array(piece["metrics"][prefix + name], dtype=np.float64) for name in METRICS}
-    return PerQuestion(piece["ids"], piece["documents"], metrics, signature=piece["signature"])
+def table_of(piece: dict[str, Any], when: str, prefix: str) -> PerQuestion:
+    found = piece["evaluations"][when]
+    metrics = {name: np.array(found["metrics"][prefix + name], dtype=np.float64) for name in METRICS}
+    return PerQuestion(found["ids"], found["documents"], metrics, signature=found["signature"])
 
 
 def show_table(folder: Path) -> Comparison:
@@ -149,20 +145,21 @@ def show_table(folder: Path) -> Comparison:
     comparison.json. Pieces of the folds have other rows each, the joined methods have the same."""
     pieces = complete_pieces(folder)
     systems = [
-        join(line, [table_of(piece, prefix) for piece in pieces[method]])
-        for line, (method, prefix) in LINES.items()
+        join(line, [table_of(piece, when, prefix) for piece in pieces[method] if when == "after" or not piece["seed"]])
+        for line, (method, when, prefix) in LINES.items()
         if method in pieces
     ]
     result = compare(systems, Options())
     (folder / "comparison.json").write_text(json.dumps(result.as_json(), indent=1) + "\n")
-    print(f"| | seeds | {' | '.join(METRICS)} | recall@1 against zero-shot | against BM25 | minutes |")
-    print("|---|---|" + "---|" * (len(METRICS) + 3))
+    print(f"| | seeds | {' | '.join(METRICS)} | recall@1 against zero-shot | against BM25 |")
+    print("|---|---|" + "---|" * (len(METRICS) + 2))
     for system in systems:
         means = [result.figures[metric].systems[system.name] for metric in METRICS]
         cells = [f"{m.mean:.3f} ({m.interval[0]:.3f}-{m.interval[1]:.3f})" if m.interval else "" for m in means]
         cells += [against(result, base, system.name) for base in ("zero-shot", "BM25")]
-        minutes = sum(piece["minutes"] for piece in pieces[LINES[system.name][0]])
-        print(f"| {system.name} | {system.seeds} | {' | '.join(cells)} | {minutes:.0f} |")
+        print(f"| {system.name} | {system.seeds} | {' | '.join(cells)} |")
+    for method, some in pieces.items():
+        print(f"\n{method}: {sum(piece['minutes'] for piece in some) / len(some):.1f} minutes a piece")
     first = result.figures[result.figure]
     print(f"\n{first.n} questions of {first.documents} articles ({first.effective_documents:.1f} effective).")
     print("\n".join(result.notes))
@@ -186,7 +183,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--generator", help="folder of a causal LM; without it `reranked` is left out")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "covidqa", help="where trainings are kept")
-    parser.add_argument("--method", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--method", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--fold", nargs="*", type=int, default=list(range(FOLDS)))
     parser.add_argument("--seed", nargs="*", type=int, default=[0], help="of trainings; the others have seed 0 alone")
     parser.add_argument("--table", action="store_true", help="print the table of the pieces that are there")
@@ -203,8 +200,8 @@ def main() -> int:
         return 0
     args.results.mkdir(parents=True, exist_ok=True)
     args.data, args.runs = args.data.resolve(), args.runs.resolve()
-    methods = [name for name in args.method if args.generator or not METHODS[name].reads]
-    pieces = [(m, f, s) for m in methods for s in (args.seed if METHODS[m].train else [0]) for f in args.fold]
+    methods = [name for name in args.method if args.generator or name != "reranked"]
+    pieces = [(m, f, s) for m in methods for s in ([0] if m == "reranked" else args.seed) for f in args.fold]
     for number, (method, fold, seed) in enumerate(pieces, start=1):
         file = args.results / f"{method}-fold-{fold}-seed-{seed}.json"
         if file.exists():

@@ -17,8 +17,8 @@ import torch
 
 from ds_rag.config import DEFAULT_TEMPLATE, DataConfig, ModelConfig
 from ds_rag.data.batch import lay_out_plain, list_cells
+from ds_rag.data.data_settings import columns_of
 from ds_rag.data.formats import Row, read_rows
-from ds_rag.data.inputs import columns_of
 from ds_rag.data.prompt import Prompt
 from ds_rag.models.from_settings import open_generator
 

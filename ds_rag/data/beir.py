@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import CORPUS_NAMES, DESCRIBING, ROW_NAMES, match_corpus_columns
-from ds_rag.data.documents import NOWHERE, Origin
-from ds_rag.data.recognition import Format, holds
+from ds_rag.data.format import Format, holds
+from ds_rag.data.origin import NOWHERE, Origin
 from ds_rag.data.records import Passage, Record, field_names, first_name, is_blank, to_passage
 from ds_rag.data.text_files import read_jsonl, read_lines
 from ds_rag.runtime.errors import UserError

@@ -11,8 +11,8 @@ from ds_rag.config import DataConfig
 from ds_rag.config.objectives import objectives_with
 from ds_rag.data.almanac import make_world
 from ds_rag.data.batch import Ids
-from ds_rag.data.formats import Passage, Row, passages_of, read_rows
-from ds_rag.data.inputs import (
+from ds_rag.data.corpus_state import source_of
+from ds_rag.data.data_settings import (
     check_described,
     columns_of,
     corpus_source,
@@ -22,8 +22,8 @@ from ds_rag.data.inputs import (
     reading_of,
     splits,
 )
+from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.passage_table import Example, RagData, assume_first, build_table, keep_training_folds, with_also
-from ds_rag.data.source import source_of
 from ds_rag.data.splits import FOLDS, FRACTION, HELD_OUT, Split, Unit, Wanted, split_rows
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError

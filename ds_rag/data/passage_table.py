@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ds_rag.data.bad_rows import Reading
-from ds_rag.data.documents import NOWHERE, Origin, PassageRecord, origins_of
+from ds_rag.data.corpus_state import Source
 from ds_rag.data.matching import find_in_corpus, missing_note, positives_elsewhere, refuse_ids_as_texts, texts_of
+from ds_rag.data.origin import NOWHERE, Origin, PassageRecord, origins_of
 from ds_rag.data.records import Passage, Row
-from ds_rag.data.source import Source
 from ds_rag.data.splits import Split, without
 
 ROW_PASSAGE = "row-passage-"  # prefix of the ids of passages that are in rows but not in the corpus

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import BY_NAME, CORPUS_NAMES, Columns, match_corpus_columns
-from ds_rag.data.documents import NOWHERE, Origin, as_name, origin_in
-from ds_rag.data.structures import unfold
+from ds_rag.data.origin import NOWHERE, Origin, as_name, origin_in
+from ds_rag.data.written_lists import unfold
 
 INVISIBLE = ("Zs", "Zl", "Zp", "Cf")  # blanks and format characters: a text of these alone is empty to a tokenizer too
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import DESCRIBING, Names, is_id_name
-from ds_rag.data.documents import NOWHERE, Origin, as_name, origin_in
+from ds_rag.data.origin import NOWHERE, Origin, as_name, origin_in
 from ds_rag.data.records import Passage, Record, Row, clean, items, short, single, to_id
-from ds_rag.data.structures import unfold
+from ds_rag.data.written_lists import unfold
 from ds_rag.runtime.errors import UserError
 
 ID_LIKE = re.compile(r"(?=[^\s]*\d)[\w.:/#+-]{1,64}", re.ASCII)  # one word with a digit

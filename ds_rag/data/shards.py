@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ds_rag.data.bad_rows import Faults
-from ds_rag.data.recognition import Format
+from ds_rag.data.format import Format
 from ds_rag.data.records import Record
 from ds_rag.runtime.errors import UserError
 

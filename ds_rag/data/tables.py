@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.data.bad_rows import Faults
-from ds_rag.data.recognition import Format, has_suffix, holds
+from ds_rag.data.format import Format, has_suffix, holds
 from ds_rag.data.records import Record
 from ds_rag.runtime.errors import UserError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 
 from ds_rag.data.bad_rows import Faults
-from ds_rag.data.recognition import Format, has_suffix
+from ds_rag.data.format import Format, has_suffix
 from ds_rag.data.records import Record
 from ds_rag.runtime.errors import UserError
 

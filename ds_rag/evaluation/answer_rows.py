@@ -14,7 +14,7 @@ from ds_rag.config import EvaluationConfig
 from ds_rag.data.batch import Ids
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import EvalTokens
-from ds_rag.evaluation.answering import Answerer
+from ds_rag.evaluation.decoding import Answerer
 from ds_rag.models.generator import Generator
 from ds_rag.runtime import collectives, fault_injection, stop_signals
 

@@ -1,7 +1,7 @@
 """Two or more systems compared on the questions that they have in common: means, differences, and which of them count.
 
 Every figure is tested for all pairs, with Holm's correction over the pairs; one figure alone, chosen beforehand, has a
-verdict. `significance.py` has the mathematics, `systems.py` joins seeds and folds.
+verdict. `significance.py` has the mathematics, `seeds_and_folds.py` joins seeds and folds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ds_rag.evaluation import significance
-from ds_rag.evaluation.systems import System, check_same_data, different_settings
+from ds_rag.evaluation.seeds_and_folds import System, check_same_data, different_settings
 from ds_rag.runtime.errors import UserError, choose
 
 ALPHA = 0.05  # of the verdict, and 1 - the level of the intervals

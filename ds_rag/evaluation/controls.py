@@ -13,7 +13,6 @@ helped by the right passage from being helped by any.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,28 +20,10 @@ from ds_rag.data.dataset import RagData
 from ds_rag.evaluation.answer_rows import Question
 from ds_rag.evaluation.containment import answers_in_passages
 from ds_rag.evaluation.metrics import answer_metrics_per_row
-from ds_rag.evaluation.posteriors import log_softmax
+from ds_rag.evaluation.ranked import ONE, Ranked
 
 CONTROLS = ("closed_book", "random_passage", "retrieved", "gold_passage", "retrieved_without_first")
 SEED = 0  # of the random passages
-ONE = [0.0]  # log-probability of a single passage
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """What a search found: (Q, K) scores and passage numbers, best first; -1: fewer were found. temperature: of the
-    scores, in the prior."""
-
-    scores_QK: np.ndarray
-    numbers_QK: np.ndarray
-    temperature: float
-
-    def question(self, row: int, begin: int, end: int, reference: str | None = None) -> Question:
-        """A row's passages from place `begin` to before place `end`, with their prior over these alone."""
-        numbers = self.numbers_QK[row, begin:end]
-        scores = self.scores_QK[row, begin:end].astype(np.float64)
-        log_prior = log_softmax(scores[numbers >= 0] / self.temperature) if (numbers >= 0).any() else ONE
-        return Question(row, numbers[numbers >= 0].tolist(), log_prior, reference)
 
 
 def rows_of_controls(data: RagData) -> list[int]:

@@ -18,11 +18,12 @@ from ds_rag.evaluation import fusion
 from ds_rag.evaluation.answer_rows import Question, Reader, answer_rows
 from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.containment import answer_in_top
-from ds_rag.evaluation.controls import CONTROLS, Ranked, contexts, control_metrics, named, rows_of_controls
+from ds_rag.evaluation.controls import CONTROLS, contexts, control_metrics, named, rows_of_controls
+from ds_rag.evaluation.found_table import enter, found_table
 from ds_rag.evaluation.metrics import answer_metrics_per_row, retrieval_metrics_per_query
 from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.posteriors import agreement, posterior
-from ds_rag.evaluation.questions import enter, found_table
+from ds_rag.evaluation.ranked import Ranked
 from ds_rag.evaluation.retrieval import Found, Wanted, search, search_words
 from ds_rag.evaluation.signature import facts_of_data, facts_of_settings, precision
 from ds_rag.index import lexical
@@ -148,13 +149,17 @@ class Evaluator:
 
     def lexical_lines(self, result: Evaluation) -> dict[str, dict[str, float]]:
         """Retrieval metrics of BM25 alone, and of BM25 and `result`'s ranking fused: what a user would try first, and
-        what a user would run. Empty where retrieval is not measured or the corpus is large. All ranks together."""
-        if not self.with_lines or result.ranked is None:
+        what a user would run. Their values for each question are added to the result's table, as `bm25/recall@1`. Empty
+        where retrieval is not measured or the corpus is large. All ranks together."""
+        if not self.with_lines or result.ranked is None or result.questions is None:
             return {}
         words = self.found_by_words()
         fused = fusion.fuse((result.ranked.scores_QK, result.ranked.numbers_QK), words, self.depth)
-        lines = {"bm25": self._retrieval(*words), "hybrid": self._retrieval(*fused)}
-        return {line: {name: float(v.mean()) for name, v in values.items()} for line, values in lines.items()}
+        figures: dict[str, dict[str, float]] = {}
+        for line, found in (("bm25", words), ("hybrid", fused)):
+            means = enter(result.questions, self.data.labelled, named(line, self._retrieval(*found)))
+            figures[line] = {name.removeprefix(f"{line}/"): mean for name, mean in means.items()}
+        return figures
 
     def judge(self, scores: np.ndarray, numbers: np.ndarray, temperature: float) -> Evaluation:
         """The figures of what was found, (Q, k) scores and passage numbers, best first, by whichever search. On all

@@ -7,9 +7,9 @@ from typing import Any
 
 from ds_rag import __version__
 from ds_rag.data.bad_rows import Reading
+from ds_rag.data.corpus_state import unchanged
 from ds_rag.data.formats import read_corpus
 from ds_rag.data.passage_table import ROW_PASSAGE
-from ds_rag.data.source import unchanged
 from ds_rag.index.store import StoredIndex, hash_texts
 from ds_rag.runtime.errors import UserError
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ds_rag.index.back_ends import METRIC
-from ds_rag.index.spelling import INDEXES, check_spelling, spell
+from ds_rag.index.faiss_names import INDEXES, check_spelling, spell
 from ds_rag.runtime.errors import UserError
 
 # FAISS multiplies matrices if a call has at least this many numbers (queries x dimension). Its default, 128,000 since

@@ -37,7 +37,7 @@ class Manifest:
     source: str = ""  # file or folder of the corpus; "": the passages came from rows
     tokens: str = ""  # a hash of the passages' token ids, as they were encoded; "": not known
     precision: str = ""  # precision of the encoding (`encode.precision_of`)
-    source_files: dict[str, Any] = field(default_factory=dict)  # of the corpus (data/source.py); empty: not known
+    source_files: dict[str, Any] = field(default_factory=dict)  # of the corpus (data/corpus_state.py); empty: not known
     version: str = ds_rag.__version__
 
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from ds_rag.data.batch import CellList, Cells, Ids, lay_out_plain
 from ds_rag.models.architecture import usable_positions
-from ds_rag.models.head import KEEP_BYTES, target_logprobs
 from ds_rag.models.saving import save_model
 from ds_rag.models.sharded import shape_of
 from ds_rag.models.shared_prefix import attention
 from ds_rag.models.shared_prefix.layout import SharedCells, lay_out_shared
+from ds_rag.models.token_logprobs import KEEP_BYTES, target_logprobs
 from ds_rag.models.tokenizer import check_token_ids
 
 

@@ -1,7 +1,7 @@
 """The files of one checkpoint: what `checkpoint.py` writes and reads, and nothing else knows.
 
-To write checkpoints with another library or to another place, change this file (and `engines/state_files.py`, if only
-the engines' tensors are concerned). When a checkpoint is saved, which are kept, and from which one a run resumes do not
+To write checkpoints with another library, change this file (and `engines/state_files.py`, if only the engines' tensors
+are concerned). When a checkpoint is saved, which are kept, and from which one a run resumes do not
 depend on it.
 """
 

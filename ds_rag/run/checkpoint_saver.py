@@ -1,5 +1,4 @@
-"""Saves a run's checkpoints, one a step at most, with the facts and candidates of the run. `checkpoint.py` writes the
-files."""
+"""Saves a run's checkpoints, one a step at most, with the facts and candidates of the run, by `checkpoint.py`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ds_rag.config import RunConfig
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
-from ds_rag.evaluation.figures import trust
+from ds_rag.evaluation.intervals import trust
 from ds_rag.evaluation.per_question import write_per_question
 from ds_rag.evaluation.signature import facts_of_split, sign
 from ds_rag.index.store import hash_model

@@ -16,7 +16,7 @@ from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ds_rag.evaluation.figures import show_interval
+from ds_rag.evaluation.intervals import show_interval
 from ds_rag.evaluation.signature import unlike
 from ds_rag.run import config_and_results
 from ds_rag.run.lexical_table import lexical_html

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ds_rag.config import EvaluationConfig
-from ds_rag.engines.snapshot import snapshot
+from ds_rag.engines.retriever_snapshot import snapshot
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.index.building import (
     Built,

@@ -13,7 +13,7 @@ from ds_rag import __version__
 from ds_rag.config import RunConfig
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
-from ds_rag.evaluation.figures import show_interval
+from ds_rag.evaluation.intervals import show_interval
 from ds_rag.evaluation.signature import unlike
 from ds_rag.index.store import hash_model
 from ds_rag.models.sharded import count_of

@@ -17,7 +17,7 @@ import torch
 
 from ds_rag.data.batch import list_cells
 from ds_rag.models.generator import Generator
-from ds_rag.models.head import CHUNK_BYTES, KEEP_BYTES
+from ds_rag.models.token_logprobs import CHUNK_BYTES, KEEP_BYTES
 
 # Fraction of the free memory that is used. Less on a CPU, where the system kills a process that takes too much.
 MEMORY_FRACTION = {"cpu": 0.5, "cuda": 0.8}

@@ -27,8 +27,8 @@ from ds_rag.config import OptimConfig, ScoringConfig
 from ds_rag.data.batch import Batch, CellList
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.models.generator import Generator
-from ds_rag.models.head import KEEP_BYTES
 from ds_rag.models.score_store import ScoreStore
+from ds_rag.models.token_logprobs import KEEP_BYTES
 from ds_rag.runtime import collectives
 from ds_rag.step.activation_memory import CellCost, budget_bytes, measure_cost
 from ds_rag.step.cell_chunks import split_cells, stand_in

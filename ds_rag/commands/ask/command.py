@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ds_rag.data.token_tables import tokenize_side
-from ds_rag.evaluation.answering import Answer, Answerer
-from ds_rag.evaluation.posteriors import log_softmax
+from ds_rag.evaluation.decoding import Answer, Answerer
+from ds_rag.evaluation.ranked import Ranked
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.encode import encode
 from ds_rag.index.store import hash_model, read_index
@@ -33,8 +33,9 @@ def main(args: argparse.Namespace) -> int:
     tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
     query = encode(saved.retriever, tokens, "query", 1)
     scores, numbers = stored.index.search(query, settings.top_k)
-    found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n >= 0]
-    prior = log_softmax(np.array([s for s, _ in found]) / float(saved.retriever.temperature))
+    read = Ranked(scores, numbers, float(saved.retriever.temperature)).question(0, 0, settings.top_k)
+    found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n in set(read.passages)]
+    prior = np.asarray(read.log_prior)[: len(found)]
     answer = None
     if saved.generator is not None:
         answer = answer_from(saved, [stored.texts[n] for _, n in found], args.question, prior)

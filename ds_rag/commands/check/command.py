@@ -10,9 +10,9 @@ from typing import Any
 from ds_rag.config import DataConfig, ModelConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
 from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
+from ds_rag.data.data_settings import check_described, columns_of, corpus_source
 from ds_rag.data.dataset import CHUNK, build_table
 from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
-from ds_rag.data.inputs import check_described, columns_of, corpus_source
 from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import documents, labels, overlap, per_row, repeated_queries, repeated_texts, spread

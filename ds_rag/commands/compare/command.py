@@ -9,7 +9,7 @@ from pathlib import Path
 from ds_rag.commands.compare.picture import check_picture, write_picture
 from ds_rag.evaluation.comparison import Comparison, Ends, Options, compare
 from ds_rag.evaluation.per_question import TABLE, read_per_question
-from ds_rag.evaluation.systems import join
+from ds_rag.evaluation.seeds_and_folds import join
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_json, write_json

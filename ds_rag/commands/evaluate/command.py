@@ -12,8 +12,8 @@ from ds_rag.commands.evaluate.results import check_places, sign_result, write_an
 from ds_rag.config import BUILTIN, RunConfig
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
+from ds_rag.data.data_settings import splits
 from ds_rag.data.dataset import RagData, TokenTable, read_evaluation
-from ds_rag.data.inputs import splits
 from ds_rag.data.splits import FOLDS
 from ds_rag.data.token_tables import tokenize_evaluation, tokenize_for_reader
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator

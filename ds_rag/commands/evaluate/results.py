@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
-from ds_rag.evaluation.figures import show_interval, trust
+from ds_rag.evaluation.intervals import show_interval, trust
 from ds_rag.evaluation.per_question import RUN, TABLE, read_per_question, write_per_question
 from ds_rag.evaluation.signature import facts_of_split, sign
 from ds_rag.index.store import hash_model

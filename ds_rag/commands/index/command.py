@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from ds_rag.data.bad_rows import say_notices
+from ds_rag.data.corpus_state import source_of
+from ds_rag.data.data_settings import reading_of
 from ds_rag.data.dataset import RagData, TokenTable, build_table
 from ds_rag.data.formats import Passage, read_corpus
-from ds_rag.data.inputs import reading_of
-from ds_rag.data.source import source_of
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.building import Corpus, index_corpus

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from ds_rag.data.bad_rows import MINE, Reading, say_notices
+from ds_rag.data.data_settings import columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.dataset import Example, RagData, build_table
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
-from ds_rag.data.inputs import columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
-from ds_rag.evaluation.answering import Answerer
+from ds_rag.evaluation.decoding import Answerer
 from ds_rag.evaluation.posteriors import log_softmax
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_check import check_corpus

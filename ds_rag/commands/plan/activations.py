@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from ds_rag.commands.plan.shapes import ModelShape
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-CHUNK_BYTES = 1 << 27  # as in models/head.py: bytes of the float32 logits that exist at one time
-KEEP_BYTES = 1 << 28  # as in models/head.py: up to this many bytes of float32 logits are kept for the backward
+CHUNK_BYTES = 1 << 27  # as in models/token_logprobs.py: bytes of the float32 logits that exist at one time
+KEEP_BYTES = (
+    1 << 28
+)  # as in models/token_logprobs.py: up to this many bytes of float32 logits are kept for the backward
 
 
 @dataclass(frozen=True)

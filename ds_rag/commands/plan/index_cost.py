@@ -1,7 +1,7 @@
 """The cost of an index over N passages: memory for each type of index, and GPU time to encode the passages.
 
-The types are those of `INDEXES` in ds_rag/index/spelling.py, with the parameters that `spell` chooses. Sizes are those
-of the data structures of FAISS; tests/unit/commands/plan/test_index_cost.py builds the indexes and compares.
+The types are those of `INDEXES` in ds_rag/index/faiss_names.py, with the parameters that `spell` chooses. Sizes are
+those of the data structures of FAISS; tests/unit/commands/plan/test_index_cost.py builds the indexes and compares.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ds_rag.commands.plan.duration import Rates, forward_flops
 from ds_rag.commands.plan.shapes import ModelShape
 from ds_rag.commands.plan.workload import Load
-from ds_rag.index.spelling import CODEBOOK, lists_of, parts_of
+from ds_rag.index.faiss_names import CODEBOOK, lists_of, parts_of
 
 ID_BYTES, LINKS = 8, 2 * 32
 # Recall@10 against exact search, measured on 100,000 vectors of 384 dimensions (docs/performance.md).

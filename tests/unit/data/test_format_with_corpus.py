@@ -13,12 +13,12 @@ from ds_rag.commands import cli
 from ds_rag.config import DataConfig
 from ds_rag.data import formats
 from ds_rag.data.columns import Columns
+from ds_rag.data.corpus_state import source_of
+from ds_rag.data.data_settings import corpus_source, has_corpus
 from ds_rag.data.dataset import read_data
+from ds_rag.data.format import Format, holds
 from ds_rag.data.formats import contains_corpus, read_rows
-from ds_rag.data.inputs import corpus_source, has_corpus
-from ds_rag.data.recognition import Format, holds
 from ds_rag.data.records import Record
-from ds_rag.data.source import source_of
 from ds_rag.runtime.errors import UserError
 
 TEXTS = ["ann leads zor", "kelp grows in pool nine", "bob leads via", "never asked for"]

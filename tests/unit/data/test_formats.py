@@ -16,8 +16,8 @@ import pytest
 
 from ds_rag.data import formats
 from ds_rag.data.bad_rows import Reading
+from ds_rag.data.format import Format, has_suffix
 from ds_rag.data.formats import READERS, Passage, passages_of, read_corpus, read_rows
-from ds_rag.data.recognition import Format, has_suffix
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ds_rag.evaluation.comparison import Comparison, Options, Pair, compare, verdict
+from ds_rag.evaluation.seeds_and_folds import System
 from ds_rag.evaluation.significance import cluster_sums, holm, interval, randomisation_test
-from ds_rag.evaluation.systems import System
 from ds_rag.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -14,8 +14,8 @@ from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import Example, RagData
 from ds_rag.data.token_tables import EvalTokens
 from ds_rag.evaluation import answer_rows, controls
-from ds_rag.evaluation.answering import Answer
 from ds_rag.evaluation.controls import CONTROLS, random_passage, rows_of_controls
+from ds_rag.evaluation.decoding import Answer
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 
 WORDS = [

@@ -16,11 +16,11 @@ from ds_rag.data.dataset import Example, RagData, TokenTable
 from ds_rag.data.token_tables import EvalTokens, tokenize_evaluation
 from ds_rag.evaluation import answer_rows as module
 from ds_rag.evaluation.answer_rows import Question, answer_rows
-from ds_rag.evaluation.answering import Answer
+from ds_rag.evaluation.decoding import Answer
 from ds_rag.evaluation.evaluator import Evaluator
-from ds_rag.evaluation.figures import counts
+from ds_rag.evaluation.found_table import question_ids
+from ds_rag.evaluation.intervals import counts
 from ds_rag.evaluation.posteriors import log_softmax
-from ds_rag.evaluation.questions import question_ids
 from ds_rag.index import building
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -324,6 +324,8 @@ def test_the_lines_beside_the_retriever():
     lines = work.lexical_lines(result)
     assert lines["bm25"]["recall@1"] == lines["hybrid"]["recall@1"] == 1.0 and result.retrieval["recall@1"] == 0.0
     assert set(lines["bm25"]) == set(result.retrieval)
+    assert result.questions.metrics["bm25/recall@1"].tolist() == [1.0, 1.0]
+    assert result.questions.metrics["recall@1"].tolist() == [0.0, 0.0]
     off = asked(np.eye(4)[:2], lexical_lines=False)
     assert off.lexical_lines(off.run()) == {}
 

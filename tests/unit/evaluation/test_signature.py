@@ -12,7 +12,7 @@ from small import small_data, small_generator, small_retriever
 from ds_rag.config import DataConfig, EvaluationConfig
 from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
-from ds_rag.evaluation.figures import counts, intervals, show_interval, trust
+from ds_rag.evaluation.intervals import counts, intervals, show_interval, trust
 from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.signature import (
     differing,

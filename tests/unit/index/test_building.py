@@ -15,8 +15,8 @@ from small import small_retriever
 from ds_rag.commands.index import command as index
 from ds_rag.config import EvaluationConfig
 from ds_rag.data.almanac import make_world
+from ds_rag.data.corpus_state import source_of
 from ds_rag.data.dataset import RagData, TokenTable, tokenize
-from ds_rag.data.source import source_of
 from ds_rag.index import building as module
 from ds_rag.index import shards
 from ds_rag.index.building import (

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from ds_rag.commands.verify.command import findings_of as verify
-from ds_rag.data import source as module
+from ds_rag.data import corpus_state as module
+from ds_rag.data.corpus_state import source_of, unchanged
 from ds_rag.data.formats import read_corpus
-from ds_rag.data.source import source_of, unchanged
 from ds_rag.index import corpus_check
 from ds_rag.index.corpus_check import check_corpus, source_note
 from ds_rag.index.store import Manifest, StoredIndex, describe

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ds_rag.index.faiss_index import build_index, check_factory, flat_vectors, least_vectors, open_index, search
-from ds_rag.index.spelling import INDEXES, check_spelling, parts_of, spell
+from ds_rag.index.faiss_names import INDEXES, check_spelling, parts_of, spell
 from ds_rag.runtime.errors import UserError
 
 

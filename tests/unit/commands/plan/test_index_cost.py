@@ -11,7 +11,7 @@ from ds_rag.commands.plan.hardware import GPUS
 from ds_rag.commands.plan.index_cost import SIZES, plan_index
 from ds_rag.commands.plan.shapes import read_shape
 from ds_rag.index.faiss_index import build_index
-from ds_rag.index.spelling import INDEXES, lists_of, spell
+from ds_rag.index.faiss_names import INDEXES, lists_of, spell
 
 
 def test_every_named_index_has_a_size():

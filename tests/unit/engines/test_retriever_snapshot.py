@@ -9,7 +9,7 @@ import torch
 from small import small_retriever
 
 from ds_rag.data.batch import pad_right
-from ds_rag.engines.snapshot import copy_module, snapshot
+from ds_rag.engines.retriever_snapshot import copy_module, snapshot
 from ds_rag.models.fingerprint import fingerprint
 
 TOKENS = pad_right([np.array([5, 6, 7]), np.array([8])], 0)

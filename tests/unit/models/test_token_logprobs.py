@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ds_rag.models import head
-from ds_rag.models.head import target_logprobs
+from ds_rag.models import token_logprobs
+from ds_rag.models.token_logprobs import target_logprobs
 
 
 def case(dtype: torch.dtype) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -21,7 +21,7 @@ def case(dtype: torch.dtype) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("rows", [1, 5, 23, 100])
 def test_values_and_gradients(rows, kept, monkeypatch):
     linear, hidden_UD, target_U, weight_U = case(torch.float64)
-    monkeypatch.setattr(head, "CHUNK_BYTES", rows * 50 * 4)
+    monkeypatch.setattr(token_logprobs, "CHUNK_BYTES", rows * 50 * 4)
     keep = 1e9 if kept else 0.0
     calls = []
 
@@ -51,4 +51,4 @@ def test_half_types_are_summed_in_float32():
 
 def test_gradcheck():
     logits = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: head.LogProb.apply(x, torch.tensor([0, 3, 6, 3])), logits)
+    assert torch.autograd.gradcheck(lambda x: token_logprobs.LogProb.apply(x, torch.tensor([0, 3, 6, 3])), logits)

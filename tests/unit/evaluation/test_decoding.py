@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import SHAPE
 
-from ds_rag.evaluation.answering import DECODERS, Answer, Answerer, until_end
+from ds_rag.evaluation.decoding import DECODERS, Answer, Answerer, until_end
 from ds_rag.models.generator import Generator
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.runtime.errors import UserError

@@ -11,9 +11,9 @@ import pytest
 from ds_rag.config import DataConfig
 from ds_rag.data.columns import Columns
 from ds_rag.data.dataset import RagData, build_table, read_data, read_evaluation
-from ds_rag.data.documents import NOWHERE, Origin, PassageRecord, as_name
 from ds_rag.data.formats import Passage, read_corpus, read_rows
 from ds_rag.data.in_memory_rows import corpus_from, rows_from
+from ds_rag.data.origin import NOWHERE, Origin, PassageRecord, as_name
 from ds_rag.data.records import Row
 from ds_rag.runtime.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ds_rag.evaluation.per_question import PerQuestion
-from ds_rag.evaluation.systems import System, check_same_data, different_settings, join
+from ds_rag.evaluation.seeds_and_folds import System, check_same_data, different_settings, join
 from ds_rag.runtime.errors import UserError
 
 
