@@ -20,7 +20,7 @@ from ds_rag.config import RunConfig
 from ds_rag.config.schedules import lr_factor
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.run import checkpoint, resume_rules, split_file
-from ds_rag.run.active_run import Run, measure_before, record_index, refresh_candidates, take_up
+from ds_rag.run.active_run import Run, measure_before, record_index, refresh_candidates, score_known_pairs, take_up
 from ds_rag.run.assemble import Parts, assemble
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.checkpoint_saver import CheckpointSaver
@@ -30,6 +30,7 @@ from ds_rag.run.lm_warmup import lm_warmup
 from ds_rag.run.metrics_file import open_metrics
 from ds_rag.run.step_metrics import ProgressText, step_values
 from ds_rag.run.summary import say_beginning, write_results
+from ds_rag.run.teacher import flush_scores
 from ds_rag.run.watchers import Watchers
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, log_capture, stop_signals
 from ds_rag.runtime.console import Console
@@ -86,6 +87,7 @@ def train(run: Run) -> Evaluation | None:
         stop_signals.phase("the index stage that is still under way")
         if late := index.drain(state.step):
             take_up(run, late, text, new_candidates=False)  # no step follows that would read them
+    flush_scores(parts, run.config)
     return last
 
 
@@ -99,6 +101,7 @@ def due_for_saving(run: Run) -> bool:
 def save_checkpoint(run: Run) -> None:
     """Saves a checkpoint of this step, and logs how long it took."""
     run.state.watched = run.watchers.memory
+    flush_scores(run.parts, run.config)
     if run.saver.save(run.state):
         run.metrics.write("checkpoint", run.state.step, {"seconds": run.saver.seconds})
 
@@ -183,6 +186,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     else:
         lm_warmup(parts, config, console, metrics)
         measure_before(run)
+    score_known_pairs(run, progress=True)
     return run
 
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "audit": "before training: can this generator teach this retriever on these rows? Figures, a verdict, settings",
     "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
     "mine": "write rows with hard negatives, found by a retriever",
+    "score": "score rows' passages with a frozen generator ahead of training, into --teacher_cache",
     "plan": "what a run will need (memory, GPUs, time, the index), and the flags for it",
     "report": "write report.html of a run again",
 }

@@ -116,7 +116,7 @@ IDLE = (
         NO_GENERATOR,
     ),
     Rule(("micro_cells", "memory_budget", "eval_answers", "decode", "max_new_tokens"), has_generator, NO_GENERATOR),
-    Rule(("prompt_version",), has_generator, NO_GENERATOR),
+    Rule(("prompt_version", "teacher_cache"), has_generator, NO_GENERATOR),
     Rule(("generator_learning_rate", "lm_warmup_steps"), trains_generator, FROZEN_GENERATOR),
     Rule(("generator_backward",), trains_generator, FROZEN_GENERATOR + ", so it only scores"),
     Rule(("retriever_learning_rate", "contrastive_weight"), trains_retriever, "the retriever is not trained"),
@@ -200,6 +200,11 @@ CONTRARY = (
         NO_GENERATOR,
     ),
     Rule(("lora",), lambda c: c.model.lora == "none" or trains_adapted(c), "that model is not trained"),
+    Rule(
+        ("teacher_cache",),
+        lambda c: not c.scoring.teacher_cache or not trains_generator(c),
+        "the generator is trained, so that its scores change; --freeze generator keeps them",
+    ),
     Rule(
         ("early_stopping_patience", "load_best_model_at_end"),
         lambda c: not picks_best(c) or evaluates(c),

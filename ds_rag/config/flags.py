@@ -28,9 +28,10 @@ def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
     return config_of(parse_strictly(parser, argv))
 
 
-def add_training_flags(parser: Parser) -> None:
-    """Adds a flag for every setting, `--config` for a recipe, and the flag that launchers add to the command."""
-    add_settings(parser)
+def add_training_flags(parser: Parser, own: Collection[str] | None = None) -> None:
+    """Adds a flag for every setting, `--config` for a recipe, and the flag that launchers add to the command. own: as
+    in `add_settings`."""
+    add_settings(parser, own=own)
     parser.add_argument("--config", dest="recipe", default=argparse.SUPPRESS, help="a YAML recipe; flags override it")
     parser.add_argument("--local_rank", "--local-rank", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 

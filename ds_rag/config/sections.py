@@ -214,6 +214,9 @@ class ScoringConfig:
         FIXED, 0.01, "posterior: skip cells whose fraction of the weight is smaller at every token", bounds=fraction()
     )
     share_prefixes: bool = option(FIXED, True, "read a passage once for all its queries, if the model supports it")
+    teacher_cache: str | None = option(
+        FREE, None, "folder that keeps the scores of a generator that is not trained, so that each is computed once"
+    )
     retriever_chunk: int = option(
         FREE,
         0,

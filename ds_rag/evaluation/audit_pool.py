@@ -17,7 +17,6 @@ from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_field, tokenize_side
 from ds_rag.evaluation.audit_scores import AuditScores
 from ds_rag.evaluation.containment import answers_in_passages
-from ds_rag.evaluation.pair_scores import Pair, PairScores, PairTexts, score_pairs
 from ds_rag.evaluation.retrieval import search_words
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
@@ -25,6 +24,7 @@ from ds_rag.index.lexical import LexicalIndex
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.console import Console
+from ds_rag.step.pair_scores import Pair, PairScores, PairTexts, score_pairs
 
 QUESTION = "Question:"  # what stands between a passage and the question whose likelihood is read
 WORDS, OVERLAP, ASKED, BOTH = "question's words", "answer's words", "reader question", "reader both"  # names of pickers

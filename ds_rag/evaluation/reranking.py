@@ -18,11 +18,11 @@ import numpy as np
 from ds_rag.evaluation.evaluator import KS, Evaluation, Evaluator
 from ds_rag.evaluation.found_table import enter
 from ds_rag.evaluation.metrics import TIE, retrieval_metrics_per_query
-from ds_rag.evaluation.pair_scores import PairTexts, score_pairs
 from ds_rag.evaluation.posteriors import log_softmax
 from ds_rag.losses import Temper
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
+from ds_rag.step.pair_scores import PairTexts, score_pairs
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from ds_rag.run.evaluation_files import Measured, write_before
 from ds_rag.run.index_refresh import IndexStage, Landed
 from ds_rag.run.metrics_file import Metrics
 from ds_rag.run.step_metrics import ProgressText
+from ds_rag.run.teacher import score_ahead
 from ds_rag.run.watchers import Watchers
 from ds_rag.runtime import stop_signals
-from ds_rag.runtime.console import Console
+from ds_rag.runtime.console import Console, duration
 from ds_rag.runtime.stop_agreement import Halt
 
 
@@ -74,10 +75,23 @@ def record_index(run: Run, landed: Landed, new_candidates: bool = False) -> None
     run.metrics.write("refresh", landed.step, landed.figures)
     if new_candidates:
         run.index.stalled += refresh_candidates(run, landed.step, landed.retriever)  # training waits
+        score_known_pairs(run)
     if run.parts.data.evaluation:
         run.metrics.write("eval", landed.step, landed.metrics | landed.result.without_labels)
     run.watchers.after_evaluation(landed.step, landed.result.retrieved)
     run.index.best = note_metric(run.state, landed.result.metrics, run.config.evaluation, landed.step)
+
+
+def score_known_pairs(run: Run, progress: bool = False) -> None:
+    """With `--teacher_cache`: the generator reads the pairs of the next steps that it has not read before."""
+    if not run.config.scoring.teacher_cache:
+        return
+    found = score_ahead(run.parts, run.config, run.state.step, run.console if progress else None)
+    if found:
+        run.metrics.write("scores", run.state.step, found)
+        if found["scored"]:
+            seconds, pairs = found["seconds"], f"{found['scored']:,.0f} of {found['pairs']:,.0f} pairs"
+            run.console.say(f"teacher    {pairs} scored in {duration(seconds)}, the others were stored")
 
 
 def refresh_candidates(run: Run, step: int, retriever: Retriever) -> float:

@@ -26,6 +26,7 @@ from ds_rag.models.behaviour_checks import check_looks_back
 from ds_rag.models.from_settings import open_generator, open_retriever
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
+from ds_rag.models.score_folder import open_scores
 from ds_rag.models.sharded import full_copy_notice, is_sharded
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.models.tokenizer import check_token_ids
@@ -147,7 +148,16 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
     if in_shards:
         check_looks_back(generator, f"--generator {config.model.generator}")
         ask_for_sharing(generator, config, console)
-    options = StepOptions(config.scoring, optim, optim.seed, console.say, collectives.local_world())
+    scores = None
+    if (
+        config.scoring.teacher_cache
+        and generator is not None
+        and prompt is not None
+        and "generator" not in engines.learning
+    ):
+        scores = open_scores(config.scoring.teacher_cache, generator, prompt, config.data, console.say)
+        console.say(f"teacher    {len(scores):,} stored scores in {scores.folder}")
+    options = StepOptions(config.scoring, optim, optim.seed, console.say, collectives.local_world(), scores)
     joint = JointStep.from_models(retriever, generator, objective, engines, prompt, options)
     return Parts(data, loader, eval_tokens, joint, total, Schedule(config.evaluation.refresh_index), candidates)
 

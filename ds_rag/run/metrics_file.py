@@ -14,7 +14,7 @@ from ds_rag.run.trackers import TrackedRun, Tracking, start_tracking
 from ds_rag.runtime import collectives
 from ds_rag.runtime.atomic_files import replacing
 
-INDEX_STAGE = ("refresh", "candidates", "eval")  # kinds of lines that the index stage writes
+INDEX_STAGE = ("refresh", "candidates", "scores", "eval")  # kinds of lines that the index stage writes
 
 
 class Metrics:

@@ -11,7 +11,12 @@ from ds_rag.runtime import collectives
 from ds_rag.runtime.peak_memory import peak_memory_gb
 from ds_rag.step.joint_step import StepOutput
 
-MEANS = ("embedding_spread", "kept_cells", "dropped_mass")  # metrics averaged over micro-batches and ranks
+MEANS = (
+    "embedding_spread",
+    "kept_cells",
+    "dropped_mass",
+    "cached_cells",
+)  # metrics averaged over micro-batches and ranks
 
 
 def step_values(

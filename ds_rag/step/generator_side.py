@@ -27,6 +27,7 @@ from ds_rag.config import OptimConfig, ScoringConfig
 from ds_rag.data.batch import Batch, CellList
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.models.generator import Generator
+from ds_rag.models.score_store import ScoreStore
 from ds_rag.models.token_logprobs import KEEP_BYTES
 from ds_rag.runtime import collectives
 from ds_rag.step.activation_memory import CellCost, budget_bytes, measure_cost
@@ -49,7 +50,8 @@ class StepOptions:
 
     scoring: how the forward and backward passes of both models are split. optim: learning rates, AdamW's settings and
     clipping, used only where no engines are given. seed: for the random draws of `sample`. say: called with notes for
-    the user. processes: ranks on this host, among which its memory is divided.
+    the user. processes: ranks on this host, among which its memory is divided. scores: a store of what a generator that
+    is not trained has already made of cells, which are then not read again; see `CachedScoring`.
 
     Example:
         >>> from ds_rag.config import OptimConfig, ScoringConfig
@@ -65,6 +67,7 @@ class StepOptions:
     seed: int = 0
     say: Callable[[str], None] = silent
     processes: int = 1
+    scores: ScoreStore | None = None
 
 
 class Scoring:
@@ -96,10 +99,7 @@ class Scoring:
 
         With `--pool world` this rank reads only the cells of its own passages; the others come from the other ranks.
         """
-        mine = list(range(len(cells)))
-        if batch.shares:
-            columns = set(batch.shares[collectives.rank()].columns)
-            mine = [c for c in mine if cells.passage_C[c] in columns]
+        mine = own_cells(cells, batch)
         at_once = self.fits(cells, mine)
         chunks = self.equal_on_ranks([mine] if at_once else self.split(cells, mine))
         run: Pass
@@ -262,6 +262,14 @@ class ScoredCells:
         if not chunk:  # the dummy cell of a rank without work
             return grad_CA.new_zeros(1, 1)
         return grad_CA[chunk, : max(self.read.cells.target_lengths[c] for c in chunk)]
+
+
+def own_cells(cells: CellList, batch: Batch) -> list[int]:
+    """Indices of the cells that this rank reads: with `--pool world` those of its own passages, else all."""
+    if not batch.shares:
+        return list(range(len(cells)))
+    columns = set(batch.shares[collectives.rank()].columns)
+    return [c for c in range(len(cells)) if cells.passage_C[c] in columns]
 
 
 def remove_dropout(lm: Any) -> bool:

@@ -21,8 +21,9 @@ from ds_rag.models.retriever import Retriever
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.runtime import collectives, fault_injection
 from ds_rag.runtime.errors import UserError
+from ds_rag.step.cached_scoring import CachedCells, CachedScoring
 from ds_rag.step.candidates import choose_candidates
-from ds_rag.step.generator_side import Scoring, StepOptions
+from ds_rag.step.generator_side import ScoredCells, Scoring, StepOptions
 from ds_rag.step.non_finite import Seen, Sign, any_loss_is_bad, first_not_finite
 from ds_rag.step.objectives import Micro, Objective, make_objective
 from ds_rag.step.retriever_side import Embedding
@@ -78,13 +79,14 @@ class JointStep:
         options = options or StepOptions()
         self.engines, self.objective, self.prompt, self.options = engines, objective, prompt, options
         self.embedding = Embedding(engines, options.scoring.retriever_chunk)
-        self.scoring: Scoring | None = None
+        self.scoring: Scoring | CachedScoring | None = None
+        self.without: WithoutPassage | None = None
         if self.generator is not None and objective.needs_generator:
             pad = getattr(self.generator.tokenizer, "pad_token_id", 0)
-            self.scoring = Scoring(engines, self.generator, pad, options)
-        self.without: WithoutPassage | None = None
-        if self.scoring is not None and prompt is not None and objective.reads_without_passage:
-            self.without = WithoutPassage(self.scoring, prompt)
+            scoring = Scoring(engines, self.generator, pad, options)
+            self.scoring = scoring if options.scores is None else CachedScoring(scoring, options.scores)
+            if prompt is not None and objective.reads_without_passage:
+                self.without = WithoutPassage(scoring, prompt)
 
     @classmethod
     def from_models(
@@ -165,7 +167,7 @@ class JointStep:
             embedded = self.embedding.forward(batch, last)  # its outputs are leaves: no graph spans the two models
             scores_BN = embedded.scores_BN
             micro = Micro(batch, scores_BN, choose_candidates(scores_BN, batch, objective.config.candidates))
-            scored = None
+            scored: ScoredCells | CachedCells | None = None
             if self.scoring is not None and self.prompt is not None:
                 micro.cells = ahead[m] or objective.cells(batch, micro.candidates_BK, self.prompt)
                 scored = self.scoring.forward(micro.cells, batch, last)

@@ -18,11 +18,11 @@ from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import build_table
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_evaluation, tokenize_for_reader
-from ds_rag.evaluation import pair_scores
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.evaluation.reranking import AnswerScoring, rerank
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.runtime.console import Console
+from ds_rag.step import pair_scores
 
 SILENT = Console(speaks=False)
 

@@ -106,7 +106,8 @@ def test_command(page, command, request):
     elif [first, rest[0]] == ["ds-rag", "train"]:
         finished(call([*rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
     elif first == "ds-rag":
-        more = ["--max_eval_samples", "3"] if rest[0] in ("evaluate", "audit") else []
+        some = ["--max_eval_samples", "3"]
+        more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"]}.get(rest[0], [])
         call([*rest, *more], cwd=request.getfixturevalue("place"))
     else:
         assert command in ("source .venv/bin/activate",), f"{page}: no test knows how to run this"

@@ -8,11 +8,11 @@ import pytest
 from ds_rag.data.dataset import Example
 from ds_rag.evaluation import reranking
 from ds_rag.evaluation.evaluator import Evaluation
-from ds_rag.evaluation.pair_scores import PairScores
 from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.ranked import Ranked
 from ds_rag.evaluation.reranking import AnswerScoring, reorder, rerank
 from ds_rag.runtime.errors import UserError
+from ds_rag.step.pair_scores import PairScores
 
 
 def test_the_first_passages_change_places_and_the_others_stay():

@@ -8,11 +8,11 @@ import torch
 from small import small_generator
 
 from ds_rag.data.prompt import Prompt
-from ds_rag.evaluation import pair_scores
-from ds_rag.evaluation.pair_scores import PairTexts, ranks_of, score_pairs
 from ds_rag.losses import Temper
 from ds_rag.models.generator import Generator
 from ds_rag.models.shared_prefix.support import share_prefixes
+from ds_rag.step import pair_scores
+from ds_rag.step.pair_scores import PairTexts, ranks_of, score_pairs
 
 QUERIES = ["who leads zor ?", "where does kelp grow ?", "what is closed ?"]
 ANSWERS = ["ann", "in the ninth pool", "the old mill"]

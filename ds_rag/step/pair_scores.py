@@ -8,7 +8,7 @@ Shape legend: P pairs, C cells of a block, A tokens of the longest answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,29 +67,42 @@ def score_pairs(
 
     A forward reads as many tokens as a chunk of training does (`ENOUGH_TOKENS`), a pair at least. console: progress.
     """
-    generator.eval()
     rank, world = collectives.rank(), collectives.world()
-    mine = np.flatnonzero(ranks_of(pairs, world) == rank)
-    mine = mine[np.argsort([pairs[n][1] for n in mine.tolist()], kind="stable")]  # those of a passage side by side
+    mine = own_pairs(pairs, rank, world)
     found = np.zeros((len(mine), 2))
     with (console or Console(speaks=False)).progress(len(pairs), "re-ranking", unit="pair") as meter:
         for start in range(0, most_on_ranks(len(mine)), BLOCK):
             stop_signals.safe_place()
-            own = mine[start : start + BLOCK]
-            cells = cells_of(prompt, texts, [pairs[n] for n in own.tolist()])
-            for chunk in chunks_of(generator, cells):
-                fault_injection.point("rerank")
-                read = cells.take(chunk) if chunk else stand_in()
-                laid_out = generator.lay_out(read, generator.tokenizer.pad_token_id)
-                logp_CA = generator(laid_out.to(next(generator.lm.parameters()).device)).double().cpu().numpy()
-                for c, row in zip(chunk, logp_CA, strict=False):
-                    length = cells.target_lengths[c]
-                    found[start + c] = row[:length].sum(), length
-                meter.advance(len(chunk) * world)
+            cells = cells_of(prompt, texts, [pairs[n] for n in mine[start : start + BLOCK].tolist()])
+            for c, logp_A in read_cells(generator, cells, chunks_of(generator, cells)):
+                found[start + c] = logp_A.astype(np.float64).sum(), len(logp_A)
+                meter.advance(world)
     both = np.zeros((len(pairs), 2))
     for numbers, part in collectives.gather_objects((mine, found)):
         both[numbers] = part
     return PairScores(both[:, 0], both[:, 1].astype(np.int64))
+
+
+@torch.no_grad()
+def read_cells(
+    generator: Generator, cells: CellList, chunks: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of a cell, its (A,) float32 log-probabilities in nats), chunk by chunk, each chunk one forward in
+    evaluation mode. An empty chunk is a forward over a dummy cell: ranks do equally many."""
+    generator.eval()
+    device = next(generator.lm.parameters()).device
+    for chunk in chunks:
+        fault_injection.point("rerank")
+        read = cells.take(chunk) if chunk else stand_in()
+        logp_CA = generator(generator.lay_out(read, generator.tokenizer.pad_token_id).to(device)).float().cpu().numpy()
+        for c, row in zip(chunk, logp_CA, strict=False):
+            yield c, row[: cells.target_lengths[c]]
+
+
+def own_pairs(pairs: Sequence[Pair], rank: int, world: int) -> np.ndarray:
+    """Numbers of the pairs that this rank reads, those of a passage side by side."""
+    mine = np.flatnonzero(ranks_of(pairs, world) == rank)
+    return mine[np.argsort([pairs[n][1] for n in mine.tolist()], kind="stable")]
 
 
 def ranks_of(pairs: Sequence[Pair], world: int) -> np.ndarray:

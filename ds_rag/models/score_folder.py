@@ -1,0 +1,70 @@
+"""The folder below `--teacher_cache DIR` that belongs to one frozen generator, read in one way.
+
+Its name is a hash of everything that its scores depend on beside the texts: weights and configuration of the
+generator, their precision, the prompt as it is tokenised, the lengths of the texts. `key.json` in it says the same in
+words. The texts are in the keys of the cells (score_store.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ds_rag.config import DataConfig
+from ds_rag.data.prompt import Prompt
+from ds_rag.models.fingerprint import hash_weights
+from ds_rag.models.generator import Generator
+from ds_rag.models.score_store import ScoreStore
+from ds_rag.models.sharded import is_sharded
+from ds_rag.runtime import collectives
+from ds_rag.runtime.atomic_files import replacing
+from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.output_places import check_place
+
+# Nats a token between two layouts of one cell, by the bytes of a weight: 2 are bfloat16 or float16.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+
+
+def open_scores(
+    root: str, generator: Generator, prompt: Prompt, lengths: DataConfig, say: Callable[[str], None]
+) -> ScoreStore:
+    """The store of this generator below `root`, on every rank. The generator has its final weights, precision and
+    device. say: called with warnings. Raises UserError where nothing can be written."""
+    place = check_place(root, "--teacher_cache")
+    key = key_of(generator, prompt, lengths)
+    text = json.dumps(key, indent=1, sort_keys=True) + "\n"
+    folder = place / hashlib.sha256(text.encode()).hexdigest()[:32]
+    half = next(generator.lm.parameters()).element_size() == 2
+    store = ScoreStore(folder, HALF_TOLERANCE if half else TOLERANCE, say)
+    if collectives.rank() == 0 and not (folder / "key.json").exists():
+        try:
+            with replacing(folder / "key.json", store.beside("key.json")) as stream:
+                stream.write(text)
+        except OSError as error:
+            raise UserError(f"--teacher_cache: {folder} cannot be written", found=error, expected="a folder") from None
+    return store
+
+
+def key_of(generator: Generator, prompt: Prompt, lengths: DataConfig) -> dict[str, Any]:
+    """What scores depend on beside the texts, the same on every rank. Of a generator that is sharded over ranks the
+    hash of its weights depends on their number."""
+    weights = collectives.gather_objects(hash_weights(generator) if is_sharded(generator) or is_first() else "")
+    parts = weights if is_sharded(generator) else weights[:1]
+    settings = {name: v for name, v in generator.lm.config.to_dict().items() if name not in INCIDENTAL}
+    return {
+        "weights": hashlib.sha256("".join(parts).encode()).hexdigest(),
+        "configuration": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
+        "precision": str(next(generator.lm.parameters()).dtype).removeprefix("torch."),
+        "prompt": [ids.tolist() for ids in prompt.literals],
+        "max_length": prompt.max_length,
+        "max_query_length": lengths.max_query_length,
+        "max_passage_length": lengths.max_passage_length,
+        "max_answer_length": lengths.max_answer_length,
+    }
+
+
+def is_first() -> bool:
+    return collectives.rank() == 0

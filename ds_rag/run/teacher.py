@@ -1,0 +1,68 @@
+"""What a run with stored scores of its generator (`--teacher_cache`) scores ahead of its steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from itertools import chain
+
+from ds_rag.config import RunConfig
+from ds_rag.config.objectives import CANDIDATES
+from ds_rag.run.assemble import Parts
+from ds_rag.runtime import stop_signals
+from ds_rag.runtime.console import Console
+from ds_rag.step.cached_scoring import CachedScoring, Reader, score_missing
+from ds_rag.step.pair_scores import Pair, PairTexts
+
+
+def score_ahead(parts: Parts, config: RunConfig, step: int, console: Console | None = None) -> dict[str, float]:
+    """Scores the pairs that the steps from `step` on are known to need: each of their rows with each passage that it
+    brings, so far as the store lacks them. Up to the next refresh where that changes the passages. Cells that a step
+    needs beyond these (passages of other rows, `--candidates` above a row's own) are scored in that step.
+
+    All ranks together. console: progress. Returns `pairs`, `scored` and `seconds`; nothing where the run stores no
+    scores, or its generator does not read candidates.
+    """
+    scoring = parts.joint.scoring
+    if not isinstance(scoring, CachedScoring) or parts.objective.spec.reads != CANDIDATES:
+        return {}
+    stop_signals.phase("the scores of the generator")
+    began, pairs = time.monotonic(), pairs_ahead(parts, step, last_step(parts, config, step))
+    found = score_missing(reader_of(parts), pairs, scoring.store, console)
+    return {"pairs": float(len(pairs)), "scored": float(found), "seconds": time.monotonic() - began}
+
+
+def last_step(parts: Parts, config: RunConfig, step: int) -> int:
+    """The first step after `step` that may read other passages: that of the next index, or the end of the run."""
+    if parts.candidates is None:
+        return parts.total_steps
+    late = config.evaluation.refresh_staleness if config.evaluation.refresh_mode == "async" else 0
+    due = (s for s in range(step + 1, parts.total_steps) if parts.schedule.due(s))
+    return min(parts.total_steps, next(due, parts.total_steps) + late)
+
+
+def pairs_ahead(parts: Parts, step: int, end: int) -> list[Pair]:
+    """(row, passage) of the rows of the steps from `step` up to `end`, row by row."""
+    loader = parts.loader
+    if end - step >= 2 * math.ceil(loader.steps_per_epoch):  # every row is among them
+        return row_pairs(parts, range(len(loader.rows)))
+    return row_pairs(parts, sorted(set(chain.from_iterable(loader.rows_of(s) for s in range(step, end)))))
+
+
+def row_pairs(parts: Parts, rows: Iterable[int]) -> list[Pair]:
+    """Each of these rows with each passage that it brings into its micro-batch."""
+    return [(row, passage) for row in rows for passage in parts.loader.passages_of(row)]
+
+
+def reader_of(parts: Parts) -> Reader:
+    tokens = parts.loader.tokens
+    queries, answers, passages = tokens.generator_queries, tokens.generator_answers, tokens.generator_passages
+    assert parts.generator and parts.prompt and queries and answers and passages
+    return Reader(parts.generator, parts.prompt, PairTexts(queries, answers, passages))
+
+
+def flush_scores(parts: Parts, config: RunConfig) -> None:
+    """Puts on the disk what steps have scored. Called at checkpoints and at the end of a run."""
+    if config.scoring.teacher_cache and isinstance(parts.joint.scoring, CachedScoring):
+        parts.joint.scoring.store.flush()
