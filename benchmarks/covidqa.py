@@ -209,10 +209,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             found = measure(args, method, fold, seed, Path(scratch))
         file.write_text(json.dumps(found) + "\n")
-        figures = "  ".join(f"{metric} {found['retrieval'][metric]:.3f}" for metric in METRICS)
-        print(
-            f"{number}/{len(pieces)} {method}, fold {fold}, seed {seed}: {figures}  {found['minutes']} min", flush=True
-        )
+        figures = {line: table_of(found, when, p).means() for line, (m, when, p) in LINES.items() if m == method}
+        shown = "; ".join(f"{line} {values['recall@1']:.3f}" for line, values in figures.items())
+        print(f"{number}/{len(pieces)} {file.stem}: recall@1 of {shown}  ({found['minutes']} min)", flush=True)
     return 0
 
 

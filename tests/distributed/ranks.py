@@ -24,6 +24,7 @@ PRELOAD = ["deepspeed", "transformers.models.bert.modeling_bert", "transformers.
 # What every engine, every evaluation with answers and every report would import first, four seconds of each command.
 PRELOAD += ["deepspeed.runtime.zero.muon.muon_optimizer", "torchmetrics.functional.text", "matplotlib.figure"]
 PRELOAD += ["matplotlib.backends.backend_agg"]
+CLOSED = ("Connection reset by peer", "Connection closed by peer")  # by a rank that ended first
 SERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
@@ -72,10 +73,13 @@ def server() -> Any:
 
 
 def collect(readers: list[Connection], deadline: float) -> list[Any]:
-    """Every rank's result, or the first failure."""
-    waiting, results = dict(enumerate(readers)), {}
+    """Every rank's result, or the first failure. A connection that another rank's end closed is no failure of its own:
+    the other ranks have five seconds to say theirs."""
+    waiting, results, followed = dict(enumerate(readers)), {}, ""
     while waiting:
         ready = wait(list(waiting.values()), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready and followed:
+            break
         if not ready:
             raise TimeoutError(f"ranks {sorted(waiting)} did not finish")
         for rank in [rank for rank, reader in waiting.items() if reader in ready]:
@@ -83,9 +87,14 @@ def collect(readers: list[Connection], deadline: float) -> list[Any]:
                 done, value = pickle.loads(waiting.pop(rank).recv_bytes())
             except EOFError:
                 raise RuntimeError(f"rank {rank} died without a word") from None
-            if not done:
+            if not done and any(words in value for words in CLOSED):
+                followed, deadline = followed or f"rank {rank} failed:\n{value}", min(deadline, time.monotonic() + 5)
+            elif not done:
                 raise RuntimeError(f"rank {rank} failed:\n{value}")
-            results[rank] = value
+            else:
+                results[rank] = value
+    if followed:
+        raise RuntimeError(followed)
     return [results[rank] for rank in range(len(readers))]
 
 
