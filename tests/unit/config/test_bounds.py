@@ -97,7 +97,7 @@ def test_every_numeric_flag_of_a_command_declares_bounds(parsers):
             seen.add(action.dest)
             assert action.default is None or action.type.bounds.holds(action.default)
             for value in outside(action.type.bounds):
-                with pytest.raises(UserError, match=f"--{action.dest}: out of bounds"):
+                with pytest.raises(UserError, match=f"{action.option_strings[0]}: out of bounds"):
                     action.type(str(value))
             for inner in inside(action.type.bounds):
                 assert action.type(str(inner)) == inner
