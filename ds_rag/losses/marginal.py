@@ -43,7 +43,12 @@ ANSWER_LOGPROB = {"sum": Temper(0.0), "mean": Temper(1.0)}
 
 
 def temper_of(answer_logprob: str | Temper) -> Temper:
-    """The `Temper` of a name, or the one given. Raises UserError for an unknown name."""
+    """The `Temper` of a name, or the one given. Raises UserError for an unknown name.
+
+    Example:
+        >>> temper_of("mean") == temper_of(Temper(exponent=1.0))
+        True
+    """
     if isinstance(answer_logprob, Temper):
         return answer_logprob
     return choose(ANSWER_LOGPROB, answer_logprob, "--answer_logprob")
