@@ -24,7 +24,19 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Flags that are a command's own, a launcher's or make's.
 OTHER_FLAGS = {"seeds"}
 OTHER_FLAGS |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "hostfile", "nodes", "array", "variants"}
-OTHER_FLAGS |= {"shape", "batch", "passage", "query", "answer", "repeats", "count", "texts", "no_memory"}  # benchmarks
+OTHER_FLAGS |= {
+    "method",
+    "table",
+    "shape",
+    "batch",
+    "passage",
+    "query",
+    "answer",
+    "repeats",
+    "count",
+    "texts",
+    "no_memory",
+}  # benchmarks
 OTHER_FLAGS |= {"parts", "ranks", "runs", "stage", "nnodes", "kills", "skip", "again", "budget_s", "tiny"}
 OTHER_FLAGS |= {o[2:] for name in KNOWN for a in parser_of(name)._actions for o in a.option_strings}
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
