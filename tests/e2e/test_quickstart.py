@@ -92,7 +92,8 @@ def test_each_evaluation_is_left_question_by_question(run):
     signatures = []
     for when in ("before", "after"):
         table, known = read_per_question(run[0] / f"{when}.questions.parquet"), found["evaluation"][when]
-        assert table.means() == pytest.approx(found[when] | known["without_labels"])
+        lines = {f"{line}/{name}": v for line, each in found["lexical"].items() for name, v in each[when].items()}
+        assert table.means() == pytest.approx(found[when] | known["without_labels"] | lines)
         assert len(set(table.ids)) == len(table.ids) == known["n"]["recall@1"] == known["n"]["f1"]
         low, high = known["intervals"]["f1"]
         assert low <= found[when]["f1"] <= high
