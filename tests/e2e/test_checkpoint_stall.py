@@ -19,4 +19,4 @@ def test_a_save_beside_a_step(tmp_path):
     assert one["share_of_time"] == pytest.approx(save / (found["save_steps"] * step + save))
     assert one["save_bytes"] == pytest.approx(12 * one["parameters"], rel=0.05), "weights and two moments in fp32"
     assert one["deepspeed_bytes"] > one["save_bytes"], "DeepSpeed's holds the module's own weights too"
-    assert "share at 500" in shown and list(tmp_path.iterdir()) == [file]
+    assert "of time at 500" in shown and list(tmp_path.iterdir()) == [file]
