@@ -68,6 +68,7 @@ def test_an_index_in_shards_is_asked_and_made_again(runs, tmp_path):
     assert not (tmp_path / "run/index.partial").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_each_with_its_shard(runs, tmp_path):
     command = [*launcher("torchrun", "--nproc_per_node", "2"), "--output_dir", tmp_path / "run"]
     execute([*command, "--max_eval_samples", "8", *FLAGS, *BESIDE, "--per_device_train_batch_size", "16"])

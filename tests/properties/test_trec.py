@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ds_rag.evaluation.metrics import retrieval_metrics_per_query
-from ds_rag.evaluation.per_question import PerQuestion, spell, write_per_question
+from ds_rag.evaluation.per_question import PerQuestion, trec_word, write_per_question
 
 QUIET = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 DOCS = [f"d{n}" for n in range(14)]
@@ -80,6 +80,6 @@ def test_the_run_that_is_written_has_the_figures_that_stand_beside_it(
     with TemporaryDirectory() as folder:
         _, file = write_per_question(PerQuestion(ids, [None, None], metrics, retrieved, scores), Path(folder) / "x")
         read = pytrec_eval.parse_run(file.open())
-    assert set(read) == {spell(id_) for id_ in ids}
+    assert set(read) == {trec_word(id_) for id_ in ids}
     for id_, table in zip(ids, tables, strict=True):
-        assert table == pytest.approx(by_trec(read[spell(id_)], grades), abs=1e-9)
+        assert table == pytest.approx(by_trec(read[trec_word(id_)], grades), abs=1e-9)
