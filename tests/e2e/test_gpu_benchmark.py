@@ -183,6 +183,7 @@ def tiny(file, *flags):
     return {name: part["found"] for name, part in json.loads(file.read_text())["parts"].items()}
 
 
+@pytest.mark.slow
 def test_a_real_part_on_a_cpu(step):
     """Every way of attention is timed, on the same rows and weights, beside the plan."""
     ways = ("shared", "shared, masked", "plain sequences")
@@ -193,6 +194,7 @@ def test_a_real_part_on_a_cpu(step):
             assert figures[f"{figure}, {way}"]["measured"] > 0 and figures[f"{figure}, {way}"]["beside"] > 0
 
 
+@pytest.mark.slow
 def test_tokens_are_those_that_the_plan_counts(step):
     """16 cells of 5 + 4 tokens on 4 passages of 12, the retriever's 4 of each. The step's own count has the last token
     of every cell, which the shared layout does not read."""

@@ -71,6 +71,7 @@ def test_a_resumed_run_reads_the_same_candidates(bare, tmp_path):
     assert (half / file).read_bytes() == (whole / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_ranks_and_no_evaluation(bare, tmp_path):
     """The refresh does not hang on evaluation rows; a pool of the world is one table's."""
     run, flags = tmp_path / "run", [*bare[:2], *bare[4:]]

@@ -69,6 +69,7 @@ def test_two_ranks_train_together(trained):
     assert (run / "run-rank1.log").exists() and (run / "checkpoints/step-2").is_dir()
 
 
+@pytest.mark.slow
 def test_a_job_that_starts_again_goes_on(trained):
     place, run, _ = trained
     assert "resumed from" in place.submit("train.sbatch", *FEW, "--max_steps", "5", SLURM_RESTART_COUNT="1")
