@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ds_rag.evaluation import significance
 from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.signature import line
-from ds_rag.evaluation.significance import interval
 
 DRAWS, FEWER_DRAWS, MANY = 10_000, 1_000, 5_000  # of the bootstrap; fewer where there are many questions
 
@@ -25,8 +25,17 @@ def intervals(found: PerQuestion) -> dict[str, list[float] | None]:
     documents, not for models that are trained again."""
     draws = DRAWS if len(found.ids) <= MANY else FEWER_DRAWS
     clusters = found.documents if any(found.documents) else None
-    ends = {name: interval(values, clusters, draws) for name, values in found.metrics.items()}
-    return {name: list(pair) if all(map(math.isfinite, pair)) else None for name, pair in ends.items()}
+    alike: dict[bytes, list[str]] = {}  # metrics that the same questions have: their documents are drawn once
+    for name, values in found.metrics.items():
+        alike.setdefault(np.isfinite(values).tobytes(), []).append(name)
+    ends: dict[str, tuple[float, float]] = {}
+    for names in alike.values():
+        known = np.isfinite(found.metrics[names[0]])
+        values_QM = np.stack([found.metrics[name][known] for name in names], axis=1)
+        of_known = None if clusters is None else [name for name, use in zip(clusters, known, strict=True) if use]
+        ends |= dict(zip(names, significance.intervals(values_QM, of_known, draws), strict=True))
+    every = {name: ends[name] for name in found.metrics}
+    return {name: list(pair) if all(map(math.isfinite, pair)) else None for name, pair in every.items()}
 
 
 def trust(found: PerQuestion) -> dict[str, Any]:

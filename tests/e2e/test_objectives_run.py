@@ -67,7 +67,7 @@ VARIANTS |= {
 
 # Engines of each stage and precision are held against plain PyTorch in tests/distributed/, too.
 SLOW = {"zero1", "offload", "bf16 zero0", "bf16 zero1", "bf16 zero2", "mixed stages", "tensorboard", "decode top1"}
-SLOW |= {"retriever chunks of two encoders", "contrastive symmetric", "hnsw", "zero0"}
+SLOW |= {"retriever chunks of two encoders", "contrastive symmetric", "hnsw", "zero0", "words' candidates"}
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ VARIANTS: dict[str, tuple[str, str | None]] = {
 }
 # Their ground is also that of tests/distributed/test_real_step.py and test_engine_state.py.
 SLOW = {"offload", "hpz", "zero2 chunks", "zero3 chunks", "zero3 lora generator", "zero3 decoder lora", "zero3 best"}
+SLOW |= {"zero3 frozen retriever", "zero3 async", "zero3 decoder"}
 SAME = {name: base for name, (_, base) in VARIANTS.items() if base}
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"max_position_embeddings": 128, "initializer_range": 0.2}

@@ -24,6 +24,7 @@ from ds_rag.evaluation.signature import (
     sign,
     unlike,
 )
+from ds_rag.evaluation.significance import interval
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +115,15 @@ def test_without_a_retriever_words_are_compared() -> None:
     assert facts_of_settings(EvaluationConfig(), None, None)["similarity"] == "bm25"
     assert facts_of_settings(settings, retriever, None)["similarity"].endswith(" + bm25")
     assert not facts_of_settings(EvaluationConfig(), retriever, None)["similarity"].endswith("bm25")
+
+
+def test_metrics_of_other_questions_have_intervals_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    every, some = rng.random(40), rng.random(40)
+    some[::3] = np.nan
+    documents: list[str | None] = [f"d{n // 4}" for n in range(40)]
+    table = PerQuestion([str(n) for n in range(40)], documents, {"a": every, "b": some, "c": every / 2})
+    found = intervals(table)
+    for name, values in table.metrics.items():
+        assert found[name] == pytest.approx(list(interval(values, documents)), abs=5e-3), name
+    assert list(found) == ["a", "b", "c"] and found["b"] != found["a"] and found["c"] != found["a"]
