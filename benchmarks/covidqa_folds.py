@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ds_rag.data.splits import FOLDS, Unit, Wanted, split_rows
+from ds_rag.data.splits import FOLDS, SplitOptions, Unit, split_rows
 from ds_rag.data.statistics import effective_number
 from ds_rag.runtime.errors import UserError
 
@@ -96,7 +96,7 @@ def join(source: Path, folder: Path, folds: int) -> dict[str, Any]:
     rows, found = train + dev, counts(train, dev, corpus)
     check(found, rows, corpus)
     units = [Unit(row["document"], row["query"]) for row in rows]
-    split, fold_of_row = split_rows(units, Wanted(FOLDS, folds, 0))
+    split, fold_of_row = split_rows(units, SplitOptions(FOLDS, folds, 0))
     sizes = Counter(row["document"] for row in rows)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "rows.jsonl", map(json.dumps, rows))

@@ -87,7 +87,7 @@ def train(run: Run) -> Evaluation | None:
         stop_signals.phase("the index stage that is still under way")
         if late := index.drain(state.step):
             take_up(run, late, text, new_candidates=False)  # no step follows that would read them
-    flush_scores(parts, run.config)
+    flush_scores(parts)
     return last
 
 
@@ -101,7 +101,7 @@ def due_for_saving(run: Run) -> bool:
 def save_checkpoint(run: Run) -> None:
     """Saves a checkpoint of this step, and logs how long it took."""
     run.state.watched = run.watchers.memory
-    flush_scores(run.parts, run.config)
+    flush_scores(run.parts)
     if run.saver.save(run.state):
         run.metrics.write("checkpoint", run.state.step, {"seconds": run.saver.seconds})
 

@@ -24,7 +24,7 @@ from ds_rag.data.data_settings import (
 )
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.passage_table import Example, RagData, assume_first, build_table, keep_training_folds, with_also
-from ds_rag.data.splits import FOLDS, FRACTION, HELD_OUT, Split, Unit, Wanted, split_rows
+from ds_rag.data.splits import FOLDS, FRACTION, HELD_OUT, Split, SplitOptions, Unit, split_rows
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
@@ -106,9 +106,9 @@ def hold_out(
     earlier split, which holds if it is of the same kind. Raises UserError as `split_rows` does."""
     if data.folds:
         assert data.fold is not None
-        wanted = Wanted(FOLDS, data.folds, data.fold)
+        wanted = SplitOptions(FOLDS, data.folds, data.fold)
     else:
-        wanted = Wanted(FRACTION, 2, HELD_OUT, data.eval_fraction)
+        wanted = SplitOptions(FRACTION, 2, HELD_OUT, data.eval_fraction)
     table = build_table(corpus, rows, [])
     examples = [assume_first(row) for row in table.train] if data.assume_first_positive else table.train
     units = [Unit(table.row_document(row), row.query, row.positives) for row in examples]

@@ -39,7 +39,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SplitOptions:
     """What the settings ask for. kind: FOLDS or FRACTION; count: the number of folds; fold: the one that is held out,
     of a fraction HELD_OUT; fraction: of the rows."""
 
@@ -53,7 +53,7 @@ class Wanted:
 class Split:
     """The fold of every document, and for rows without a document that of their normalised query."""
 
-    wanted: Wanted
+    wanted: SplitOptions
     documents: dict[str, int] = field(default_factory=dict)
     queries: dict[str, int] = field(default_factory=dict)
 
@@ -97,10 +97,10 @@ def split_of_json(values: Mapping[str, Any], where: str) -> Split:
             expected="kind, fold, and the folds of documents and queries",
             fix="delete the file: the same rows give the same folds",
         ) from None
-    return Split(Wanted(kind, count, fold, fraction), *parts)
+    return Split(SplitOptions(kind, count, fold, fraction), *parts)
 
 
-def split_rows(units: Sequence[Unit], wanted: Wanted, known: Split | None = None) -> tuple[Split, list[int]]:
+def split_rows(units: Sequence[Unit], wanted: SplitOptions, known: Split | None = None) -> tuple[Split, list[int]]:
     """The split, and the fold of each row. known: an earlier split of the run; what it names stays where it is, and
     what it does not is dealt to the smallest folds (of a fraction: to training). Raises UserError where the rows are
     too few for what is wanted."""

@@ -20,7 +20,7 @@ from ds_rag.runtime import collectives, fault_injection, stop_signals
 
 
 @dataclass(frozen=True)
-class Reader:
+class AnswerReader:
     """A generator with all that it reads."""
 
     generator: Generator
@@ -48,7 +48,7 @@ class Reply:
     log_likelihood: np.ndarray | None = None
 
 
-def answer_rows(reader: Reader, questions: Sequence[Question], decode: str) -> list[Reply]:
+def answer_rows(reader: AnswerReader, questions: Sequence[Question], decode: str) -> list[Reply]:
     """The replies to these questions, in their order. All ranks together; rank r answers every world-th."""
     world, batch = collectives.world(), reader.settings.per_device_eval_batch_size
     answerer = Answerer(reader.generator, reader.prompt, decode, reader.settings.max_new_tokens, batch)
@@ -68,7 +68,7 @@ def answer_rows(reader: Reader, questions: Sequence[Question], decode: str) -> l
     return [found[n] for n in range(len(questions))]
 
 
-def answer_chunk(reader: Reader, answerer: Answerer, chunk: Sequence[Question]) -> list[Reply]:
+def answer_chunk(reader: AnswerReader, answerer: Answerer, chunk: Sequence[Question]) -> list[Reply]:
     """On one rank. Where one of the questions has a reference, all are scored, those without by an empty one."""
     table, queries = reader.tokens.generator_passages, reader.tokens.generator_queries
     assert table is not None and queries is not None
@@ -84,7 +84,7 @@ def answer_chunk(reader: Reader, answerer: Answerer, chunk: Sequence[Question]) 
     ]
 
 
-def reference_ids(reader: Reader, references: list[str]) -> list[Ids]:
+def reference_ids(reader: AnswerReader, references: list[str]) -> list[Ids]:
     """As training reads answers: in the prompt, with the end of sequence, cut at `--max_new_tokens`."""
     encoded = reader.prompt.encode("answer", references, reader.settings.max_new_tokens)
     return [np.array(ids, dtype=np.int32) for ids in encoded]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ds_rag.evaluation.audit_scores import (
     AuditScores,
-    Temper,
+    Mixture,
     area,
     found,
     gold_among,
@@ -34,17 +34,17 @@ AMONG, LEFT_OUT = "gold among them", "gold left out"  # names of sets of passage
 ENOUGH = 0.95  # of the rows that K passages reach: fewer passages that reach as many of these are enough
 
 
-def tempers(temperature: float) -> list[Temper]:
+def tempers(temperature: float) -> list[Mixture]:
     """All that are tried, the plain posterior first: it wins a tie."""
-    grid = [Temper(temperature * f, a, b) for f, a, b in itertools.product(FACTORS, ALPHAS, BETAS)]
-    return [Temper(temperature), *grid]
+    grid = [Mixture(temperature * f, a, b) for f, a, b in itertools.product(FACTORS, ALPHAS, BETAS)]
+    return [Mixture(temperature), *grid]
 
 
-def best_temper(scores: AuditScores, mask_QW: np.ndarray) -> Temper:
+def best_temper(scores: AuditScores, mask_QW: np.ndarray) -> Mixture:
     """The temper under which right passages are likeliest: the highest mean `log_mass`, a proper scoring rule, so that
     a teacher that is too sure of wrong passages loses. The plain posterior where no row has a right passage."""
 
-    def likelihood(temper: Temper) -> float:
+    def likelihood(temper: Mixture) -> float:
         known = log_mass(scores.teacher(temper), mask_QW, scores.gold_QW)
         return float(known[np.isfinite(known)].mean()) if np.isfinite(known).any() else 0.0
 
@@ -73,15 +73,15 @@ def counts_of(K: int) -> list[int]:
     return sorted({k for n in range(1, 20) if (k := 2**n) < K} | {K})
 
 
-def pickers(scores: AuditScores, temper: Temper) -> dict[str, np.ndarray]:
+def pickers(scores: AuditScores, temper: Mixture) -> dict[str, np.ndarray]:
     """By name, the scores that may put a right passage first: (Q, W) each. A question has one answer, so that the
     reader alone ranks its passages alike by sum, by mean and for any alpha; beside the prior these differ."""
     return {
         RETRIEVER: scores.prior_QW,
         **scores.others,
         READER: scores.answer_QW,
-        "posterior sum": scores.teacher(Temper(scores.temperature)),
-        "posterior mean": scores.teacher(Temper(scores.temperature, 1.0)),
+        "posterior sum": scores.teacher(Mixture(scores.temperature)),
+        "posterior mean": scores.teacher(Mixture(scores.temperature, 1.0)),
         POSTERIOR: scores.teacher(temper),
     }
 
@@ -166,11 +166,11 @@ def by_length(scores: AuditScores, firsts: dict[str, np.ndarray]) -> list[dict[s
 def by_temperature(scores: AuditScores, mask_QW: np.ndarray) -> list[dict[str, Any]]:
     """How often the posterior puts a right passage first, beta 1, for each temperature and alpha."""
 
-    def first(temper: Temper) -> float | None:
+    def first(temper: Mixture) -> float | None:
         return mean_of(gold_first(scores.teacher(temper), mask_QW, scores.gold_QW))
 
     at = [scores.temperature * f for f in FACTORS]
-    return [{"temperature": t, "gold first": {f"alpha {a:g}": first(Temper(t, a)) for a in ALPHAS}} for t in at]
+    return [{"temperature": t, "gold first": {f"alpha {a:g}": first(Mixture(t, a)) for a in ALPHAS}} for t in at]
 
 
 def mean_of(values: np.ndarray) -> float | None:
@@ -178,7 +178,7 @@ def mean_of(values: np.ndarray) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def agreement(scores: AuditScores, temper: Temper) -> float | None:
+def agreement(scores: AuditScores, temper: Mixture) -> float | None:
     """How often prior and teacher have the same first passage, of the rows with two or more."""
     mask_QW = found(scores, scores.K)
     rows = mask_QW.sum(axis=1) > 1
@@ -186,7 +186,7 @@ def agreement(scores: AuditScores, temper: Temper) -> float | None:
     return float((first[0] == first[1]).mean()) if rows.any() else None
 
 
-def settings(temper: Temper, threshold: float | None, enough: int | None) -> dict[str, Any]:
+def settings(temper: Mixture, threshold: float | None, enough: int | None) -> dict[str, Any]:
     """By the names of the settings of training, where there is one."""
     return {
         "temperature": temper.temperature,

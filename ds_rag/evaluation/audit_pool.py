@@ -31,7 +31,7 @@ WORDS, OVERLAP, ASKED, BOTH = "question's words", "answer's words", "reader ques
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AuditOptions:
     """K: candidates of a row. source: "index" or "bm25". labelled: whether labels are used. batch: texts that are
     embedded at once. index_factory: the type of index that finds the candidates."""
 
@@ -59,7 +59,7 @@ def sample_rows(documents: Sequence[Hashable], count: int, seed: int) -> list[in
 
 
 def find(
-    retriever: Retriever, data: RagData, rows: Sequence[int], wanted: Wanted, console: Console
+    retriever: Retriever, data: RagData, rows: Sequence[int], wanted: AuditOptions, console: Console
 ) -> tuple[np.ndarray, np.ndarray]:
     """(numbers_QW int64, -1 where there is none; scores_QW float64, the retriever's). All ranks together, each has
     all."""
@@ -90,7 +90,7 @@ def find(
 
 
 @dataclass(frozen=True)
-class Reader:
+class AuditReader:
     """The generator with its prompt and the lengths at which texts are cut."""
 
     generator: Generator
@@ -99,7 +99,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Sample:
+class AuditSample:
     """Rows with their candidates. numbers_QW: of `passages`, whose last one is empty: no passage; -1: none."""
 
     queries: list[str]
@@ -118,7 +118,9 @@ class Sample:
         return spread_QW
 
 
-def read_answers(reader: Reader, sample: Sample, console: Console) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_answers(
+    reader: AuditReader, sample: AuditSample, console: Console
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(answer_QW, nothing_Q, lengths_Q) of `AuditScores`: log p(y|x,z), log p(y|x) with the prompt of an empty passage,
     and an answer's tokens, its end-of-sequence token included as in training. All ranks together."""
     given, several = sample.pairs, len(sample.queries)
@@ -129,18 +131,18 @@ def read_answers(reader: Reader, sample: Sample, console: Console) -> tuple[np.n
     return sample.spread(scored.sums_P[: len(given)]), rest, scored.counts_P[len(given) :]
 
 
-def read_questions(reader: Reader, sample: Sample, console: Console) -> np.ndarray:
+def read_questions(reader: AuditReader, sample: AuditSample, console: Console) -> np.ndarray:
     """(Q, W): log p(question | passage), which needs no answer (ART: Sachan et al. 2022, arXiv 2206.10658), with the
     prompt "Passage: {passage}", a new line and "Question:"."""
     prompt = Prompt(reader.prompt.tokenizer, "Passage: {passage}\n{query}", max_length=reader.prompt.max_length)
     as_answers = replace(reader.lengths, max_answer_length=reader.lengths.max_query_length)
     asked = replace(sample, queries=[QUESTION] * len(sample.queries))
-    scored = score(Reader(reader.generator, prompt, as_answers), asked, sample.queries, sample.pairs, console)
+    scored = score(AuditReader(reader.generator, prompt, as_answers), asked, sample.queries, sample.pairs, console)
     return sample.spread(scored.sums_P)
 
 
 def score(
-    reader: Reader, sample: Sample, targets: Sequence[str], pairs: Sequence[Pair], console: Console
+    reader: AuditReader, sample: AuditSample, targets: Sequence[str], pairs: Sequence[Pair], console: Console
 ) -> PairScores:
     """log p(target | passage, query) of each pair; the passage after the last is the empty one."""
 
@@ -174,14 +176,19 @@ def right_ones(data: RagData, rows: Sequence[int], numbers_QW: np.ndarray, label
 
 
 def collect(
-    retriever: Retriever, reader: Reader, data: RagData, rows: Sequence[int], wanted: Wanted, console: Console
-) -> tuple[AuditScores, Sample]:
+    retriever: Retriever,
+    reader: AuditReader,
+    data: RagData,
+    rows: Sequence[int],
+    wanted: AuditOptions,
+    console: Console,
+) -> tuple[AuditScores, AuditSample]:
     """All scores of a sample but the question's likelihood, and its texts. All ranks together, each has all."""
     numbers_QW, prior_QW = find(retriever, data, rows, wanted, console)
     read = [n for n in np.unique(numbers_QW).tolist() if n >= 0]
     place = {n: at for at, n in enumerate(read)} | {-1: -1}
     examples = [data.evaluation[r] for r in rows]
-    sample = Sample(
+    sample = AuditSample(
         [row.query for row in examples],
         [row.answers[0] for row in examples],
         [data.texts[n] for n in read],

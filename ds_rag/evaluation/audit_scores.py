@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ds_rag.evaluation.metrics import TIE
+from ds_rag.losses import Temper
 
 
 @dataclass(frozen=True)
-class Temper:
+class Mixture:
     """How prior and answer are weighed: `s / temperature + beta G / |y|^alpha`."""
 
     temperature: float
@@ -60,9 +61,9 @@ class AuditScores:
 
     def answers(self, alpha: float) -> np.ndarray:
         """(Q, W): G / |y|^alpha."""
-        return self.answer_QW / self.lengths_Q[:, None] ** alpha
+        return np.asarray(Temper(alpha)(self.answer_QW, self.lengths_Q[:, None]))
 
-    def teacher(self, temper: Temper) -> np.ndarray:
+    def teacher(self, temper: Mixture) -> np.ndarray:
         """(Q, W): log p(z|x) + beta G / |y|^alpha, up to a constant of the question."""
         return self.prior_QW / temper.temperature + temper.beta * self.answers(temper.alpha)
 

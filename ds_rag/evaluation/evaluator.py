@@ -15,7 +15,7 @@ from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import EvalTokens
 from ds_rag.evaluation import fusion
-from ds_rag.evaluation.answer_rows import Question, Reader, answer_rows
+from ds_rag.evaluation.answer_rows import AnswerReader, Question, answer_rows
 from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.containment import answer_in_top
 from ds_rag.evaluation.controls import CONTROLS, contexts, control_metrics, named, rows_of_controls
@@ -24,7 +24,7 @@ from ds_rag.evaluation.metrics import answer_metrics_per_row, retrieval_metrics_
 from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.posteriors import agreement, posterior
 from ds_rag.evaluation.ranked import Ranked
-from ds_rag.evaluation.retrieval import Found, Wanted, search, search_words
+from ds_rag.evaluation.retrieval import Found, SearchOptions, search, search_words
 from ds_rag.evaluation.signature import facts_of_data, facts_of_settings, precision
 from ds_rag.index import lexical
 from ds_rag.index.building import Corpus, index_corpus, scratch
@@ -117,7 +117,7 @@ class Evaluator:
         if not self.data.evaluation:
             return Evaluation()
         assert retriever is not None
-        wanted = Wanted(self.depth, self.settings.per_device_eval_batch_size)
+        wanted = SearchOptions(self.depth, self.settings.per_device_eval_batch_size)
         scores, numbers = search(index, retriever, self.tokens.queries, wanted, console)
         temperature = float(retriever.temperature)
         if self.settings.hybrid != "none":
@@ -219,9 +219,9 @@ class Evaluator:
         return Sample(example.query, list(example.answers), answer, passage, best in example.positives)
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> AnswerReader:
         assert self.generator is not None and self.prompt is not None
-        return Reader(self.generator, self.prompt, self.tokens, self.settings)
+        return AnswerReader(self.generator, self.prompt, self.tokens, self.settings)
 
     def controls(self, result: Evaluation) -> dict[str, dict[str, float]]:
         """What the passages are worth: answers from other contexts, by the names of controls.py. Their values for each

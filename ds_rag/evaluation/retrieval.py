@@ -23,7 +23,7 @@ Found = tuple[np.ndarray, np.ndarray]  # scores_QK float32, numbers_QK int64; -1
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SearchOptions:
     """depth: passages for each query. batch: queries that are embedded at once."""
 
     depth: int
@@ -31,7 +31,7 @@ class Wanted:
 
 
 def search(
-    index: CorpusIndex, retriever: Retriever, queries: TokenTable, wanted: Wanted, console: Console | None = None
+    index: CorpusIndex, retriever: Retriever, queries: TokenTable, wanted: SearchOptions, console: Console | None = None
 ) -> Found:
     """The passages nearest to each query's vector, on every rank. All ranks together; console: for the progress."""
     vectors_QD = encode(retriever, queries, "query", wanted.batch)

@@ -12,7 +12,7 @@ from ds_rag.config.objectives import CANDIDATES
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime import stop_signals
 from ds_rag.runtime.console import Console
-from ds_rag.step.cached_scoring import CachedScoring, Reader, score_missing
+from ds_rag.step.cached_scoring import CachedScoring, FrozenReader, score_missing
 from ds_rag.step.pair_scores import Pair, PairTexts
 
 
@@ -55,14 +55,14 @@ def row_pairs(parts: Parts, rows: Iterable[int]) -> list[Pair]:
     return [(row, passage) for row in rows for passage in parts.loader.passages_of(row)]
 
 
-def reader_of(parts: Parts) -> Reader:
+def reader_of(parts: Parts) -> FrozenReader:
     tokens = parts.loader.tokens
     queries, answers, passages = tokens.generator_queries, tokens.generator_answers, tokens.generator_passages
     assert parts.generator and parts.prompt and queries and answers and passages
-    return Reader(parts.generator, parts.prompt, PairTexts(queries, answers, passages))
+    return FrozenReader(parts.generator, parts.prompt, PairTexts(queries, answers, passages))
 
 
-def flush_scores(parts: Parts, config: RunConfig) -> None:
+def flush_scores(parts: Parts) -> None:
     """Puts on the disk what steps have scored. Called at checkpoints and at the end of a run."""
-    if config.scoring.teacher_cache and isinstance(parts.joint.scoring, CachedScoring):
+    if isinstance(parts.joint.scoring, CachedScoring):
         parts.joint.scoring.store.flush()

@@ -85,7 +85,7 @@ class CachedScoring:
 
 
 @dataclass(frozen=True)
-class Reader:
+class FrozenReader:
     """A frozen generator, its prompt, and the token ids of the texts that pairs consist of."""
 
     generator: Generator
@@ -93,7 +93,9 @@ class Reader:
     texts: PairTexts
 
 
-def score_missing(reader: Reader, pairs: Sequence[Pair], store: ScoreStore, console: Console | None = None) -> int:
+def score_missing(
+    reader: FrozenReader, pairs: Sequence[Pair], store: ScoreStore, console: Console | None = None
+) -> int:
     """Reads the pairs that `store` lacks, on all ranks together, each passage once. Afterwards every rank knows all of
     them, if the ranks see one folder. Returns the number of pairs that were read, over all ranks.
 
@@ -127,7 +129,7 @@ def score_missing(reader: Reader, pairs: Sequence[Pair], store: ScoreStore, cons
     return int(counts["read"])
 
 
-def keys_of(reader: Reader, pairs: Sequence[Pair]) -> list[bytes]:
+def keys_of(reader: FrozenReader, pairs: Sequence[Pair]) -> list[bytes]:
     """The keys of these pairs; the sequences of one block exist at a time."""
     blocks = (pairs[start : start + pair_scores.BLOCK] for start in range(0, len(pairs), pair_scores.BLOCK))
     return [key for block in blocks for key in cell_keys(cells_of(reader.prompt, reader.texts, block))]

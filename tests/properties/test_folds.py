@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ds_rag.data.splits import FOLDS, FRACTION, HELD_OUT, LEAST, Unit, Wanted, group_rows, split_rows
+from ds_rag.data.splits import FOLDS, FRACTION, HELD_OUT, LEAST, SplitOptions, Unit, group_rows, split_rows
 from ds_rag.runtime.errors import UserError
 
 names = st.none() | st.integers(0, 8).map("d{}".format)
@@ -28,14 +28,14 @@ def linked(one: Unit, other: Unit) -> bool:
 def test_folds(rows, count, random):
     groups = group_rows(rows)
     assume(len(set(groups)) >= count)
-    split, folds = split_rows(rows, Wanted(FOLDS, count, 0))
+    split, folds = split_rows(rows, SplitOptions(FOLDS, count, 0))
     assert set(folds) == set(range(count))  # no fold is empty, and every row has one
     for n, one in enumerate(rows):
         assert split.known(one) == folds[n]
         assert all(folds[n] == folds[m] for m, other in enumerate(rows) if linked(one, other))
     order = list(range(len(rows)))
     random.shuffle(order)
-    shuffled, again = split_rows([rows[n] for n in order], Wanted(FOLDS, count, 0))
+    shuffled, again = split_rows([rows[n] for n in order], SplitOptions(FOLDS, count, 0))
     assert again == [folds[n] for n in order]
     assert (shuffled.documents, shuffled.queries) == (split.documents, split.queries)
     loads = Counter(folds)
@@ -47,7 +47,7 @@ def test_folds(rows, count, random):
 def test_a_fraction(documents, fraction):
     rows = [Unit(f"d{d}", f"q{n}") for n, d in enumerate(documents)]
     try:
-        _, parts = split_rows(rows, Wanted(FRACTION, 2, HELD_OUT, fraction))
+        _, parts = split_rows(rows, SplitOptions(FRACTION, 2, HELD_OUT, fraction))
     except UserError:
         return
     sides = defaultdict(set)

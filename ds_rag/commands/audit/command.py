@@ -12,7 +12,7 @@ from ds_rag.commands.audit.tables import show
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_evaluation
 from ds_rag.evaluation.audit import audit
-from ds_rag.evaluation.audit_pool import ASKED, BOTH, Reader, Wanted, collect, read_questions, sample_rows
+from ds_rag.evaluation.audit_pool import ASKED, BOTH, AuditOptions, AuditReader, collect, read_questions, sample_rows
 from ds_rag.evaluation.audit_scores import AuditScores
 from ds_rag.evaluation.audit_verdict import verdict
 from ds_rag.index.back_ends import check_factory
@@ -51,14 +51,14 @@ def gather(args: argparse.Namespace, saved: Saved, data: RagData, console: Conso
     if reason := share_prefixes(generator):
         console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
     stage = config.evaluation
-    wanted = Wanted(
+    wanted = AuditOptions(
         args.audit_candidates,
         args.audit_candidates_from,
         labelled,
         stage.per_device_eval_batch_size,
         stage.index_factory,
     )
-    reader = Reader(generator, prompt, config.data)
+    reader = AuditReader(generator, prompt, config.data)
     scores, sample = collect(saved.retriever, reader, data, rows, wanted, console)
     if args.question_likelihood:
         asked_QW = read_questions(reader, sample, console)

@@ -16,7 +16,7 @@ from ds_rag.config import build
 from ds_rag.data.dataset import build_table
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
-from ds_rag.evaluation.audit_pool import QUESTION, Reader, Wanted, collect, read_questions, sample_rows
+from ds_rag.evaluation.audit_pool import QUESTION, AuditOptions, AuditReader, collect, read_questions, sample_rows
 from ds_rag.index.lexical import LexicalIndex
 from ds_rag.runtime.console import Console
 
@@ -30,13 +30,15 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def models() -> tuple[Any, Reader]:
+def models() -> tuple[Any, AuditReader]:
     generator = small_generator(seed=3)
     prompt = Prompt(generator.tokenizer, max_length=generator.max_length)
-    return small_retriever(seed=4), Reader(generator, prompt, build({}).data)
+    return small_retriever(seed=4), AuditReader(generator, prompt, build({}).data)
 
 
-def by_one_forward(reader: Reader, passage: str, query: str, answer: str, prompt: Prompt, end: bool = True) -> float:
+def by_one_forward(
+    reader: AuditReader, passage: str, query: str, answer: str, prompt: Prompt, end: bool = True
+) -> float:
     """One sequence through the language model itself."""
     ids = {
         name: np.array(prompt.encode(name, [text], 60)[0], np.int64)
@@ -54,7 +56,7 @@ def by_one_forward(reader: Reader, passage: str, query: str, answer: str, prompt
 def test_all_scores_against_plain_forwards(models, source):
     retriever, reader = models
     data = build_table([Passage(f"p{n}", text) for n, text in enumerate(CORPUS)], [], ROWS)
-    scores, sample = collect(retriever, reader, data, range(3), Wanted(2, source, True, 4, "Flat"), SILENT)
+    scores, sample = collect(retriever, reader, data, range(3), AuditOptions(2, source, True, 4, "Flat"), SILENT)
     with torch.no_grad():
         vectors = {
             side: retriever.embed(retriever.tokens(texts, side), side)
@@ -83,7 +85,7 @@ def test_all_scores_against_plain_forwards(models, source):
 def test_the_likelihood_of_the_question(models):
     retriever, reader = models
     data = build_table([Passage(f"p{n}", text) for n, text in enumerate(CORPUS)], [], ROWS[:2])
-    _, sample = collect(retriever, reader, data, range(2), Wanted(2, "bm25", True, 4, "Flat"), SILENT)
+    _, sample = collect(retriever, reader, data, range(2), AuditOptions(2, "bm25", True, 4, "Flat"), SILENT)
     found = read_questions(reader, sample, SILENT)
     prompt = Prompt(reader.prompt.tokenizer, "Passage: {passage}\n{query}", max_length=reader.prompt.max_length)
     for q, w in np.argwhere(sample.numbers_QW >= 0):
@@ -95,7 +97,7 @@ def test_the_likelihood_of_the_question(models):
 def test_without_labels_right_is_what_contains_the_answer(models):
     retriever, reader = models
     data = build_table([Passage(f"p{n}", text) for n, text in enumerate(CORPUS)], [], ROWS)
-    scores, sample = collect(retriever, reader, data, range(3), Wanted(5, "index", False, 4, "Flat"), SILENT)
+    scores, sample = collect(retriever, reader, data, range(3), AuditOptions(5, "index", False, 4, "Flat"), SILENT)
     assert not scores.there_QW[:, -1].any()  # no label has added a passage
     for q, right in enumerate([{TEXTS[0]}, {TEXTS[2]}, set()]):  # "nine" is no word of "ninth"
         found = {sample.passages[n] for n in sample.numbers_QW[q][scores.gold_QW[q]]}

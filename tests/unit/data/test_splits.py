@@ -18,8 +18,8 @@ from ds_rag.data.splits import (
     LEAST,
     Group,
     Split,
+    SplitOptions,
     Unit,
-    Wanted,
     choose_held_out,
     deal,
     group_rows,
@@ -29,7 +29,7 @@ from ds_rag.data.splits import (
 from ds_rag.data.statistics import documents, effective_number
 from ds_rag.runtime.errors import UserError
 
-TENTH = Wanted(FRACTION, 2, HELD_OUT, 0.1)
+TENTH = SplitOptions(FRACTION, 2, HELD_OUT, 0.1)
 
 
 def sizes_of(**sizes: int) -> dict[Group, int]:
@@ -56,7 +56,7 @@ def test_rows_without_a_document_stay_together_by_passage_or_query():
     names = group_rows(units)
     assert names[0] == names[1] == names[2] == Group("query", "another")
     assert names[3:] == [Group("query", "a third"), Group("document", "A"), Group("document", "B")]
-    split, folds = split_rows(units, Wanted(FOLDS, 2, 1))
+    split, folds = split_rows(units, SplitOptions(FOLDS, 2, 1))
     assert split.documents.keys() == {"A", "B"} and split.queries.keys() == {"who leads zor?", "another", "a third"}
     assert [split.known(unit) for unit in units] == folds and len(set(folds[:3])) == 1
 
@@ -93,7 +93,7 @@ def test_one_large_document_cannot_be_divided():
 
 def test_a_known_split_stays_and_what_is_new_is_added():
     units = [Unit(f"d{n % 12}", f"q{n}") for n in range(240)]
-    for wanted in (Wanted(FOLDS, 3, 1), TENTH):
+    for wanted in (SplitOptions(FOLDS, 3, 1), TENTH):
         split, folds = split_rows(units, wanted)
         moved = Split(wanted, {name: 1 - min(fold, 1) for name, fold in split.documents.items()}, {})
         assert split_rows(units, wanted, moved)[0].documents == moved.documents != split.documents

@@ -12,7 +12,7 @@ from ds_rag.evaluation import audit as figures_of
 from ds_rag.evaluation.audit import audit, best_temper, compared, counts_of, enough_passages, gain_threshold
 from ds_rag.evaluation.audit_scores import (
     AuditScores,
-    Temper,
+    Mixture,
     area,
     found,
     gold_among,
@@ -71,9 +71,9 @@ def test_gains_and_the_tempered_teacher():
     s = scores()
     assert s.gain_QW[0, :3].tolist() == [-0.5, 3.0, 0.0]  # (-9 + 8) / 2, (-2 + 8) / 2, (-8 + 8) / 2
     assert s.gain_QW[1].tolist() == [0.5, 1.0, 0.25, 1.5]
-    plain = s.teacher(Temper(0.1))
+    plain = s.teacher(Mixture(0.1))
     np.testing.assert_allclose(plain[0, :3], [9 - 9, 8 - 2, 7 - 8])
-    np.testing.assert_allclose(s.teacher(Temper(0.2, 1.0, 0.5))[1], [4.5 - 1, 4 - 0.75, 3.5 - 1.125, 0.5 - 0.5])
+    np.testing.assert_allclose(s.teacher(Mixture(0.2, 1.0, 0.5))[1], [4.5 - 1, 4 - 0.75, 3.5 - 1.125, 0.5 - 0.5])
     np.testing.assert_allclose(s.answers(0.5)[1], ANSWER[1] / 2)
 
 
@@ -96,18 +96,18 @@ def drawn() -> AuditScores:
     prior, lengths = 0.2 * rng.normal(size=(rows, K + 1)), rng.integers(1, 60, rows)
     answer = -3.0 * lengths[:, None] + np.sqrt(lengths)[:, None] * rng.normal(size=(rows, K + 1))
     s = AuditScores(there, prior, answer, -3.0 * lengths, lengths, np.zeros_like(there), 0.1)
-    logits = s.teacher(Temper(0.2, 0.5, 2.0))[:, :K]
+    logits = s.teacher(Mixture(0.2, 0.5, 2.0))[:, :K]
     right = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)  # a draw from the softmax
     return replace(s, gold_QW=np.arange(K + 1) == right[:, None])
 
 
 def test_the_temper_that_made_the_data_is_found(drawn):
-    assert best_temper(drawn, gold_among(drawn, 5)) == Temper(0.2, 0.5, 2.0)
+    assert best_temper(drawn, gold_among(drawn, 5)) == Mixture(0.2, 0.5, 2.0)
 
 
 def test_without_right_passages_the_temper_is_the_plain_posterior():
     s = scores(gold_QW=np.zeros_like(GOLD))
-    assert best_temper(s, gold_among(s, 3)) == Temper(0.1)
+    assert best_temper(s, gold_among(s, 3)) == Mixture(0.1)
 
 
 def test_the_threshold_of_the_gain():
@@ -189,16 +189,16 @@ def test_all_figures_of_three_rows():
 
 
 def test_agreement_of_prior_and_teacher():
-    assert figures_of.agreement(scores(), Temper(0.1)) == 0.0  # the second or the third passage everywhere
-    assert figures_of.agreement(scores(), Temper(0.001)) == 1.0  # the prior alone decides
+    assert figures_of.agreement(scores(), Mixture(0.1)) == 0.0  # the second or the third passage everywhere
+    assert figures_of.agreement(scores(), Mixture(0.001)) == 1.0  # the prior alone decides
 
 
 def test_sum_and_mean_differ_beside_the_prior_and_not_alone():
     s, mask = scores(), gold_among(scores(), 3)
     for alpha in (0.5, 1.0):
         assert (gold_first(s.answers(alpha), mask, GOLD) == gold_first(s.answers(0.0), mask, GOLD)).all()
-    by_sum, by_mean = (gold_first(s.teacher(Temper(0.1, alpha)), mask, GOLD) for alpha in (0.0, 1.0))
+    by_sum, by_mean = (gold_first(s.teacher(Mixture(0.1, alpha)), mask, GOLD) for alpha in (0.0, 1.0))
     assert by_sum[0] == 1 and by_mean[0] == 1 and by_sum[2] == 1
     assert by_sum[1] == 0 and by_mean[1] == 0  # 9 - 8, 8 - 6, 1 - 4: the prior is too sure at this temperature
-    assert gold_first(s.teacher(Temper(0.5)), mask, GOLD)[1] == 1  # 1.8 - 8, 1.6 - 6, 0.2 - 4
-    assert gold_first(s.teacher(Temper(0.5, 1.0)), mask, GOLD)[1] == 0  # 1.8 - 2, 1.6 - 1.5, 0.2 - 1
+    assert gold_first(s.teacher(Mixture(0.5)), mask, GOLD)[1] == 1  # 1.8 - 8, 1.6 - 6, 0.2 - 4
+    assert gold_first(s.teacher(Mixture(0.5, 1.0)), mask, GOLD)[1] == 0  # 1.8 - 2, 1.6 - 1.5, 0.2 - 1

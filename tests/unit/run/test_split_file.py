@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ds_rag.config import build
-from ds_rag.data.splits import FOLDS, Split, Wanted
+from ds_rag.data.splits import FOLDS, Split, SplitOptions
 from ds_rag.run.split_file import FILE, keep_whole, read_split, split_of_run, write_split
 from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.errors import UserError
@@ -15,7 +15,7 @@ from ds_rag.runtime.own_files import RUN, strangers_by_name
 
 
 def test_a_split_is_kept_beside_its_run_and_found_from_its_checkpoints(tmp_path):
-    split = Split(Wanted(FOLDS, 3, 1), {"é": 2, "b": 0}, {"who ?": 1})
+    split = Split(SplitOptions(FOLDS, 3, 1), {"é": 2, "b": 0}, {"who ?": 1})
     run, other = tmp_path / "run", tmp_path / "other"
     checkpoint = run / "checkpoints" / "step-3"
     checkpoint.mkdir(parents=True)
@@ -26,7 +26,7 @@ def test_a_split_is_kept_beside_its_run_and_found_from_its_checkpoints(tmp_path)
     write_split(run, split)
     assert read_split(run) == split_of_run(run, None) == split_of_run(other, checkpoint) == split
     assert strangers_by_name(run, RUN) == []  # a run's own file, which a new run may replace
-    write_split(other, Split(Wanted(FOLDS, 3, 2)))
+    write_split(other, Split(SplitOptions(FOLDS, 3, 2)))
     assert split_of_run(other, checkpoint).wanted.fold == 2
     (run / FILE).write_text('{"kind": "folds"')
     with pytest.raises(UserError, match="cut short"):
