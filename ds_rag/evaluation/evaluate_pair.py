@@ -84,12 +84,10 @@ def evaluate(
         prompt = None
     elif prompt is None:
         prompt = Prompt(generator.tokenizer, max_length=generator.max_length)
-    silent, stage = (
-        Console(speaks=False),
-        replace(config.evaluation, eval_answers=generator is not None, lexical_lines=False),
-    )
+    silent = Console(speaks=False)
+    settings = replace(config.evaluation, eval_answers=generator is not None, lexical_lines=False)
     tokens = tokenize_evaluation(retriever, prompt, data, config.data, silent)
     for module in (retriever, generator):
         if module is not None:
             module.eval()
-    return Evaluator(retriever, generator, prompt, data, tokens, stage).run()
+    return Evaluator(retriever, generator, prompt, data, tokens, settings).run()

@@ -20,7 +20,6 @@ def steps(root: str | None) -> dict[str, tuple[float, dict[str, torch.Tensor], i
     ahead). root: the store's folder; None: without one."""
     from small import gradients, small_parts
 
-    from ds_rag.config import build
     from ds_rag.run.teacher import flush_scores, pairs_ahead, reader_of
     from ds_rag.runtime import collectives
     from ds_rag.step.cached_scoring import CachedScoring, score_missing
@@ -37,7 +36,7 @@ def steps(root: str | None) -> dict[str, tuple[float, dict[str, torch.Tensor], i
         parts.generator.register_forward_pre_hook(lambda _, inputs, t=tokens: t.append(inputs[0].token_count))
         parts.engines.step = lambda *args, **options: None  # type: ignore[assignment, method-assign]
         report = parts.joint.step(parts.loader.micro_batches(0))
-        flush_scores(parts, build({"teacher_cache": root}))
+        flush_scores(parts)
         loss = collectives.all_sum({"loss": report.loss})["loss"]
         found[pool] = loss, gradients(parts), sum(tokens), ahead
     return found
