@@ -27,7 +27,11 @@ class Ending:
         self.state = TrainState(step=6, best=0.5, best_step=4, refreshed=4)
         self.config = build({"load_best_model_at_end": True, "save_steps": 0} | flags)
         self.parts = SimpleNamespace(
-            candidates=None, data=SimpleNamespace(evaluation=["a row"]), engines="engines", total_steps=6
+            joint=SimpleNamespace(scoring=None),
+            candidates=None,
+            data=SimpleNamespace(evaluation=["a row"]),
+            engines="engines",
+            total_steps=6,
         )
         self.saver = SimpleNamespace(folder=folder, save=lambda state: self.done.append(f"save {state.step}"))
         self.index = SimpleNamespace(refresh=self.refresh)
