@@ -20,11 +20,33 @@ from ds_rag.evaluation.retrieval import Found, SearchOptions
 from ds_rag.index.corpus_index import CorpusIndex
 from ds_rag.index.encode import encode
 from ds_rag.index.exact import MISS, best
-from ds_rag.index.lexical import DEPTH, LexicalIndex, best_of, scale_of
+from ds_rag.index.lexical import DEPTH, LexicalIndex, best_of
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.long_waits import Pause, together
+
+
+@dataclass(frozen=True)
+class WeightedWords:
+    """What BM25 adds to a retriever's inner products, for searches on one rank."""
+
+    index: LexicalIndex
+    weight: float  # the temperature times BM25's weight
+
+    def __call__(self, query: str) -> np.ndarray:
+        """(N,) float64, of every text."""
+        return self.weight * self.index.scaled(query)
+
+
+def weighted_words(retriever: Retriever, texts: Sequence[str]) -> WeightedWords | None:
+    """BM25 over these texts by the retriever's weight; None where it has none. On all ranks, as the temperature."""
+    return WeightedWords(LexicalIndex(texts), weight_of(retriever)) if retriever.reads_words else None
+
+
+def weight_of(retriever: Retriever) -> float:
+    """BM25's weight beside inner products."""
+    return float(retriever.temperature) * float(retriever.lexical_weight)
 
 
 @dataclass
@@ -38,9 +60,9 @@ class CorpusWords:
         """(numbers, b) of one query: those of `numbers` and BM25's first `depth`, rising; b float64, see
         lexical_pairs.py."""
         self.index = self.index or LexicalIndex(self.texts)
-        raw_N = self.index.scores(query)
-        every = np.union1d(numbers[numbers >= 0], best_of(raw_N, min(depth, len(raw_N)))[1])
-        return every, raw_N[every].astype(np.float64) * scale_of(raw_N)
+        b_N = self.index.scaled(query)
+        every = np.union1d(numbers[numbers >= 0], best_of(b_N, min(depth, len(b_N)))[1])
+        return every, b_N[every]
 
     def beside(
         self, queries: Sequence[str], numbers_QK: np.ndarray, depth: int, watch: Callable[[int], None]
@@ -90,9 +112,8 @@ def search_by_sum(
         near = index.search(queries_QD, depth, meter.advance)
     with console.progress(len(queries_QD), "searching by words", unit="query") as meter:
         numbers_QU, b_QU = words.beside(queries.texts, near[1], depth, meter.advance)
-    weight = float(retriever.temperature) * float(retriever.lexical_weight)
     scores_QU = complete(index.score(queries_QD, numbers_QU), numbers_QU, near)
-    return first(scores_QU.astype(np.float64) + weight * b_QU, numbers_QU, wanted.depth)
+    return first(scores_QU.astype(np.float64) + weight_of(retriever) * b_QU, numbers_QU, wanted.depth)
 
 
 def complete(scores_QU: np.ndarray, numbers_QU: np.ndarray, near: Found) -> np.ndarray:

@@ -61,6 +61,11 @@ class LexicalIndex:
             return np.zeros(self.count, np.float32)
         return np.asarray(self.ranker.get_scores_from_ids(self.known(query)), dtype=np.float32)
 
+    def scaled(self, query: str) -> np.ndarray:
+        """(N,) float64: the same times `scale_of` them, as a retriever with a weight of BM25 reads them."""
+        scores_N = self.scores(query)
+        return scores_N.astype(np.float64) * scale_of(scores_N)
+
     def known(self, query: str) -> list[int]:
         """The numbers of the query's words that some text has, a repeated word as often as it is there."""
         return [] if self.empty else list(self.ranker.get_tokens_ids(words([query])[0]))
