@@ -92,15 +92,16 @@ TEXTS = ("the tavern of zor is flint", "the forge of via is ebony", "kelp grows 
 SAID = {"train_data": "rows.jsonl", "max_new_tokens": 2, "top_k": 2, "per_device_eval_batch_size": 4}  # its settings
 
 
-def finished_run(folder: Path) -> Path:
-    """`folder/run`, as a run over TEXTS leaves it at its end, with an index; beside it rows.jsonl and corpus.jsonl."""
+def finished_run(folder: Path, **settings: Any) -> Path:
+    """`folder/run`, as a run over TEXTS leaves it at its end, with an index; beside it rows.jsonl and corpus.jsonl.
+    settings: of the retriever."""
     corpus = [{"text": text, "id": f"p{n}"} for n, text in enumerate(TEXTS)]
     rows = [{"query": f"where {n} ?", "answer": "x", "positive": text} for n, text in enumerate(TEXTS)]
     for name, objects in (("rows", rows), ("corpus", corpus)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
     run, config = folder / "run", build(RunConfig().flat() | SAID)
     with export.staged(run) as place:
-        small_retriever(seed=4).save(place / "retriever")
+        small_retriever(seed=4, **settings).save(place / "retriever")
         small_generator(seed=5).save(place / "generator")
         (place / "results.json").write_text(json.dumps({"before": {"mrr": 0.1}, "after": {"mrr": 0.2}, "samples": []}))
         (place / "config.json").write_text(config_and_results.configuration_text(config))
