@@ -147,9 +147,9 @@ def test_bm25_by_its_weight_is_in_every_score():
         near = set(ranked(miner, query, 6)) | {4, 17}  # BM25's first two, and 0 to 3, which tie
         looked_at = sorted(near | {0, 1, 2, 3}, key=lambda n: (-sums[n], n))[:6]
         wanted = [CORPUS[n] for n in looked_at if sums[n] <= sums[example.positives[0]] and n not in example.positives]
-        mined.append(miner.mine(given, example, query, ranked(miner, query, 6))["negatives"])
+        mined.append(miner.mine(given, example, query, ranked(miner, query, 6)).get("negatives", []))
         assert mined[-1] == wanted
-    assert mined[0] != mined[1]
+    assert mined[0] != mined[1] and mined[1]
 
 
 def test_a_positive_in_other_letters_and_blanks_is_known():
