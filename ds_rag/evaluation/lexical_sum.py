@@ -46,7 +46,7 @@ def weighted_words(retriever: Retriever, texts: Sequence[str]) -> WeightedWords 
 
 def weight_of(retriever: Retriever) -> float:
     """BM25's weight beside inner products."""
-    return float(retriever.temperature) * float(retriever.lexical_weight)
+    return float(retriever.temperature) * float(retriever.lexical_weight.detach())
 
 
 @dataclass

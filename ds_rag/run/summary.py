@@ -192,7 +192,7 @@ def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
 
 def weight_of_words(parts: Parts) -> str:
     """BM25's weight in the retriever's scores. All ranks together."""
-    return f"{float(parts.retriever.lexical_weight):.3g}"
+    return f"{float(parts.retriever.lexical_weight.detach()):.3g}"
 
 
 def save_index(run: Run, folder: Path, model_hash: str) -> None:

@@ -24,7 +24,7 @@ from ds_rag.models.retriever import RetrieverSettings
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
-N, D, Q, TEMPERATURE, WEIGHT = 40, 6, 5, 0.5, 0.8
+N, D, Q, TEMPERATURE, WEIGHT = 40, 6, 5, 0.5, 4.0
 rng = np.random.default_rng(0)
 TEXTS = [" ".join(rng.choice([f"w{n}" for n in range(30)], size=int(rng.integers(3, 12)))) for _ in range(N)]
 QUERIES = [*(f"w{n} w{n + 7} w{n + 9}" for n in range(Q - 1)), "nothing known"]
