@@ -29,7 +29,7 @@ ALWAYS = """train_data eval_data corpus query_column answer_column positive_colu
     id_column document_column title_column place_column
     on_bad_row assume_first_positive max_train_samples max_query_length max_passage_length
     retriever encoders pooling normalize query_prefix passage_prefix gradient_checkpointing trust_remote_code
-    temperature
+    temperature lexical_prior
     objective candidates_from pool retriever_chunk
     per_device_train_batch_size gradient_accumulation_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
     max_bad_steps max_grad_norm max_steps warmup_steps lr_scheduler_type bf16 fp16 seed
