@@ -190,9 +190,9 @@ def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
     return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template}
 
 
-def weight_of_words(parts: Parts) -> str:
-    """BM25's weight in the retriever's scores. All ranks together."""
-    return f"{float(parts.retriever.lexical_weight.detach()):.3g}"
+def weight_of_words(parts: Parts) -> float:
+    """BM25's weight in the retriever's scores, in three digits. All ranks together."""
+    return float(f"{float(parts.retriever.lexical_weight.detach()):.3g}")
 
 
 def save_index(run: Run, folder: Path, model_hash: str) -> None:
