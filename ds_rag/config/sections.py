@@ -43,8 +43,8 @@ class DataConfig:
         FREE, "error", "for a row that cannot be used: stop with an error, or skip and count it", ("error", "skip")
     )
     assume_first_positive: bool = option(FIXED, False, "use the first candidate of an unlabelled row as its positive")
-    ignore_labels: bool = option(
-        FIXED, False, "training does not use the rows' labels; the evaluation rows and held-out rows keep theirs"
+    train_labels: bool = option(
+        FIXED, True, "training uses the labels of its rows; false: only evaluation rows and held-out rows keep theirs"
     )
     max_train_samples: int | None = option(FIXED, None, "use only the first N training rows", bounds=integer(1, MANY))
     max_eval_samples: int | None = option(FREE, None, "use only the first N evaluation rows", bounds=integer(1, MANY))

@@ -93,7 +93,7 @@ def read_data(
         keep_training_folds(table, split)
     if evaluation and from_index and not table.labelled:
         table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
-    if data.ignore_labels:
+    if not data.train_labels:
         table.train = without_labels(table.train, from_index)
     if data.assume_first_positive:
         table.train = with_also([assume_first(row) for row in table.train])
@@ -115,7 +115,7 @@ def without_labels(rows: Sequence[Example], from_index: bool) -> list[Example]:
     bare = [unlabelled(row) for row in rows]
     if (empty := [row.where for row in bare if not row.others]) and not from_index:
         raise UserError(
-            "--ignore_labels: rows without any unlabelled passage",
+            "--train_labels false: rows without any unlabelled passage",
             found=f"{len(empty)} rows, the first at {empty[0]}",
             expected="a column passages, or passages that are retrieved",
             fix="--candidates_from index,bm25",

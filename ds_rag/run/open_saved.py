@@ -33,7 +33,7 @@ OF_TRAINING = {
         "eval_fraction",
         "fold_corpus",
         "assume_first_positive",
-        "ignore_labels",
+        "train_labels",
         "encoders",
         "freeze",
         "gradient_checkpointing",

@@ -107,7 +107,7 @@ def test_labels_that_training_ignores(write):
     rows = [ROWS[0] | {"positive": "the gold", "negatives": ["a wrong one"]}, ROWS[1] | {"positive": "the gold"}]
     path = write("train.jsonl", rows)
     config = DataConfig(train_data=path, eval_data=path)
-    with_labels, without = (read_data(replace(config, ignore_labels=on), builtin=False) for on in (False, True))
+    with_labels, without = (read_data(replace(config, train_labels=on), builtin=False) for on in (True, False))
     assert without.texts == with_labels.texts  # the passages are still there
     assert [e.positives for e in with_labels.train] != [(), ()]
     assert [(e.positives, e.negatives, e.also) for e in without.train] == [((), (), ())] * 2
@@ -118,8 +118,8 @@ def test_labels_that_training_ignores(write):
 
 def test_rows_that_have_nothing_but_labels(write):
     config = DataConfig(train_data=write("t.jsonl", [{"query": "a ?", "answer": "x", "positive": "p"}]))
-    ignored = replace(config, ignore_labels=True)
-    with pytest.raises(UserError, match="--ignore_labels: rows without any") as error:
+    ignored = replace(config, train_labels=False)
+    with pytest.raises(UserError, match="--train_labels false: rows without any") as error:
         read_data(ignored, builtin=False)
     assert "1 rows" in error.value.found
     assert [e.own for e in read_data(ignored, builtin=False, from_index=True).train] == [()]
