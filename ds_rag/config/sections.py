@@ -141,7 +141,7 @@ class ObjectiveConfig:
     index_candidates: int = option(
         FIXED,
         8,
-        "passages from the index, and BM25, per query, without known positives",
+        "passages per query from the index, BM25, or both in turn, without known positives",
         bounds=integer(1, 10_000),
     )
     pool: str = option(
