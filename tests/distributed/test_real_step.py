@@ -16,7 +16,8 @@ from ranks import run_ranks
 from real_step import Found, Run, plain_run, train_real
 from together import Together, marked
 
-CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "4", "retriever_chunk": 3}
+# 12 cells and some 24 passages: three chunks of cells, four of passages, and of both the last is a shorter one.
+CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "5", "retriever_chunk": 7, "candidates": "4"}
 WORLD: dict[str, Any] = {"pool": "world"}
 CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
 INDEX: dict[str, Any] = {"candidates_from": "index", "index_candidates": 3, "contrastive_weight": 0.3}
@@ -77,6 +78,10 @@ SLOW = {
     "zero0 world chunks checkpoints",
     "zero1 chunks checkpoints",
     "zero2 world chunks x2",
+    "zero3 lora generator chunks",
+    "zero23 world chunks x2",
+    "emdr2 world",
+    "bf16 zero23 world x2 checkpoints",
     "zero2 plain sequences",
     "zero3 world one pass x2 checkpoints",
     "zero1 lora world",
