@@ -140,7 +140,7 @@ def test_bf16_at_stage_3_is_near_stage_2(runs: Runs) -> None:
 
 def test_bf16_at_stage_3_is_near_fp32(runs: Runs) -> None:
     found, wanted = loss(runs, "bf16 zero3"), loss(runs, "zero3")
-    assert found == pytest.approx(wanted, rel=0.02) and found != pytest.approx(wanted, rel=1e-6)
+    assert found == pytest.approx(wanted, rel=0.05) and found != pytest.approx(wanted, rel=1e-6)
 
 
 def test_prefixes_are_shared_by_a_model_that_was_loaded_in_pieces(runs: Runs) -> None:
