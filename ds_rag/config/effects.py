@@ -55,6 +55,12 @@ def trains_retriever(c: RunConfig) -> bool:
     return c.model.freeze != "retriever"
 
 
+def has_words(c: RunConfig) -> bool:
+    """May the retriever have a weight of BM25? A new one has that of `--lexical_prior` alone."""
+    weight = c.model.lexical_prior
+    return weight > 0 if weight is not None else not c.model.retriever.startswith("config:")
+
+
 def evaluates(c: RunConfig) -> bool:
     return c.is_builtin or c.data.eval_data is not None or c.data.folds > 0 or c.data.eval_fraction > 0
 
@@ -120,6 +126,11 @@ IDLE = (
     Rule(("generator_learning_rate", "lm_warmup_steps"), trains_generator, FROZEN_GENERATOR),
     Rule(("generator_backward",), trains_generator, FROZEN_GENERATOR + ", so it only scores"),
     Rule(("retriever_learning_rate", "contrastive_weight"), trains_retriever, "the retriever is not trained"),
+    Rule(
+        ("lexical_prior_learning_rate",),
+        lambda c: trains_retriever(c) and has_words(c),
+        "the retriever has no weight of BM25 (--lexical_prior), or is not trained",
+    ),
     Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), adapts, "--lora is none"),
     Rule(("candidates", "prior"), lambda c: objective(c).reads == CANDIDATES, NOT_READ),
     Rule(

@@ -118,6 +118,12 @@ class ModelConfig:
         FIXED, None, "divisor of the retriever's scores; default: as in its folder, else 0.05", bounds=real(1e-4, 1e4)
     )
     learn_temperature: bool = option(FIXED, False, "train the temperature with the retriever")
+    lexical_prior: float | None = option(
+        FIXED,
+        None,
+        "weight of BM25 in the retriever's scores, trained from here on; 0: none; default: as in its folder, else none",
+        bounds=real(0, 1e4),
+    )
 
 
 @dataclass

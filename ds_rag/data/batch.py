@@ -59,6 +59,7 @@ class Batch:
     rows: list[int]  # B, row numbers in the training data
     shares: list[Share] = field(default_factory=list)  # empty: this rank embeds everything
     also_BN: torch.Tensor | None = None  # bool: positives of other rows with the same query; None: there are none
+    words_BN: torch.Tensor | None = None  # float32: BM25 of query and passage, where the retriever's scores have it
 
     @property
     def copies(self) -> int:
@@ -79,6 +80,7 @@ class Batch:
             own_BN=self.own_BN.to(device),
             positive_BN=self.positive_BN.to(device),
             also_BN=None if self.also_BN is None else self.also_BN.to(device),
+            words_BN=None if self.words_BN is None else self.words_BN.to(device),
         )
 
 

@@ -184,6 +184,8 @@ class JointStep:
             seen = Seen(embedded.on_this_rank, logp, found.loss, d_embedded[:2], found.d_logp_CA)
             sign = first_not_finite(m, seen)
             found.sums["embedding_spread"] = embedding_spread(embedded.outputs[1])
+            if self.retriever.reads_words:
+                found.sums["lexical_weight"] = float(embedded.outputs[3].detach())
             outputs.append(StepOutput(found.loss, found.sums, sign))
         bad = any_loss_is_bad([o.sign for o in outputs], self.device)
         return StepReport(outputs, totals | {"tokens": float(tokens)}, engines.step(lr_factor, skip=bad))

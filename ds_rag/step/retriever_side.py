@@ -14,6 +14,7 @@ import torch
 from ds_rag.data.batch import Batch, Tokens
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
 from ds_rag.step.two_pass import Gradients, Inputs, OnePass, Pass, TwoPass
 
 
@@ -38,32 +39,42 @@ class Embedding:
 class Embedded:
     """The handle of one forward: its `outputs`, and `backward`, which may be called once with their gradients.
 
-    outputs: the embeddings of the queries (B, D) and of all passages of the pool (N, D), and the temperature (0-d), all
-    float32 leaves that require a gradient.
+    outputs: the embeddings of the queries (B, D) and of all passages of the pool (N, D), the temperature (0-d), and
+    BM25's weight (0-d) if the retriever has one; all float32 leaves that require a gradient.
     """
 
     def __init__(self, run: Pass, parts: Sequence[tuple[Slice, Slice]], batch: Batch):
-        self.parts, self.shares = parts, batch.shares
+        self.parts, self.shares, self.words_BN = parts, batch.shares, batch.words_BN
         self.run: Pass | None = run
         made = [in_order([p[side] for p in parts], [o[side] for o in run.outputs]) for side in (0, 1)]
         shares = batch.shares
         every = [
             collectives.gather_rows(made[0].float(), [s.rows for s in shares]) if shares else made[0],
             collectives.gather_rows(made[1].float(), [s.columns for s in shares]) if shares else made[1],
-            run.outputs[0][2],
+            *run.outputs[0][2:],
         ]
         self.outputs = [x.detach().float().clone().requires_grad_() for x in every]
 
     @property
     def scores_BN(self) -> torch.Tensor:
-        """Dot products divided by the temperature; differentiable with respect to `outputs`."""
-        q_BD, p_ND, temperature = self.outputs
-        return q_BD @ p_ND.T / temperature
+        """Dot products divided by the temperature, plus BM25 times its weight if the retriever has one; differentiable
+        with respect to `outputs`. Raises UserError for a batch whose loader knows no words."""
+        q_BD, p_ND, temperature, *weight = self.outputs
+        scores_BN = q_BD @ p_ND.T / temperature
+        if not weight:
+            return scores_BN
+        if self.words_BN is None:
+            raise UserError(
+                "a retriever with a weight of BM25, and a batch without words",
+                found="a Loader without `words`",
+                expected="that of load_rows, or loader.words = LexicalPairs(queries, texts)",
+            )
+        return scores_BN + weight[0] * self.words_BN
 
     @property
     def on_this_rank(self) -> list[torch.Tensor]:
         """The embeddings that this rank has computed: those of its queries and of its passages."""
-        q_BD, p_ND, _ = self.outputs
+        q_BD, p_ND, *_ = self.outputs
         if not self.shares:
             return [q_BD, p_ND]
         mine = self.shares[collectives.rank()]
@@ -74,8 +85,8 @@ class Embedded:
 
         With `--pool world` every rank has the gradient of all embeddings and backpropagates only the rows that it
         embedded. The engines average gradients over ranks, so these rows need the factor `world` that the objective
-        has applied. The gradient of the temperature is the same on all ranks, so that factor is divided out of it (see
-        runtime/collectives.py).
+        has applied. The gradients of the temperature and of BM25's weight are the same on all ranks, so that factor is
+        divided out of them (see runtime/collectives.py).
         """
         run, self.run = self.run, None  # frees the graph, or the inputs of the chunks
         assert run is not None, "a forward has one backward"
@@ -84,11 +95,11 @@ class Embedded:
         if self.shares:
             mine = self.shares[collectives.rank()]
             sides = [Slice(rows).gradient(g) for rows, g in zip((mine.rows, mine.columns), grads[:2], strict=True)]
-            grads = [*sides, grads[2] / len(self.shares)]
+            grads = [*sides, *(g / len(self.shares) for g in grads[2:])]
 
         def of_chunk(c: int) -> Gradients:
             of_queries, of_passages = (part.gradient(g) for part, g in zip(self.parts[c], grads[:2], strict=True))
-            return of_queries, of_passages, grads[2] if c == 0 else None
+            return of_queries, of_passages, *(g if c == 0 else None for g in grads[2:])
 
         run.backward(of_chunk)
 

@@ -23,6 +23,7 @@ WORLD: dict[str, Any] = {"pool": "world"}
 CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
 INDEX: dict[str, Any] = {"candidates_from": "index", "index_candidates": 3, "contrastive_weight": 0.3}
 GATE: dict[str, Any] = {"gate_gain": 0.1, "gate_margin": 0.01}
+WORDS: dict[str, Any] = {"lexical_prior": 0.7}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
 LORA: dict[str, Any] = {"lora": "both", "lora_r": 3, "retriever": "folder", "generator": "folder"}
@@ -61,6 +62,8 @@ RUNS: dict[str, Run] = {
     "zero2 gate world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS | GATE),
     "zero3 gate": Run((3, 3), flags=GATE | {"candidates": "4"}),
     "gate frozen generator world": Run((1, 1), flags=WORLD | GATE | {"freeze": "generator"}),
+    "zero2 words world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS | WORDS),
+    "zero3 words": Run((3, 3), flags=WORDS | {"candidates": "4"}),
     "frozen generator world": Run((2, 2), flags=WORLD | {"freeze": "generator"}),
 }
 # Accumulated: the temperature's gradient is one sum, and over some micro-batches its terms cancel to bf16's noise.

@@ -23,6 +23,8 @@ PLAIN: list[dict[str, Any]] = [{"objective": name} for name in OBJECTIVES]
 VARIANTS: list[dict[str, Any]] = [{"objective": name, "learn_temperature": True} for name in OBJECTIVES]
 VARIANTS += [{"objective": "rag_sequence", "contrastive_weight": 0.5, "prior": "pool"}]
 VARIANTS += [{"objective": "rag_token", "answer_weight": 1.5}]
+VARIANTS += [{"objective": name, "lexical_prior": 0.7} for name in ("rag_sequence", "emdr2", "infonce")]
+VARIANTS += [{"objective": "rag_sequence", "lexical_prior": 0.7, "prior": "pool", "retriever_chunk": 2}]
 GATE: dict[str, Any] = {"gate_gain": 0.1}  # some rows of every step pass it, some do not
 VARIANTS += [{"objective": name} | GATE for name in ("rag_sequence", "emdr2")]
 VARIANTS += [GATE | {"objective": "rag_sequence", "freeze": "generator"}]
@@ -112,6 +114,10 @@ def compare_with_one_graph(accumulation: int, variant: dict[str, Any]) -> None:
     if variant.get("learn_temperature"):
         own = float(wanted["retriever.log_temperature"])  # small beside the others': held by itself
         assert abs(own) > 1e-5 and float(found["retriever.log_temperature"]) == pytest.approx(own, rel=1e-2)
+    if variant.get("lexical_prior"):
+        own = float(wanted["retriever.log_lexical_weight"])
+        assert abs(own) > 1e-4 and float(found["retriever.log_lexical_weight"]) == pytest.approx(own, rel=1e-3)
+        assert outputs[0].sums["lexical_weight"] == pytest.approx(0.7)
     assert totals["queries"] == 3 * accumulation
 
 
