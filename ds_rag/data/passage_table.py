@@ -181,6 +181,13 @@ def kept_of(row: Example) -> tuple[Collection[int], ...]:
     return row.positives, row.own, row.scores
 
 
+def unlabelled(row: Example) -> Example:
+    """The row without what it says of passages, right or wrong: only its unlabelled candidates are left, and those that
+    have a teacher's score."""
+    others = tuple(p for p in row.own if p in row.scores or (p in row.others and p not in row.negatives))
+    return replace(row, positives=(), grades=(), others=others, negatives=(), also=(), judged=False, absent=())
+
+
 def keep_training_folds(table: RagData, split: Split) -> None:
     """Takes the passages of held-out documents from the training rows, and sets `allowed`; the corpus stays as it is.
 

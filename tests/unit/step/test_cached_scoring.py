@@ -65,6 +65,27 @@ def test_the_same_loss_and_gradients(objective, tmp_path):
     assert cached_sums == pytest.approx(sums, abs=1e-5)
 
 
+def test_scores_without_a_passage_are_stored_too(tmp_path):
+    """With a gate; the store has one cell more for each row, which the next run does not read."""
+    flags = FROZEN | {"gate_gain": 0.0}
+    _, plain, sums = step_of(small_parts(**flags))
+    first = small_parts(**flags, teacher_cache=str(tmp_path))
+    _, _, cached_sums = step_of(first)
+    rows = sum(len(batch.rows) for batch in first.loader.micro_batches(0))
+    without_gate = small_parts(**FROZEN, teacher_cache=str(tmp_path / "other"))
+    step_of(without_gate)
+    assert len(store_of(first)) == len(store_of(without_gate)) + rows
+    store_of(first).flush()
+    again = small_parts(**flags, teacher_cache=str(tmp_path))
+    store_of(again).verified = True
+    read = counted(again)
+    _, cached, again_sums = step_of(again)
+    assert not read, "no forward at all"
+    assert sums["gated_queries"] == cached_sums["gated_queries"] == again_sums["gated_queries"] > 0
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-5)
+
+
 def test_other_scores_in_the_store_give_another_gradient(tmp_path):
     """What is in the store is what the step uses."""
     loss, plain, _ = step_of(small_parts(**FROZEN))
