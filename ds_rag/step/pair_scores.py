@@ -77,7 +77,13 @@ def score_pairs(
             for c, logp_A in read_cells(generator, cells, chunks_of(generator, cells)):
                 found[start + c] = logp_A.astype(np.float64).sum(), len(logp_A)
                 meter.advance(world)
-    both = np.zeros((len(pairs), 2))
+    return of_all_ranks(mine, found, len(pairs))
+
+
+def of_all_ranks(mine: np.ndarray, found: np.ndarray, count: int) -> PairScores:
+    """The scores of all `count` pairs. mine: numbers of this rank's; found: float64, sum and tokens of each. All ranks
+    together."""
+    both = np.zeros((count, 2))
     for numbers, part in collectives.gather_objects((mine, found)):
         both[numbers] = part
     return PairScores(both[:, 0], both[:, 1].astype(np.int64))
