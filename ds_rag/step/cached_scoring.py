@@ -6,7 +6,7 @@ Shape legend: C cells, A tokens of the longest target.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ def scores_of(
     read = score_missing(reader, pairs, store, console)
     if console is not None:
         console.say(f"teacher    {read:,} of {len(pairs):,} pairs scored, the others were in {store.folder}")
-    return stored_scores(reader, pairs, store)
+    return replace(stored_scores(reader, pairs, store), read=read)
 
 
 def stored_scores(reader: FrozenReader, pairs: Sequence[Pair], store: ScoreStore) -> PairScores:

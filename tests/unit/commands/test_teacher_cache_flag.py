@@ -45,8 +45,11 @@ def test_a_second_call_reads_nothing_and_finds_the_same(call: Call, tmp_path: Pa
     blocks = ["rerank_prior", "rerank_posterior", "rerank_likelihood"]
     assert [first[0][name] for name in blocks] == [plain[name] for name in blocks]
     assert [second[0][name] for name in blocks] == [plain[name] for name in blocks]
-    plain, _ = call(*audit)
     first, second = call(*audit, *cache), call(*audit, *cache)
     assert first[1][0] < 9 and second[1] == [0, 0], "an audit knows what an evaluation has read, answers and questions"
     assert first[0] == second[0]
-    assert first[0]["verdict"] == plain["verdict"] and first[0].keys() == plain.keys()
+    mine = "mine", "--posterior", "0.4", "--out", str(tmp_path / "mined.jsonl"), "--overwrite"
+    plain_counts, _ = call(*mine)
+    mined = (tmp_path / "mined.jsonl").read_bytes()
+    assert call(*mine, *cache) == (plain_counts, [3]), "each row's third passage is new"
+    assert (tmp_path / "mined.jsonl").read_bytes() == mined and plain_counts["looked_at"] == 9
