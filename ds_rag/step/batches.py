@@ -27,7 +27,8 @@ def load_rows(
     Args:
         joint: the texts are tokenised for its models and its prompt.
         rows: dictionaries with the keys of rows in files (`query`, `answer` or `answers`, `positive`, `passages`,
-            `negatives`; see docs/data.md), or a `RagData`, of which `train`, a list of `Example`s, is used.
+            `negatives`; `teacher_scores` under `--teacher scores`; see docs/data.md), or a `RagData`, of which `train`,
+            a list of `Example`s, is used.
         options: rows per micro-batch, micro-batches per step, the seed of the order. `pad` is replaced by the pad token
             of the retriever.
         lengths: its `max_..._length` fields are the maximum numbers of tokens of the texts that the generator reads;

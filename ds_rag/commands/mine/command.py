@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from ds_rag.commands.mine.posterior import GeneratorPosterior, Wanted
 from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.data.bad_rows import MINE, Reading, say_notices
 from ds_rag.data.data_settings import columns_of, has_corpus, read_given_corpus, reading_of
@@ -29,12 +28,15 @@ from ds_rag.data.dataset import Example, RagData, build_table
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
+from ds_rag.evaluation.passage_posterior import PassagePosterior, Wanted
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.index.vector_parts import VectorParts, Vectors
+from ds_rag.models.score_folder import open_scores
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.run.output_dir import check_beside_run
 from ds_rag.runtime import collectives
@@ -149,6 +151,22 @@ class Miner:
         return {n: reasons[n] for n in found}
 
 
+def posterior_of(saved: Saved, texts: Sequence[str], cache: str | None, console: Console) -> PassagePosterior:
+    """p(z|x,y) by the saved models. cache: the folder of `--teacher_cache`. Raises UserError if there is no
+    generator."""
+    generator, prompt = saved.generator, saved.prompt
+    if generator is None or prompt is None:
+        raise UserError(
+            "--posterior: there is no generator",
+            expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
+        )
+    config = saved.config
+    if config.scoring.share_prefixes and (reason := share_prefixes(generator)):
+        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
+    store = open_scores(cache, generator, prompt, config.data, console.say) if cache else None
+    return PassagePosterior(generator, prompt, config.data, float(saved.retriever.temperature), texts, store)
+
+
 def main(args: argparse.Namespace) -> int:
     """Runs the command. Several ranks split the work; rank 0 prints and writes."""
     check_arguments(args)
@@ -172,7 +190,7 @@ def main(args: argparse.Namespace) -> int:
         how = "are mined by the posterior alone" if limits.posterior else "are not changed: --posterior mines them"
         console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
     table, vectors_ND, index = encode_corpus(saved, rows, reading, console)
-    posterior = GeneratorPosterior(saved, table.texts, teacher_cache(args), console) if limits.posterior else None
+    posterior = posterior_of(saved, table.texts, teacher_cache(args), console) if limits.posterior else None
     tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.evaluation.per_device_eval_batch_size, console)
     miner = Miner(table, vectors_ND, limits, args.negatives, posterior)

@@ -23,9 +23,9 @@ from ds_rag.commands.mine.command import (
     check_arguments,
     exceeded_limits,
     mine_chunks,
+    posterior_of,
     show,
 )
-from ds_rag.commands.mine.posterior import GeneratorPosterior
 from ds_rag.config import DEFAULT_TEMPLATE, EvaluationConfig, RunConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells
@@ -238,7 +238,7 @@ def test_the_posterior_by_one_forward_a_cell():
     scores = np.array([0.3, 0.1, -0.2, 0.25])
     example = Example("who leads zor via ?", ("basalt", "never read"), (), ())
     with torch.no_grad():
-        posterior = GeneratorPosterior(saved, texts)
+        posterior = posterior_of(saved, texts, None, Console(speaks=False))
         posterior.read([(example, [3, 1, 2, 0])])
         found = posterior(example, [3, 1, 2, 0], scores)
         weights = []
@@ -257,7 +257,7 @@ def test_the_posterior_by_one_forward_a_cell():
 def test_a_posterior_wants_a_generator():
     saved: Any = SimpleNamespace(generator=None, prompt=None)
     with pytest.raises(UserError, match="--posterior: there is no generator") as caught:
-        GeneratorPosterior(saved, [])
+        posterior_of(saved, [], None, Console(speaks=False))
     assert "in place of --run" in caught.value.expected  # with --run a --generator is refused
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from ds_rag.config import build
 from ds_rag.data.bad_rows import Reading
-from ds_rag.data.dataset import build_table
+from ds_rag.data.dataset import build_table, read_data
 from ds_rag.data.formats import passages_of, read_rows
 from ds_rag.data.in_memory_rows import rows_from
 from ds_rag.runtime.errors import UserError
@@ -90,3 +91,26 @@ def test_a_list_of_whole_numbers_stays_labels(files: Any) -> None:
 def test_rows_that_differ_in_their_scores_alone_are_two(files: Any) -> None:
     with pytest.raises(UserError, match="id '1' is already that of another row"):
         read(files, *({"id": 1, "query": "q", "passages": ["a"], "scores": [n]} for n in (1, 2)))
+
+
+def test_folds_take_passages_with_their_scores_and_labels_may_be_left_out(files: Any) -> None:
+    """A row's document is its own; the passages of held-out documents have no scores in training."""
+    texts = {name: [f"{name} {n}" for n in range(2)] for name in "abcd"}
+    rows = [
+        {"query": name, "document": name, "pos": own[:1], "neg": [own[1], "a 2"], "scores": [3, 2, 1]}
+        for name, own in texts.items()
+    ]
+    texts["a"].append("a 2")
+    corpus = [{"text": text, "document": name} for name, own in texts.items() for text in own]
+    flags = {"train_data": str(files.jsonl("r.jsonl", rows)), "corpus": str(files.jsonl("c.jsonl", corpus))}
+    held = {"folds": 4, "fold": 0}
+    for labels in (True, False):
+        found = read_data(
+            build(flags | held | {"train_labels": labels}).data, False, need_answers=False, need_scores=True
+        )
+        kept = [{found.texts[n]: score for n, score in row.scores.items()} for row in found.train]
+        assert kept == [{f"{name} 0": 3.0, f"{name} 1": 2.0} for name in "bcd"], "of document a nothing is left"
+        assert all(set(row.scores) <= set(row.own) and bool(row.positives) == labels for row in found.train)
+        assert found.allowed is not None and all(found.allowed[n] for row in found.train for n in row.scores)
+    every = read_data(build(flags).data, False, need_answers=False, need_scores=True)
+    assert [len(row.scores) for row in every.train] == [3] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ds_rag.data.loader import BatchOptions
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.losses import infonce
 from ds_rag.models.generator import Generator
+from ds_rag.run.resume_rules import data_hash
 from ds_rag.runtime.errors import UserError
 from ds_rag.step.batches import load_rows
 from ds_rag.step.cached_scoring import FrozenReader
@@ -162,6 +164,13 @@ def test_a_frozen_generators_own_scores_teach_as_the_generator_does(way: str) ->
     for name, weight in reading.retriever.state_dict().items():
         torch.testing.assert_close(after[name], weight, rtol=1e-4, atol=1e-6)
     assert any(not torch.equal(before[name], weight) for name, weight in after.items()), "the step taught nothing"
+
+
+def test_a_resumed_run_knows_other_scores() -> None:
+    joint = JointStep.from_models(small_retriever(), None, ObjectiveConfig(teacher="scores"))
+    loaders = [load_rows(joint, rows(scores)) for scores in (SCORES, SCORES, [row[::-1] for row in SCORES])]
+    one, same, other = (data_hash(SimpleNamespace(loader=loader)) for loader in loaders)  # type: ignore[arg-type]
+    assert one == same != other
 
 
 def test_what_scores_do_not_suffice_for_is_refused() -> None:

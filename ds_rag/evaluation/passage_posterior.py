@@ -1,4 +1,4 @@
-"""p(z|x,y) of passages that may be mined: the retriever's scores and the generator's likelihood of the row's answer.
+"""p(z|x,y) of given passages: the retriever's scores and the generator's likelihood of the row's answer.
 
 Shape legend: D passages examined for a row.
 """
@@ -6,44 +6,40 @@ Shape legend: D passages examined for a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from ds_rag.config import DataConfig
 from ds_rag.data.dataset import Example
+from ds_rag.data.prompt import Prompt
 from ds_rag.evaluation.posteriors import log_softmax
-from ds_rag.models.score_folder import open_scores
-from ds_rag.models.shared_prefix.support import share_prefixes
-from ds_rag.run.open_saved import Saved
+from ds_rag.models.generator import Generator
+from ds_rag.models.score_store import ScoreStore
 from ds_rag.runtime import collectives
-from ds_rag.runtime.console import Console
-from ds_rag.runtime.errors import UserError
 from ds_rag.step.cached_scoring import FrozenReader, scores_of
 from ds_rag.step.pair_scores import PairTexts
 
 Wanted = Sequence[tuple[Example, Sequence[int]]]  # rows, and the passages that are examined for each
 
 
-class GeneratorPosterior:
+@dataclass
+class PassagePosterior:
     """`read` has the generator read the first answers of rows with passages; a call is then arithmetic.
 
-    texts: of all passages. cache: the folder of `--teacher_cache`. pairs, new: how many were wanted, and how many of
-    them were scored. Raises UserError if there is no generator.
+    lengths: at which texts are cut. temperature: of the retriever's scores. texts: of all passages. store: where scores
+    are kept; None: nowhere. pairs, new: how many were wanted so far, and how many of them were read.
     """
 
-    def __init__(self, saved: Saved, texts: Sequence[str], cache: str | None = None, console: Console | None = None):
-        if saved.generator is None or saved.prompt is None:
-            raise UserError(
-                "--posterior: there is no generator",
-                expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
-            )
-        self.generator, self.prompt, self.lengths, self.texts = saved.generator, saved.prompt, saved.config.data, texts
-        self.temperature = float(saved.retriever.temperature)
-        say = (console or Console(speaks=False)).say
-        if saved.config.scoring.share_prefixes and (reason := share_prefixes(self.generator)):
-            say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
-        self.store = open_scores(cache, self.generator, self.prompt, self.lengths, say) if cache else None
-        self.known: dict[tuple[str, str, int], float] = {}  # (query, answer, passage) -> log p(y|x,z) in nats
-        self.pairs = self.new = 0
+    generator: Generator
+    prompt: Prompt
+    lengths: DataConfig
+    temperature: float
+    texts: Sequence[str]
+    store: ScoreStore | None = None
+    pairs: int = 0
+    new: int = 0
+    known: dict[tuple[str, str, int], float] = field(default_factory=dict)  # (query, answer, passage) -> log p(y|x,z)
 
     def read(self, wanted: Wanted) -> None:
         """Reads what calls for these rows will ask for, each passage once, and forgets what was read before. All ranks
@@ -61,10 +57,10 @@ class GeneratorPosterior:
         self.pairs, self.new = self.pairs + len(pairs), self.new + found.read
         self.known = {(*rows[q][:2], n): G for (q, n), G in zip(pairs, found.sums_P.tolist(), strict=True)}
 
-    def ids(self, field: str, texts: list[str]) -> list[np.ndarray]:
-        """Token ids of texts of one field, cut as in training."""
-        length: int = getattr(self.lengths, f"max_{field}_length")
-        return [np.array(ids, dtype=np.int32) for ids in self.prompt.encode(field, texts, length)] if texts else []
+    def ids(self, name: str, texts: list[str]) -> list[np.ndarray]:
+        """Token ids of texts of one field of the prompt, cut as in training."""
+        length: int = getattr(self.lengths, f"max_{name}_length")
+        return [np.array(ids, dtype=np.int32) for ids in self.prompt.encode(name, texts, length)] if texts else []
 
     def __call__(self, row: Example, numbers: Sequence[int], scores_D: np.ndarray) -> np.ndarray:
         """(D,) p(z|x,y) over these passages. scores_D: the retriever's, not divided by the temperature."""
