@@ -152,6 +152,13 @@ class ObjectiveConfig:
         "passages per query from the index, BM25, or both in turn, without known positives",
         bounds=integer(1, 10_000),
     )
+    candidates_by: str = option(
+        FIXED,
+        "retriever",
+        "of the passages found, --candidates are read: those that the retriever ranks first; or, before they are "
+        "embedded, those that the frozen generator finds best",
+        ("retriever", "generator"),
+    )
     pool: str = option(
         FIXED,
         "rank",

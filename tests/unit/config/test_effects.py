@@ -87,6 +87,7 @@ DOES_NOTHING = [
     (["--gate_gain", "1", *INFONCE], "gate_gain"),
     (["--gate_margin", "1", "--objective", "positive_only"], "gate_margin"),
     (["--index_candidates", "3"], "index_candidates"),
+    (["--candidates_by", "generator", "--teacher_cache", "T", *FROZEN], "candidates_by"),
     (["--reader_loss", "posterior"], "reader_loss"),
     (["--reader_loss", "posterior", "--objective", "emdr2", *FROZEN], "reader_loss"),
     (["--target_temperature", "2", "--objective", "emdr2"], "target_temperature"),
