@@ -149,6 +149,7 @@ IDLE = (
     ),
     Rule(("answer_logprob",), lambda c: c.objective.answer_exponent is None, "--answer_exponent takes its place"),
     Rule(("candidates_by",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
+    Rule(("candidates_by",), has_generator, NO_GENERATOR),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),
