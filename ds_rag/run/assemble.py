@@ -12,7 +12,7 @@ import torch
 
 from ds_rag.config import OptimConfig, RunConfig
 from ds_rag.config.effects import idle
-from ds_rag.config.objectives import CANDIDATES_FROM
+from ds_rag.config.objectives import CANDIDATES_FROM, GIVEN
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_data
@@ -101,12 +101,13 @@ def assemble(
     objective = make_objective(config.objective, collectives.world())
     plans = plan_engines(config)
     check_spelling(config.evaluation.index_factory)
-    needs = objective.spec.needs_positive, objective.needs_generator
+    needs = {"need_positive": objective.spec.needs_positive, "need_answers": objective.needs_generator}
+    needs["need_scores"] = objective.spec.reads == GIVEN
     for line in idle(config):
         console.say(f"note: {line}", style="yellow")
     from_index = config.objective.candidates_from != "batch"
     known = split_of_run(folder, resumed)
-    data = read_data(config.data, config.is_builtin, *needs, from_index=from_index, known=known)
+    data = read_data(config.data, config.is_builtin, **needs, from_index=from_index, known=known)
     say_notices(data.notices, console)
     check_labels(config, data, console)
     torch.manual_seed(config.optim.seed)

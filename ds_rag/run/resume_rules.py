@@ -52,6 +52,8 @@ def data_hash(parts: Parts) -> str:
         digest.update(b"none" if table is None else hash_tokens(table).encode())
     for row in parts.loader.rows:
         digest.update(repr((row.positives, row.own)).encode())
+        if row.scores:
+            digest.update(repr(sorted(row.scores.items())).encode())
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ds_rag.commands.audit.picture import check_picture, write_picture
 from ds_rag.commands.audit.tables import show
+from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_evaluation
 from ds_rag.evaluation.audit import audit
@@ -58,7 +59,7 @@ def gather(args: argparse.Namespace, saved: Saved, data: RagData, console: Conso
         stage.per_device_eval_batch_size,
         stage.index_factory,
     )
-    reader = AuditReader(generator, prompt, config.data)
+    reader = AuditReader(generator, prompt, config.data, teacher_cache(args))
     scores, sample = collect(saved.retriever, reader, data, rows, wanted, console)
     if args.question_likelihood:
         asked_QW = read_questions(reader, sample, console)
