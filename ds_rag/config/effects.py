@@ -55,6 +55,11 @@ def trains_retriever(c: RunConfig) -> bool:
     return c.model.freeze != "retriever"
 
 
+def constant_passages(c: RunConfig) -> bool:
+    """Are the vectors of passages constants, encoded once?"""
+    return c.model.train_side == "query"
+
+
 def evaluates(c: RunConfig) -> bool:
     return c.is_builtin or c.data.eval_data is not None or c.data.folds > 0 or c.data.eval_fraction > 0
 
@@ -164,6 +169,11 @@ IDLE = (
         lambda c: evaluates(c) or searches_index(c),
         "no rows are evaluated, and no candidates come from the index",
     ),
+    Rule(
+        ("refresh_mode", "refresh_staleness", "refresh_fraction"),
+        lambda c: not constant_passages(c),
+        "with --train_side query the vectors of passages do not change",
+    ),
     Rule(("refresh_mode", "refresh_fraction"), indexes, "the index is not refreshed during training"),
     Rule(
         ("refresh_staleness",),
@@ -189,6 +199,11 @@ CONTRARY = (
     ),
     Rule(("folds",), lambda c: not (c.data.folds and c.is_builtin), "the built-in rows have a split of their own"),
     Rule(("freeze",), lambda c: trains_retriever(c) or trains_generator(c), "no model would be trained"),
+    Rule(
+        ("train_side",),
+        lambda c: not constant_passages(c) or trains_retriever(c),
+        "it trains the encoder of queries, and --freeze retriever is set",
+    ),
     Rule(
         ("learn_temperature",),
         lambda c: not c.model.learn_temperature or trains_retriever(c),

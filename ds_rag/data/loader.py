@@ -146,6 +146,7 @@ class Loader:
             answer_ids=pick(t.generator_answers, rows),
             rows=list(rows),
             also_BN=also if also.any() else None,
+            passage_numbers=pool,
         )
 
     def collate_shard(self, rows: Sequence[int]) -> Batch:

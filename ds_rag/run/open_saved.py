@@ -34,6 +34,7 @@ OF_TRAINING = {
         "fold_corpus",
         "assume_first_positive",
         "encoders",
+        "train_side",
         "freeze",
         "gradient_checkpointing",
     ),
