@@ -23,6 +23,7 @@ INDEX: dict[str, Any] = {"candidates_from": "index", "index_candidates": 3, "con
 GATE: dict[str, Any] = {"gate_gain": 0.1, "gate_margin": 0.01}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
+QUERY: dict[str, Any] = {"train_side": "query"}
 LORA: dict[str, Any] = {"lora": "both", "lora_r": 3, "retriever": "folder", "generator": "folder"}
 RUNS: dict[str, Run] = {
     "zero0": Run((0, 0)),
@@ -59,6 +60,8 @@ RUNS: dict[str, Run] = {
     "zero2 gate world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS | GATE),
     "zero3 gate": Run((3, 3), flags=GATE | {"candidates": "4"}),
     "gate frozen generator world": Run((1, 1), flags=WORLD | GATE | {"freeze": "generator"}),
+    "zero3 query side world chunks x2": Run((3, 3), accumulation=2, flags=WORLD | CHUNKS | QUERY),
+    "zero2 query side": Run((2, 2), flags=QUERY | INDEX),
     "frozen generator world": Run((2, 2), flags=WORLD | {"freeze": "generator"}),
 }
 # Accumulated: the temperature's gradient is one sum, and over some micro-batches its terms cancel to bf16's noise.
