@@ -81,6 +81,7 @@ SLOW = {
     "zero1 chunks checkpoints",
     "zero2 world chunks x2",
     "zero2 plain sequences",
+    "zero2 query side",
     "zero3 world one pass x2 checkpoints",
     "zero1 lora world",
     "zero3 lora x4",
