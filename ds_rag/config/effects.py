@@ -60,6 +60,12 @@ def constant_passages(c: RunConfig) -> bool:
     return c.model.train_side == "query"
 
 
+def has_words(c: RunConfig) -> bool:
+    """May the retriever have a weight of BM25? A new one has that of `--lexical_prior` alone."""
+    weight = c.model.lexical_prior
+    return weight > 0 if weight is not None else not c.model.retriever.startswith("config:")
+
+
 def evaluates(c: RunConfig) -> bool:
     return c.is_builtin or c.data.eval_data is not None or c.data.folds > 0 or c.data.eval_fraction > 0
 
@@ -125,6 +131,11 @@ IDLE = (
     Rule(("generator_learning_rate", "lm_warmup_steps"), trains_generator, FROZEN_GENERATOR),
     Rule(("generator_backward",), trains_generator, FROZEN_GENERATOR + ", so it only scores"),
     Rule(("retriever_learning_rate", "contrastive_weight"), trains_retriever, "the retriever is not trained"),
+    Rule(
+        ("lexical_prior_learning_rate",),
+        lambda c: trains_retriever(c) and has_words(c),
+        "the retriever has no weight of BM25 (--lexical_prior), or is not trained",
+    ),
     Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), adapts, "--lora is none"),
     Rule(("candidates", "prior"), lambda c: objective(c).reads == CANDIDATES, NOT_READ),
     Rule(
@@ -138,6 +149,7 @@ IDLE = (
         "the objective does not weigh an answer's log-probability against a prior",
     ),
     Rule(("answer_logprob",), lambda c: c.objective.answer_exponent is None, "--answer_exponent takes its place"),
+    Rule(("candidates_by",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),
@@ -219,6 +231,16 @@ CONTRARY = (
         ("teacher_cache",),
         lambda c: not c.scoring.teacher_cache or not trains_generator(c),
         "the generator is trained, so that its scores change; --freeze generator keeps them",
+    ),
+    Rule(
+        ("candidates_by",),
+        lambda c: c.objective.candidates_by != "generator" or bool(c.scoring.teacher_cache),
+        "the generator reads before passages are embedded only if its scores are stored (--teacher_cache)",
+    ),
+    Rule(
+        ("candidates_by", "candidates"),
+        lambda c: c.objective.candidates_by != "generator" or c.objective.candidates != "all",
+        "of all passages there are none to choose",
     ),
     Rule(
         ("early_stopping_patience", "load_best_model_at_end"),

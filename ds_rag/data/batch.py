@@ -60,6 +60,7 @@ class Batch:
     shares: list[Share] = field(default_factory=list)  # empty: this rank embeds everything
     also_BN: torch.Tensor | None = None  # bool: positives of other rows with the same query; None: there are none
     passage_numbers: list[int] = field(default_factory=list)  # N, in the passage table; empty: no table
+    words_BN: torch.Tensor | None = None  # float32: BM25 of query and passage, where the retriever's scores have it
 
     @property
     def copies(self) -> int:
@@ -80,6 +81,7 @@ class Batch:
             own_BN=self.own_BN.to(device),
             positive_BN=self.positive_BN.to(device),
             also_BN=None if self.also_BN is None else self.also_BN.to(device),
+            words_BN=None if self.words_BN is None else self.words_BN.to(device),
         )
 
 

@@ -6,7 +6,7 @@ often, and the last batch of an epoch has full size. The position in the stream 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,11 @@ class Loader:
 
     After `offer`, rows contribute the passages that an index found for them, instead of their own unlabelled ones, or
     in addition to them (keep_own). The order of rows does not depend on it.
+
+    words: (rows, passages) -> their scores by words, (B, N) float32, which every batch then has (`Batch.words_BN`).
     """
+
+    words: Callable[[Sequence[int], Sequence[int]], np.ndarray] | None = None
 
     def __init__(self, rows: Sequence[Example], tokens: TrainTokens, options: BatchOptions):
         self.rows, self.tokens, self.pad = rows, tokens, options.pad
@@ -147,6 +151,7 @@ class Loader:
             rows=list(rows),
             also_BN=also if also.any() else None,
             passage_numbers=pool,
+            words_BN=None if self.words is None else torch.from_numpy(self.words(rows, pool)),
         )
 
     def collate_shard(self, rows: Sequence[int]) -> Batch:

@@ -38,7 +38,7 @@ from ds_rag.runtime.output_places import check_readable
 Texts = Callable[[], Iterable[str]]
 # With these values of flags the retriever's folder decides.
 AS_SAVED: dict[str, Any] = {"pooling": "auto", "normalize": "auto"} | dict.fromkeys(
-    ("query_prefix", "passage_prefix", "temperature")
+    ("query_prefix", "passage_prefix", "temperature", "lexical_prior")
 )
 # As `Retriever.embed` expects it; as the generate method of transformers needs it.
 PADDING_SIDE = {"--retriever": "right", "--generator": "left"}

@@ -22,6 +22,7 @@ from ds_rag.data.token_tables import EvalTokens, tokenize_run
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.setup import make_engines, plan_engines
 from ds_rag.index.back_ends import check_factory, check_spelling
+from ds_rag.index.lexical_pairs import LexicalPairs
 from ds_rag.index.passage_vectors import PassageVectors
 from ds_rag.models.behaviour_checks import check_looks_back
 from ds_rag.models.from_settings import open_generator, open_retriever
@@ -138,6 +139,8 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
     optim = config.optim
     check_batch(len(data.train), optim)
     loader = Loader(data.train, train_tokens, batch_options(config, retriever))
+    if retriever.reads_words:
+        loader.words = LexicalPairs([row.query for row in data.train], data.texts, data.allowed)
     candidates = None
     if config.objective.candidates_from != "batch":
         count = candidate_count(config.objective.index_candidates, data, console)

@@ -11,6 +11,7 @@ from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.in_memory_rows import rows_from
 from ds_rag.data.loader import BatchOptions, Loader
 from ds_rag.data.token_tables import tokenize_run
+from ds_rag.index.lexical_pairs import LexicalPairs
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.step.joint_step import JointStep
@@ -53,4 +54,7 @@ def load_rows(
         )
     options = replace(options or BatchOptions(batch=8), pad=joint.retriever.tokenizer.pad_token_id)
     tokens, _ = tokenize_run(joint.retriever, joint.prompt, data, lengths or DataConfig(), Console(speaks=False))
-    return Loader(data.train, tokens, options)
+    loader = Loader(data.train, tokens, options)
+    if joint.retriever.reads_words:
+        loader.words = LexicalPairs([row.query for row in data.train], data.texts, data.allowed)
+    return loader

@@ -88,7 +88,7 @@ class JointStep:
             scoring = Scoring(engines, self.generator, pad, options)
             self.scoring = scoring if options.scores is None else CachedScoring(scoring, options.scores)
             if prompt is not None and objective.reads_without_passage:
-                self.without = WithoutPassage(scoring, prompt)
+                self.without = WithoutPassage(scoring, prompt, options.scores)
 
     @classmethod
     def from_models(
@@ -183,9 +183,11 @@ class JointStep:
                 tokens += scored.tokens
             tokens += embedded.tokens
             logp = None if scored is None else scored.on_this_rank
-            seen = Seen(embedded.on_this_rank, logp, found.loss, d_embedded[:-1], found.d_logp_CA)
+            seen = Seen(embedded.on_this_rank, logp, found.loss, d_embedded[: embedded.sides], found.d_logp_CA)
             sign = first_not_finite(m, seen)
             found.sums["embedding_spread"] = embedding_spread(embedded.watched)
+            if self.retriever.reads_words:
+                found.sums["lexical_weight"] = float(embedded.outputs[-1].detach())
             outputs.append(StepOutput(found.loss, found.sums, sign))
         bad = any_loss_is_bad([o.sign for o in outputs], self.device)
         return StepReport(outputs, totals | {"tokens": float(tokens)}, engines.step(lr_factor, skip=bad))

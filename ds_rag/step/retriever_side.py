@@ -15,6 +15,7 @@ from ds_rag.data.batch import Batch, Tokens
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.index.passage_vectors import PassageVectors
 from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError
 from ds_rag.step.two_pass import Gradients, Inputs, OnePass, Pass, TwoPass
 
 Sides = tuple[Tokens, ...]  # queries, and passages where they are embedded
@@ -60,69 +61,80 @@ class ConstantPassages:
 class Embedded:
     """The handle of one forward: its `outputs`, and `backward`, which may be called once with their gradients.
 
-    outputs: the embeddings of the queries (B, D) and of all passages of the pool (N, D), and the temperature (0-d), all
-    float32 leaves that require a gradient. constant_ND: the passages' embeddings where they are constants; `outputs`
-    are then those of the queries and the temperature. tokens: how many the retriever has read.
+    outputs: the embeddings of the queries (B, D) and of all passages of the pool (N, D), the temperature (0-d), and
+    BM25's weight (0-d) if the retriever has one; all float32 leaves that require a gradient. constant_ND: the passages'
+    embeddings where they are constants; `outputs` are then without them. sides: how many were embedded, 1 or 2.
+    tokens: those that the retriever has read.
     """
 
     def __init__(
         self, run: Pass, parts: Sequence[tuple[Slice, ...]], batch: Batch, constant_ND: torch.Tensor | None = None
     ):
-        self.parts, self.shares, self.constant_ND = parts, batch.shares, constant_ND
+        self.parts, self.shares, self.words_BN, self.constant_ND = parts, batch.shares, batch.words_BN, constant_ND
         self.run: Pass | None = run
-        sides = range(len(parts[0]))
-        every = [in_order([p[side] for p in parts], [o[side] for o in run.outputs]) for side in sides]
+        self.sides = len(parts[0])
+        every = [in_order([p[n] for p in parts], [o[n] for o in run.outputs]) for n in range(self.sides)]
         if batch.shares:
             owned = [s.rows for s in batch.shares], [s.columns for s in batch.shares]
-            every = [collectives.gather_rows(every[side].float(), owned[side]) for side in sides]
-        self.outputs = [x.detach().float().clone().requires_grad_() for x in (*every, run.outputs[0][-1])]
-        read = (batch.queries, batch.passages)[: len(sides)]
-        self.tokens = sum(int(tokens.mask_BT.sum()) for tokens in read)
+            every = [collectives.gather_rows(x.float(), owned[n]) for n, x in enumerate(every)]
+        every += run.outputs[0][self.sides :]
+        self.outputs = [x.detach().float().clone().requires_grad_() for x in every]
+        self.tokens = sum(int(x.mask_BT.sum()) for x in (batch.queries, batch.passages)[: self.sides])
 
     @property
     def scores_BN(self) -> torch.Tensor:
-        """Dot products divided by the temperature; differentiable with respect to `outputs`."""
-        q_BD, temperature = self.outputs[0], self.outputs[-1]
+        """Dot products divided by the temperature, plus BM25 times its weight if the retriever has one; differentiable
+        with respect to `outputs`. Raises UserError for a batch whose loader knows no words."""
         p_ND = self.outputs[1] if self.constant_ND is None else self.constant_ND
-        return q_BD @ p_ND.T / temperature
+        temperature, *weight = self.outputs[self.sides :]
+        scores_BN = self.outputs[0] @ p_ND.T / temperature
+        if not weight:
+            return scores_BN
+        if self.words_BN is None:
+            raise UserError(
+                "a retriever with a weight of BM25, and a batch without words",
+                found="a Loader without `words`",
+                expected="that of load_rows, or loader.words = LexicalPairs(queries, texts)",
+            )
+        return scores_BN + weight[0] * self.words_BN
 
     @property
     def watched(self) -> torch.Tensor:
         """The embeddings whose spread shows a collapse: those of the passages, where they are constants of the
         queries."""
-        return self.outputs[len(self.outputs) - 2]
+        return self.outputs[self.sides - 1]
 
     @property
     def on_this_rank(self) -> list[torch.Tensor]:
         """The embeddings that this rank has computed: those of its queries and of its passages."""
-        sides = self.outputs[:-1]
+        sides = self.outputs[: self.sides]
         return [x[rows] for x, rows in zip(sides, self._own_rows(), strict=True)] if self.shares else sides
 
     def _own_rows(self) -> list[list[int]]:
         """For each side the rows of a pool shared by all ranks that this rank embeds."""
         own = self.shares[collectives.rank()]
-        return [own.rows, own.columns][: len(self.outputs) - 1]
+        return [own.rows, own.columns][: self.sides]
 
     def backward(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """Sends gradients through the retriever. gradients: with respect to `outputs`, None for zero.
 
         With `--pool world` every rank has the gradient of all embeddings and backpropagates only the rows that it
         embedded. The engines average gradients over ranks, so these rows need the factor `world` that the objective
-        has applied. The gradient of the temperature is the same on all ranks, so that factor is divided out of it (see
-        runtime/collectives.py).
+        has applied. The gradients of the temperature and of BM25's weight are the same on all ranks, so that factor is
+        divided out of them (see runtime/collectives.py).
         """
         run, self.run = self.run, None  # frees the graph, or the inputs of the chunks
         assert run is not None, "a forward has one backward"
         pairs = zip(gradients, self.outputs, strict=True)
         grads = [torch.zeros_like(x) if g is None else g for g, x in pairs]
-        *of_sides, of_temperature = grads
+        of_sides, others = grads[: self.sides], grads[self.sides :]
         if self.shares:
             of_sides = [Slice(rows).gradient(g) for rows, g in zip(self._own_rows(), of_sides, strict=True)]
-            of_temperature = of_temperature / len(self.shares)
+            others = [g / len(self.shares) for g in others]
 
         def of_chunk(c: int) -> Gradients:
             chunk = [part.gradient(g) for part, g in zip(self.parts[c], of_sides, strict=True)]
-            return [*chunk, of_temperature if c == 0 else None]
+            return [*chunk, *(g if c == 0 else None for g in others)]
 
         run.backward(of_chunk)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from ds_rag.commands.saved_run import add_reading_flags, run_together
+from ds_rag.commands.saved_run import add_reading_flags, refuse_folds, run_together
 from ds_rag.config.bounds import ITEMS, above, inner_fraction, integer, real
 from ds_rag.config.flags import Parser, add_number
 
@@ -33,6 +33,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    refuse_folds("ds-rag mine", args)
     from ds_rag.commands.mine.command import main as work
 
     return run_together("ds-rag mine", work, args)

@@ -28,11 +28,14 @@ from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.decoding import Answerer
+from ds_rag.evaluation.lexical_sum import WeightedWords, weighted_words
 from ds_rag.evaluation.posteriors import log_softmax
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
+from ds_rag.index.exact import best
+from ds_rag.index.lexical import best_of
 from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.index.vector_parts import VectorParts, Vectors
 from ds_rag.run.open_saved import Saved, open_saved
@@ -83,9 +86,15 @@ class Miner:
     """Mines row by row, and counts what was found and dropped."""
 
     def __init__(
-        self, table: RagData, vectors_ND: Vectors, limits: Limits, negatives: int, posterior: Posterior | None = None
+        self,
+        table: RagData,
+        vectors_ND: Vectors,
+        limits: Limits,
+        negatives: int,
+        posterior: Posterior | None = None,
+        words: WeightedWords | None = None,
     ):
-        self.table, self.vectors_ND, self.limits = table, vectors_ND, limits
+        self.table, self.vectors_ND, self.limits, self.words = table, vectors_ND, limits, words
         self.negatives, self.posterior = negatives, posterior
         self.counts: Counter[str] = Counter()
 
@@ -101,6 +110,7 @@ class Miner:
         passages = list(row.passages)
         mined: list[int] = []
         if example.positives or self.posterior:
+            found = self.with_words(example.query, query_D, found)
             reasons = self.judge(example, query_D, found)
             self.counts.update(f"dropped_{reason}" for reason in reasons.values() if reason)
             mined = [n for n, reason in reasons.items() if not reason][: self.negatives]
@@ -125,12 +135,25 @@ class Miner:
         }
         return {name: value for name, value in written.items() if value}
 
+    def scores(self, query: str, query_D: np.ndarray, numbers: list[int]) -> np.ndarray:
+        """The retriever's scores of passages, BM25 by its weight included, not divided by the temperature."""
+        inner = self.vectors_ND[numbers] @ query_D
+        return inner if self.words is None else inner + self.words(query)[numbers]
+
+    def with_words(self, query: str, query_D: np.ndarray, found: Sequence[int]) -> list[int]:
+        """As many passages, of those found and of BM25's first, by the sum of both scores where there is one."""
+        if self.words is None:
+            return list(found)
+        b_N = self.words(query)[: self.table.corpus_size]
+        numbers = np.union1d(found, best_of(b_N, min(len(found), len(b_N)))[1]).astype(np.int64)
+        return best(self.scores(query, query_D, numbers.tolist()), numbers, len(found))[1].tolist()
+
     def judge(self, example: Example, query_D: np.ndarray, found: Sequence[int]) -> dict[int, str]:
         """Passage number -> why it is not a new negative ("" if it is one), in the order of `found`."""
         self.counts["looked_at"] += len(found)
         read = list(dict.fromkeys([*found, *example.own]))  # the posterior is over the row's own passages too
-        scores = self.vectors_ND[read] @ query_D
-        positive_scores_P = self.vectors_ND[list(example.positives)] @ query_D
+        scores = self.scores(example.query, query_D, read)
+        positive_scores_P = self.scores(example.query, query_D, list(example.positives))
         posterior = self.posterior(example, read, scores) if self.posterior else None
         reasons = dict(zip(read, exceeded_limits(scores, positive_scores_P, posterior, self.limits), strict=True))
         if posterior is not None and not example.positives:
@@ -197,7 +220,8 @@ def main(args: argparse.Namespace) -> int:
     posterior = posterior_of(saved, table.texts) if limits.posterior else None
     tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.evaluation.per_device_eval_batch_size, console)
-    miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
+    words = weighted_words(saved.retriever, table.texts)
+    miner = Miner(table, vectors_ND, limits, args.negatives, posterior, words)
     chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
     if collectives.rank() == 0:
         with writing(Path(args.out), args.overwrite) as stream:

@@ -27,9 +27,9 @@ ROWS = ["--train_data", "rows.jsonl", "--eval_data", "dev.jsonl"]
 # What has its effect whatever else is set, as long as its own value says so.
 ALWAYS = """train_data eval_data corpus query_column answer_column positive_column passages_column negatives_column
     id_column document_column title_column place_column
-    on_bad_row assume_first_positive max_train_samples max_query_length max_passage_length
+    on_bad_row assume_first_positive train_labels max_train_samples max_query_length max_passage_length
     retriever encoders pooling normalize query_prefix passage_prefix gradient_checkpointing trust_remote_code
-    temperature
+    temperature lexical_prior
     objective candidates_from pool retriever_chunk
     per_device_train_batch_size gradient_accumulation_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
     max_bad_steps max_grad_norm max_steps warmup_steps lr_scheduler_type bf16 fp16 seed
@@ -64,6 +64,11 @@ DOES_NOTHING = [
     (["--generator_backward", "exact", "--objective", "emdr2", "--reader_loss", "none"], "generator_backward"),
     (["--retriever_learning_rate", "1e-4", "--freeze", "retriever"], "retriever_learning_rate"),
     (["--contrastive_weight", "1", "--freeze", "retriever"], "contrastive_weight"),
+    (["--lexical_prior_learning_rate", "1"], "lexical_prior_learning_rate"),
+    (
+        ["--lexical_prior_learning_rate", "1", "--lexical_prior", "2", "--freeze", "retriever"],
+        "lexical_prior_learning_rate",
+    ),
     (["--lora_r", "4"], "lora_r"),
     (["--lora_alpha", "4"], "lora_alpha"),
     (["--lora_dropout", "0.1"], "lora_dropout"),
@@ -78,6 +83,7 @@ DOES_NOTHING = [
     (["--gate_gain", "1", *INFONCE], "gate_gain"),
     (["--gate_margin", "1", "--objective", "positive_only"], "gate_margin"),
     (["--index_candidates", "3"], "index_candidates"),
+    (["--candidates_by", "generator", "--teacher_cache", "T", *FROZEN], "candidates_by"),
     (["--reader_loss", "posterior"], "reader_loss"),
     (["--reader_loss", "posterior", "--objective", "emdr2", *FROZEN], "reader_loss"),
     (["--target_temperature", "2", "--objective", "emdr2"], "target_temperature"),
@@ -117,6 +123,8 @@ WORKS = [
     ["--target_temperature", "1", "--objective", "pdist", "--reader_loss", "posterior", "--answer_logprob", "mean"],
     ["--answer_exponent", "0.5", "--answer_weight", "2"],
     ["--answer_weight", "2", "--objective", "rag_token"],
+    ["--lexical_prior", "2", "--lexical_prior_learning_rate", "1"],
+    ["--lexical_prior_learning_rate", "1", "--retriever", "R"],
     ["--gate_gain", "1", "--gate_margin", "0.2", "--objective", "pdist"],
     ["--generator_backward", "posterior", "--posterior_threshold", "0.1", "--micro_cells", "4"],
     ["--memory_budget", "4", "--micro_cells", "4"],

@@ -16,7 +16,7 @@ from ds_rag.train import train_step
 QUERY: dict[str, Any] = {"train_side": "query"}
 VARIANTS: list[dict[str, Any]] = [
     {"objective": "rag_sequence", "learn_temperature": True},
-    {"objective": "infonce", "learn_temperature": True},
+    {"objective": "infonce", "learn_temperature": True, "lexical_prior": 0.7},
     {"objective": "rag_token", "retriever_chunk": 2, "learn_temperature": True},
     {"objective": "pdist", "candidates_from": "index", "index_candidates": 3, "freeze": "generator"},
 ]
@@ -32,8 +32,8 @@ def without_gradient_of_passages(parts: Parts) -> float:
     forward = parts.retriever.forward
 
     def detached(queries: Any, passages: Any) -> Any:
-        q_BD, p_ND, temperature = forward(queries, passages)
-        return q_BD, None if p_ND is None else p_ND.detach(), temperature
+        q_BD, p_ND, *others = forward(queries, passages)
+        return q_BD, None if p_ND is None else p_ND.detach(), *others
 
     parts.retriever.forward = detached  # type: ignore[method-assign]
     loss = plain_loss(parts, 0)
