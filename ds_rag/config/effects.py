@@ -67,6 +67,11 @@ def trains_retriever(c: RunConfig) -> bool:
     return c.model.freeze != "retriever"
 
 
+def constant_passages(c: RunConfig) -> bool:
+    """Are the vectors of passages constants, encoded once?"""
+    return c.model.train_side == "query"
+
+
 def has_words(c: RunConfig) -> bool:
     """May the retriever have a weight of BM25? A new one has that of `--lexical_prior` alone."""
     weight = c.model.lexical_prior
@@ -192,6 +197,11 @@ IDLE = (
         lambda c: evaluates(c) or searches_index(c),
         "no rows are evaluated, and no candidates come from the index",
     ),
+    Rule(
+        ("refresh_mode", "refresh_staleness", "refresh_fraction"),
+        lambda c: not constant_passages(c),
+        "with --train_side query the vectors of passages do not change",
+    ),
     Rule(("refresh_mode", "refresh_fraction"), indexes, "the index is not refreshed during training"),
     Rule(
         ("refresh_staleness",),
@@ -228,6 +238,11 @@ CONTRARY = (
     ),
     Rule(("teacher",), lambda c: not (reads_scores(c) and c.is_builtin), "the built-in rows have no scores"),
     Rule(("freeze",), lambda c: trains_retriever(c) or trains_generator(c), "no model would be trained"),
+    Rule(
+        ("train_side",),
+        lambda c: not constant_passages(c) or trains_retriever(c),
+        "it trains the encoder of queries, and --freeze retriever is set",
+    ),
     Rule(
         ("learn_temperature",),
         lambda c: not c.model.learn_temperature or trains_retriever(c),

@@ -88,6 +88,13 @@ class ModelConfig:
         FIXED, "config:ds_configs/models/tiny_causal_lm.json", "causal LM folder, or config:FILE for a new one"
     )
     encoders: str = option(FIXED, "shared", "one encoder for queries and passages, or two", ("shared", "two"))
+    train_side: str = option(
+        FIXED,
+        "both",
+        "what is trained of the retriever; query: of two encoders that of queries, while the vectors of passages are "
+        "constants, encoded once",
+        ("both", "query"),
+    )
     pooling: str = option(FIXED, "auto", "auto: as in the retriever's folder, else mean, or last for a decoder")
     normalize: str = option(
         FIXED, "auto", "unit-length embeddings; auto: as in the folder, else true", ("auto", "true", "false")

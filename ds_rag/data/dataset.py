@@ -190,6 +190,11 @@ class TokenTable:
         """A table of the first `count` texts, without copying."""
         return TokenTable(self.flat[: self.starts[count]], self.starts[1 : count + 1])
 
+    def after(self, count: int) -> TokenTable:
+        """A table of the texts after the first `count`, without copying."""
+        start = self.starts[count]
+        return TokenTable(self.flat[start:], self.starts[count + 1 :] - start)
+
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)

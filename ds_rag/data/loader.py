@@ -150,6 +150,7 @@ class Loader:
             answer_ids=pick(t.generator_answers, rows),
             rows=list(rows),
             also_BN=also if also.any() else None,
+            passage_numbers=pool,
             words_BN=None if self.words is None else torch.from_numpy(self.words(rows, pool)),
             teacher_BN=self.teacher_scores(rows, brought, column) if any(self.rows[r].scores for r in rows) else None,
         )

@@ -59,6 +59,8 @@ def training_flags(setup: Setup, index: IndexPlan | None, data: dict[str, str]) 
         flags["freeze"] = setup.frozen
     if setup.encoders == 2:
         flags["encoders"] = "two"
+    if work.query_side:
+        flags["train_side"] = "query"
     if index is not None:
         flags |= {"index_factory": index.recommended, "index_shards": index.shards}
     return flags
