@@ -63,8 +63,10 @@ class Work:
         config = lm.config.get_text_config()
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         attention = 4.0 * config.num_attention_heads * width * config.num_hidden_layers * self.pairs
-        return 2.0 * linear_weights(lm) * self.tokens + attention + 2.0 * config.hidden_size * lm.vocab_size * (
-            self.targets
+        return (
+            2.0 * linear_weights(lm) * self.tokens
+            + attention
+            + 2.0 * config.hidden_size * lm.vocab_size * (self.targets)
         )
 
 

@@ -272,7 +272,9 @@ def second_epoch(
         options = StepOptions(config.scoring, config.optim, scores=store if name == CACHED else None)
         generator = parts.generator if name == CACHED else None
         retriever = copy.deepcopy(parts.retriever)
-        steppers[name] = Stepper(JointStep.from_models(retriever, generator, objective, None, parts.prompt, options), loader)
+        steppers[name] = Stepper(
+            JointStep.from_models(retriever, generator, objective, None, parts.prompt, options), loader
+        )
     loader = steppers[CACHED].loader
     needed = [(r, p) for n in range(args.steps) for r in loader.rows_of(n) for p in loader.passages_of(r)]
     scored = score_missing(reader_of(parts), needed, store)

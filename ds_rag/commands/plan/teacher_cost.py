@@ -45,7 +45,15 @@ def plan_teacher(setup: Setup, rows: int, corpus: int, rates: Rates) -> TeacherP
 def teacher_table(plan: TeacherPlan, world: int) -> tuple[str, list[str], list[list[str]]]:
     """Title, heads and rows. world: GPUs among which the passages are divided."""
     title = f"Scores of the frozen generator for {plan.rows:,} rows, computed once and stored"
-    heads = ["cells", "passages", "PFLOP", "GPU-hours", f"hours on {world} GPUs", "cells/s", "cache GB"]
+    heads = [
+        "cells",
+        "passages",
+        "PFLOP",
+        "GPU-hours",
+        f"hours, {world} GPU" + ("s" if world > 1 else ""),
+        "cells/s",
+        "cache GB",
+    ]
     hours = plan.gpu_hours / world
     figures = [
         f"{plan.cells:,}",
