@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=877, help="the first rows; 877 are COVID-QA's training part")
     parser.add_argument("--candidates", type=int, default=16, help="passages a row, whose cells are scored")
     parser.add_argument("--passages", type=int, default=60, help="how many of these passages are drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--padded_batch", type=int, default=8, help="sequences in a batch of transformers'")
     parser.add_argument("--step_candidates", type=int, default=8, help="passages a row, in steps")
     parser.add_argument("--batch", type=int, default=16, help="rows a step")
@@ -170,7 +171,7 @@ def scoring(parts: Parts, lists_RK: np.ndarray, args: argparse.Namespace) -> dic
     reader, generator = reader_of(parts), parts.generator
     assert generator is not None
     of_passage = pairs_by_passage(lists_RK)
-    drawn = np.random.default_rng(0).permutation(sorted(of_passage))[: args.passages].tolist()
+    drawn = np.random.default_rng(args.seed).permutation(sorted(of_passage))[: args.passages].tolist()
     cells = cells_of(reader.prompt, reader.texts, [pair for passage in drawn for pair in of_passage[passage]])
     everything = cells_of(reader.prompt, reader.texts, [pair for some in of_passage.values() for pair in some])
     lm, pad = plain_copy(generator), int(generator.tokenizer.pad_token_id)
