@@ -133,6 +133,7 @@ IDLE = (
         "the objective does not weigh an answer's log-probability against a prior",
     ),
     Rule(("answer_logprob",), lambda c: c.objective.answer_exponent is None, "--answer_exponent takes its place"),
+    Rule(("candidates_by",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),
@@ -204,6 +205,16 @@ CONTRARY = (
         ("teacher_cache",),
         lambda c: not c.scoring.teacher_cache or not trains_generator(c),
         "the generator is trained, so that its scores change; --freeze generator keeps them",
+    ),
+    Rule(
+        ("candidates_by",),
+        lambda c: c.objective.candidates_by != "generator" or bool(c.scoring.teacher_cache),
+        "the generator reads before passages are embedded only if its scores are stored (--teacher_cache)",
+    ),
+    Rule(
+        ("candidates_by", "candidates"),
+        lambda c: c.objective.candidates_by != "generator" or c.objective.candidates != "all",
+        "of all passages there are none to choose",
     ),
     Rule(
         ("early_stopping_patience", "load_best_model_at_end"),

@@ -43,6 +43,9 @@ class DataConfig:
         FREE, "error", "for a row that cannot be used: stop with an error, or skip and count it", ("error", "skip")
     )
     assume_first_positive: bool = option(FIXED, False, "use the first candidate of an unlabelled row as its positive")
+    train_labels: bool = option(
+        FIXED, True, "training uses the labels of its rows; false: only evaluation rows and held-out rows keep theirs"
+    )
     max_train_samples: int | None = option(FIXED, None, "use only the first N training rows", bounds=integer(1, MANY))
     max_eval_samples: int | None = option(FREE, None, "use only the first N evaluation rows", bounds=integer(1, MANY))
     folds: int = option(
@@ -138,8 +141,15 @@ class ObjectiveConfig:
     index_candidates: int = option(
         FIXED,
         8,
-        "passages from the index, and BM25, per query, without known positives",
+        "passages per query from the index, BM25, or both in turn, without known positives",
         bounds=integer(1, 10_000),
+    )
+    candidates_by: str = option(
+        FIXED,
+        "retriever",
+        "of the passages found, --candidates are read: those that the retriever ranks first; or, before they are "
+        "embedded, those that the frozen generator finds best",
+        ("retriever", "generator"),
     )
     pool: str = option(
         FIXED,

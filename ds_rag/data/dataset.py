@@ -23,7 +23,15 @@ from ds_rag.data.data_settings import (
     splits,
 )
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
-from ds_rag.data.passage_table import Example, RagData, assume_first, build_table, keep_training_folds, with_also
+from ds_rag.data.passage_table import (
+    Example,
+    RagData,
+    assume_first,
+    build_table,
+    keep_training_folds,
+    unlabelled,
+    with_also,
+)
 from ds_rag.data.splits import FOLDS, FRACTION, HELD_OUT, Split, SplitOptions, Unit, split_rows
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -85,6 +93,8 @@ def read_data(
         keep_training_folds(table, split)
     if evaluation and from_index and not table.labelled:
         table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
+    if not data.train_labels:
+        table.train = without_labels(table.train, from_index)
     if data.assume_first_positive:
         table.train = with_also([assume_first(row) for row in table.train])
     if need_positive:
@@ -97,6 +107,20 @@ def read_data(
                 fix=f"label them, choose {objectives_with(needs_positive=False)}, or pass --assume_first_positive",
             )
     return table
+
+
+def without_labels(rows: Sequence[Example], from_index: bool) -> list[Example]:
+    """The rows with their unlabelled passages alone. from_index: candidates are retrieved, so that rows need none.
+    Raises UserError where a row has no passage left."""
+    bare = [unlabelled(row) for row in rows]
+    if (empty := [row.where for row in bare if not row.others]) and not from_index:
+        raise UserError(
+            "--train_labels false: rows without any unlabelled passage",
+            found=f"{len(empty)} rows, the first at {empty[0]}",
+            expected="a column passages, or passages that are retrieved",
+            fix="--candidates_from index,bm25",
+        )
+    return bare
 
 
 def hold_out(

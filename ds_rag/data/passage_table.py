@@ -175,6 +175,12 @@ def assume_first(row: Example) -> Example:
     return replace(row, positives=(first,), others=tuple(p for p in row.others if p != first))
 
 
+def unlabelled(row: Example) -> Example:
+    """The row without what it says of passages, right or wrong: only its unlabelled candidates are left."""
+    others = tuple(p for p in row.others if p not in row.negatives)
+    return replace(row, positives=(), grades=(), others=others, negatives=(), also=(), judged=False, absent=())
+
+
 def keep_training_folds(table: RagData, split: Split) -> None:
     """Takes the passages of held-out documents from the training rows, and sets `allowed`; the corpus stays as it is.
 

@@ -32,9 +32,9 @@ TABLE = "candidates-"  # prefix of the array in a checkpoint; its step follows
 class Candidates:
     """Fills the loader's table of candidates. step: that of the weights which made the table; -1 before the first.
 
-    count: passages for each row, from the index and by words each. batch: queries encoded at once; None: the index is
-    not searched. allowed: see `RagData.allowed`. words: (depth) -> each row's first passages by words, see
-    word_candidates.py; called once. Their union with the index's is the row's candidates.
+    count: passages for each row. batch: queries encoded at once; None: the index is not searched. allowed: see
+    `RagData.allowed`. words: (depth) -> each row's first passages by words, see word_candidates.py; called once. With
+    both, index and words give passages in turn, until there are `count` different ones.
     """
 
     def __init__(
@@ -70,8 +70,7 @@ class Candidates:
         retriever: has the weights of `step`, which made the index. search: is called on all ranks with the same
         queries and returns the same result; a number below 0 means no passage. Returns `distinct`, the number of
         different passages in the table (few: the retriever has collapsed), and, if rows are labelled,
-        `retrieved_positive`: the fraction of labelled rows with a positive among their first `count` passages, of the
-        index or by words.
+        `retrieved_positive`: the fraction of labelled rows with a positive among their first `count` passages.
         """
         rows = self.loader.rows
         if self.batch is not None:
@@ -84,11 +83,11 @@ class Candidates:
             deep = self.count + max(len(row.positives + row.also) for row in part)
             lists = [] if self.batch is None else [self._find(queries_RD[start : start + CHUNK], deep, search)]
             lists += [] if self.words_RK is None else [self.words_RK[start : start + CHUNK]]
-            parts.append(union([without_positives(numbers_BK, part, self.count) for numbers_BK in lists]))
-            first_BK = np.concatenate([numbers_BK[:, : self.count] for numbers_BK in lists], axis=1)
+            found_BK = in_turn(lists)
+            parts.append(without_positives(found_BK, part, self.count))
             hits += [
-                bool(np.isin(found, row.positives).any())
-                for found, row in zip(first_BK, part, strict=True)
+                bool(np.isin(found[: self.count], row.positives).any())
+                for found, row in zip(found_BK, part, strict=True)
                 if row.positives
             ]
         found_RK = np.concatenate(parts)
@@ -143,9 +142,14 @@ class Candidates:
         return True
 
 
-def union(tables: Sequence[np.ndarray]) -> np.ndarray:
-    """(B, sum of K) int32: for each row the passages of all tables, each once, then -1."""
-    joined_BK = np.concatenate(tables, axis=1)
+def in_turn(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """(B, sum of K) int32: for each row the first passage of every table, then the second of every table, and so on,
+    each passage once; then -1."""
+    if len(tables) == 1:
+        return tables[0]
+    width = max(table.shape[1] for table in tables)
+    level = [np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=-1) for table in tables]
+    joined_BK = np.stack(level, axis=2).reshape(len(tables[0]), -1).astype(np.int32)
     for line in joined_BK:
         kept = list(dict.fromkeys(n for n in line.tolist() if n >= 0))
         line[:] = kept + [-1] * (len(line) - len(kept))

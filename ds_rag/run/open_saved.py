@@ -33,6 +33,7 @@ OF_TRAINING = {
         "eval_fraction",
         "fold_corpus",
         "assume_first_positive",
+        "train_labels",
         "encoders",
         "freeze",
         "gradient_checkpointing",

@@ -48,7 +48,7 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
         "index": " (the index supplies {})",
         "both": " (the index supplies {} beside the row's own)",
         "bm25": " (BM25 supplies {})",
-        "index,bm25": " (the index and BM25 supply {} each)",
+        "index,bm25": " (the index and BM25 supply {} in turn)",
     }
     source = beside[o.candidates_from].format(o.index_candidates)
     console.say(

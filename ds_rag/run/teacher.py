@@ -1,4 +1,5 @@
-"""What a run with stored scores of its generator (`--teacher_cache`) scores ahead of its steps."""
+"""What a run with stored scores of its generator (`--teacher_cache`) scores ahead of its steps, and the candidates that
+these scores choose."""
 
 from __future__ import annotations
 
@@ -7,12 +8,15 @@ import time
 from collections.abc import Iterable
 from itertools import chain
 
+import numpy as np
+
 from ds_rag.config import RunConfig
 from ds_rag.config.objectives import CANDIDATES
+from ds_rag.models.score_store import ScoreStore
 from ds_rag.run.assemble import Parts
 from ds_rag.runtime import stop_signals
 from ds_rag.runtime.console import Console
-from ds_rag.step.cached_scoring import CachedScoring, FrozenReader, score_missing
+from ds_rag.step.cached_scoring import CachedScoring, FrozenReader, keys_of, score_missing
 from ds_rag.step.pair_scores import Pair, PairTexts
 
 
@@ -29,7 +33,10 @@ def score_ahead(parts: Parts, config: RunConfig, step: int, console: Console | N
         return {}
     stop_signals.phase("the scores of the generator")
     began, pairs = time.monotonic(), pairs_ahead(parts, step, last_step(parts, config, step))
-    found = score_missing(reader_of(parts), pairs, scoring.store, console)
+    reader = reader_of(parts)
+    found = score_missing(reader, pairs, scoring.store, console)
+    if config.objective.candidates_by == "generator":
+        keep_best(parts, reader, scoring.store, int(config.objective.candidates))
     return {"pairs": float(len(pairs)), "scored": float(found), "seconds": time.monotonic() - began}
 
 
@@ -53,6 +60,23 @@ def pairs_ahead(parts: Parts, step: int, end: int) -> list[Pair]:
 def row_pairs(parts: Parts, rows: Iterable[int]) -> list[Pair]:
     """Each of these rows with each passage that it brings into its micro-batch."""
     return [(row, passage) for row in rows for passage in parts.loader.passages_of(row)]
+
+
+def keep_best(parts: Parts, reader: FrozenReader, store: ScoreStore, count: int) -> None:
+    """Leaves in the loader's table only the `count` passages of each row that make its answer likeliest, in the order
+    in which they were found. So the others are not embedded. Rows that are not scored stay as they are: they are not
+    read before the next table."""
+    assert parts.loader.found_RK is not None
+    table_RK = parts.loader.found_RK.copy()
+    for row, line in enumerate(table_RK):
+        passages = line[line >= 0].tolist()
+        keys = keys_of(reader, [(row, passage) for passage in passages])
+        if len(passages) <= count or not all(key in store for key in keys):
+            continue
+        sums = np.array([store[key].sum(dtype=np.float64) for key in keys])
+        kept = [passages[n] for n in sorted(np.argsort(-sums, kind="stable")[:count].tolist())]
+        line[:] = kept + [-1] * (len(line) - count)
+    parts.loader.offer(table_RK)
 
 
 def reader_of(parts: Parts) -> FrozenReader:

@@ -86,7 +86,7 @@ class JointStep:
             scoring = Scoring(engines, self.generator, pad, options)
             self.scoring = scoring if options.scores is None else CachedScoring(scoring, options.scores)
             if prompt is not None and objective.reads_without_passage:
-                self.without = WithoutPassage(scoring, prompt)
+                self.without = WithoutPassage(scoring, prompt, options.scores)
 
     @classmethod
     def from_models(

@@ -27,7 +27,7 @@ ROWS = ["--train_data", "rows.jsonl", "--eval_data", "dev.jsonl"]
 # What has its effect whatever else is set, as long as its own value says so.
 ALWAYS = """train_data eval_data corpus query_column answer_column positive_column passages_column negatives_column
     id_column document_column title_column place_column
-    on_bad_row assume_first_positive max_train_samples max_query_length max_passage_length
+    on_bad_row assume_first_positive train_labels max_train_samples max_query_length max_passage_length
     retriever encoders pooling normalize query_prefix passage_prefix gradient_checkpointing trust_remote_code
     temperature
     objective candidates_from pool retriever_chunk
@@ -78,6 +78,7 @@ DOES_NOTHING = [
     (["--gate_gain", "1", *INFONCE], "gate_gain"),
     (["--gate_margin", "1", "--objective", "positive_only"], "gate_margin"),
     (["--index_candidates", "3"], "index_candidates"),
+    (["--candidates_by", "generator", "--teacher_cache", "T", *FROZEN], "candidates_by"),
     (["--reader_loss", "posterior"], "reader_loss"),
     (["--reader_loss", "posterior", "--objective", "emdr2", *FROZEN], "reader_loss"),
     (["--target_temperature", "2", "--objective", "emdr2"], "target_temperature"),

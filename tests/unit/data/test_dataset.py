@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,28 @@ def test_an_objective_that_needs_positives_says_so(write):
     taken = DataConfig(train_data=path, assume_first_positive=True)
     data = read_data(taken, builtin=False, need_positive=True)
     assert [len(e.positives) for e in data.train] == [1, 1, 1]
+
+
+def test_labels_that_training_ignores(write):
+    rows = [ROWS[0] | {"positive": "the gold", "negatives": ["a wrong one"]}, ROWS[1] | {"positive": "the gold"}]
+    path = write("train.jsonl", rows)
+    config = DataConfig(train_data=path, eval_data=path)
+    with_labels, without = (read_data(replace(config, train_labels=on), builtin=False) for on in (True, False))
+    assert without.texts == with_labels.texts  # the passages are still there
+    assert [e.positives for e in with_labels.train] != [(), ()]
+    assert [(e.positives, e.negatives, e.also) for e in without.train] == [((), (), ())] * 2
+    left = [[without.texts[p] for p in e.own] for e in without.train]
+    assert left == [list(row["passages"]) for row in ROWS[:2]]
+    assert [e.positives for e in without.evaluation] == [e.positives for e in with_labels.evaluation]
+
+
+def test_rows_that_have_nothing_but_labels(write):
+    config = DataConfig(train_data=write("t.jsonl", [{"query": "a ?", "answer": "x", "positive": "p"}]))
+    ignored = replace(config, train_labels=False)
+    with pytest.raises(UserError, match="--train_labels false: rows without any") as error:
+        read_data(ignored, builtin=False)
+    assert "1 rows" in error.value.found
+    assert [e.own for e in read_data(ignored, builtin=False, from_index=True).train] == [()]
 
 
 def test_a_corpus_of_its_own_and_limits(write):

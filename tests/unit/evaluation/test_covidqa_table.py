@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
 import covidqa
+import folded_runs
 
 QUESTIONS = 12  # of a fold, two articles of six
 
@@ -26,7 +27,7 @@ def write_piece(folder: Path, method: str, fold: int, evaluations: dict[str, dic
             "signature": {"data_hash": f"rows-{fold}", "corpus_hash": "windows"},
             "ids": [f"q{fold}-{n}" for n in range(QUESTIONS)],
             "documents": [f"article-{fold}-{n // 6}" for n in range(QUESTIONS)],
-            "metrics": {p + name: values.tolist() for p, values in right.items() for name in covidqa.METRICS},
+            "metrics": {p + name: values.tolist() for p, values in right.items() for name in folded_runs.METRICS},
         }
 
     piece = {"method": method, "fold": fold, "seed": seed, "minutes": 1.0}
@@ -45,10 +46,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_lines_are_means_over_all_folds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = covidqa.show_table(folder)
-    first = result.figures["recall@1"]
-    assert (first.n, first.documents) == (QUESTIONS * covidqa.FOLDS, 2 * covidqa.FOLDS)
-    means = {name: system.mean for name, system in first.systems.items()}
+    covidqa.table(folder)
+    first = json.loads((folder / "comparison.json").read_text())["figures"]["recall@1"]
+    assert (first["n"], first["documents"]) == (QUESTIONS * covidqa.FOLDS, 2 * covidqa.FOLDS)
+    means = {name: system["mean"] for name, system in first["systems"].items()}
     assert means == pytest.approx(
         {
             "BM25": 0.5,
@@ -60,19 +61,20 @@ def test_lines_are_means_over_all_folds(folder: Path, capsys: pytest.CaptureFixt
             "InfoNCE with gold + BM25": 1.0,
         }
     )
-    assert first.systems["InfoNCE with gold"].seeds == pytest.approx([0.5, 1.0])
+    assert first["systems"]["InfoNCE with gold"]["seeds"] == pytest.approx([0.5, 1.0])
     shown = capsys.readouterr().out
     line = next(line for line in shown.splitlines() if line.startswith("| InfoNCE with gold |"))
     assert "| 2 | 0.750 (" in line and "+0.500 (" in line and "+0.250 (" in line
-    assert json.loads((folder / "comparison.json").read_text())["figure"] == "recall@1"
+    assert line.startswith("| InfoNCE with gold | 2 |")
 
 
 def test_a_method_without_all_folds_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "infonce_gold-fold-3-seed-1.json").unlink()
     (folder / "reranked-fold-0-seed-0.json").unlink()
-    systems = covidqa.show_table(folder).figures["recall@1"].systems
+    covidqa.table(folder)
+    systems = json.loads((folder / "comparison.json").read_text())["figures"]["recall@1"]["systems"]
     assert not [name for name in systems if name.startswith("re-ranked")]
-    assert systems["InfoNCE with gold"].seeds == [0.5], "the other seed is complete"
+    assert systems["InfoNCE with gold"]["seeds"] == [0.5], "the other seed is complete"
 
 
 def test_commands_are_kept_without_this_machines_paths(tmp_path: Path) -> None:
@@ -80,6 +82,6 @@ def test_commands_are_kept_without_this_machines_paths(tmp_path: Path) -> None:
 
     args = argparse.Namespace(data=tmp_path / "d", retriever="/models/e", generator=None, runs=tmp_path / "runs")
     words = covidqa.words_of(args, "infonce_gold", 2, 1, args.runs / "x")
-    line = covidqa.as_text(args, words)
+    line = folded_runs.as_text(words, covidqa.names_of(args))
     assert str(tmp_path) not in line and "/models" not in line
     assert line.startswith("ds-rag train --config") and "--folds 5 --fold 2" in line and "--seed 1" in line

@@ -14,7 +14,7 @@ from ds_rag.data.formats import Passage, Row
 from ds_rag.data.loader import BatchOptions, Loader, TrainTokens
 from ds_rag.index.faiss_index import build_index, search
 from ds_rag.run import index_candidates as module
-from ds_rag.run.index_candidates import Candidates
+from ds_rag.run.index_candidates import Candidates, in_turn
 from ds_rag.run.word_candidates import passages_by_words
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -135,26 +135,30 @@ BY_WORDS = [[11, 3, 8, 1], [3, 9, 4, 2], [0, 1, 2, -1], [5, 6, 7, 8], [7, 10, -1
 
 
 @pytest.mark.parametrize("chunk", [2, 100])
-def test_the_union_of_index_and_words(monkeypatch, chunk):
-    """Each gives its first `count`, positives left out; a passage of both is there once."""
+def test_index_and_words_in_turn(monkeypatch, chunk):
+    """The best of each, then the second of each ...: `count` different passages that are no positives."""
     monkeypatch.setattr(module, "CHUNK", chunk)
     made_of, find, scores = made(ROWS)
     made_of.words = words = Words(BY_WORDS)
     for step in (0, 5):
         figures = made_of.again(step, find)
     assert words.calls == 1
-    wanted = []
+    wanted, hits = [], []
     for r, row in enumerate(ROWS):
-        by_words = [n for n in BY_WORDS[r] if n >= 0 and n not in row.positives][:3]
-        by_index = best(scores[r], row.positives, 3)
-        line = by_index + [n for n in by_words if n not in by_index]
-        wanted.append(line + [-1] * (6 - len(line)))
+        line: list[int] = []
+        for by_index, by_words in zip(best(scores[r], (), 4), BY_WORDS[r], strict=True):
+            line += [n for n in (by_index, by_words) if n >= 0 and n not in line]
+        hits.append(bool(set(line[:3]) & set(row.positives)))
+        wanted.append([n for n in line if n not in row.positives][:3])
     table = made_of.loader.found_RK
     assert table.tolist() == wanted and table.dtype == np.int32
-    assert any(-1 in line for line in wanted) and any(-1 not in line for line in wanted)
-    hits = [set(best(scores[r], (), 3) + BY_WORDS[r][:3]) & set(ROWS[r].positives) for r in (1, 2, 3)]
-    assert figures["retrieved_positive"] == pytest.approx(sum(map(bool, hits)) / 3)
-    assert made_of.loader.passages_of(0) == tuple(n for n in wanted[0] if n >= 0)
+    assert figures["retrieved_positive"] == pytest.approx(sum(hits[1:4]) / 3)
+    assert made_of.loader.passages_of(0) == tuple(wanted[0])
+
+
+def test_few_passages_in_turn():
+    tables = [np.array([[4, 2, -1], [7, 7, 1]]), np.array([[2, 4], [-1, -1]])]
+    assert in_turn(tables).tolist() == [[4, 2, -1, -1, -1, -1], [7, 1, -1, -1, -1, -1]]
 
 
 def test_words_alone_search_no_index():

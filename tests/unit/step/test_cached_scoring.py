@@ -16,7 +16,7 @@ from ds_rag.models.score_store import ScoreStore
 from ds_rag.run.assemble import Parts
 from ds_rag.run.teacher import pairs_ahead, reader_of, score_ahead
 from ds_rag.runtime.errors import UserError
-from ds_rag.step.cached_scoring import CachedScoring, score_missing
+from ds_rag.step.cached_scoring import CachedScoring, keys_of, score_missing
 
 TAUGHT = [name for name, spec in OBJECTIVES.items() if spec.needs_generator]
 FROZEN: dict[str, Any] = {"freeze": "generator"}
@@ -63,6 +63,27 @@ def test_the_same_loss_and_gradients(objective, tmp_path):
         torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-5)
     assert cached_sums.pop("cached_cells") == 1 and "cached_cells" not in sums
     assert cached_sums == pytest.approx(sums, abs=1e-5)
+
+
+def test_scores_without_a_passage_are_stored_too(tmp_path):
+    """With a gate; the store has one cell more for each row, which the next run does not read."""
+    flags = FROZEN | {"gate_gain": 0.0}
+    _, plain, sums = step_of(small_parts(**flags))
+    first = small_parts(**flags, teacher_cache=str(tmp_path))
+    _, _, cached_sums = step_of(first)
+    rows = sum(len(batch.rows) for batch in first.loader.micro_batches(0))
+    without_gate = small_parts(**FROZEN, teacher_cache=str(tmp_path / "other"))
+    step_of(without_gate)
+    assert len(store_of(first)) == len(store_of(without_gate)) + rows
+    store_of(first).flush()
+    again = small_parts(**flags, teacher_cache=str(tmp_path))
+    store_of(again).verified = True
+    read = counted(again)
+    _, cached, again_sums = step_of(again)
+    assert not read, "no forward at all"
+    assert sums["gated_queries"] == cached_sums["gated_queries"] == again_sums["gated_queries"] > 0
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_other_scores_in_the_store_give_another_gradient(tmp_path):
@@ -127,6 +148,28 @@ def test_a_new_table_of_candidates_scores_only_its_new_pairs(tmp_path):
     new[0, 0] = next(p for p in range(20) if p not in parts.loader.passages_of(0))
     parts.loader.offer(new)
     assert score_missing(reader, pairs_ahead(parts, 0, 1000), store) == 1
+
+
+def test_the_generators_best_passages_are_kept(tmp_path):
+    """Of four that were found for a row, the two of the highest sum, in the order found; others are not embedded."""
+    flags = FROZEN | {"candidates_from": "index", "index_candidates": 4, "candidates": "2", "max_steps": 100}
+    plain = small_parts(**flags)
+    found_RK = plain.loader.found_RK
+    parts = small_parts(**flags, teacher_cache=str(tmp_path), candidates_by="generator")
+    config = build(flags | {"teacher_cache": str(tmp_path), "candidates_by": "generator"})
+    for _ in range(2):  # the second time nothing changes
+        score_ahead(parts, config, 0)
+    store, reader = store_of(parts), reader_of(parts)
+    changed = 0
+    for row, (line, left) in enumerate(zip(found_RK.tolist(), parts.loader.found_RK.tolist(), strict=True)):
+        before, after = ([p for p in passages if p >= 0] for passages in (line, left))
+        sums = [float(store[key].sum()) for key in keys_of(reader, [(row, p) for p in before])]
+        best = sorted(range(len(before)), key=lambda n: -sums[n])[:2]
+        assert after == [before[n] for n in sorted(best)]
+        changed += after != before[:2]
+    assert changed, "the first two are not always the best"
+    widths = [[batch.passages.ids_BT.shape[0] for batch in p.loader.micro_batches(0)] for p in (plain, parts)]
+    assert sum(widths[1]) < sum(widths[0])
 
 
 def test_only_the_rows_before_the_next_refresh_are_scored_ahead(tmp_path):
