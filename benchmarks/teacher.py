@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import statistics
 import sys
@@ -59,7 +58,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         config = config_of(args, Path(scratch))
         parts = parts_of(config, Path(scratch))
-        lists_RK = candidate_lists(parts, args.candidates, args.vectors)
+        lists_RK = candidate_lists(parts, args.vectors)
         found: dict[str, Any] = {"threads": torch.get_num_threads(), "rows": len(lists_RK)}
         found |= scoring(parts, lists_RK, args)
         write(args.json, found)
@@ -129,8 +128,8 @@ def corpus_vectors(parts: Parts, file: Path | None) -> np.ndarray:
     return found_ND
 
 
-def candidate_lists(parts: Parts, count: int, file: Path | None = None) -> np.ndarray:
-    """(rows, K) int32: the first K different passages of the retriever's list and BM25's, taken in turn."""
+def candidate_lists(parts: Parts, file: Path | None = None) -> np.ndarray:
+    """(rows, K) int32: the passages of the retriever and of BM25, as a run finds them before its first step."""
     corpus_ND = corpus_vectors(parts, file)
 
     def search(queries_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,19 +137,10 @@ def candidate_lists(parts: Parts, count: int, file: Path | None = None) -> np.nd
         order_Bk = np.argsort(-scores_BN, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores_BN, order_Bk, 1), order_Bk
 
-    candidates = parts.candidates
-    assert candidates is not None
-    candidates.refresh(0, search, parts.retriever)
-    assert parts.loader.found_RK is not None and candidates.words_RK is not None
-    both = zip(parts.loader.found_RK[:, :count].tolist(), candidates.words_RK[:, :count].tolist(), strict=True)
-    return np.array([in_turn(first, second, count) for first, second in both], np.int32)
-
-
-def in_turn(first: Sequence[int], second: Sequence[int], count: int) -> list[int]:
-    """The first `count` different numbers of two lists, from each in turn; -1 stands for none."""
-    merged = itertools.chain.from_iterable(itertools.zip_longest(first, second, fillvalue=-1))
-    kept = list(dict.fromkeys(n for n in merged if n >= 0))[:count]
-    return kept + [-1] * (count - len(kept))
+    assert parts.candidates is not None
+    parts.candidates.refresh(0, search, parts.retriever)
+    assert parts.loader.found_RK is not None
+    return parts.loader.found_RK
 
 
 # --- scoring ---

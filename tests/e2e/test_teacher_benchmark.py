@@ -39,11 +39,6 @@ def test_the_benchmark_in_small(tmp_path, monkeypatch, capsys):
     assert len(np.load(tmp_path / "vectors.npy")) > 8
 
 
-def test_lists_are_taken_in_turn():
-    assert teacher.in_turn([4, 7, 1], [7, 2, 9], 4) == [4, 7, 2, 1]
-    assert teacher.in_turn([4, -1, -1], [4, 5, -1], 4) == [4, 5, -1, -1]
-
-
 @pytest.fixture(scope="module")
 def generator():
     torch.manual_seed(0)
