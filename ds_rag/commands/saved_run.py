@@ -31,6 +31,16 @@ def refuse_folds(name: str, args: argparse.Namespace) -> None:
         )
 
 
+def add_teacher_cache(parser: Parser) -> None:
+    """Adds `--teacher_cache`, to a command that scores answers."""
+    add_settings(parser, ("scoring",), only=("teacher_cache",), own=("teacher_cache",))
+
+
+def teacher_cache(args: argparse.Namespace) -> str | None:
+    """The folder, where this call names one: that of the run's training is not meant."""
+    return getattr(args, "teacher_cache", None)
+
+
 def run_together(name: str, work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Runs a command that several ranks may call together. If a rank waits in vain for another one, its error names the
     command."""

@@ -11,7 +11,14 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ds_rag.config.objectives import CANDIDATES, CANDIDATES_FROM, ObjectiveSpec, names_with, spec_of
+from ds_rag.config.objectives import (
+    CANDIDATES,
+    CANDIDATES_FROM,
+    GIVEN,
+    ObjectiveSpec,
+    names_with,
+    spec_of,
+)
 from ds_rag.config.run_config import RunConfig
 from ds_rag.config.sections import MODEL_CHOICES
 from ds_rag.runtime.errors import UserError
@@ -29,8 +36,13 @@ class Rule(NamedTuple):
 
 
 def objective(c: RunConfig) -> ObjectiveSpec:
-    """The facts about the run's objective."""
-    return spec_of(c.objective.objective)
+    """The facts about the run's objective, with its teacher."""
+    return spec_of(c.objective.objective).under(c.objective.teacher)
+
+
+def reads_scores(c: RunConfig) -> bool:
+    """Are there scores in the rows that are read?"""
+    return objective(c).reads == GIVEN
 
 
 def has_generator(c: RunConfig) -> bool:
@@ -53,6 +65,11 @@ def measures_answers(c: RunConfig) -> bool:
 
 def trains_retriever(c: RunConfig) -> bool:
     return c.model.freeze != "retriever"
+
+
+def constant_passages(c: RunConfig) -> bool:
+    """Are the vectors of passages constants, encoded once?"""
+    return c.model.train_side == "query"
 
 
 def has_words(c: RunConfig) -> bool:
@@ -132,7 +149,10 @@ IDLE = (
         "the retriever has no weight of BM25 (--lexical_prior), or is not trained",
     ),
     Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), adapts, "--lora is none"),
-    Rule(("candidates", "prior"), lambda c: objective(c).reads == CANDIDATES, NOT_READ),
+    Rule(("teacher",), lambda c: objective(c).reads in (CANDIDATES, GIVEN), NOT_READ),
+    Rule(("scores_column",), reads_scores, "--teacher is not scores"),
+    Rule(("candidates", "prior"), lambda c: objective(c).reads in (CANDIDATES, GIVEN), NOT_READ),
+    Rule(("answer_logprob", "answer_exponent"), lambda c: not reads_scores(c), "scores in the rows have no tokens"),
     Rule(
         ("answer_logprob", "answer_exponent"),
         lambda c: has_setting(c, "answer_logprob") and measures_answers(c),
@@ -145,6 +165,7 @@ IDLE = (
     ),
     Rule(("answer_logprob",), lambda c: c.objective.answer_exponent is None, "--answer_exponent takes its place"),
     Rule(("candidates_by",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
+    Rule(("candidates_by",), has_generator, NO_GENERATOR),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),
@@ -176,6 +197,11 @@ IDLE = (
         lambda c: evaluates(c) or searches_index(c),
         "no rows are evaluated, and no candidates come from the index",
     ),
+    Rule(
+        ("refresh_mode", "refresh_staleness", "refresh_fraction"),
+        lambda c: not constant_passages(c),
+        "with --train_side query the vectors of passages do not change",
+    ),
     Rule(("refresh_mode", "refresh_fraction"), indexes, "the index is not refreshed during training"),
     Rule(
         ("refresh_staleness",),
@@ -200,7 +226,23 @@ CONTRARY = (
         "folds hold evaluation rows out of the training rows, and --eval_data names others",
     ),
     Rule(("folds",), lambda c: not (c.data.folds and c.is_builtin), "the built-in rows have a split of their own"),
+    Rule(
+        ("reader_loss",),
+        lambda c: not reads_scores(c) or c.objective.reader_loss == "none",
+        "it trains a generator, and --teacher scores has none",
+    ),
+    Rule(
+        ("candidates_from",),
+        lambda c: not reads_scores(c) or CANDIDATES_FROM[c.objective.candidates_from].own,
+        "the candidates are the row's own passages, which have scores (--teacher scores)",
+    ),
+    Rule(("teacher",), lambda c: not (reads_scores(c) and c.is_builtin), "the built-in rows have no scores"),
     Rule(("freeze",), lambda c: trains_retriever(c) or trains_generator(c), "no model would be trained"),
+    Rule(
+        ("train_side",),
+        lambda c: not constant_passages(c) or trains_retriever(c),
+        "it trains the encoder of queries, and --freeze retriever is set",
+    ),
     Rule(
         ("learn_temperature",),
         lambda c: not c.model.learn_temperature or trains_retriever(c),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ds_rag.config.bounds import ITEMS, MANY, SEED, TOKENS, above, fraction, integer, real
-from ds_rag.config.objectives import CANDIDATES_FROM
+from ds_rag.config.objectives import CANDIDATES_FROM, TEACHERS
 from ds_rag.config.options import FIXED, FREE, INDEX, option
 
 BUILTIN = "builtin"
@@ -30,6 +30,7 @@ class DataConfig:
     positive_column: str | None = option(FIXED, None, "name of the column of labelled passages")
     passages_column: str | None = option(FIXED, None, "name of the column of unlabelled candidate passages")
     negatives_column: str | None = option(FIXED, None, "name of the column of labelled negatives")
+    scores_column: str | None = option(FIXED, None, "name of the column of a teacher's scores of a row's passages")
     id_column: str | None = option(FIXED, None, "name of the row id column")
     document_column: str | None = option(FIXED, None, "name of the column of documents, in the rows or the corpus")
     title_column: str | None = option(FREE, None, "name of the column of the documents' titles, in the rows")
@@ -87,6 +88,13 @@ class ModelConfig:
         FIXED, "config:ds_configs/models/tiny_causal_lm.json", "causal LM folder, or config:FILE for a new one"
     )
     encoders: str = option(FIXED, "shared", "one encoder for queries and passages, or two", ("shared", "two"))
+    train_side: str = option(
+        FIXED,
+        "both",
+        "what is trained of the retriever; query: of two encoders that of queries, while the vectors of passages are "
+        "constants, encoded once",
+        ("both", "query"),
+    )
     pooling: str = option(FIXED, "auto", "auto: as in the retriever's folder, else mean, or last for a decoder")
     normalize: str = option(
         FIXED, "auto", "unit-length embeddings; auto: as in the folder, else true", ("auto", "true", "false")
@@ -131,6 +139,13 @@ class ObjectiveConfig:
     """What is minimised; docs/objectives.md has the formulas."""
 
     objective: str = option(FIXED, "rag_sequence", "the loss to minimise; see docs/objectives.md")
+    teacher: str = option(
+        FIXED,
+        "answer",
+        "what tells good candidates from bad ones: the generator's log-probability of the answer, or scores in the "
+        "rows, and no generator",
+        tuple(TEACHERS),
+    )
     candidates: str = option(
         FIXED,
         "8",
@@ -174,7 +189,10 @@ class ObjectiveConfig:
         bounds=real(-4, 4),
     )
     answer_weight: float = option(
-        FIXED, 1.0, "W of an answer's log-probability W * G / tokens^A beside the prior", bounds=above(0, 1e4)
+        FIXED,
+        1.0,
+        "W of an answer's log-probability W * G / tokens^A beside the prior, or of a score in the rows",
+        bounds=above(0, 1e4),
     )
     gate_gain: float | None = option(
         FIXED,
@@ -185,7 +203,8 @@ class ObjectiveConfig:
     gate_margin: float | None = option(
         FIXED,
         None,
-        "rows teach nothing whose best passage gains fewer nats per answer token over the second; default: no gate",
+        "rows teach nothing whose best passage gains fewer nats per answer token (or score) over the second; "
+        "default: no gate",
         bounds=real(0, 1e3),
     )
     reader_loss: str = option(

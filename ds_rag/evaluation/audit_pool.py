@@ -24,8 +24,10 @@ from ds_rag.index.encode import encode
 from ds_rag.index.lexical import LexicalIndex, best_of
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
+from ds_rag.models.score_folder import open_scores
 from ds_rag.runtime.console import Console
-from ds_rag.step.pair_scores import Pair, PairScores, PairTexts, score_pairs
+from ds_rag.step.cached_scoring import FrozenReader, scores_of
+from ds_rag.step.pair_scores import Pair, PairScores, PairTexts
 
 QUESTION = "Question:"  # what stands between a passage and the question whose likelihood is read
 WORDS, OVERLAP, ASKED, BOTH = "question's words", "answer's words", "reader question", "reader both"  # names of pickers
@@ -99,11 +101,12 @@ def find(
 
 @dataclass(frozen=True)
 class AuditReader:
-    """The generator with its prompt and the lengths at which texts are cut."""
+    """The generator with its prompt and the lengths at which texts are cut. cache: the folder of `--teacher_cache`."""
 
     generator: Generator
     prompt: Prompt
     lengths: DataConfig
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,9 @@ def read_questions(reader: AuditReader, sample: AuditSample, console: Console) -
     prompt "Passage: {passage}", a new line and "Question:"."""
     prompt = Prompt(reader.prompt.tokenizer, "Passage: {passage}\n{query}", max_length=reader.prompt.max_length)
     as_answers = replace(reader.lengths, max_answer_length=reader.lengths.max_query_length)
+    asking = replace(reader, prompt=prompt, lengths=as_answers)
     asked = replace(sample, queries=[QUESTION] * len(sample.queries))
-    scored = score(AuditReader(reader.generator, prompt, as_answers), asked, sample.queries, sample.pairs, console)
+    scored = score(asking, asked, sample.queries, sample.pairs, console)
     return sample.spread(scored.sums_P)
 
 
@@ -160,7 +164,10 @@ def score(
 
     passages = [*ids("passage", sample.passages), np.zeros(0, np.int32)]
     texts = PairTexts(ids("query", sample.queries), ids("answer", targets), passages)
-    return score_pairs(reader.generator, reader.prompt, texts, pairs, console)
+    store = None
+    if reader.cache:
+        store = open_scores(reader.cache, reader.generator, reader.prompt, reader.lengths, console.say)
+    return scores_of(FrozenReader(reader.generator, reader.prompt, texts), pairs, store, console)
 
 
 def by_words(passages: Sequence[str], queries: Sequence[str], numbers_QW: np.ndarray) -> np.ndarray:

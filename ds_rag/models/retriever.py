@@ -7,6 +7,7 @@ Shape legend: B queries, N passages, T tokens, D embedding.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -96,6 +97,13 @@ class Retriever(nn.Module):
         q_BD = None if queries is None else self._embed(queries, "query")
         p_ND = None if passages is None else self._embed(passages, "passage")
         return (q_BD, p_ND, self.temperature, *([self.lexical_weight] if self.reads_words else []))
+
+    def keep_passages(self) -> None:
+        """Freezes the passages' side, so that their vectors are constants: the passage encoder, or, where one encoder
+        is for both sides, a copy of it, which becomes the passage encoder."""
+        if self.passage_encoder is None:
+            self.passage_encoder = copy.deepcopy(self.encoder)
+        self.passage_encoder.requires_grad_(False)
 
     @property
     def temperature(self) -> torch.Tensor:

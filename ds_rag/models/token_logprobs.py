@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 1 << 27  # bytes of logits that exist at once, in float32
@@ -31,7 +32,11 @@ def target_logprobs(
     again = hidden_UD.requires_grad and len(hidden_UD) * vocabulary * 4 > keep_bytes
 
     def chunk(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return LogProb.apply(head(hidden), targets)
+        logits = head(hidden)
+        if torch.is_grad_enabled():
+            return LogProb.apply(logits, targets)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return -F.cross_entropy(logits.to(wide), targets, reduction="none")  # one pass over the logits
 
     parts = []
     for start in range(0, len(hidden_UD), rows):

@@ -26,6 +26,7 @@ GATE: dict[str, Any] = {"gate_gain": 0.1, "gate_margin": 0.01}
 WORDS: dict[str, Any] = {"lexical_prior": 0.7}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
+QUERY: dict[str, Any] = {"train_side": "query"}
 LORA: dict[str, Any] = {"lora": "both", "lora_r": 3, "retriever": "folder", "generator": "folder"}
 RUNS: dict[str, Run] = {
     "zero0": Run((0, 0)),
@@ -62,6 +63,8 @@ RUNS: dict[str, Run] = {
     "zero2 gate world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS | GATE),
     "zero3 gate": Run((3, 3), flags=GATE | {"candidates": "4"}),
     "gate frozen generator world": Run((1, 1), flags=WORLD | GATE | {"freeze": "generator"}),
+    "zero3 query side world chunks x2": Run((3, 3), accumulation=2, flags=WORLD | CHUNKS | QUERY),
+    "zero2 query side": Run((2, 2), flags=QUERY | INDEX),
     "zero2 words world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS | WORDS),
     "zero3 words": Run((3, 3), flags=WORDS | {"candidates": "4"}),
     "frozen generator world": Run((2, 2), flags=WORLD | {"freeze": "generator"}),
@@ -89,6 +92,7 @@ SLOW = {
     "emdr2 world",
     "bf16 zero23 world x2 checkpoints",
     "zero2 plain sequences",
+    "zero2 query side",
     "zero3 world one pass x2 checkpoints",
     "zero1 lora world",
     "zero3 lora x4",

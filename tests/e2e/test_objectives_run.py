@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from commands import ROOT, lines, results
 from many_runs import Runs
+from safetensors.torch import load_file
 from together import marked
 
 from ds_rag.config.objectives import OBJECTIVES
@@ -47,6 +49,7 @@ VARIANTS |= {
     "contrastive symmetric": "--contrastive_weight 0.5 --contrastive_symmetric --objective emdr2",
     "mean answer": "--answer_logprob mean",
     "two encoders": "--encoders two",
+    "query side": "--train_side query",
     "learned temperature": "--learn_temperature --temperature 0.1",
     "cls pooling": "--pooling cls --normalize false --query_prefix q: --passage_prefix p:",
     "template": "--prompt_template {query}|{passage}=",
@@ -194,6 +197,20 @@ def test_two_encoders_and_the_temperature_are_saved(runs):
     assert settings["temperature"] != 0.1 and settings["temperature"] == pytest.approx(0.1, rel=0.05)
     plain = json.loads((runs["cls pooling"] / "retriever" / "ds_rag.json").read_text())
     assert (plain["pooling"], plain["normalize"], plain["query_prefix"]) == ("cls", False, "q:")
+
+
+def test_the_passages_of_query_side_training_stay_as_they_were(runs):
+    """Passage encoder and index are those of a run that does not train the retriever at all; the queries' are not."""
+    side, frozen = (runs[name] for name in ("query side", "freeze retriever"))
+    start, kept, trained = (
+        load_file(folder / "model.safetensors")
+        for folder in (frozen / "retriever", side / "retriever/passage_encoder", side / "retriever")
+    )
+    assert start.keys() == kept.keys() == trained.keys()
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+    assert any(not torch.equal(start[name], trained[name]) for name in start)
+    vectors = [run / "index/vectors.npy" for run in (side, frozen, runs["two encoders"])]
+    assert vectors[0].read_bytes() == vectors[1].read_bytes() != vectors[2].read_bytes()
 
 
 def test_how_stale_the_index_is_and_how_often_it_holds_a_positive_is_logged(runs):

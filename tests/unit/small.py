@@ -25,6 +25,7 @@ from ds_rag.data.dataset import RagData, TokenTable, build_table
 from ds_rag.data.formats import Row
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.plain import PlainEngine
+from ds_rag.index.encode import encode
 from ds_rag.index.lexical import LexicalIndex
 from ds_rag.losses import Temper, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.adapters import add_adapters, wanted_by
@@ -132,7 +133,8 @@ def small_parts(
     **flags: Any,
 ) -> Parts:
     """`flags` are keys of the configuration. On several ranks each has its own part of the rows. With
-    `candidates_from` the index has found what `found_passages` says."""
+    `candidates_from` the index has found what `found_passages` says. With `train_side` query the vectors of passages
+    are there."""
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | sizes | flags)
     objective = make_objective(config.objective, collectives.world())
@@ -155,6 +157,9 @@ def small_parts(
     if parts.candidates is not None:
         shape = len(parts.data.train), parts.data.corpus_size, config.objective.index_candidates
         parts.loader.offer(found_passages(*shape))
+    if (vectors := parts.joint.options.vectors) is not None:
+        passages = parts.loader.tokens.passages
+        vectors.fill([(np.arange(len(passages)), encode(parts.retriever, passages, "passage", 4))])
     return parts
 
 

@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.data.bad_rows import MINE, Reading, say_notices
 from ds_rag.data.data_settings import columns_of, has_corpus, read_given_corpus, reading_of
 from ds_rag.data.dataset import Example, RagData, build_table
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
-from ds_rag.evaluation.decoding import Answerer
 from ds_rag.evaluation.lexical_sum import WeightedWords, weighted_words
-from ds_rag.evaluation.posteriors import log_softmax
+from ds_rag.evaluation.passage_posterior import PassagePosterior, Wanted
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
@@ -38,6 +38,8 @@ from ds_rag.index.exact import best
 from ds_rag.index.lexical import best_of
 from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.index.vector_parts import VectorParts, Vectors
+from ds_rag.models.score_folder import open_scores
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.run.output_dir import check_beside_run
 from ds_rag.runtime import collectives
@@ -80,6 +82,11 @@ def exceeded_limits(
         "posterior": likely_D > (limits.posterior or 0.0),
     }
     return np.select(list(tests.values()), list(tests), default="").tolist()
+
+
+def examined(found: Sequence[int], row: Example) -> list[int]:
+    """What was found for a row, then its own passages, which are in its posterior too."""
+    return list(dict.fromkeys([*found, *row.own]))
 
 
 class Miner:
@@ -151,7 +158,7 @@ class Miner:
     def judge(self, example: Example, query_D: np.ndarray, found: Sequence[int]) -> dict[int, str]:
         """Passage number -> why it is not a new negative ("" if it is one), in the order of `found`."""
         self.counts["looked_at"] += len(found)
-        read = list(dict.fromkeys([*found, *example.own]))  # the posterior is over the row's own passages too
+        read = examined(found, example)
         scores = self.scores(example.query, query_D, read)
         positive_scores_P = self.scores(example.query, query_D, list(example.positives))
         posterior = self.posterior(example, read, scores) if self.posterior else None
@@ -167,31 +174,20 @@ class Miner:
         return {n: reasons[n] for n in found}
 
 
-def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
-    """A function that computes p(z|x,y) over given passages, from the retriever's scores and the generator's likelihood
-    of the row's first answer, end-of-sequence token included. Raises UserError if there is no generator."""
+def posterior_of(saved: Saved, texts: Sequence[str], cache: str | None, console: Console) -> PassagePosterior:
+    """p(z|x,y) by the saved models. cache: the folder of `--teacher_cache`. Raises UserError if there is no
+    generator."""
     generator, prompt = saved.generator, saved.prompt
     if generator is None or prompt is None:
         raise UserError(
             "--posterior: there is no generator",
             expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
         )
-    data, settings = saved.config.data, saved.config.evaluation
-    answerer = Answerer(generator, prompt, "top1", settings.max_new_tokens, settings.per_device_eval_batch_size)
-    temperature = float(saved.retriever.temperature)
-
-    def ids(name: str, several: list[str], length: int) -> list[np.ndarray]:
-        return [np.array(x, dtype=np.int32) for x in prompt.encode(name, several, length)]
-
-    def posterior(example: Example, numbers: Sequence[int], scores: np.ndarray) -> np.ndarray:
-        query = ids("query", [example.query], data.max_query_length)[0]
-        answer = ids("answer", [example.answers[0]], data.max_answer_length)[0]
-        passages = ids("passage", [texts[n] for n in numbers], data.max_passage_length)
-        contexts = [prompt.split(p, query, len(answer)) for p in passages]
-        G_D = answerer.log_probs(contexts, [answer] * len(contexts))
-        return np.exp(log_softmax(log_softmax(scores / temperature) + G_D))
-
-    return posterior
+    config = saved.config
+    if config.scoring.share_prefixes and (reason := share_prefixes(generator)):
+        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
+    store = open_scores(cache, generator, prompt, config.data, console.say) if cache else None
+    return PassagePosterior(generator, prompt, config.data, float(saved.retriever.temperature), texts, store)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -217,12 +213,13 @@ def main(args: argparse.Namespace) -> int:
         how = "are mined by the posterior alone" if limits.posterior else "are not changed: --posterior mines them"
         console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
     table, vectors_ND, index = encode_corpus(saved, rows, reading, console)
-    posterior = posterior_of(saved, table.texts) if limits.posterior else None
+    posterior = posterior_of(saved, table.texts, teacher_cache(args), console) if limits.posterior else None
     tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.evaluation.per_device_eval_batch_size, console)
     words = weighted_words(saved.retriever, table.texts)
     miner = Miner(table, vectors_ND, limits, args.negatives, posterior, words)
-    chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
+    ahead = posterior.read if posterior else None
+    chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console, ahead)
     if collectives.rank() == 0:
         with writing(Path(args.out), args.overwrite) as stream:
             for written in chunks:
@@ -232,6 +229,9 @@ def main(args: argparse.Namespace) -> int:
     counts = sum(collectives.gather_objects(miner.counts), Counter[str]())
     if collectives.rank() == 0:
         show(counts, Path(args.out), console)
+        if posterior and posterior.store:
+            known = f"the others were in {posterior.store.folder}"
+            console.say(f"teacher    {posterior.new:,} of {posterior.pairs:,} pairs scored, {known}")
         write_json(args.json, dict(counts))
     collectives.stop()
     return 0
@@ -243,19 +243,27 @@ def mine_chunks(
     queries: np.ndarray,
     find: Callable[[np.ndarray], np.ndarray],
     console: Console,
+    ahead: Callable[[Wanted], None] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The new rows in order, a chunk at a time, the same on every rank; rank r mines every world-th row. find: query
-    vectors (B, D) -> numbers of the best passages, best first."""
+    vectors (B, D) -> numbers of the best passages, best first. ahead: called with what this rank will examine in a
+    chunk, on all ranks together."""
     rank, world = collectives.rank(), collectives.world()
     chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
     every = np.array([n for chunk in chunks for n in chunk[rank::world]], dtype=np.int64)
     found_by_row = (found for n in range(0, len(every), BLOCK) for found in find(queries[every[n : n + BLOCK]]))
     with console.progress(len(rows), "mining", unit="row") as meter:
         for chunk in chunks:
+            found_of = {
+                n: found[found >= 0].tolist() for n, found in zip(chunk[rank::world], found_by_row, strict=False)
+            }
+            if ahead is not None:
+                table = miner.table.train
+                found_of = {n: miner.with_words(table[n].query, queries[n], found) for n, found in found_of.items()}
+                ahead([(table[n], examined(found, table[n])) for n, found in found_of.items()])
             own = []
-            for n in chunk[rank::world]:
-                found, example = next(found_by_row), miner.table.train[n]
-                own.append(miner.mine(rows[n], example, queries[n], found[found >= 0].tolist()))
+            for n, found in found_of.items():
+                own.append(miner.mine(rows[n], miner.table.train[n], queries[n], found))
                 meter.advance(world)
             by_rank = collectives.gather_objects(own)
             mined = [by_rank[i % world][i // world] for i in range(len(chunk))]

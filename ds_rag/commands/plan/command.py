@@ -15,6 +15,7 @@ from ds_rag.commands.plan.memory import plan_memory
 from ds_rag.commands.plan.reasons import explain, of_others
 from ds_rag.commands.plan.request import Request, read_request
 from ds_rag.commands.plan.setup import NAMES, STAGES, Setup
+from ds_rag.commands.plan.teacher_cost import plan_teacher, teacher_table
 from ds_rag.runtime.console import Console, duration
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import check_json, write_json
@@ -54,6 +55,10 @@ def main(args: argparse.Namespace) -> int:
         console.say(f"index: {index.recommended}. {index.reason}")
         console.say(f"on disk: also {index.vectors / GB:,.3g} GB of float32 vectors")
         figures["index"] = asdict(index)
+    if best.stores_scores:
+        teacher = plan_teacher(best, request.rows, request.passages, request.rates)
+        console.table(*teacher_table(teacher, best.world))
+        figures["teacher"] = asdict(teacher)
     if (nodes := machines(best.world, request.limits.gpus_per_node)) > 1:
         console.say(
             f"\nRun on each of {nodes} machines, with its --node_rank; node1 stands for the name of the first machine:",

@@ -78,7 +78,7 @@ def gathers(setup: Setup, name: str) -> float:
     """
     backwards, elements = setup.backwards(name), sum(setup.parameters(name))
     if name == setup.frozen:
-        return backwards
+        return 0 if setup.stores_scores else backwards
     two_pass = setup.micro_cells > 0 if name == "generator" else setup.retriever_chunks > 1
     if two_pass:
         return 3 * backwards

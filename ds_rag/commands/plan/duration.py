@@ -65,9 +65,9 @@ def forward_flops(shape: ModelShape, load: Load) -> float:
 def passes(setup: Setup, name: str) -> float:
     """The work of a micro-batch in units of a forward pass: 1 for the forward and 2 for the backward, 1 more for
     chunks, 1 more for checkpointing. With LoRA the backward counts 1, because it computes no gradients of the large
-    weights. A frozen model has only a forward."""
+    weights. A frozen model has only a forward; where its scores are stored, none."""
     if name == setup.frozen:
-        return 1.0
+        return 0.0 if setup.stores_scores else 1.0
     chunked = setup.micro_cells > 0 if name == "generator" else setup.retriever_chunks > 1
     return 1.0 + (1.0 if name in setup.lora else 2.0) + chunked + setup.checkpointing
 

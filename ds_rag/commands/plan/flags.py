@@ -57,8 +57,12 @@ def training_flags(setup: Setup, index: IndexPlan | None, data: dict[str, str]) 
         flags |= {"lora": "both" if len(setup.lora) == 2 else setup.lora[0], "lora_r": str(setup.lora_rank)}
     if setup.frozen:
         flags["freeze"] = setup.frozen
+    if setup.stores_scores:
+        flags["teacher_cache"] = setup.teacher_cache
     if setup.encoders == 2:
         flags["encoders"] = "two"
+    if work.query_side:
+        flags["train_side"] = "query"
     if index is not None:
         flags |= {"index_factory": index.recommended, "index_shards": index.shards}
     return flags

@@ -108,6 +108,8 @@ def of_checkpointing(setup: Setup, rates: Rates, limits: Limits) -> str:
 
 
 def of_pass(setup: Setup, rates: Rates, limits: Limits) -> str:
+    if setup.stores_scores:
+        return "the generator's scores are stored: steps compute none"
     if setup.frozen == "generator":
         return "the generator only scores: chunks without a graph"
     if not setup.micro_cells:

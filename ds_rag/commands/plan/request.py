@@ -21,8 +21,9 @@ from ds_rag.runtime.errors import UserError, choose
 COUNTED = ("max_query_length", "max_passage_length", "max_answer_length")
 # Flags of training that change the memory or the time of a run.
 TRAINING = (
-    "retriever", "generator", "encoders", "freeze", "gradient_checkpointing", "lora", "lora_r",
+    "retriever", "generator", "encoders", "train_side", "freeze", "gradient_checkpointing", "lora", "lora_r",
     "candidates", "pool", "generator_backward", "micro_cells", "retriever_chunk", "share_prefixes",
+    "teacher_cache",
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
     *COUNTED,
 )  # fmt: skip
@@ -36,6 +37,7 @@ NUMBERS: tuple[tuple[str, Bounds, str, float | None], ...] = (
     ("bandwidth", above(0, 1e6), "GB/s that a GPU sends (default: from its link, or the network)", None),
     ("passages", integer(1, 10**12), "number of passages in the corpus, such as 21e6", None),
     ("passages_per_row", integer(1, ITEMS), "number of passages in a training row", 1),
+    ("rows", integer(1, 10**12), "number of training rows, whose scores --teacher_cache keeps", 1000),
 )
 OF_ROWS = tuple(f.name for f in fields(DataConfig) if f.name not in COUNTED)
 PLANNED_WAYS = ("auto", "one_pass", "exact")
@@ -50,6 +52,7 @@ class Request:
     rates: Rates
     limits: Limits
     passages: int  # of the corpus; 0: no index
+    rows: int
     json: str | None
     data: dict[str, str]  # flags of rows and corpus as given, which the recommended command repeats
 
@@ -92,7 +95,7 @@ def read_request(arguments: argparse.Namespace) -> Request:
         )
     limits = Limits((args["gpu_memory"] or gpu.memory) * 1e9, args["host_memory"] * 1e9, args["gpus_per_node"])
     data = {name: flag_text(args[name]) for name in OF_ROWS if args.get(name) is not None}
-    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["json"], data)
+    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["rows"], args["json"], data)
 
 
 def flag_text(value: object) -> str:
@@ -122,7 +125,10 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         optim.gradient_accumulation_steps,
         config.objective.pool == "world",
         shared=scoring.share_prefixes,
+        query_side=config.model.train_side == "query",
     )
+    if scoring.teacher_cache and config.model.freeze != "generator":
+        raise UserError("--teacher_cache: scores of a generator that is trained change", fix="--freeze generator")
     stages = [args[f"{name}_stage"] for name in NAMES]
     for name, stage in zip(NAMES, stages, strict=True):
         if stage not in (None, *STAGES):
@@ -139,7 +145,8 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         lora={"none": (), "both": NAMES}.get(config.model.lora, (config.model.lora,)),
         lora_rank=config.model.lora_r,
         frozen="" if config.model.freeze == "none" else config.model.freeze,
-        encoders=2 if config.model.encoders == "two" else 1,
+        encoders=2 if config.model.encoders == "two" or work.query_side else 1,
+        teacher_cache=scoring.teacher_cache or "",
     )
 
 

@@ -29,7 +29,13 @@ class Setup:
     lora_rank: int = 16
     frozen: str = ""  # the model that is not trained
     encoders: int = 1  # 1 or 2, of the retriever
+    teacher_cache: str = ""  # folder of the scores of a generator that is not trained
     device: str = "cuda"  # on "cpu" allocated memory counts only once it is written
+
+    @property
+    def stores_scores(self) -> bool:
+        """Is each cell scored once, and not again in every step?"""
+        return bool(self.teacher_cache) and self.frozen == "generator"
 
     def shape(self, name: str) -> ModelShape:
         return self.retriever if name == "retriever" else self.generator
@@ -44,10 +50,11 @@ class Setup:
         count = copies * shape.parameters
         if name == self.frozen:
             return 0, count
+        trained = 1 if name == "retriever" and self.work.query_side else copies
         if name in self.lora:
-            return copies * shape.lora_parameters(self.lora_rank), count
-        unused = copies * shape.pooler_parameters
-        return count - unused, unused
+            return trained * shape.lora_parameters(self.lora_rank), count
+        learning = trained * (shape.parameters - shape.pooler_parameters)
+        return learning, count - learning
 
     def activations(self, name: str) -> Activations:
         lora = self.lora_rank if name in self.lora else 0

@@ -40,6 +40,7 @@ class Workload:
     before: int = PROMPT_BEFORE
     after: int = PROMPT_AFTER
     shared: bool = True  # are prefixes shared?
+    query_side: bool = False  # are the passages' vectors constants?
 
     def pool(self, world: int) -> int:
         """N: number of passages in the pool."""
@@ -71,11 +72,14 @@ class Workload:
         return self.query + self.answer + self.after - 1
 
     def generator(self, world: int) -> Load:
-        cells, P, S = self.cells(world), self.prefix_tokens, self.segment_tokens
+        return self.load_of(self.cells(world), self.prefixes(world))
+
+    def load_of(self, cells: int, prefixes: int) -> Load:
+        """The generator's load for so many cells of so many distinct passages."""
+        P, S = self.prefix_tokens, self.segment_tokens
         targets = cells * self.answer
         if not self.shared:
             return Load(cells * (P + S + 1), cells * (P + S + 1) * (P + S + 2) / 2, targets, cells)
-        prefixes = self.prefixes(world)
         pairs = prefixes * P * (P + 1) / 2 + cells * (S * P + S * (S + 1) / 2)
         return Load(prefixes * P + cells * S, pairs, targets, cells)
 
@@ -84,18 +88,12 @@ class Workload:
         full = self.generator(world)
         if not full.texts or cells >= full.texts:
             return full
-        P, S = self.prefix_tokens, self.segment_tokens
-        if not self.shared:
-            part = cells / full.texts
-            return Load(full.tokens * part, full.pairs * part, cells * self.answer, cells)
-        prefixes = min(cells, ceil(cells * self.prefixes(world) / full.texts))
-        pairs = prefixes * P * (P + 1) / 2 + cells * (S * P + S * (S + 1) / 2)
-        return Load(prefixes * P + cells * S, pairs, cells * self.answer, cells)
+        return self.load_of(cells, min(cells, ceil(cells * self.prefixes(world) / full.texts)))
 
     def retriever(self) -> Load:
         """The retriever's load: queries and passages of this rank, each padded to its maximum length; attention is not
-        causal."""
-        passages = self.batch * self.passages
+        causal. Queries alone where the passages' vectors are constants."""
+        passages = 0 if self.query_side else self.batch * self.passages
         tokens = self.batch * self.query + passages * self.passage
         return Load(tokens, self.batch * self.query**2 + passages * self.passage**2, texts=self.batch + passages)
 

@@ -5,8 +5,8 @@ A prefix attends to itself; a segment to its prefix and to itself. Neither a mas
 keys for every cell is made. `install` registers this attention; calls without a layout (generation, plain sequences)
 still use the model's own.
 
-Two ways to compute the same: `FlashParts` on the CPU (flash_cpu.py), and `masked_parts` everywhere, with dropout,
-soft caps and any device (masked.py).
+Three ways to compute the same: `FlashParts` on the CPU (flash_cpu.py), `unpadded_parts` there without a gradient
+(unpadded_cpu.py), and `masked_parts` everywhere, with dropout, soft caps and any device (masked.py).
 
 Shape legend: T tokens of the row, H heads, D dimensions of a head.
 """
@@ -23,6 +23,7 @@ import torch
 from ds_rag.models.shared_prefix.flash_cpu import FlashParts
 from ds_rag.models.shared_prefix.layout import SharedCells
 from ds_rag.models.shared_prefix.masked import AttentionOptions, masked_parts
+from ds_rag.models.shared_prefix.unpadded_cpu import unpadded_parts
 
 NAME = "shared_prefix"
 LAYOUT = "shared_prefix"  # the keyword under which a model hands the layout down to its layers
@@ -78,9 +79,17 @@ def attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D)
     if cells.masked or q.device.type not in ("cpu", "meta") or softcap or dropout:
         out_THD = masked_parts(q, k, v, cells, AttentionOptions(scale, window, softcap, dropout or 0.0))
+    elif scores_only(cells, window):
+        out_THD = unpadded_parts(q, k, v, cells, scale)
     else:
         out_THD = FlashParts.apply(q, k, v, cells, scale, window)
     return out_THD[None], None
+
+
+def scores_only(cells: SharedCells, window: int | None) -> bool:
+    """Is no gradient wanted, and no token outside a window?"""
+    wide = window is None or window >= cells.prefixes.length + cells.segments.length
+    return wide and not cells.for_gradient and not torch.is_grad_enabled()
 
 
 def wants_masks(lm: Any) -> bool:

@@ -91,6 +91,7 @@ class SharedCells:
     blocks_R: list[int]  # how many blocks each prefix has
     masked: bool  # always use the masked form of attention (masked.py)
     target_lengths: list[int]
+    for_gradient: bool = False  # never use the form of attention that has no gradient (unpadded_cpu.py)
     masks: dict[Any, Any] = field(default_factory=dict)  # cache of attention.py for masks that all layers share
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,9 @@ def misfit(generator: Generator) -> str | None:
         cells = sample_cells(generator.vocabulary)
         alone = [generator(lay_out_plain(cells.take([c]), 0).to(lm.device))[0] for c in range(len(cells))]
         attention.install(lm)
-        layouts = [lay_out_shared(cells, masked).to(lm.device) for masked in (False, True)]
-        shared = [generator(layout) for layout in layouts]  # both forms of attention: training may need the other
+        scores, masked = (lay_out_shared(cells, masked).to(lm.device) for masked in (False, True))
+        layouts = [scores, replace(scores, for_gradient=True, masks={}), masked]
+        shared = [generator(layout) for layout in layouts]  # all forms of attention: training may need another
         if has_windows(config) and not layouts[0].masks.get("windows seen"):
             return "its attention windows do not reach the attention function"
         pairs = [(a, row[: len(a)]) for found in shared for a, row in zip(alone, found, strict=True)]

@@ -261,7 +261,9 @@ def test_the_posterior_by_one_forward_a_cell():
     scores = np.array([0.3, 0.1, -0.2, 0.25])
     example = Example("who leads zor via ?", ("basalt", "never read"), (), ())
     with torch.no_grad():
-        found = posterior_of(saved, texts)(example, [3, 1, 2, 0], scores)
+        posterior = posterior_of(saved, texts, None, Console(speaks=False))
+        posterior.read([(example, [3, 1, 2, 0])])
+        found = posterior(example, [3, 1, 2, 0], scores)
         weights = []
         for n, score in zip([3, 1, 2, 0], scores, strict=True):
             ids = {
@@ -278,7 +280,7 @@ def test_the_posterior_by_one_forward_a_cell():
 def test_a_posterior_wants_a_generator():
     saved: Any = SimpleNamespace(generator=None, prompt=None)
     with pytest.raises(UserError, match="--posterior: there is no generator") as caught:
-        posterior_of(saved, [])
+        posterior_of(saved, [], None, Console(speaks=False))
     assert "in place of --run" in caught.value.expected  # with --run a --generator is refused
 
 

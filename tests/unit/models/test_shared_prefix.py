@@ -18,6 +18,7 @@ from ds_rag.models.generator import Generator
 from ds_rag.models.shared_prefix import attention
 from ds_rag.models.shared_prefix.layout import blocks, lay_out_shared
 from ds_rag.models.shared_prefix.support import share_prefixes
+from ds_rag.models.shared_prefix.unpadded_cpu import ranges
 
 FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "opt", "gpt_neox"]
 WINDOWED = {"mistral", "gemma2", "gemma3_text"}  # by SHAPES: five tokens, shorter than every prefix below but two
@@ -98,6 +99,10 @@ def compare(generator: Generator, cells: CellList, masked: bool = False) -> None
     expected = plain(generator, cells)
     found = targets_of(generator(lay_out_shared(cells, masked)), cells)
     for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    with torch.no_grad():  # attention then has a form without padding
+        scored = targets_of(generator(lay_out_shared(cells, masked)), cells)
+    for a, b in zip(scored, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
     assert torch.cat(expected).std() > 0.1, "a model this flat would hide a shift by one"
     gradient, wanted = (gradients(generator.lm, weighted(x)) for x in (found, expected))
@@ -262,3 +267,24 @@ def test_a_wrong_answer_is_found(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(attention.FlashParts, "apply", lambda q, k, v, *_: q)
     reason = share_prefixes(Generator(tiny("llama"), tokenizer))
     assert reason is not None and "differ by" in reason
+
+
+@pytest.mark.parametrize(("kind", "used"), [("llama", True), ("mistral", False)])
+def test_the_form_without_padding_is_for_scores_without_windows(kind, used, shared, monkeypatch):
+    generator, calls = shared(kind), []
+    form = attention.unpadded_parts
+    monkeypatch.setattr(attention, "unpadded_parts", lambda *args: calls.append(1) or form(*args))
+    generator(lay_out_shared(ragged()))
+    assert not calls, "a graph is wanted"
+    with torch.no_grad():
+        generator(lay_out_shared(ragged()))
+    assert bool(calls) is used
+
+
+def test_the_ranges_of_a_row_by_hand():
+    """Three cells on a prefix of 2 tokens, of which one has no segment, and one on a prefix of 3."""
+    ids = np.arange(1, 9, dtype=np.int32)
+    prefixes = [ids[:2], ids[:2], ids[:2], ids[:3]]
+    cells = lay_out_shared(list_cells(prefixes, [ids[:4], ids[:1], ids[:3], ids[:6]], [1] * 4))
+    assert ranges(cells) == [(slice(0, 2), [slice(5, 8), slice(8, 10)]), (slice(2, 5), [slice(10, 15)])]
+    assert ranges(cells) is ranges(cells)

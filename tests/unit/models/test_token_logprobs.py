@@ -29,6 +29,13 @@ def test_values_and_gradients(rows, kept, monkeypatch):
         calls.append(len(x))
         return linear(x)
 
+    with torch.no_grad():
+        torch.testing.assert_close(
+            target_logprobs(linear, hidden_UD, target_U, 50),
+            -F.cross_entropy(linear(hidden_UD), target_U, reduction="none"),
+            rtol=1e-12,
+            atol=1e-12,
+        )
     leaves = [hidden_UD, linear.weight, linear.bias]
     found_U = target_logprobs(counted, hidden_UD, target_U, 50, keep)
     found = torch.autograd.grad((found_U * weight_U).sum(), leaves)

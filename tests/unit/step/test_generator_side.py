@@ -31,6 +31,8 @@ def test_chunks_keep_a_prefix_together_and_hold_no_more_than_they_may():
     assert split_cells(cells, range(7), 100, 1000, shared=True) == [[1, 4, 6, 0, 2, 5, 3]]
     assert split_cells(cells, range(7), 2, 1000, shared=True) == [[1, 4], [6, 0], [2, 5], [3]]
     assert split_cells(cells, range(7), 100, 9 + 3 * 3, shared=True) == [[1, 4, 6], [0, 2, 5], [3]]
+    undivided = split_cells(cells, range(7), 100, 18 + 5 + 3, shared=True)
+    assert undivided == [[1, 4, 6], [0, 2, 5, 3]], "one of the three would fit, but they would be read in two chunks"
     assert split_cells(cells, [2, 3], 100, 1000, shared=True) == [[2, 3]]
     assert split_cells(cells, range(7), 100, 1, shared=True) == [[c] for c in (1, 4, 6, 0, 2, 5, 3)]
     assert split_cells(cells, [], 1, 1, shared=True) == []
