@@ -28,7 +28,7 @@ def scores(weight: torch.Tensor) -> torch.Tensor:
     """As a step makes them, in float64."""
     embedded = Embedded.__new__(Embedded)
     embedded.outputs = [Q_BD, P_ND, torch.tensor(0.4, dtype=torch.float64), weight]
-    embedded.words_BN = WORDS_BN
+    embedded.words_BN, embedded.constant_ND, embedded.sides = WORDS_BN, None, 2
     return embedded.scores_BN
 
 
