@@ -28,7 +28,7 @@ import teachers
 from covidqa import RESULTS as COVIDQA
 from folded_runs import ROOT, Line, complete_pieces, measure, run, show_table, systems_of, table_of
 
-from ds_rag.config.recipe import read_recipe
+from ds_rag.config.flags import read_recipe
 from ds_rag.evaluation.comparison import Comparison
 from ds_rag.evaluation.seeds_and_folds import System
 from ds_rag.evaluation.significance import cluster_sums, drawn_means, effective_number, expanded_tail
