@@ -29,12 +29,14 @@ $(VENV)/developed: $(VENV)/installed
 check: dev
 	$(ACTIVATE) && ruff check . && ruff format --check . && mypy && pytest tests/unit/test_floors.py
 
-# One thread a process: tests start ranks of their own, and two workers share the cores.
+# One thread a process: tests start ranks of their own, and two workers share the cores. In the order of the folders:
+# the long files first, so that both workers end together.
+PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: dev
-	$(ACTIVATE) && OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow"
+	$(ACTIVATE) && $(PYTEST) -m "not slow"
 
 test-all: dev
-	$(ACTIVATE) && OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+	$(ACTIVATE) && $(PYTEST)
 
 docs: $(VENV)/documented
 	$(ACTIVATE) && sphinx-build -W --keep-going -b html docs docs/_build/html

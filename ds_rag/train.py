@@ -20,7 +20,15 @@ from ds_rag.config import RunConfig
 from ds_rag.config.schedules import lr_factor
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.run import checkpoint, resume_rules, split_file
-from ds_rag.run.active_run import Run, measure_before, record_index, refresh_candidates, score_known_pairs, take_up
+from ds_rag.run.active_run import (
+    Run,
+    look_up_passages,
+    measure_before,
+    record_index,
+    refresh_candidates,
+    score_known_pairs,
+    take_up,
+)
 from ds_rag.run.assemble import Parts, assemble
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.checkpoint_saver import CheckpointSaver
@@ -186,6 +194,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     else:
         lm_warmup(parts, config, console, metrics)
         measure_before(run)
+    look_up_passages(run)
     score_known_pairs(run, progress=True)
     return run
 

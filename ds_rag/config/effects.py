@@ -1,23 +1,16 @@
-"""How settings depend on each other: a given setting may have no effect, or contradict other settings.
+"""Settings that have no effect in a run because of other settings: each is noted on the console.
 
-Two tables of rules: settings, the condition under which they have an effect, and the reason to show if they have none.
-A setting without effect is noted on the console (IDLE); a contradiction is an error (CONTRARY). Only training checks
-this: the configuration of a saved run can always be opened.
+A table of rules: settings, the condition under which they have an effect, and the reason to show if they have none.
+Settings that contradict each other are in contradictions.py.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ds_rag.config.objectives import CANDIDATES, CANDIDATES_FROM, ObjectiveSpec, names_with, spec_of
+from ds_rag.config.objectives import CANDIDATES, CANDIDATES_FROM, GIVEN, ObjectiveSpec, names_with, spec_of
 from ds_rag.config.run_config import RunConfig
-from ds_rag.config.sections import MODEL_CHOICES
-from ds_rag.runtime.errors import UserError
-
-METRICS = r"(recall|hit)@(1|5|10)|mrr@10|ndcg@10|exact_match|f1|rougeL"
-OF_ANSWERS = ("exact_match", "f1", "rougeL")
 
 
 class Rule(NamedTuple):
@@ -29,8 +22,13 @@ class Rule(NamedTuple):
 
 
 def objective(c: RunConfig) -> ObjectiveSpec:
-    """The facts about the run's objective."""
-    return spec_of(c.objective.objective)
+    """The facts about the run's objective, with its teacher."""
+    return spec_of(c.objective.objective).under(c.objective.teacher)
+
+
+def reads_scores(c: RunConfig) -> bool:
+    """Are there scores in the rows that are read?"""
+    return objective(c).reads == GIVEN
 
 
 def has_generator(c: RunConfig) -> bool:
@@ -53,6 +51,17 @@ def measures_answers(c: RunConfig) -> bool:
 
 def trains_retriever(c: RunConfig) -> bool:
     return c.model.freeze != "retriever"
+
+
+def constant_passages(c: RunConfig) -> bool:
+    """Are the vectors of passages constants, encoded once?"""
+    return c.model.train_side == "query"
+
+
+def has_words(c: RunConfig) -> bool:
+    """May the retriever have a weight of BM25? A new one has that of `--lexical_prior` alone."""
+    weight = c.model.lexical_prior
+    return weight > 0 if weight is not None else not c.model.retriever.startswith("config:")
 
 
 def evaluates(c: RunConfig) -> bool:
@@ -120,8 +129,16 @@ IDLE = (
     Rule(("generator_learning_rate", "lm_warmup_steps"), trains_generator, FROZEN_GENERATOR),
     Rule(("generator_backward",), trains_generator, FROZEN_GENERATOR + ", so it only scores"),
     Rule(("retriever_learning_rate", "contrastive_weight"), trains_retriever, "the retriever is not trained"),
+    Rule(
+        ("lexical_prior_learning_rate",),
+        lambda c: trains_retriever(c) and has_words(c),
+        "the retriever has no weight of BM25 (--lexical_prior), or is not trained",
+    ),
     Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), adapts, "--lora is none"),
-    Rule(("candidates", "prior"), lambda c: objective(c).reads == CANDIDATES, NOT_READ),
+    Rule(("teacher",), lambda c: objective(c).reads in (CANDIDATES, GIVEN), NOT_READ),
+    Rule(("scores_column",), reads_scores, "--teacher is not scores"),
+    Rule(("candidates", "prior"), lambda c: objective(c).reads in (CANDIDATES, GIVEN), NOT_READ),
+    Rule(("answer_logprob", "answer_exponent"), lambda c: not reads_scores(c), "scores in the rows have no tokens"),
     Rule(
         ("answer_logprob", "answer_exponent"),
         lambda c: has_setting(c, "answer_logprob") and measures_answers(c),
@@ -134,6 +151,7 @@ IDLE = (
     ),
     Rule(("answer_logprob",), lambda c: c.objective.answer_exponent is None, "--answer_exponent takes its place"),
     Rule(("candidates_by",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
+    Rule(("candidates_by",), has_generator, NO_GENERATOR),
     Rule(("index_candidates",), lambda c: c.objective.candidates_from != "batch", "--candidates_from is batch"),
     Rule(("reader_loss",), lambda c: objective(c).reader_loss, "the objective has no reader loss"),
     Rule(("reader_loss",), lambda c: c.model.freeze != "generator", FROZEN_GENERATOR),
@@ -165,6 +183,11 @@ IDLE = (
         lambda c: evaluates(c) or searches_index(c),
         "no rows are evaluated, and no candidates come from the index",
     ),
+    Rule(
+        ("refresh_mode", "refresh_staleness", "refresh_fraction"),
+        lambda c: not constant_passages(c),
+        "with --train_side query the vectors of passages do not change",
+    ),
     Rule(("refresh_mode", "refresh_fraction"), indexes, "the index is not refreshed during training"),
     Rule(
         ("refresh_staleness",),
@@ -180,94 +203,6 @@ IDLE = (
     Rule(("save_total_limit",), lambda c: c.run.save_steps > 0 or picks_best(c), "--save_steps is 0"),
     Rule(("resume_changed",), lambda c: c.run.resume != "never", "--resume is never"),
 )
-
-# Settings that the user gave although the others make the opposite happen.
-CONTRARY = (
-    Rule(
-        ("folds",),
-        lambda c: not (c.data.folds and c.data.eval_data is not None),
-        "folds hold evaluation rows out of the training rows, and --eval_data names others",
-    ),
-    Rule(("folds",), lambda c: not (c.data.folds and c.is_builtin), "the built-in rows have a split of their own"),
-    Rule(("freeze",), lambda c: trains_retriever(c) or trains_generator(c), "no model would be trained"),
-    Rule(
-        ("learn_temperature",),
-        lambda c: not c.model.learn_temperature or trains_retriever(c),
-        "it is trained with the retriever, and --freeze retriever is set",
-    ),
-    Rule(
-        ("lora", "load_in_4bit"),
-        lambda c: has_generator(c) or not {c.model.lora, c.model.load_in_4bit} & {"generator", "both"},
-        NO_GENERATOR,
-    ),
-    Rule(("lora",), lambda c: c.model.lora == "none" or trains_adapted(c), "that model is not trained"),
-    Rule(
-        ("teacher_cache",),
-        lambda c: not c.scoring.teacher_cache or not trains_generator(c),
-        "the generator is trained, so that its scores change; --freeze generator keeps them",
-    ),
-    Rule(
-        ("candidates_by",),
-        lambda c: c.objective.candidates_by != "generator" or bool(c.scoring.teacher_cache),
-        "the generator reads before passages are embedded only if its scores are stored (--teacher_cache)",
-    ),
-    Rule(
-        ("candidates_by", "candidates"),
-        lambda c: c.objective.candidates_by != "generator" or c.objective.candidates != "all",
-        "of all passages there are none to choose",
-    ),
-    Rule(
-        ("early_stopping_patience", "load_best_model_at_end"),
-        lambda c: not picks_best(c) or evaluates(c),
-        "without evaluation rows (--eval_data) no step is better than another",
-    ),
-    Rule(
-        ("early_stopping_patience",),
-        lambda c: c.evaluation.refresh_index != "0",
-        "with --refresh_index 0 nothing is evaluated before the end",
-    ),
-    Rule(
-        ("metric_for_best_model",),
-        lambda c: not picks_best(c) or bool(re.fullmatch(METRICS, c.evaluation.metric_for_best_model)),
-        "it is not one of recall@ and hit@ 1, 5 and 10, mrr@10, ndcg@10, exact_match, f1, rougeL",
-    ),
-    Rule(
-        ("metric_for_best_model", "eval_answers"),
-        lambda c: (
-            not picks_best(c)
-            or c.evaluation.metric_for_best_model not in OF_ANSWERS
-            or (has_generator(c) and c.evaluation.eval_answers)
-        ),
-        "the metric is one of answers, and no answers are evaluated",
-    ),
-    Rule(
-        ("lm_warmup_steps",),
-        lambda c: not c.optim.lm_warmup_steps or not trains_generator(c) or rate_of_generator(c) > 0,
-        "the generator's learning rate is 0",
-    ),
-)
-
-
-def trains_adapted(c: RunConfig) -> bool:
-    """Are all models trained that `--lora` gives adapters to?"""
-    wanted = MODEL_CHOICES[1:3] if c.model.lora == "both" else (c.model.lora,)
-    return all({"retriever": trains_retriever, "generator": trains_generator}[name](c) for name in wanted)
-
-
-def rate_of_generator(c: RunConfig) -> float:
-    rate = c.optim.generator_learning_rate
-    return c.optim.learning_rate if rate is None else rate
-
-
-def check_contrary(config: RunConfig) -> None:
-    """Raises UserError for settings, given in a recipe or by a flag, that other settings contradict."""
-    for rule in CONTRARY:
-        if not rule.works(config) and (given := [name for name in rule.settings if name in config.explicit]):
-            values = config.flat()
-            raise UserError(
-                ", ".join(f"--{name} {str(values[name]).lower()}" for name in given) + f": {rule.reason}",
-                fix="leave one of them out",
-            )
 
 
 def idle(config: RunConfig) -> list[str]:

@@ -7,9 +7,14 @@ from this table. The table is in this folder, without torch, so that checking fl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-CANDIDATES, POSITIVE, NOTHING = "candidates", "positive", "nothing"
+CANDIDATES, POSITIVE, GIVEN, NOTHING = "candidates", "positive", "given", "nothing"
+ANSWER, SCORES = "answer", "scores"
+TEACHERS = {  # of `--teacher`
+    ANSWER: "the generator's log p(y|x,z)",
+    SCORES: "scores in the rows, which another program or `ds-rag score --out` has written",
+}
 
 
 @dataclass(frozen=True)
@@ -18,9 +23,11 @@ class ObjectiveSpec:
 
     made_by: "module:class", imported when the objective is made.
     reads: the passages that the generator reads with each query: `candidates`, chosen by score; `positive`, only the
-        labelled one; or `nothing`: there is no generator.
+        labelled one; `given`: none, there is no generator, for the rows have a score of each candidate; or `nothing`:
+        there is neither a generator nor a teacher.
     needs_positive: every training row must have a labelled positive.
     reader_loss: the objective itself does not train the generator; the reader loss (`--reader_loss`) is added for that.
+    one_score: one number for each candidate, the answer's log-probability, is all it needs from a teacher.
     settings: those settings of this objective that not all objectives have.
     """
 
@@ -28,11 +35,16 @@ class ObjectiveSpec:
     reads: str = CANDIDATES
     needs_positive: bool = False
     reader_loss: bool = False
+    one_score: bool = False
     settings: tuple[str, ...] = ()
 
     @property
     def needs_generator(self) -> bool:
-        return self.reads != NOTHING
+        return self.reads in (CANDIDATES, POSITIVE)
+
+    def under(self, teacher: str) -> ObjectiveSpec:
+        """The facts with this `--teacher`. With scores in the rows nothing reads, and no reader loss trains."""
+        return replace(self, reads=GIVEN, reader_loss=False) if teacher == SCORES and self.one_score else self
 
     def trains_generator(self, reader_loss: str) -> bool:
         """Is the generator trained? reader_loss: the value of `--reader_loss`."""
@@ -63,7 +75,7 @@ _ANSWER = ("answer_logprob", "answer_exponent", "answer_weight")
 _TAUGHT = (*_ANSWER, *_GATE, "target_temperature")
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
-    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", settings=_ANSWER + _GATE),
+    "rag_sequence": ObjectiveSpec(f"{_HERE}.marginal:RagSequence", one_score=True, settings=_ANSWER + _GATE),
     "rag_token": ObjectiveSpec(f"{_HERE}.marginal:RagToken", settings=("answer_weight", *_GATE)),
     "positive_only": ObjectiveSpec(
         f"{_HERE}.positive_only:PositiveOnly", reads=POSITIVE, needs_positive=True, settings=("lm_tokens",)
@@ -72,8 +84,8 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
         f"{_HERE}.contrastive:InfoNCE", reads=NOTHING, needs_positive=True, settings=("contrastive_symmetric",)
     ),
     "emdr2": ObjectiveSpec(f"{_HERE}.distill:Emdr2", reader_loss=True, settings=_ANSWER + _GATE),
-    "pdist": ObjectiveSpec(f"{_HERE}.distill:PDist", reader_loss=True, settings=_TAUGHT),
-    "replug_lsr": ObjectiveSpec(f"{_HERE}.distill:ReplugLsr", reader_loss=True, settings=_TAUGHT),
+    "pdist": ObjectiveSpec(f"{_HERE}.distill:PDist", reader_loss=True, one_score=True, settings=_TAUGHT),
+    "replug_lsr": ObjectiveSpec(f"{_HERE}.distill:ReplugLsr", reader_loss=True, one_score=True, settings=_TAUGHT),
 }
 
 

@@ -23,6 +23,9 @@ class OptimConfig:
     generator_learning_rate: float | None = option(
         FIXED, None, "peak learning rate of the generator; default: learning_rate", bounds=real(0, 1e3)
     )
+    lexical_prior_learning_rate: float = option(
+        FIXED, 0.01, "peak learning rate of the logarithm of --lexical_prior's weight", bounds=real(0, 1e3)
+    )
     weight_decay: float = option(FIXED, 0.01, "weight decay of AdamW", bounds=real(0, 1e3))
     adam_beta1: float = option(FIXED, 0.9, "beta1 of AdamW", bounds=fraction())
     adam_beta2: float = option(FIXED, 0.999, "beta2 of AdamW", bounds=fraction())

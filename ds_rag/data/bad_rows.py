@@ -22,10 +22,12 @@ class Reading:
     """What to do with bad rows, and the notices of everything that was read.
 
     skip: bad rows are left out and counted, and the first is named, instead of raising an error. notices: for the
-    console, see `say_notices`.
+    console, see `say_notices`. scores: a teacher's scores of each training row's passages are needed; None: they are
+    read where they fit.
     """
 
     skip: bool = False
+    scores: bool | None = False
     notices: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -48,6 +50,7 @@ class Faults:
     found: list[tuple[int, str]] = field(default_factory=list)
     places: set[str] = field(default_factory=set)  # "file:line" of all of them
     merged: int = 0  # rows that repeat an earlier one, id and content
+    unscored: list[str] = field(default_factory=list)  # rows whose scores were looked for, and why they are not read
     broken: bool = False  # rows after a fault cannot be separated, so more than one row may be bad
 
     @property
@@ -58,6 +61,11 @@ class Faults:
     def of_training(self) -> bool:
         """Are these rows to train on? Then of several splits the training split is read."""
         return self.flag in ("--train_data", MINE)
+
+    @property
+    def need_scores(self) -> bool | None:
+        """`Reading.scores`, of rows to train on."""
+        return False if self.flag in ("--eval_data", "--data") else self.reading.scores
 
     def add(self, number: int, where: str, message: str, broken: bool = False) -> None:
         self.found.append((self.before + number, f"{where}: {message}"))

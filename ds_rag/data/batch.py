@@ -59,6 +59,9 @@ class Batch:
     rows: list[int]  # B, row numbers in the training data
     shares: list[Share] = field(default_factory=list)  # empty: this rank embeds everything
     also_BN: torch.Tensor | None = None  # bool: positives of other rows with the same query; None: there are none
+    passage_numbers: list[int] = field(default_factory=list)  # N, in the passage table; empty: no table
+    words_BN: torch.Tensor | None = None  # float32: BM25 of query and passage, where the retriever's scores have it
+    teacher_BN: torch.Tensor | None = None  # float64: scores in the rows, NaN where there is none; None: in no row
 
     @property
     def copies(self) -> int:
@@ -79,6 +82,8 @@ class Batch:
             own_BN=self.own_BN.to(device),
             positive_BN=self.positive_BN.to(device),
             also_BN=None if self.also_BN is None else self.also_BN.to(device),
+            words_BN=None if self.words_BN is None else self.words_BN.to(device),
+            teacher_BN=None if self.teacher_BN is None else self.teacher_BN.to(device),
         )
 
 

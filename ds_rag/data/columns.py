@@ -14,6 +14,7 @@ from ds_rag.runtime.errors import UserError, nearest
 # positive, negative), DPR and FiD (*ctxs), FlagEmbedding (pos, neg) and SQuAD (context). DPR's
 # `negative_ctxs` stands beside `hard_negative_ctxs` and is random passages, so only the hard ones are read.
 # A query's id may stand on several rows, a row's id on one. `label` says of each passage whether it is relevant.
+# `scores` are a teacher's, of the passages in a row (FlagEmbedding: teacher_scores, pos_scores, neg_scores).
 ROW_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "_id", "row_id"),
     "query_id": ("query_id", "qid", "question_id"),
@@ -29,6 +30,9 @@ ROW_NAMES: dict[str, tuple[str, ...]] = {
         *("hard_negative_ctxs", "neg"),
     ),
     "label": ("label", "labels", "is_selected", "is_relevant", "is_positive", "relevant"),
+    "scores": ("teacher_scores", "scores"),
+    "pos_scores": ("pos_scores", "positive_scores"),
+    "neg_scores": ("neg_scores", "negative_scores"),
     "document": ("document", "document_id", "document_name", "article", "article_id", "source_document"),
     "title": ("title", "document_title"),
     "place": ("place", "page", "section", "heading", "heading_path"),
@@ -37,6 +41,7 @@ ROW_NAMES: dict[str, tuple[str, ...]] = {
 # Roles that only describe a row or a passage. A file may have several columns of such a name: the first name counts. A
 # column that a flag names may be in the rows or in the corpus alone (`inputs.check_described` looks at all of them).
 DESCRIBING = ("document", "title", "place", "cluster")
+SCORES = ("scores", "pos_scores", "neg_scores")  # roles that only `--teacher scores` reads
 # Roles that numbered columns share (negative_1 ... negative_n, as sentence-transformers has them), and their names.
 NUMBERED = {
     "negatives": ("negative", "neg", "hard_negative"),
@@ -50,7 +55,8 @@ UNREAD |= dict.fromkeys(
     ("prompt", "instruction", "instructions", "system", "system_prompt", "query_prompt", "query_instruction"),
     "rows have no prompts of their own: --query_prefix and --prompt_template are those of all rows",
 )
-UNREAD |= dict.fromkeys(("score", "scores", "pos_scores", "neg_scores", "similarity", "relevance"), RELEVANCE)
+UNREAD |= dict.fromkeys(("score", "similarity", "relevance"), RELEVANCE)
+UNREAD |= {name: f"--teacher scores trains on them; {RELEVANCE}" for role in SCORES for name in ROW_NAMES[role]}
 CORPUS_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "_id", "docid", "doc_id", "passage_id", "pid"),
     "text": ("text", "passage", "contents", "content", "abstract", "context"),
@@ -65,6 +71,7 @@ COLUMN_FLAGS = {
     "positives": "--positive_column",
     "passages": "--passages_column",
     "negatives": "--negatives_column",
+    "scores": "--scores_column",
 } | {role: f"--{role}_column" for role in DESCRIBING}
 
 
@@ -77,6 +84,7 @@ class Columns:
     positives: str | None = None
     passages: str | None = None
     negatives: str | None = None
+    scores: str | None = None  # a teacher's, of the passages in a row
     id: str | None = None
     document: str | None = None
     title: str | None = None  # of rows; a corpus's title is part of its texts
@@ -95,17 +103,22 @@ def match_row_columns(
     *,
     need_passages: bool,
     need_answers: bool,
+    need_scores: bool | None = False,
     fixed: bool = False,
 ) -> Names:
     """Role -> columns of a file of rows.
 
     `source` ("--train_data: file") opens every message. Raises UserError for a column that a flag names but
     the file lacks, two columns for one role, no query, no answer column (`need_answers`) and neither labelled
-    nor unlabelled passages (`need_passages`). fixed: the format has fixed columns (BEIR), to which no flag applies.
+    nor unlabelled passages (`need_passages`). need_scores: a teacher's scores
+    are needed; None: read where there are some. fixed: the format has fixed columns (BEIR), to which no flag applies.
     """
     given = {("answers" if role == "answer" else role): name for role, name in asdict(columns).items()}
     found = list(found)
-    single = _match(found, ROW_NAMES, given, source)
+    known = {role: aliases for role, aliases in ROW_NAMES.items() if role not in SCORES or need_scores is not False}
+    single = _match(found, known, {role: name for role, name in given.items() if role in known}, source)
+    if "scores" in single:  # of all passages: those of positives and negatives are not needed
+        single = {role: name for role, name in single.items() if role not in ("pos_scores", "neg_scores")}
     names: Names = {role: (name,) for role, name in single.items()}
     for role, stems in NUMBERED.items():
         if not given.get(role):
@@ -124,6 +137,8 @@ def match_row_columns(
         _require(names, found, ROW_NAMES, ("answers",), source)
     if need_passages:
         _require(names, found, ROW_NAMES, ("positives", "passages"), source)
+    if need_scores and "label" not in names:  # a list of fractions may be a teacher's scores by that name
+        _require(names, found, ROW_NAMES, SCORES, source)
     return names
 
 
@@ -171,10 +186,10 @@ def _match(
         if role in names or role in absent:
             continue
         hits = [name for name in found if name not in taken and _key(name) in aliases]
-        if role in DESCRIBING and hits:
+        if role in (*DESCRIBING, *SCORES) and hits:
             hits = [name for alias in aliases for name in hits if _key(name) == alias][:1]
         if len(hits) > 1:
-            flag = COLUMN_FLAGS.get(role) if known is ROW_NAMES else None
+            flag = None if known is CORPUS_NAMES else COLUMN_FLAGS.get(role)
             raise UserError(
                 f"{source}: more than one column can be the {role}",
                 found=_quoted(hits),

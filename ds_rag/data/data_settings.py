@@ -33,6 +33,7 @@ def columns_of(data: DataConfig) -> Columns:
         positives=data.positive_column,
         passages=data.passages_column,
         negatives=data.negatives_column,
+        scores=data.scores_column,
         id=data.id_column,
         document=data.document_column,
         title=data.title_column,

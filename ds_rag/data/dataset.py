@@ -50,6 +50,7 @@ __all__ = [
     "with_also",
 ]
 
+NO_SCORES = "--teacher scores: a teacher's scores of each row's passages are needed"
 CHUNK = 512  # texts per call of a tokenizer
 
 
@@ -60,14 +61,15 @@ def read_data(
     need_answers: bool = True,
     from_index: bool = False,
     known: Split | None = None,
+    need_scores: bool = False,
 ) -> RagData:
     """Training rows, evaluation rows and corpus as the flags name them. Raises UserError.
 
     need_positive: the objective requires labelled positives. need_answers: the objective or the evaluation reads
     answers. from_index: candidates are retrieved, so rows need no passages where there is a corpus. known: the run's
-    earlier split into training and held-out rows.
+    earlier split into training and held-out rows. need_scores: a teacher's scores of each training row's passages.
     """
-    reading, source = reading_of(data), None
+    reading, source = replace(reading_of(data), scores=need_scores), None
     evaluation: list[Row] = []
     if builtin:
         world = make_world(data.world_seed)
@@ -97,6 +99,8 @@ def read_data(
         table.train = without_labels(table.train, from_index)
     if data.assume_first_positive:
         table.train = with_also([assume_first(row) for row in table.train])
+    if need_scores and not all(row.scores for row in table.train):
+        raise UserError(NO_SCORES, found="rows without", expected="--train_data FILE with a column teacher_scores")
     if need_positive:
         bare = [row.where for row in table.train if not row.positives]
         if bare:
@@ -185,6 +189,11 @@ class TokenTable:
     def first(self, count: int) -> TokenTable:
         """A table of the first `count` texts, without copying."""
         return TokenTable(self.flat[: self.starts[count]], self.starts[1 : count + 1])
+
+    def after(self, count: int) -> TokenTable:
+        """A table of the texts after the first `count`, without copying."""
+        start = self.starts[count]
+        return TokenTable(self.flat[start:], self.starts[count + 1 :] - start)
 
     @property
     def lengths(self) -> np.ndarray:

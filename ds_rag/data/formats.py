@@ -16,6 +16,7 @@ from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_nam
 from ds_rag.data.rows import BY_ID, ID_LIKE, labels_relevance, refuse_ids, to_rows
 from ds_rag.data.shards import format_of, shards_of
 from ds_rag.data.tables import PARQUET, SAVED_DATASET
+from ds_rag.data.teacher_scores import holds_scores
 from ds_rag.data.text_files import CSV, JSONL
 from ds_rag.runtime.errors import UserError, nearest
 
@@ -88,11 +89,13 @@ def rows_of_records(
     need: are passages needed, are answers? None where a column for them decides. fixed: no flag names a column. What is
     wrong with single records goes to `faults`; raises UserError for what concerns all of them.
     """
-    need_passages, need_answers = need
+    (need_passages, need_answers), scores = need, faults.need_scores
     found = field_names(records)
     with faults.first():
         needed = {"need_passages": bool(need_passages), "need_answers": bool(need_answers)}
-        names = match_row_columns(found, columns, faults.source, **needed, fixed=fixed)
+        names = match_row_columns(found, columns, faults.source, **needed, need_scores=scores, fixed=fixed)
+        if scores is not False and "label" in names and holds_scores(records, names["label"][0]):
+            names["scores"] = names.pop("label")
         if "label" in names and not labels_relevance(records, names["label"][0]):
             del names["label"]
         refuse_ids(records, names, faults.source)

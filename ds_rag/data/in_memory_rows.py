@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ds_rag.data.bad_rows import Faults
+from ds_rag.data.bad_rows import Faults, Reading
 from ds_rag.data.columns import BY_NAME
 from ds_rag.data.formats import rows_of_records
 from ds_rag.data.records import Passage, Record, Row, corpus_passages
 from ds_rag.runtime.errors import UserError
 
 
-def rows_from(rows: Iterable[Mapping[str, Any]], need_passages: bool, need_answers: bool) -> list[Row]:
+def rows_from(
+    rows: Iterable[Mapping[str, Any]], need_passages: bool, need_answers: bool, need_scores: bool = False
+) -> list[Row]:
     """Rows of mappings, whose keys are the columns that a file of rows may have: query, answer, positive, passages,
     negatives, ... (docs/data.md). Raises UserError with the number of each row that is wrong, from 1."""
-    faults = Faults("rows", "in memory")
+    faults = Faults("rows", "in memory", Reading(scores=need_scores))
     records = records_of(rows)
     if not records:
         raise UserError("no rows", expected="at least one")

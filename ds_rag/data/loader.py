@@ -6,7 +6,7 @@ often, and the last batch of an epoch has full size. The position in the stream 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,11 @@ class Loader:
 
     After `offer`, rows contribute the passages that an index found for them, instead of their own unlabelled ones, or
     in addition to them (keep_own). The order of rows does not depend on it.
+
+    words: (rows, passages) -> their scores by words, (B, N) float32, which every batch then has (`Batch.words_BN`).
     """
+
+    words: Callable[[Sequence[int], Sequence[int]], np.ndarray] | None = None
 
     def __init__(self, rows: Sequence[Example], tokens: TrainTokens, options: BatchOptions):
         self.rows, self.tokens, self.pad = rows, tokens, options.pad
@@ -146,7 +150,21 @@ class Loader:
             answer_ids=pick(t.generator_answers, rows),
             rows=list(rows),
             also_BN=also if also.any() else None,
+            passage_numbers=pool,
+            words_BN=None if self.words is None else torch.from_numpy(self.words(rows, pool)),
+            teacher_BN=self.teacher_scores(rows, brought, column) if any(self.rows[r].scores for r in rows) else None,
         )
+
+    def teacher_scores(
+        self, rows: Sequence[int], brought: Sequence[Sequence[int]], column: Mapping[int, int]
+    ) -> torch.Tensor:
+        """`Batch.teacher_BN`. brought: each row's passages. column: of a passage in the pool."""
+        teacher_BN = torch.full((len(rows), len(column)), torch.nan, dtype=torch.float64)
+        for n, (row, passages) in enumerate(zip(rows, brought, strict=True)):
+            for passage, score in self.rows[row].scores.items():
+                if passage in passages:
+                    teacher_BN[n, column[passage]] = score
+        return teacher_BN
 
     def collate_shard(self, rows: Sequence[int]) -> Batch:
         """The batch of all ranks, holding the tokens that this rank's retriever embeds."""

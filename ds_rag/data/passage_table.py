@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,6 +33,7 @@ class Example:
     id: str = ""  # the row's, as the file has it
     origin: Origin = NOWHERE  # of the row itself
     cluster: str | None = None  # what the column named by `--cluster_column` holds
+    scores: Mapping[int, float] = field(default_factory=dict, hash=False)  # a teacher's, of its passages
     where: str = field(default="", compare=False)  # "file:line"
 
     @property
@@ -141,6 +142,7 @@ def build_table(
             cluster=row.cluster,
             id=row.id,
             where=row.where,
+            scores={n: score for text, score in row.scores.items() for n in place([text])},
         )
 
     rows = with_also([example(r) for r in train]), [example(r) for r in evaluation]
@@ -175,9 +177,14 @@ def assume_first(row: Example) -> Example:
     return replace(row, positives=(first,), others=tuple(p for p in row.others if p != first))
 
 
+def kept_of(row: Example) -> tuple[Collection[int], ...]:
+    return row.positives, row.own, row.scores
+
+
 def unlabelled(row: Example) -> Example:
-    """The row without what it says of passages, right or wrong: only its unlabelled candidates are left."""
-    others = tuple(p for p in row.others if p not in row.negatives)
+    """The row without what it says of passages, right or wrong: only its unlabelled candidates are left, and those that
+    have a teacher's score."""
+    others = tuple(p for p in row.own if p in row.scores or (p in row.others and p not in row.negatives))
     return replace(row, positives=(), grades=(), others=others, negatives=(), also=(), judged=False, absent=())
 
 
@@ -185,7 +192,7 @@ def keep_training_folds(table: RagData, split: Split) -> None:
     """Takes the passages of held-out documents from the training rows, and sets `allowed`; the corpus stays as it is.
 
     Barred are the passages of documents whose fold is held out, and passages without a document that are positives of
-    held-out rows alone. A training row that had positives, or passages at all, and has none left is left out.
+    held-out rows alone. A training row that had positives, passages at all or scores, and has none left is left out.
     """
     held_out = {name for name, fold in split.documents.items() if fold == split.wanted.fold}
     learned = {n for row in table.train for n in row.positives}
@@ -204,8 +211,9 @@ def keep_training_folds(table: RagData, split: Split) -> None:
             others=without(row.others, barred),
             negatives=without(row.negatives, barred),
             grades=tuple(grades[n] for n in positives) if row.grades else (),
+            scores={n: score for n, score in row.scores.items() if n not in barred},
         )
-        if (left.positives or not row.positives) and (left.own or not row.own):
+        if all(after or not before for before, after in zip(kept_of(row), kept_of(left), strict=True)):
             rows.append(left)
     if lost := len(table.train) - len(rows):
         table.notices.append(f"{lost} training rows have passages of held-out documents only and are left out")

@@ -10,6 +10,7 @@ from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import DESCRIBING, Names, is_id_name
 from ds_rag.data.origin import NOWHERE, Origin, as_name, origin_in
 from ds_rag.data.records import Passage, Record, Row, clean, items, short, single, to_id
+from ds_rag.data.teacher_scores import read_scores
 from ds_rag.data.written_lists import unfold
 from ds_rag.runtime.errors import UserError
 
@@ -33,6 +34,9 @@ def to_rows(
         rows = list(_labelled_rows(records, names, faults, need_answers))
     else:
         rows = list(_plain_rows(records, names, faults, need_answers, need_passages))
+    if faults.unscored:
+        few = f"{len(faults.unscored)} rows have no scores that --teacher scores could use, the first: "
+        faults.note(few + faults.unscored[0])
     if not (need_passages and faults.of_training):
         return rows
     useful = [row for row in rows if row.positives or row.passages]
@@ -56,7 +60,7 @@ def _plain_rows(
     merged = 0
     for count, record in enumerate(records, start=1):
         try:
-            row = _to_row(record, names, count, need_answers)
+            row = _to_row(record, names, count, need_answers, faults)
             if need_passages and not (row.positives or row.passages or row.judged):
                 empty = " and ".join(f"'{name}'" for role in ("positives", "passages") for name in names.get(role, ()))
                 other = "or --candidates_from index --corpus FILE"
@@ -87,18 +91,19 @@ def _plain_rows(
         faults.note(f"{merged} repeated rows (same id, same content) merged")
 
 
-def _to_row(record: Record, names: Names, count: int, need_answers: bool) -> Row:
+def _to_row(record: Record, names: Names, count: int, need_answers: bool, faults: Faults) -> Row:
     given: list[Passage] = []
+    listed: dict[str, list[str]] = {}
 
     def texts(role: str, *, drop_empty: bool = False) -> tuple[str, ...]:
         several = len(names.get(role, ())) > 1  # some of the numbered columns may be empty
-        found: dict[str, None] = {}
+        listed[role] = []
         for column in names.get(role, ()):
             for passage in items(record.fields.get(column), column, drop_empty or several):
-                found[passage.text] = None
+                listed[role].append(passage.text)
                 if passage.id or passage.lead or passage.origin is not NOWHERE:
                     given.append(passage)
-        return tuple(found)
+        return tuple(dict.fromkeys(listed[role]))
 
     query = _query(record, names)
     answers = texts("answers", drop_empty=not need_answers)
@@ -123,6 +128,7 @@ def _to_row(record: Record, names: Names, count: int, need_answers: bool) -> Row
         absent=record.absent,
         origin=_origin(record, names),
         cluster=_cluster(record, names),
+        scores=read_scores(record, names, listed, faults),
     )
 
 
@@ -159,6 +165,7 @@ class _Pairs:
     others: dict[str, list[str]] = field(default_factory=lambda: {"passages": [], "negatives": []})
     given: dict[Passage, None] = field(default_factory=dict)
     cluster: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)  # text -> a teacher's
 
 
 def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need_answers: bool) -> Iterator[Row]:
@@ -172,7 +179,7 @@ def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need
             if query not in queries and len(queries) == faults.most:
                 break
             new = _Pairs(_id(record, names, count), query, record.where, record.number, cluster=_cluster(record, names))
-            _read_pair(record, names, target, queries.get(query, new))
+            _read_pair(record, names, target, queries.get(query, new), faults)
             queries.setdefault(query, new)
         except Bad as bad:
             faults.add(record.number, record.where, str(bad))
@@ -186,7 +193,7 @@ def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need
         yield _row_of(pairs, f"{pairs.id}-{used[pairs.id]}" if used[pairs.id] > 1 else pairs.id)
 
 
-def _read_pair(record: Record, names: Names, target: str, pairs: _Pairs) -> None:
+def _read_pair(record: Record, names: Names, target: str, pairs: _Pairs, faults: Faults) -> None:
     """Adds the passages and answers of one record, whose document is that of its passage. Raises Bad."""
     column, label, origin = names[target][0], names["label"][0], _origin(record, names)
     found = [
@@ -205,6 +212,10 @@ def _read_pair(record: Record, names: Names, target: str, pairs: _Pairs) -> None
         role: [p for c in names.get(role, ()) for p in items(record.fields.get(c), c, True)] for role in pairs.others
     }
     answers = [p.text for c in names.get("answers", ()) for p in items(record.fields.get(c), c, True)]
+    scores = read_scores(record, names, {target: [passage.text for passage in found]}, faults)
+    for text, score in scores.items():
+        if pairs.scores.setdefault(text, score) != score:
+            raise Bad(f"the score is {score:g} here and {pairs.scores[text]:g} in another row of this passage")
     pairs.labels |= grades
     pairs.answers |= dict.fromkeys(answers)
     for role, passages in more.items():
@@ -232,6 +243,7 @@ def _row_of(pairs: _Pairs, id_: str) -> Row:
         tuple(pairs.given),
         judged=True,
         cluster=pairs.cluster,
+        scores=pairs.scores,
     )
 
 

@@ -36,6 +36,7 @@ def labels(rows: Sequence[Row]) -> dict[str, int]:
         "without any passage": lambda row: not row.positives and not row.passages,
         "without an answer": lambda row: not row.answers,
         "with several answers": lambda row: len(row.answers) > 1,
+        "with a teacher's scores": lambda row: row.scores,
     }
     return {name: sum(bool(test(row)) for row in rows) for name, test in tests.items()}
 

@@ -17,14 +17,17 @@ from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_field, tokenize_side
 from ds_rag.evaluation.audit_scores import AuditScores
 from ds_rag.evaluation.containment import answers_in_passages
+from ds_rag.evaluation.lexical_sum import weighted_words
 from ds_rag.evaluation.retrieval import search_words
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
-from ds_rag.index.lexical import LexicalIndex
+from ds_rag.index.lexical import LexicalIndex, best_of
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
+from ds_rag.models.score_folder import open_scores
 from ds_rag.runtime.console import Console
-from ds_rag.step.pair_scores import Pair, PairScores, PairTexts, score_pairs
+from ds_rag.step.cached_scoring import FrozenReader, scores_of
+from ds_rag.step.pair_scores import Pair, PairScores, PairTexts
 
 QUESTION = "Question:"  # what stands between a passage and the question whose likelihood is read
 WORDS, OVERLAP, ASKED, BOTH = "question's words", "answer's words", "reader question", "reader both"  # names of pickers
@@ -61,18 +64,22 @@ def sample_rows(documents: Sequence[Hashable], count: int, seed: int) -> list[in
 def find(
     retriever: Retriever, data: RagData, rows: Sequence[int], wanted: AuditOptions, console: Console
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers_QW int64, -1 where there is none; scores_QW float64, the retriever's). All ranks together, each has
-    all."""
+    """(numbers_QW int64, -1 where there is none; scores_QW float64, the retriever's, in the unit of its inner products,
+    BM25 by its weight included). All ranks together, each has all."""
     examples, settings = [data.evaluation[r] for r in rows], (wanted.batch, console)
     queries = [row.query for row in examples]
     query_QD = encode(retriever, tokenize_side(retriever, "query", queries, console, "queries"), "query", *settings)
     K = min(wanted.K, data.corpus_size)
+    words = weighted_words(retriever, data.texts[: data.corpus_size])
     every = range(data.corpus_size) if wanted.source == "index" else []
     if wanted.source == "index":
         tokens = tokenize_side(retriever, "passage", data.texts[: data.corpus_size], console, "passages")
         corpus_ND = encode(retriever, tokens, "passage", *settings)
         part = build_part(corpus_ND, wanted.index_factory)
         found_QK = CorpusIndex([part] if part else [], data.corpus_size).search_here(query_QD, K)[1]
+        if words is not None:
+            sums = (corpus_ND @ q_D + words(q) for q, q_D in zip(queries, query_QD, strict=True))
+            found_QK = np.stack([best_of(sum_N, K)[1] for sum_N in sums])
     else:
         found_QK = search_words(data.texts[: data.corpus_size], queries, K, console)[1]
         corpus_ND = np.zeros((0, retriever.hidden_size), np.float32)
@@ -86,16 +93,20 @@ def find(
     place = {n: at for at, n in enumerate([*every, *rest])}
     vectors_nD = np.concatenate([corpus_ND, rest_nD])
     at_QW = np.array([[place.get(n, 0) for n in row] for row in numbers_QW.tolist()])
-    return numbers_QW, np.einsum("qwd,qd->qw", vectors_nD[at_QW].astype(np.float64), query_QD.astype(np.float64))
+    prior_QW = np.einsum("qwd,qd->qw", vectors_nD[at_QW].astype(np.float64), query_QD.astype(np.float64))
+    if words is not None:
+        prior_QW += np.array([words(q)[row] for q, row in zip(queries, numbers_QW, strict=True)])
+    return numbers_QW, prior_QW
 
 
 @dataclass(frozen=True)
 class AuditReader:
-    """The generator with its prompt and the lengths at which texts are cut."""
+    """The generator with its prompt and the lengths at which texts are cut. cache: the folder of `--teacher_cache`."""
 
     generator: Generator
     prompt: Prompt
     lengths: DataConfig
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +147,9 @@ def read_questions(reader: AuditReader, sample: AuditSample, console: Console) -
     prompt "Passage: {passage}", a new line and "Question:"."""
     prompt = Prompt(reader.prompt.tokenizer, "Passage: {passage}\n{query}", max_length=reader.prompt.max_length)
     as_answers = replace(reader.lengths, max_answer_length=reader.lengths.max_query_length)
+    asking = replace(reader, prompt=prompt, lengths=as_answers)
     asked = replace(sample, queries=[QUESTION] * len(sample.queries))
-    scored = score(AuditReader(reader.generator, prompt, as_answers), asked, sample.queries, sample.pairs, console)
+    scored = score(asking, asked, sample.queries, sample.pairs, console)
     return sample.spread(scored.sums_P)
 
 
@@ -152,7 +164,10 @@ def score(
 
     passages = [*ids("passage", sample.passages), np.zeros(0, np.int32)]
     texts = PairTexts(ids("query", sample.queries), ids("answer", targets), passages)
-    return score_pairs(reader.generator, reader.prompt, texts, pairs, console)
+    store = None
+    if reader.cache:
+        store = open_scores(reader.cache, reader.generator, reader.prompt, reader.lengths, console.say)
+    return scores_of(FrozenReader(reader.generator, reader.prompt, texts), pairs, store, console)
 
 
 def by_words(passages: Sequence[str], queries: Sequence[str], numbers_QW: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.containment import answer_in_top
 from ds_rag.evaluation.controls import CONTROLS, contexts, control_metrics, named, rows_of_controls
 from ds_rag.evaluation.found_table import enter, found_table
+from ds_rag.evaluation.lexical_sum import CorpusWords, Queries, search_by_sum
 from ds_rag.evaluation.metrics import answer_metrics_per_row, retrieval_metrics_per_query
 from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.posteriors import agreement, posterior
@@ -92,6 +93,14 @@ class Evaluator:
         self.data, self.tokens, self.settings = data, tokens, settings
         self.corpus = data.texts[: data.corpus_size]
         self.words: Found | None = None  # what BM25 finds, once it has searched
+        self.corpus_words = CorpusWords(self.corpus)
+        self.sums = retriever is not None and retriever.reads_words
+        if self.sums and settings.hybrid != "none":
+            raise UserError(
+                "--hybrid bm25 and a retriever whose scores have BM25 already (--lexical_prior)",
+                expected="one of them",
+                fix="leave --hybrid out, or --lexical_prior 0: the encoder without its weight of BM25",
+            )
         wanted = settings.eval_answers and generator is not None
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
@@ -118,8 +127,12 @@ class Evaluator:
             return Evaluation()
         assert retriever is not None
         wanted = SearchOptions(self.depth, self.settings.per_device_eval_batch_size)
-        scores, numbers = search(index, retriever, self.tokens.queries, wanted, console)
         temperature = float(retriever.temperature)
+        if self.sums:
+            queries = Queries(self.tokens.queries, [row.query for row in self.data.evaluation])
+            found = search_by_sum(index, retriever, queries, self.corpus_words, wanted, console)
+            return self.judge(*found, temperature)
+        scores, numbers = search(index, retriever, self.tokens.queries, wanted, console)
         if self.settings.hybrid != "none":
             scores, numbers = fusion.fuse((scores, numbers), self.found_by_words(console), self.depth)
             temperature = fusion.TEMPERATURE
@@ -148,15 +161,17 @@ class Evaluator:
         return self.words
 
     def lexical_lines(self, result: Evaluation) -> dict[str, dict[str, float]]:
-        """Retrieval metrics of BM25 alone, and of BM25 and `result`'s ranking fused: what a user would try first, and
-        what a user would run. Their values for each question are added to the result's table, as `bm25/recall@1`. Empty
-        where retrieval is not measured or the corpus is large. All ranks together."""
+        """Retrieval metrics of BM25 alone, and, unless it is in `result`'s ranking already, of both fused: what a user
+        would try first, and what a user would run. Their values for each question are added to the result's table, as
+        `bm25/recall@1`. Empty where retrieval is not measured or the corpus is large. All ranks together."""
         if not self.with_lines or result.ranked is None or result.questions is None:
             return {}
         words = self.found_by_words()
-        fused = fusion.fuse((result.ranked.scores_QK, result.ranked.numbers_QK), words, self.depth)
+        lines = {"bm25": words}
+        if not self.sums:
+            lines["hybrid"] = fusion.fuse((result.ranked.scores_QK, result.ranked.numbers_QK), words, self.depth)
         figures: dict[str, dict[str, float]] = {}
-        for line, found in (("bm25", words), ("hybrid", fused)):
+        for line, found in lines.items():
             means = enter(result.questions, self.data.labelled, named(line, self._retrieval(*found)))
             figures[line] = {name.removeprefix(f"{line}/"): mean for name, mean in means.items()}
         return figures

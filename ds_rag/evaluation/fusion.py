@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 from ds_rag.index.exact import MISS, best
+from ds_rag.index.lexical import DEPTH, spread
 
-DEPTH = 1000  # passages of each side
 WEIGHT = 1.0  # of the words' standardised scores beside the retriever's
 TEMPERATURE = 1.0  # of the summed scores, which are in standard deviations, in a prior over passages
 
@@ -54,6 +54,5 @@ def fuse_row(
 
 def standardise(scores: np.ndarray) -> np.ndarray:
     """(scores - mean) / standard deviation, in float64; zeros where all are equal (a query with no known word)."""
-    wide = scores.astype(np.float64)
-    spread = wide.std() if len(wide) else 0.0
-    return (wide - wide.mean()) / spread if spread > 1e-9 * np.abs(wide).max(initial=0.0) else np.zeros(len(wide))
+    wide, scale = scores.astype(np.float64), spread(scores)
+    return (wide - wide.mean()) / scale if scale else np.zeros(len(wide))

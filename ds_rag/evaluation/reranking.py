@@ -20,18 +20,21 @@ from ds_rag.evaluation.found_table import enter
 from ds_rag.evaluation.metrics import TIE, retrieval_metrics_per_query
 from ds_rag.evaluation.posteriors import log_softmax
 from ds_rag.losses import Temper
+from ds_rag.models.score_store import ScoreStore
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
-from ds_rag.step.pair_scores import PairTexts, score_pairs
+from ds_rag.step.cached_scoring import FrozenReader, scores_of
+from ds_rag.step.pair_scores import PairTexts
 
 
 @dataclass(frozen=True)
 class AnswerScoring:
     """How an answer is scored, as in training. max_answer_length: tokens; answer_logprob: "sum" or "mean" of theirs,
-    or a `Temper`."""
+    or a `Temper`. store: where scores are kept, None: nowhere."""
 
     max_answer_length: int
     answer_logprob: str | Temper
+    store: ScoreStore | None = None
 
 
 def rerank(
@@ -64,7 +67,8 @@ def rerank(
     kept = [ranked.numbers_QK[r] >= 0 for r in rows]
     found = [(ranked.scores_QK[r][k], ranked.numbers_QK[r][k]) for r, k in zip(rows, kept, strict=True)]
     pairs = [(r, int(n)) for r, (_, numbers) in zip(rows, found, strict=True) for n in numbers[:N]]
-    scored = score_pairs(generator, prompt, PairTexts(queries, answer_ids, passages), pairs, console)
+    reader = FrozenReader(generator, prompt, PairTexts(queries, answer_ids, passages))
+    scored = scores_of(reader, pairs, how.store, console)
     ends = np.cumsum([len(numbers[:N]) for _, numbers in found])[:-1]
     likelihoods = np.split(scored.log_likelihoods(how.answer_logprob), ends)
     lists: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"prior": [], "posterior": [], "likelihood": []}

@@ -53,6 +53,8 @@ def facts_of_settings(
         facts["index"] = settings.index_factory
         if settings.hybrid != "none":
             facts["similarity"] += f" + {BM25}"
+        if retriever.lexical_weight:
+            facts["similarity"] += f" + {BM25} by its weight in the retriever"
     if prompt is not None:
         facts["prompt_hash"] = hash_prompt(prompt)
         facts["decoding"] = f"{settings.decode}, greedy, at most {settings.max_new_tokens} tokens"

@@ -169,18 +169,26 @@ def build_from_shards(corpus: Corpus, shard: EncodedShard, folder: Path, setting
         return Built(CorpusIndex([part] if part else [], count), shard, None)
     if corpus.rank != 0:
         return Built(CorpusIndex([], count), shard, None)
+    fix = "--index_shards keep, or a run's folder (of evaluate: a working directory) that they share"
+    numbers, shards = zip(*all_shards(corpus, folder, fix), strict=True)
+    vectors_ND = merge_shards(shards, numbers, folder / "vectors.npy")
+    part = build_part(vectors_ND, settings.index_factory, cores=collectives.cores() if corpus.world > 1 else 1)
+    return Built(CorpusIndex([part] if part else [], count), shard, vectors_ND)
+
+
+def all_shards(corpus: Corpus, folder: Path, fix: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(numbers_n, vectors_nD) of every rank, the vectors memory-mapped. Raises UserError, with `fix`, where one is not
+    in `folder`."""
     paths = [shard_path(folder, rank, corpus.world) for rank in range(corpus.world)]
     if missing := [p.name for p in paths if not p.is_file()]:
         raise UserError(
             f"{folder}: not all ranks' vectors are there",
             found=f"no {missing[0]}",
             expected="a folder that all hosts share",
-            fix="--index_shards keep, or a run's folder (of evaluate: a working directory) that they share",
+            fix=fix,
         )
     numbers = [shard_of(corpus.tokens.lengths, rank, corpus.world) for rank in range(corpus.world)]
-    vectors_ND = merge_shards([open_shard(p) for p in paths], numbers, folder / "vectors.npy")
-    part = build_part(vectors_ND, settings.index_factory, cores=collectives.cores() if corpus.world > 1 else 1)
-    return Built(CorpusIndex([part] if part else [], count), shard, vectors_ND)
+    return list(zip(numbers, map(open_shard, paths), strict=True))
 
 
 def build_together(corpus: Corpus, shard: EncodedShard, folder: Path, settings: EvaluationConfig) -> Built:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ds_rag.index.back_ends import VectorIndex, build_vector_index
-from ds_rag.index.exact import BLOCK, MISS, search_flat
+from ds_rag.index.exact import BLOCK, MISS, pair_scores, search_flat
 from ds_rag.runtime import collectives
 from ds_rag.runtime.long_waits import Pause, together
 
@@ -51,6 +51,25 @@ class Part:
                 numbers = np.where(numbers >= 0, self.numbers_n[numbers], -1)
         missing = ((0, 0), (0, k - most))
         return np.pad(scores, missing, constant_values=MISS), np.pad(numbers, missing, constant_values=-1)
+
+    def score(self, queries_BD: np.ndarray, numbers_BK: np.ndarray) -> np.ndarray:
+        """(B, K) float32: the scores of these passages, equal to those that a search finds. NaN for passages of other
+        parts, and for all of an approximate index, which has no vectors."""
+        scores_BK, vectors_nD = np.full(numbers_BK.shape, np.nan, np.float32), self.index.exact_ND
+        if vectors_nD is None:
+            return scores_BK
+        queries_BD = np.asarray(queries_BD, dtype=np.float32)
+        numbers_n = self.numbers_n
+        order_n = np.zeros(0, np.int64) if numbers_n is None else np.argsort(numbers_n)
+        for query_D, numbers, scores in zip(queries_BD, numbers_BK, scores_BK, strict=True):
+            rows, here = numbers, numbers >= 0
+            if numbers_n is not None:
+                places = np.searchsorted(numbers_n, numbers, sorter=order_n)
+                rows = order_n[np.minimum(places, len(order_n) - 1)]
+                here = numbers_n[rows] == numbers
+            left_KD = np.broadcast_to(query_D, (int(here.sum()), len(query_D)))
+            scores[here] = pair_scores(left_KD, vectors_nD[rows[here]])
+        return scores_BK
 
 
 def longest(vectors_nD: np.ndarray) -> float:
@@ -98,6 +117,15 @@ class CorpusIndex:
         """The same on this rank alone, which must have all parts; other ranks may search at the same time."""
         k = min(k, self.count)
         return merge_results(self._search_parts(queries_BD, k, collectives.cores_of_rank(), lambda: None, ignore), k)
+
+    def score(self, queries_BD: np.ndarray, numbers_BK: np.ndarray) -> np.ndarray:
+        """(B, K) float32 on every rank: the scores of given passages; NaN where the number is -1, and of an approximate
+        index. To be called on all ranks with the same queries and passages."""
+        found_BK = np.full(numbers_BK.shape, np.nan, np.float32)
+        for rank in collectives.gather_objects([part.score(queries_BD, numbers_BK) for part in self.parts]):
+            for scores_BK in rank:
+                found_BK = np.where(np.isnan(found_BK), scores_BK, found_BK)
+        return found_BK
 
     def _search_parts(self, queries_BD: np.ndarray, k: int, cores: int, pause: Pause, watch: Watch) -> list[Found]:
         """The results of each part, for some queries at a time. cores: the number to use; with one process

@@ -5,6 +5,9 @@ Lin 2020, ECIR, "Which BM25 do you mean?"): the sum over the query's words w of 
 idf(w) = log(1 + (N - n + 0.5) / (n + 0.5)), where w is tf times in a passage of L words, and in n of N passages, which
 have M words on average. bm25s computes these terms when the index is built.
 
+Scores of different queries have different scales: a long query has more terms. Divided by `spread` they can be added to
+a retriever's scores with one weight for all queries (`lexical_pairs.py`, `evaluation/fusion.py`).
+
 Shape legend: B queries, N passages, k results of a query.
 """
 
@@ -17,6 +20,7 @@ import numpy as np
 from ds_rag.index.exact import best
 
 K1, B, METHOD = 1.5, 0.75, "lucene"
+DEPTH = 1000  # a query's first passages, over which its scores' scale is measured
 # A word is a run of letters and digits, one letter being enough ("vitamin C"). Chinese and Japanese have no blanks
 # between words, so each of their characters is one. bm25s' own pattern drops words of one letter.
 NO_BLANKS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -55,8 +59,25 @@ class LexicalIndex:
         """(N,) float32 scores of all passages, 0 for one that has none of the query's words."""
         if self.empty:
             return np.zeros(self.count, np.float32)
-        known = self.ranker.get_tokens_ids(words([query])[0])
-        return np.asarray(self.ranker.get_scores_from_ids(known), dtype=np.float32)
+        return np.asarray(self.ranker.get_scores_from_ids(self.known(query)), dtype=np.float32)
+
+    def scaled(self, query: str) -> np.ndarray:
+        """(N,) float64: the same times `scale_of` them, as a retriever with a weight of BM25 reads them."""
+        scores_N = self.scores(query)
+        return scores_N.astype(np.float64) * scale_of(scores_N)
+
+    def known(self, query: str) -> list[int]:
+        """The numbers of the query's words that some text has, a repeated word as often as it is there."""
+        return [] if self.empty else list(self.ranker.get_tokens_ids(words([query])[0]))
+
+    @property
+    def postings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(terms, passages, starts): entries starts[w] to starts[w + 1] are of word w: the passages that have it, and
+        what it adds to their scores."""
+        if self.empty:
+            return np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(1, np.int64)
+        held = self.ranker.scores
+        return held["data"], held["indices"], held["indptr"]
 
     def search(
         self,
@@ -78,6 +99,23 @@ class LexicalIndex:
             scores_Bk[row], numbers_Bk[row] = best_of(self.scores(query), k)
             watch(1)
         return scores_Bk, numbers_Bk
+
+
+def spread(scores: np.ndarray) -> float:
+    """The standard deviation of the scores that one query's first passages have, in float64; 0 where all are equal (a
+    query with no known word)."""
+    wide = scores.astype(np.float64)
+    found = float(wide.std()) if len(wide) else 0.0
+    return found if found > 1e-9 * np.abs(wide).max(initial=0.0) else 0.0
+
+
+def scale_of(scores_N: np.ndarray) -> float:
+    """What one query's BM25 of all passages is multiplied by before it is added to a retriever's scores: 1 / the spread
+    of its best `DEPTH`; 0 where they have none. Their mean stays: it is the same for all passages, so that no softmax
+    and no ranking sees it."""
+    first = len(scores_N) - min(DEPTH, len(scores_N))
+    found = spread(np.partition(scores_N, first)[first:] if first else scores_N)
+    return 1 / found if found else 0.0
 
 
 def words(texts: Sequence[str]) -> list[list[str]]:

@@ -35,6 +35,7 @@ class RetrieverOptions(GeneratorOptions, total=False):
     max_passage_length: int
     temperature: float
     learn_temperature: bool
+    lexical_prior: float  # weight of BM25 in the scores
     encoders: str  # "two": one for queries, one for passages
 
 

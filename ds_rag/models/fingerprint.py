@@ -17,6 +17,13 @@ def fingerprint(retriever: Retriever) -> str:
     return digest.hexdigest()
 
 
+def passages_fingerprint(retriever: Retriever) -> str:
+    """The same of what the vectors of passages are made by: another encoder of queries leaves it as it is."""
+    digest = hashlib.sha256(repr(retriever.settings).encode())
+    add_weights(digest, retriever.passage_encoder or retriever.encoder)
+    return digest.hexdigest()
+
+
 def hash_weights(module: nn.Module) -> str:
     """sha256 of a model's weights, of the part that this rank holds."""
     digest = hashlib.sha256()

@@ -38,7 +38,7 @@ from ds_rag.runtime.output_places import check_readable
 Texts = Callable[[], Iterable[str]]
 # With these values of flags the retriever's folder decides.
 AS_SAVED: dict[str, Any] = {"pooling": "auto", "normalize": "auto"} | dict.fromkeys(
-    ("query_prefix", "passage_prefix", "temperature")
+    ("query_prefix", "passage_prefix", "temperature", "lexical_prior")
 )
 # As `Retriever.embed` expects it; as the generate method of transformers needs it.
 PADDING_SIDE = {"--retriever": "right", "--generator": "left"}
@@ -63,7 +63,7 @@ def open_retriever(
         tokenizer = open_tokenizer(transformer_folder(folder), PADDING_SIDE["--retriever"], model.trust_remote_code)
         own_second = folder / PASSAGE_ENCODER
         two = None
-        if own_second.is_dir() or model.encoders == "two":
+        if own_second.is_dir() or model.encoders == "two" or model.train_side == "query":
             two = open_encoder(own_second if own_second.is_dir() else folder, model, pieces)
     settings = folder_settings(folder, encoder.config, tokenizer, model, data)
     for part in filter(None, (encoder, two)):
@@ -131,6 +131,7 @@ def open_pair(
         retriever=str(run / "retriever"),
         generator=str(run / "generator"),
         encoders="shared",  # the folder itself says whether there is a second one
+        train_side="both",
         lora="none",  # a trained adapter is merged when the folder is opened
         load_in_4bit="both" if len(small) == 2 else next(iter(small), "none"),
         **{key: default for key, default in AS_SAVED.items() if key not in flags},

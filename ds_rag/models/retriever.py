@@ -7,6 +7,7 @@ Shape legend: B queries, N passages, T tokens, D embedding.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,7 +36,9 @@ class Retriever(nn.Module):
     """An encoder whose pooled token states are embeddings; `retriever(queries, passages)` embeds both sides at once.
 
     Returns (embeddings_BD, embeddings_ND, temperature): float32, of unit length where `settings.normalize` says so; the
-    temperature is 0-d. Scores are `embeddings_BD @ embeddings_ND.T / temperature`, without a unit.
+    temperature is 0-d. Scores are `embeddings_BD @ embeddings_ND.T / temperature`, without a unit. With
+    `settings.lexical_weight` w a fourth output is w, 0-d: the scores are then plus w times BM25's
+    (`ds_rag/index/lexical_pairs.py`), after CLEAR (Gao et al. 2021, arXiv:2004.13969).
 
     Args:
         encoder: a transformers model whose output has `last_hidden_state`.
@@ -76,6 +79,9 @@ class Retriever(nn.Module):
             self.log_temperature = nn.Parameter(start[None])  # DeepSpeed cannot broadcast a 0-d parameter
         else:
             self.register_buffer("log_temperature", start, persistent=False)
+        self.log_lexical_weight: nn.Parameter | None = None
+        if settings.lexical_weight:
+            self.log_lexical_weight = nn.Parameter(torch.tensor([math.log(settings.lexical_weight)]))
         for part in filter(None, (encoder, passage_encoder)):
             pooler = getattr(part, "pooler", None)
             if isinstance(pooler, nn.Module):  # its output is not used, so its parameters would get no gradient
@@ -85,13 +91,19 @@ class Retriever(nn.Module):
     def hidden_size(self) -> int:
         return int(self.encoder.config.hidden_size)
 
-    def forward(
-        self, queries: Tokens | None, passages: Tokens | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-        """Embeddings of both sides, or of one: then None for the other."""
+    def forward(self, queries: Tokens | None, passages: Tokens | None) -> tuple[torch.Tensor | None, ...]:
+        """Embeddings of both sides, or of one: then None for the other; temperature, and BM25's weight if there is
+        one."""
         q_BD = None if queries is None else self._embed(queries, "query")
         p_ND = None if passages is None else self._embed(passages, "passage")
-        return q_BD, p_ND, self.temperature
+        return (q_BD, p_ND, self.temperature, *([self.lexical_weight] if self.reads_words else []))
+
+    def keep_passages(self) -> None:
+        """Freezes the passages' side, so that their vectors are constants: the passage encoder, or, where one encoder
+        is for both sides, a copy of it, which becomes the passage encoder."""
+        if self.passage_encoder is None:
+            self.passage_encoder = copy.deepcopy(self.encoder)
+        self.passage_encoder.requires_grad_(False)
 
     @property
     def temperature(self) -> torch.Tensor:
@@ -103,10 +115,23 @@ class Retriever(nn.Module):
                 return self.log_temperature[0].float().exp()
         return torch.tensor(self.settings.temperature, device=self.log_temperature.device)
 
+    @property
+    def reads_words(self) -> bool:
+        """Are its scores a sum of inner products and BM25?"""
+        return self.log_lexical_weight is not None
+
+    @property
+    def lexical_weight(self) -> torch.Tensor:
+        """0-d float32: the weight of BM25 in the scores, 0 where they have none. On all ranks, as the temperature."""
+        if self.log_lexical_weight is None:
+            return torch.zeros((), device=self.log_temperature.device)
+        with gathered([self.log_lexical_weight]):
+            return self.log_lexical_weight[0].float().exp()
+
     def embed(self, tokens: Tokens, side: str) -> torch.Tensor:
         """(B, D) float32 embeddings of one side: 'query' or 'passage'; a forward of the whole module, which is where
         ZeRO-3 begins to gather."""
-        q_BD, p_ND, _ = self(*((tokens, None) if side == "query" else (None, tokens)))
+        q_BD, p_ND, *_ = self(*((tokens, None) if side == "query" else (None, tokens)))
         return q_BD if side == "query" else p_ND
 
     def _embed(self, tokens: Tokens, side: str) -> torch.Tensor:
@@ -140,10 +165,11 @@ class Retriever(nn.Module):
         `state` replaces the module's own weights (this wrapper's names), as a sharded engine gathers them.
         """
         state = state if state is not None else self.state_dict()
-        learned = state.get("log_temperature")  # absent where it is fixed
         settings = self.settings
-        if learned is not None:
-            settings = replace(settings, temperature=float(learned.float().exp()))
+        if "log_temperature" in state:  # absent where it is fixed
+            settings = replace(settings, temperature=float(state["log_temperature"].float().exp()))
+        if "log_lexical_weight" in state:
+            settings = replace(settings, lexical_weight=float(state["log_lexical_weight"].float().exp()))
         save_model(self.encoder, state, "encoder.", folder)
         self._describe(self.encoder, settings, folder)
         if self.passage_encoder is not None:

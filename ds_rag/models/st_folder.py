@@ -69,6 +69,7 @@ class RetrieverSettings:
     prompts: dict[str, str] = field(default_factory=dict, repr=False)  # all prompts of the folder, by name
     default_prompt_name: str | None = field(default=None, repr=False)
     limits: dict[str, int] = field(default_factory=dict, repr=False)  # side -> most tokens, if the folder says so
+    lexical_weight: float | None = field(default=None, repr=False)  # of BM25 in the scores; None: they have none
 
 
 def transformer_folder(folder: Path) -> Path:
@@ -256,6 +257,8 @@ def apply_flags(settings: RetrieverSettings, model: ModelConfig, data: DataConfi
     if model.temperature is not None:
         settings.temperature = model.temperature
     settings.learn_temperature = model.learn_temperature
+    if model.lexical_prior is not None:
+        settings.lexical_weight = model.lexical_prior or None
     settings.max_query_length = min(data.max_query_length, length_limit(settings, "query", config, tokenizer))
     limit = length_limit(settings, "passage", config, tokenizer)
     settings.max_passage_length = min(data.max_passage_length, limit)

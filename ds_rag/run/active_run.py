@@ -6,7 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ds_rag.config import RunConfig
+from ds_rag.index.encode import encode
 from ds_rag.models.retriever import Retriever
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
@@ -60,6 +63,24 @@ def measure_before(run: Run) -> None:
     state.refreshed = 0
     if run.config.evaluation.load_best_model_at_end:
         run.saver.save(state)
+
+
+def look_up_passages(run: Run) -> None:
+    """With `--train_side query`: the vectors of all passages, for the steps to look up. Those of the corpus are the
+    index's; passages that only rows have are encoded here. All ranks together."""
+    parts, vectors = run.parts, run.parts.joint.options.vectors
+    if vectors is None:
+        return
+    stop_signals.phase("the vectors of the passages")
+    if run.index.built is None:
+        run.index.encode(run.state.step, progress=True)
+    size, batch = parts.data.corpus_size, run.config.evaluation.per_device_eval_batch_size
+    others = parts.loader.tokens.passages.after(size)
+    found = run.index.vectors()
+    if len(others):
+        vectors_nD = encode(parts.retriever, others, "passage", batch, run.console)
+        found.append((np.arange(size, size + len(others)), vectors_nD))
+    vectors.fill(found)
 
 
 def take_up(run: Run, landed: Landed, text: ProgressText, new_candidates: bool = True) -> None:

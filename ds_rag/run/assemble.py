@@ -12,7 +12,7 @@ import torch
 
 from ds_rag.config import OptimConfig, RunConfig
 from ds_rag.config.effects import idle
-from ds_rag.config.objectives import CANDIDATES_FROM
+from ds_rag.config.objectives import CANDIDATES_FROM, GIVEN
 from ds_rag.config.schedules import Schedule
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_data
@@ -22,6 +22,8 @@ from ds_rag.data.token_tables import EvalTokens, tokenize_run
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.setup import make_engines, plan_engines
 from ds_rag.index.back_ends import check_factory, check_spelling
+from ds_rag.index.lexical_pairs import LexicalPairs
+from ds_rag.index.passage_vectors import PassageVectors
 from ds_rag.models.behaviour_checks import check_looks_back
 from ds_rag.models.from_settings import open_generator, open_retriever
 from ds_rag.models.generator import Generator
@@ -100,12 +102,13 @@ def assemble(
     objective = make_objective(config.objective, collectives.world())
     plans = plan_engines(config)
     check_spelling(config.evaluation.index_factory)
-    needs = objective.spec.needs_positive, objective.needs_generator
+    needs = {"need_positive": objective.spec.needs_positive, "need_answers": objective.needs_generator}
+    needs["need_scores"] = objective.spec.reads == GIVEN
     for line in idle(config):
         console.say(f"note: {line}", style="yellow")
     from_index = config.objective.candidates_from != "batch"
     known = split_of_run(folder, resumed)
-    data = read_data(config.data, config.is_builtin, *needs, from_index=from_index, known=known)
+    data = read_data(config.data, config.is_builtin, **needs, from_index=from_index, known=known)
     say_notices(data.notices, console)
     check_labels(config, data, console)
     torch.manual_seed(config.optim.seed)
@@ -124,6 +127,7 @@ def assemble(
 def put_together(config: RunConfig, objective: Objective, data: RagData, models: Models, console: Console) -> Parts:
     """Builds the parts of a run from models and rows in memory: tokens, batches, engines, the joint step."""
     retriever, generator = models.retriever, models.generator
+    vectors = constant_passages(config, retriever, console)
     prompt = make_prompt(config.model, generator.tokenizer, generator.max_length) if generator else None
     in_shards = generator is not None and is_sharded(generator)  # if so, it can run only once it has its engine
     if not in_shards:
@@ -136,6 +140,8 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
     optim = config.optim
     check_batch(len(data.train), optim)
     loader = Loader(data.train, train_tokens, batch_options(config, retriever))
+    if retriever.reads_words:
+        loader.words = LexicalPairs([row.query for row in data.train], data.texts, data.allowed)
     candidates = None
     if config.objective.candidates_from != "batch":
         count = candidate_count(config.objective.index_candidates, data, console)
@@ -157,9 +163,20 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
     ):
         scores = open_scores(config.scoring.teacher_cache, generator, prompt, config.data, console.say)
         console.say(f"teacher    {len(scores):,} stored scores in {scores.folder}")
-    options = StepOptions(config.scoring, optim, optim.seed, console.say, collectives.local_world(), scores)
+    options = StepOptions(config.scoring, optim, optim.seed, console.say, collectives.local_world(), scores, vectors)
     joint = JointStep.from_models(retriever, generator, objective, engines, prompt, options)
     return Parts(data, loader, eval_tokens, joint, total, Schedule(config.evaluation.refresh_index), candidates)
+
+
+def constant_passages(config: RunConfig, retriever: Retriever, console: Console) -> PassageVectors | None:
+    """With `--train_side query`: freezes the retriever's side of passages, and returns the place for their vectors,
+    which the index stage fills before the first step."""
+    if config.model.train_side != "query":
+        return None
+    if config.model.encoders != "two":
+        console.say("note: --train_side query: two encoders from here on; that of passages stays as it is")
+    retriever.keep_passages()
+    return PassageVectors()
 
 
 def batch_options(config: RunConfig, retriever: Retriever) -> BatchOptions:

@@ -268,5 +268,5 @@ def load_engines(folder: Path, engines: Engines, weights_only: bool = False) -> 
                 f"{folder}: holds another {name}",
                 found=str(error),
                 expected="the parameters of the model that is trained now",
-                fix=f"resume with the same --{name}, --encoders, --learn_temperature and --lora",
+                fix=f"resume with the same --{name}, --encoders, --learn_temperature, --lexical_prior and --lora",
             ) from None

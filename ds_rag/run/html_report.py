@@ -20,6 +20,7 @@ from ds_rag.evaluation.intervals import show_interval
 from ds_rag.evaluation.signature import unlike
 from ds_rag.run import config_and_results
 from ds_rag.run.lexical_table import lexical_html
+from ds_rag.run.teaching_html import audit_html, posterior_html
 from ds_rag.runtime import json_files
 from ds_rag.runtime.credentials import printable
 from ds_rag.runtime.errors import UserError
@@ -98,6 +99,8 @@ def write_report(run_dir: Path) -> Path:
         _facts(metrics, results),
         _section("Before and after", _before_after(results)),
         _section("Beside a search by words (BM25)", lexical_html(results)),
+        _section("Prior and posterior", posterior_html(metrics, results)),
+        _section("Audit", audit_html(run_dir)),
         _section("Curves", _curves(metrics)),
         _section("Samples", "".join(_sample(sample) for sample in results.get("samples") or ())),
         _section("Configuration", _configuration(config)),

@@ -6,6 +6,9 @@ training continues. At the end of each step during a refresh the ranks agree, by
 them are done; if so, all put the new index to use at the same step. The thread takes part in no collective and draws no
 random number, so the losses are bitwise those of `sync` (except where rows take candidates from the index). Training
 waits for a refresh that is older than `--refresh_staleness` steps, or still under way when the next one is due.
+
+With `--train_side query` the corpus is encoded once: its vectors stay on the disk, where steps look them up, a refresh
+encodes nothing, and an index is that of every step.
 """
 
 from __future__ import annotations
@@ -28,15 +31,18 @@ from ds_rag.index.building import (
     Corpus,
     EncodedShard,
     Encoder,
+    all_shards,
     build_from_shards,
     build_together,
     encode_shard,
     update_shard,
 )
+from ds_rag.index.passage_vectors import Part
 from ds_rag.index.shards import remove_shards
-from ds_rag.models.fingerprint import fingerprint
+from ds_rag.models.fingerprint import fingerprint, passages_fingerprint
 from ds_rag.models.retriever import Retriever
 from ds_rag.run.assemble import Parts
+from ds_rag.run.refresh_figures import shard_figures
 from ds_rag.runtime import collectives, stop_signals
 from ds_rag.runtime.background import Background, Cancelled
 from ds_rag.runtime.console import Console
@@ -101,6 +107,7 @@ class IndexStage:
         self.corpus = Corpus(parts.eval_tokens.passages, parts.retriever, settings.per_device_eval_batch_size)
         self.built: Built | None = None
         self.step, self.model, self.full = -1, "", False
+        self.constant = parts.joint.options.vectors is not None  # are the corpus's vectors the same at every step?
         self.best: int | None = (
             None  # under --load_best_model_at_end this step's vectors are kept: the run may need them
         )
@@ -118,16 +125,26 @@ class IndexStage:
     def refresh(self, step: int, progress: bool = False, full: bool = True) -> Landed:
         """Refreshes the index now, with the current weights, while training waits. full: encode every passage, whatever
         `--refresh_fraction` says."""
+        began = time.monotonic()
+        self.encode(step, progress, full)
+        return self._land(step, self.parts.retriever, began, time.monotonic() - began)
+
+    def encode(self, step: int, progress: bool = False, full: bool = True) -> None:
+        """`refresh` without the scoring of held-out queries."""
         assert self.pending is None
-        began, retriever = time.monotonic(), self.parts.retriever
-        model, full = fingerprint(retriever), full or not self._partial()
+        retriever = self.parts.retriever
+        model, full = self._made_by(retriever), full or not self._partial()
         if self._is_current(model):
             self._note_same_weights(step)
         else:
             console = self.console if progress else Console(speaks=False)
             shard = self._encode(retriever, model, step, full, False, console)
             self._swap(build_together(self.corpus, shard, self._folder(step), self.settings), step, model, full)
-        return self._land(step, retriever, began, time.monotonic() - began)
+
+    def vectors(self) -> list[Part]:
+        """(passage numbers, their vectors memory-mapped) of every rank: together those of the newest index. All ranks
+        must see the run's folder; UserError where they do not."""
+        return all_shards(self.corpus, self._folder(self.step), "a run's folder that they share, or --train_side both")
 
     def after_step(self, step: int) -> Landed | None:
         """To be called after every optimizer step: begins a refresh that is due; returns an index that landed."""
@@ -138,7 +155,7 @@ class IndexStage:
         if not due:
             return landed
         began = time.monotonic()
-        model = fingerprint(self.parts.retriever)
+        model = self._made_by(self.parts.retriever)
         if self.settings.refresh_mode == "async" and (landed or not self._is_current(model)):
             self._begin(step, model, began)
             self.stalled += time.monotonic() - began
@@ -219,7 +236,13 @@ class IndexStage:
             )
 
     def _folder(self, step: int) -> Path:
-        return self.folder / f"step-{step}"
+        return self.folder / f"step-{0 if self.constant else step}"
+
+    def _made_by(self, retriever: Retriever) -> str:
+        """A hash of the weights that make an index."""
+        if not self.constant:
+            return fingerprint(retriever)
+        return self.model or passages_fingerprint(retriever)
 
     def _partial(self) -> bool:
         fraction = self.settings.refresh_fraction
@@ -283,22 +306,3 @@ class IndexStage:
                 remove_shards(step)
             with suppress(OSError):  # not empty
                 self.folder.rmdir()
-
-
-def shard_figures(shard: EncodedShard, at: int, count: int, device: torch.device) -> dict[str, float]:
-    """Over all ranks: the ages of the vectors in steps, at step `at` (mean, maximum, median, 90 %), and the statistics
-    of a partial update. count: passages of the corpus."""
-    every = collectives.gather_objects((np.unique(at - shard.steps_n, return_counts=True), shard.figures))
-    ages, counts = (np.concatenate([pair[n] for pair, _ in every]) for n in (0, 1))
-    order = np.argsort(ages, kind="stable")
-    ages, upto = ages[order], np.cumsum(counts[order])
-    found = {"index_age": float((ages * counts[order]).sum() / count), "index_age_max": float(ages[-1])}
-    for quantile in (0.5, 0.9):
-        place = np.searchsorted(upto, quantile * upto[-1])
-        found[f"index_age_p{100 * quantile:.0f}"] = float(ages[place])
-    if all(figures for _, figures in every):
-        sums = {name: sum(figures[name] for _, figures in every) for name in every[0][1]}
-        found |= {name: sums[name] / max(1.0, sums["sampled"]) for name in ("drift", "drift_moved")}
-        found["drift_left"] = sums["drift_left"] / count
-        found["encoded"] = sums["encoded"] / count
-    return found

@@ -23,6 +23,8 @@ def lexical_table(results: dict[str, Any]) -> list[list[str]]:
         "retriever after": after,
         "retriever after + BM25": hybrid.get("after"),
     }
+    if not hybrid:  # BM25 is in the retriever's own scores
+        rankings = {name: figures for name, figures in rankings.items() if not name.endswith("+ BM25")}
     return [[name, *(_cell(_dict(figures).get(metric)) for metric in COMPARED)] for name, figures in rankings.items()]
 
 

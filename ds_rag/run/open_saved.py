@@ -35,6 +35,7 @@ OF_TRAINING = {
         "assume_first_positive",
         "train_labels",
         "encoders",
+        "train_side",
         "freeze",
         "gradient_checkpointing",
     ),

@@ -52,6 +52,8 @@ def data_hash(parts: Parts) -> str:
         digest.update(b"none" if table is None else hash_tokens(table).encode())
     for row in parts.loader.rows:
         digest.update(repr((row.positives, row.own)).encode())
+        if row.scores:
+            digest.update(repr(sorted(row.scores.items())).encode())
     return digest.hexdigest()
 
 
@@ -64,11 +66,13 @@ def evaluation_hash(parts: Parts) -> str:
 
 
 def unsaved_weights(config: RunConfig, parts: Parts) -> dict[str, str]:
-    """Hashes of the weights that checkpoints do not contain: those of a frozen model, and of the base of adapters."""
-    found = {}
+    """Hashes of the weights that checkpoints do not contain: those of a frozen model or of a frozen side of the
+    retriever, and of the base of adapters."""
+    found, frozen = {}, {"retriever"} if config.model.train_side == "query" else set()
     for name, module in parts.engines.modules.items():
         source = getattr(config.model, name)
-        if not source.startswith("config:") and (name not in parts.engines.learning or has_adapters(module)):
+        unsaved = name in frozen or name not in parts.engines.learning or has_adapters(module)
+        if not source.startswith("config:") and unsaved:
             found[name] = hash_model(base_folder(Path(source), f"--{name}"))
     return found
 

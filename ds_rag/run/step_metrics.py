@@ -16,6 +16,7 @@ MEANS = (
     "kept_cells",
     "dropped_mass",
     "cached_cells",
+    "lexical_weight",
 )  # metrics averaged over micro-batches and ranks
 
 

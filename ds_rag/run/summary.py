@@ -55,6 +55,8 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
         f"objective  {o.objective}, {o.candidates} candidates a query{source}; "
         f"{parts.total_steps} steps of {batch} queries (batch x accumulation x ranks) on {parts.device}"
     )
+    if parts.retriever.reads_words:
+        console.say(f"words      BM25 is in the retriever's scores, with weight {weight_of_words(parts)}")
     console.say(f"run        {folder} (libraries' messages: run.log)")
     if not config.is_builtin:
         for name in ("retriever", "generator"):
@@ -184,8 +186,13 @@ def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
             "normalize": s.normalize,
             "query prefix": s.query_prefix,
             "passage prefix": s.passage_prefix,
-        }
+        } | ({"weight of BM25 in its scores": weight_of_words(parts)} if parts.retriever.reads_words else {})
     return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template}
+
+
+def weight_of_words(parts: Parts) -> str:
+    """BM25's weight in the retriever's scores. All ranks together."""
+    return f"{float(parts.retriever.lexical_weight.detach()):.3g}"
 
 
 def save_index(run: Run, folder: Path, model_hash: str) -> None:

@@ -33,8 +33,8 @@ LEFT = r"(\.tmp-(old-)?[0-9a-f]+|\.tmp-pruned)"
 RESERVED = rf"{'|'.join(FOLDERS)}|(index|export\.pending)(\.partial|{LEFT})?"  # in a run's folder
 RUN = "|".join(
     (
-        r"(config|results|exit|manifest|trackers|folds|deepspeed_retriever|deepspeed_generator)\.json(\.tmp)?",
-        r"metrics\.jsonl(\.tmp)?|report\.html|lock|STOP|run(-rank\d+)?\.log|stacks-rank\d+\.txt",
+        r"(config|results|exit|manifest|trackers|folds|audit|deepspeed_retriever|deepspeed_generator)\.json(\.tmp)?",
+        r"metrics\.jsonl(\.tmp)?|report\.html|audit\.png(\.tmp)?|lock|STOP|run(-rank\d+)?\.log|stacks-rank\d+\.txt",
         rf"(before|after){QUESTIONS}(\.tmp)?",
         r"tensorboard/events\.out\..+",
         rf"tokenizers/{MODELS}/tokenizer(\.model|_config\.json)",

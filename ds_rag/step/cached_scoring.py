@@ -6,7 +6,7 @@ Shape legend: C cells, A tokens of the longest target.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,17 @@ from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.step import pair_scores
 from ds_rag.step.generator_side import Scoring, own_cells
-from ds_rag.step.pair_scores import Pair, PairTexts, cells_of, chunks_of, own_pairs, read_cells
+from ds_rag.step.pair_scores import (
+    Pair,
+    PairScores,
+    PairTexts,
+    cells_of,
+    chunks_of,
+    of_all_ranks,
+    own_pairs,
+    read_cells,
+    score_pairs,
+)
 
 
 @dataclass
@@ -127,6 +137,29 @@ def score_missing(
     if collectives.world() > 1:
         store.reload()
     return int(counts["read"])
+
+
+def scores_of(
+    reader: FrozenReader, pairs: Sequence[Pair], store: ScoreStore | None, console: Console | None = None
+) -> PairScores:
+    """log p(y|x,z) of every pair, on every rank: what `store` has is not read, what it lacks is read and added; without
+    a store all pairs are read. All ranks together, each with the same pairs. console: progress, and how many were read.
+    Raises as `score_missing`.
+    """
+    if store is None:
+        return score_pairs(reader.generator, reader.prompt, reader.texts, pairs, console)
+    read = score_missing(reader, pairs, store, console)
+    if console is not None:
+        console.say(f"teacher    {read:,} of {len(pairs):,} pairs scored, the others were in {store.folder}")
+    return replace(stored_scores(reader, pairs, store), read=read)
+
+
+def stored_scores(reader: FrozenReader, pairs: Sequence[Pair], store: ScoreStore) -> PairScores:
+    """The scores of pairs that are in the store, after `score_missing` for the same ones. All ranks together."""
+    mine = own_pairs(pairs, collectives.rank(), collectives.world())
+    stored = [store[key].astype(np.float64) for key in keys_of(reader, [pairs[n] for n in mine.tolist()])]
+    found = np.array([(logp_A.sum(), len(logp_A)) for logp_A in stored]).reshape(-1, 2)
+    return of_all_ranks(mine, found, len(pairs))
 
 
 def keys_of(reader: FrozenReader, pairs: Sequence[Pair]) -> list[bytes]:

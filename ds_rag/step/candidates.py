@@ -18,18 +18,31 @@ def choose_candidates(scores_BN: torch.Tensor, batch: Batch, wanted: str) -> tor
 
     First come labelled positives, then the row's other passages, then the positives of other rows with the same query,
     then the passages of the highest score. wanted: K as a number, or "all" for the full pool.
+
+    Where rows have a teacher's scores: the passage that the teacher prefers, then those of the row's scored passages
+    that the retriever prefers now, for the others teach it less. A query with fewer scored passages than K has others
+    at the end, which have no score in `Batch.teacher_BN`.
     """
     N = scores_BN.shape[1]
+    if batch.teacher_BN is not None:
+        N = max(1, int((~batch.teacher_BN.isnan()).sum(1).max()))
     K = N if wanted == "all" else min(N, int(wanted))
     scores = scores_BN.detach()
     span = scores.max() - scores.min() + 1
-    rank_BN = batch.own_BN.float() + batch.positive_BN.float()
-    if batch.also_BN is not None:
-        rank_BN = rank_BN + (batch.own_BN | batch.also_BN).float()
-    chosen_BK = (scores + span * rank_BN).topk(K, dim=1).indices
+    chosen_BK = (scores + span * precedence(batch)).topk(K, dim=1).indices
     if batch.shares:  # different hardware may round differently, but all ranks must have the same candidates
         return collectives.from_first(chosen_BK.cpu()).to(scores.device)
     return chosen_BK
+
+
+def precedence(batch: Batch) -> torch.Tensor:
+    """(B, N) float32: passages of a higher value are candidates before all others."""
+    if batch.teacher_BN is not None:
+        scored_BN = ~batch.teacher_BN.isnan()
+        best_B = batch.teacher_BN.nan_to_num(nan=-torch.inf).argmax(1)
+        return scored_BN.float() + torch.nn.functional.one_hot(best_B, scored_BN.shape[1])
+    rank_BN = batch.own_BN.float() + batch.positive_BN.float()
+    return rank_BN if batch.also_BN is None else rank_BN + (batch.own_BN | batch.also_BN).float()
 
 
 def list_candidates(batch: Batch, candidates_BK: torch.Tensor, prompt: Prompt) -> CellList:

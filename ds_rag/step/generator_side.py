@@ -26,6 +26,7 @@ import torch
 from ds_rag.config import OptimConfig, ScoringConfig
 from ds_rag.data.batch import Batch, CellList
 from ds_rag.engines.engine_pair import Engines
+from ds_rag.index.passage_vectors import PassageVectors
 from ds_rag.models.generator import Generator
 from ds_rag.models.score_store import ScoreStore
 from ds_rag.models.token_logprobs import KEEP_BYTES
@@ -51,7 +52,8 @@ class StepOptions:
     scoring: how the forward and backward passes of both models are split. optim: learning rates, AdamW's settings and
     clipping, used only where no engines are given. seed: for the random draws of `sample`. say: called with notes for
     the user. processes: ranks on this host, among which its memory is divided. scores: a store of what a generator that
-    is not trained has already made of cells, which are then not read again; see `CachedScoring`.
+    is not trained has already made of cells, which are then not read again; see `CachedScoring`. vectors: those of all
+    passages, where they are constants, which are then not embedded; see `ConstantPassages`.
 
     Example:
         >>> from ds_rag.config import OptimConfig, ScoringConfig
@@ -68,6 +70,7 @@ class StepOptions:
     say: Callable[[str], None] = silent
     processes: int = 1
     scores: ScoreStore | None = None
+    vectors: PassageVectors | None = None
 
 
 class Scoring:

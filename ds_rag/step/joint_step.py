@@ -26,7 +26,7 @@ from ds_rag.step.candidates import choose_candidates
 from ds_rag.step.generator_side import ScoredCells, Scoring, StepOptions
 from ds_rag.step.non_finite import Seen, Sign, any_loss_is_bad, first_not_finite
 from ds_rag.step.objectives import Micro, Objective, make_objective
-from ds_rag.step.retriever_side import Embedding
+from ds_rag.step.retriever_side import ConstantPassages, Embedding
 from ds_rag.step.without_passage import WithoutPassage
 
 
@@ -78,7 +78,9 @@ class JointStep:
     ):
         options = options or StepOptions()
         self.engines, self.objective, self.prompt, self.options = engines, objective, prompt, options
-        self.embedding = Embedding(engines, options.scoring.retriever_chunk)
+        embedding = Embedding(engines, options.scoring.retriever_chunk)
+        vectors = options.vectors
+        self.embedding = embedding if vectors is None else ConstantPassages(embedding, vectors)
         self.scoring: Scoring | CachedScoring | None = None
         self.without: WithoutPassage | None = None
         if self.generator is not None and objective.needs_generator:
@@ -179,19 +181,22 @@ class JointStep:
             if scored is not None and found.d_logp_CA is not None:
                 found.sums |= scored.backward(found.d_logp_CA, (number, m))
                 tokens += scored.tokens
-            tokens += int(batch.queries.mask_BT.sum() + batch.passages.mask_BT.sum())
+            tokens += embedded.tokens
             logp = None if scored is None else scored.on_this_rank
-            seen = Seen(embedded.on_this_rank, logp, found.loss, d_embedded[:2], found.d_logp_CA)
+            seen = Seen(embedded.on_this_rank, logp, found.loss, d_embedded[: embedded.sides], found.d_logp_CA)
             sign = first_not_finite(m, seen)
-            found.sums["embedding_spread"] = embedding_spread(embedded.outputs[1])
+            found.sums["embedding_spread"] = embedding_spread(embedded.watched)
+            if self.retriever.reads_words:
+                found.sums["lexical_weight"] = float(embedded.outputs[-1].detach())
             outputs.append(StepOutput(found.loss, found.sums, sign))
         bad = any_loss_is_bad([o.sign for o in outputs], self.device)
         return StepReport(outputs, totals | {"tokens": float(tokens)}, engines.step(lr_factor, skip=bad))
 
 
-def embedding_spread(p_ND: torch.Tensor) -> float:
-    """Standard deviation of the passage embeddings over the pool, averaged over dimensions; 0 for one passage."""
-    return float(p_ND.detach().std(0).mean()) if len(p_ND) > 1 else 0.0
+def embedding_spread(x_ND: torch.Tensor) -> float:
+    """Standard deviation of embeddings (N, D), such as those of the pool's passages, averaged over dimensions; 0 for
+    one embedding."""
+    return float(x_ND.detach().std(0).mean()) if len(x_ND) > 1 else 0.0
 
 
 def check_models(objective: Objective, generator: Generator | None) -> None:

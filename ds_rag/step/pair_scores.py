@@ -9,7 +9,7 @@ Shape legend: P pairs, C cells of a block, A tokens of the longest answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -47,10 +47,11 @@ class PairTexts:
 @dataclass
 class PairScores:
     """sums_P: float64, the log-probability of a pair's answer in nats, summed over its tokens; counts_P: int64, its
-    tokens."""
+    tokens. read: how many of the pairs the generator has read for this, over all ranks."""
 
     sums_P: np.ndarray
     counts_P: np.ndarray
+    read: int = 0
 
     def log_likelihoods(self, answer_logprob: str | Temper) -> np.ndarray:
         """(P,) by "sum" or "mean" over an answer's tokens, or by a `Temper`, as in training."""
@@ -77,7 +78,13 @@ def score_pairs(
             for c, logp_A in read_cells(generator, cells, chunks_of(generator, cells)):
                 found[start + c] = logp_A.astype(np.float64).sum(), len(logp_A)
                 meter.advance(world)
-    both = np.zeros((len(pairs), 2))
+    return replace(of_all_ranks(mine, found, len(pairs)), read=len(pairs))
+
+
+def of_all_ranks(mine: np.ndarray, found: np.ndarray, count: int) -> PairScores:
+    """The scores of all `count` pairs. mine: numbers of this rank's; found: float64, sum and tokens of each. All ranks
+    together."""
+    both = np.zeros((count, 2))
     for numbers, part in collectives.gather_objects((mine, found)):
         both[numbers] = part
     return PairScores(both[:, 0], both[:, 1].astype(np.int64))

@@ -85,4 +85,5 @@ class TwoPass(Pass):
 
 
 def as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    """The outputs of a model, without None: a side of the retriever that was not embedded."""
+    return tuple(x for x in (outputs if isinstance(outputs, tuple) else (outputs,)) if x is not None)

@@ -24,6 +24,7 @@ PRELOAD = ["deepspeed", "transformers.models.bert.modeling_bert", "transformers.
 # What every engine, every evaluation with answers and every report would import first, four seconds of each command.
 PRELOAD += ["deepspeed.runtime.zero.muon.muon_optimizer", "torchmetrics.functional.text", "matplotlib.figure"]
 PRELOAD += ["matplotlib.backends.backend_agg", "bm25s", "pyarrow.parquet"]
+PRELOAD += ["ds_rag.commands.cli", "ds_rag.train"]  # half a second a rank where Python may write no bytecode
 CLOSED = ("Connection reset by peer", "Connection closed by peer")  # by a rank that ended first
 SERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 

@@ -16,13 +16,17 @@ from ranks import run_ranks
 from real_step import Found, Run, plain_run, train_real
 from together import Together, marked
 
-CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "4", "retriever_chunk": 3}
+# 12 cells and some 24 passages: three chunks of cells, four of passages, and of both the last is a shorter one.
+CHUNKS: dict[str, Any] = {"generator_backward": "exact", "micro_cells": "5", "retriever_chunk": 7, "candidates": "4"}
+CHUNKS_OF_ALL: dict[str, Any] = CHUNKS | {"candidates": "all", "micro_cells": "20"}  # in bf16: less noise
 WORLD: dict[str, Any] = {"pool": "world"}
 CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
 INDEX: dict[str, Any] = {"candidates_from": "index", "index_candidates": 3, "contrastive_weight": 0.3}
 GATE: dict[str, Any] = {"gate_gain": 0.1, "gate_margin": 0.01}
+WORDS: dict[str, Any] = {"lexical_prior": 0.7}
 ONE_PASS: dict[str, Any] = {"generator_backward": "one_pass"}
 ALL_KEPT: dict[str, Any] = {"generator_backward": "posterior", "posterior_threshold": 0.0}
+QUERY: dict[str, Any] = {"train_side": "query"}
 LORA: dict[str, Any] = {"lora": "both", "lora_r": 3, "retriever": "folder", "generator": "folder"}
 RUNS: dict[str, Run] = {
     "zero0": Run((0, 0)),
@@ -59,17 +63,23 @@ RUNS: dict[str, Run] = {
     "zero2 gate world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS | GATE),
     "zero3 gate": Run((3, 3), flags=GATE | {"candidates": "4"}),
     "gate frozen generator world": Run((1, 1), flags=WORLD | GATE | {"freeze": "generator"}),
+    "zero3 query side world chunks x2": Run((3, 3), accumulation=2, flags=WORLD | CHUNKS | QUERY),
+    "zero2 query side": Run((2, 2), flags=QUERY | INDEX),
+    "zero2 words world chunks x2": Run((2, 2), accumulation=2, flags=WORLD | CHUNKS | WORDS),
+    "zero3 words": Run((3, 3), flags=WORDS | {"candidates": "4"}),
     "frozen generator world": Run((2, 2), flags=WORLD | {"freeze": "generator"}),
 }
 # Accumulated: the temperature's gradient is one sum, and over some micro-batches its terms cancel to bf16's noise.
 HALF: dict[str, Run] = {
-    "bf16 zero1 chunks x2": Run((1, 1), "bf16", accumulation=2, flags=CHUNKS),
-    "bf16 zero3 world chunks x4": Run((3, 3), "bf16", accumulation=4, flags=WORLD | CHUNKS),
+    "bf16 zero1 chunks x2": Run((1, 1), "bf16", accumulation=2, flags=CHUNKS_OF_ALL),
+    "bf16 zero3 world chunks x4": Run((3, 3), "bf16", accumulation=4, flags=WORLD | CHUNKS_OF_ALL),
     "bf16 zero23 world x2 checkpoints": Run((2, 3), "bf16", accumulation=2, flags=WORLD | CHECKPOINTS),
     "bf16 zero0 one pass x2": Run((0, 0), "bf16", accumulation=2, flags=ONE_PASS),
     "bf16 zero2 lora": Run((2, 2), "bf16", flags=LORA),
     "bf16 zero2 world x2": Run((2, 2), "bf16", accumulation=2, flags=WORLD),
-    "bf16 zero2 world chunks x2 checkpoints": Run((2, 2), "bf16", accumulation=2, flags=WORLD | CHUNKS | CHECKPOINTS),
+    "bf16 zero2 world chunks x2 checkpoints": Run(
+        (2, 2), "bf16", accumulation=2, flags=WORLD | CHUNKS_OF_ALL | CHECKPOINTS
+    ),
 }
 # Each of their choices meets the others in a run of `make test`, too.
 SLOW = {
@@ -77,7 +87,12 @@ SLOW = {
     "zero0 world chunks checkpoints",
     "zero1 chunks checkpoints",
     "zero2 world chunks x2",
+    "zero3 lora generator chunks",
+    "zero23 world chunks x2",
+    "emdr2 world",
+    "bf16 zero23 world x2 checkpoints",
     "zero2 plain sequences",
+    "zero2 query side",
     "zero3 world one pass x2 checkpoints",
     "zero1 lora world",
     "zero3 lora x4",

@@ -63,8 +63,11 @@ def expected_files(world: int) -> set[str]:
     return found
 
 
-# `python` alone is started in test_readme.py and faults/test_offline.py, too.
-@pytest.fixture(scope="module", params=[pytest.param("python", marks=pytest.mark.slow), "deepspeed", "torchrun"])
+# `python` alone is started in faults/test_offline.py, too, and two ranks by torchrun in test_sharded_models.py.
+STARTED = ["deepspeed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("python", "torchrun"))]
+
+
+@pytest.fixture(scope="module", params=STARTED)
 def run(request, tmp_path_factory):
     """(folder, ranks, what the command printed) of a four-step run."""
     command, world = COMMANDS[request.param]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -51,7 +54,8 @@ def commands_of(page: Path) -> list[str]:
     return [" ".join(line.split()) for line in (line.split(" #")[0].strip() for line in joined) if line]
 
 
-COMMANDS = [(page.name, command) for page in PAGES for command in commands_of(page)]
+# Each once, by the first page that shows it.
+COMMANDS = {command: page.name for page in reversed(PAGES) for command in commands_of(page)}
 
 
 def put_place(folder: Path, rows: Path, run: Path) -> Path:
@@ -97,8 +101,8 @@ def fresh(tmp_path, rows, quickstart) -> Path:
     return put_place(tmp_path, rows, quickstart)
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
-def test_command(page, command, request):
+@pytest.mark.parametrize("command", COMMANDS, ids=[f"{page}: {command}" for command, page in COMMANDS.items()])
+def test_command(command, request):
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
     first, *rest = [word for word in words if word and not re.fullmatch(r"[A-Z_]+=\d+", word)]
     if first == "make":
@@ -122,25 +126,42 @@ def test_command(page, command, request):
         more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"]}.get(rest[0], [])
         call([*rest, *more], cwd=request.getfixturevalue("place"))
     else:
-        assert command in ("source .venv/bin/activate",), f"{page}: no test knows how to run this"
+        assert command in ("source .venv/bin/activate",), f"{COMMANDS[command]}: no test knows how to run this"
 
 
 @functools.cache
 def help_of(script: str) -> str:
-    return execute([sys.executable, script, "--help"]).stdout
+    """In this process, whose libraries are there; tests/e2e/test_benchmarks.py starts them by themselves."""
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+        patch.setattr(sys, "argv", [script, "--help"])
+        patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert ended.value.code == 0
+    return shown.getvalue()
 
 
 def check_sbatch(words: list[str], request: pytest.FixtureRequest) -> None:
-    """The script is run as a job of one task; tests/launch/ has what it does with several and with sbatch's flags."""
+    """The first script is run as a job of one task, of the others the command that they start; tests/launch/ has what
+    each does with several tasks and with sbatch's flags."""
     n = next(n for n, word in enumerate(words) if word.endswith(".sbatch"))
     script, flags = words[n], words[n + 1 :]
-    trains = Path(script).stem in ("train", "sweep")
-    folder = request.getfixturevalue("fresh" if trains else "place")
-    env = job(folder, put_stand_ins(folder / "bin"), SLURM_ARRAY_JOB_ID="1", SLURM_ARRAY_TASK_ID="2")
-    more = LITTLE if trains else ["--max_eval_samples", "3"]
-    done = execute(["bash", script, *flags, *more], cwd=folder, env=env)
-    if trains:
-        finished(done.stdout)
+    name = Path(script).stem
+    assert (ROOT / script).is_file()
+    if name == "evaluate":
+        folder = request.getfixturevalue("place")
+        env = job(folder, put_stand_ins(folder / "bin"), SLURM_ARRAY_JOB_ID="1", SLURM_ARRAY_TASK_ID="2")
+        execute(["bash", script, *flags, "--max_eval_samples", "3"], cwd=folder, env=env)
+    elif name == "index":
+        call([name, *flags], cwd=request.getfixturevalue("place"))
+    else:
+        folder = request.getfixturevalue("place")
+        if name == "sweep":
+            file = folder / flags.pop(0)
+            flags = [*file.read_text().splitlines()[1].split(), *flags]
+        assert name in ("train", "sweep")
+        check_training_flags(flags, folder)
 
 
 def finished(printed: str) -> None:

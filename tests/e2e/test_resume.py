@@ -10,6 +10,7 @@ import pytest
 from commands import files, lines, losses, results, train
 
 FLAGS = ["--refresh_index", "0", "--save_steps", "4", "--eval_answers", "false", "--learn_temperature"]
+FLAGS += ["--lexical_prior", "0.5"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from together import marked
 from ds_rag.data.almanac import make_world
 from ds_rag.models.tokenizer import train_tokenizer
 
-QUICK = "--max_steps 3 --per_device_train_batch_size 3 --learning_rate 2e-3 --save_steps 0 --refresh_index 0"
+QUICK = "--max_steps 2 --per_device_train_batch_size 3 --learning_rate 2e-3 --save_steps 0 --refresh_index 0"
 QUICK += " --max_query_length 32 --max_passage_length 32 --max_answer_length 4 --max_new_tokens 4 --candidates 4"
 QUICK += " --learn_temperature --temperature 0.2"
 QUICK += " --adam_epsilon 1e-4"  # or gradients that are zero but for rounding would each make a full step
@@ -53,7 +53,7 @@ VARIANTS: dict[str, tuple[str, str | None]] = {
 }
 # Their ground is also that of tests/distributed/test_real_step.py and test_engine_state.py.
 SLOW = {"offload", "hpz", "zero2 chunks", "zero3 chunks", "zero3 lora generator", "zero3 decoder lora", "zero3 best"}
-SLOW |= {"zero3 frozen retriever", "zero3 async", "zero3 decoder"}
+SLOW |= {"zero3 frozen retriever", "zero3 async", "zero3 decoder", "mixed", "zero2 frozen retriever", "bf16 zero2"}
 SAME = {name: base for name, (_, base) in VARIANTS.items() if base}
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"max_position_embeddings": 128, "initializer_range": 0.2}
@@ -117,8 +117,8 @@ def weights(run: Path, model: str) -> dict[str, torch.Tensor]:
 def test_runs_to_its_end(runs: Runs, name: str) -> None:
     run = runs[name]
     assert not (run / "failed.txt").exists(), (run / "failed.txt").read_text()
-    assert results(run)["steps"] == 3 and results(run)["skipped_steps"] == 0
-    assert len(set(loss(runs, name))) == 3
+    assert results(run)["steps"] == 2 and results(run)["skipped_steps"] == 0
+    assert len(set(loss(runs, name))) == 2
 
 
 @pytest.mark.parametrize("name", marked(SAME, SLOW))
@@ -133,8 +133,14 @@ def test_the_same_losses_models_and_figures(runs: Runs, name: str) -> None:
     assert results(one)["after"] == pytest.approx(results(two)["after"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_bf16_at_stage_3_is_near_stage_2(runs: Runs) -> None:
     assert loss(runs, "bf16 zero3") == pytest.approx(loss(runs, "bf16 zero2"), rel=0.01)
+
+
+def test_bf16_at_stage_3_is_near_fp32(runs: Runs) -> None:
+    found, wanted = loss(runs, "bf16 zero3"), loss(runs, "zero3")
+    assert found == pytest.approx(wanted, rel=0.05) and found != pytest.approx(wanted, rel=1e-6)
 
 
 def test_prefixes_are_shared_by_a_model_that_was_loaded_in_pieces(runs: Runs) -> None:
@@ -144,7 +150,7 @@ def test_prefixes_are_shared_by_a_model_that_was_loaded_in_pieces(runs: Runs) ->
 
 def test_what_must_differ_differs(runs: Runs) -> None:
     base = loss(runs, "zero2")
-    for name in ("zero2 lora", "zero2 frozen retriever", "zero2 decoder", "zero2 candidates", "two encoders"):
+    for name in ("zero2 lora", "zero2 decoder", "zero2 candidates", "two encoders"):
         assert loss(runs, name)[-1] != pytest.approx(base[-1], rel=1e-5), name
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from commands import SMALL, call, execute, launcher, lines, losses, train
 
@@ -15,7 +17,8 @@ def test_scores_filled_ahead_serve_a_run_that_trains_as_without_them(tmp_path):
     cache = ["--teacher_cache", tmp_path / "cache"]
     printed = call(["score", "--max_eval_samples", "8", *FLAGS, *cache]).stdout
     assert "96 of 96 pairs scored" in printed and "96 scores in" in printed
-    assert "0 of 96 pairs scored" in call(["score", "--max_eval_samples", "8", *FLAGS, *cache]).stdout
+    again = call(["score", "--max_eval_samples", "8", *FLAGS, *cache, "--out", tmp_path / "scored.jsonl"]).stdout
+    assert "0 of 96 pairs scored" in again and "24 rows with scores in" in again
     assert [f.name for f in (tmp_path / "cache").iterdir() if f.name.startswith(".")] == [], "nothing else is left"
     train(tmp_path / "plain", *FLAGS)
     done = train(tmp_path / "cached", *FLAGS, *cache)
@@ -24,6 +27,10 @@ def test_scores_filled_ahead_serve_a_run_that_trains_as_without_them(tmp_path):
     assert [line["scored"] for line in lines(tmp_path / "cached", "scores")] == [0]
     assert all(line["cached_cells"] == 1 for line in lines(tmp_path / "cached"))
     assert not any("cached_cells" in line for line in lines(tmp_path / "plain"))
+    rows = ["--train_data", tmp_path / "scored.jsonl", "--teacher", "scores", "--candidates", "4", "--save_steps", "0"]
+    taught = train(tmp_path / "taught", *rows, "--per_device_train_batch_size", "4", "--num_train_epochs", "1")
+    assert len(losses(tmp_path / "taught")) == 6 and not (tmp_path / "taught" / "generator").exists(), taught.stdout
+    assert all(math.isfinite(line["posterior_entropy"]) for line in lines(tmp_path / "taught"))
 
 
 def test_a_refresh_scores_only_new_pairs(tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_row_6_cut_in_mid_epoch_and_mid_accumulation(tmp_path: Path, flags: list
     same(run, whole[kind])
 
 
-ELSEWHERE = [(2, 1, "ds_configs/zero3.json"), (1, 2, "ds_configs/zero0.json")]
+ELSEWHERE = [(2, 1, "ds_configs/zero3.json"), slow(1, 2, "ds_configs/zero0.json")]
 ELSEWHERE += [slow(1, 2, "ds_configs/zero3.json"), slow(2, 1, "ds_configs/zero0.json")]
 
 
@@ -162,7 +163,10 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", [slow(place) if place == "in the first index" else place for place in PLACES])
+QUICK_PLACES = ("in an index", "in a save", "on another rank")  # the last is in a step, too
+
+
+@pytest.mark.parametrize("place", [place if place in QUICK_PLACES else slow(place) for place in PLACES])
 def test_row_10_a_signal_leaves_one_checkpoint_and_75(
     tmp_path: Path, flags: list[str], whole: Whole, place: str
 ) -> None:
@@ -213,7 +217,7 @@ BEST = ["--load_best_model_at_end", "true", "--learning_rate", "1e-12"]  # the f
 
 @pytest.mark.parametrize(
     ("fault", "phase"),
-    [("export:1:kill", "exporting the models"), ("load:1:kill", "the evaluation of the best step, 0")],
+    [("export:1:kill", "exporting the models"), slow("load:1:kill", "the evaluation of the best step, 0")],
 )
 def test_row_5_a_rank_lost_after_the_last_step_is_named_as_what_it_was_lost_in(
     tmp_path: Path, flags: list[str], fault: str, phase: str
@@ -243,7 +247,7 @@ def test_row_12_a_full_disk_on_one_rank(tmp_path: Path, flags: list[str], rank: 
     same(run, whole["2"])
 
 
-@pytest.mark.parametrize("point", ["begin", "before_latest"])
+@pytest.mark.parametrize("point", [slow("begin"), "before_latest"])
 def test_row_12_a_full_disk_where_rank_0_writes_alone(tmp_path: Path, flags: list[str], point: str) -> None:
     run = tmp_path / "run"
     ranks = start(["train", "--output_dir", run, *flags], 2, f"{point}:0:full:2")
@@ -279,7 +283,7 @@ def test_row_12_a_disk_that_is_really_full(tmp_path: Path, flags: list[str]) -> 
         assert not atomic_folders.partials(disk)
 
 
-@pytest.mark.parametrize("size", ["4k", "64k", "20m"])
+@pytest.mark.parametrize("size", ["4k", slow("64k"), "20m"])
 def test_row_12_a_disk_of_the_run_that_is_really_full(tmp_path: Path, flags: list[str], size: str) -> None:
     """From the first file on, at some place, in the checkpoints: the log too has no room."""
     run = tmp_path / "run"
@@ -320,7 +324,7 @@ def flip(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
 
 
-DAMAGED = [("weights", "flipped"), ("manifest", "deleted"), slow("manifest", "flipped")]
+DAMAGED = [("weights", "flipped"), slow("manifest", "deleted"), slow("manifest", "flipped")]
 DAMAGED += [slow("state", "truncated"), slow("numbers", "deleted"), slow("random states", "flipped")]
 
 
@@ -344,8 +348,11 @@ def test_row_13_a_damaged_checkpoint(tmp_path: Path, flags: list[str], whole: Wh
     same(run, whole["1"])
 
 
-@pytest.mark.parametrize("how", HARM)
-@pytest.mark.parametrize("name", ["index.faiss", "texts.jsonl", "manifest.json"])
+BAD_FILES = dict(zip(("index.faiss", "texts.jsonl", "manifest.json"), HARM, strict=True))  # the others are slow
+BAD_PAIRS = [pair if pair in BAD_FILES.items() else slow(*pair) for pair in product(BAD_FILES, HARM)]
+
+
+@pytest.mark.parametrize(("name", "how"), BAD_PAIRS)
 def test_row_13_a_damaged_index(tmp_path: Path, whole: Whole, name: str, how: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole["1"], run)
@@ -382,7 +389,7 @@ CHANGES: dict[str, list[str]] = {
 
 
 # Every field by itself: tests/unit/run/test_resume_rules.py.
-@pytest.mark.parametrize("what", ["settings", "rows", *map(slow, ("lengths", "objective", "held-out rows"))])
+@pytest.mark.parametrize("what", ["rows", *map(slow, ("settings", "lengths", "objective", "held-out rows"))])
 def test_row_15_what_has_changed_since(tmp_path: Path, flags: list[str], whole: Whole, what: str) -> None:
     run, now = tmp_path / "run", [*flags, *CHANGES.get(what, [])]
     shutil.copytree(whole["1"], run)

@@ -23,7 +23,8 @@ FAULTS = {
 }
 
 
-SLOW = ("in the export", "on the way to the places")  # tests/unit/run/test_export.py has every point of an export
+# tests/unit/run/test_export.py has every point of an export, and test_crash_safety.py every point of a save.
+SLOW = ("in the export", "on the way to the places", "in the last save", "before LATEST")
 PLACES = [pytest.param(place, marks=[pytest.mark.slow] * (place in SLOW)) for place in FAULTS]
 
 

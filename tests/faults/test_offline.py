@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import DS_RAG, ROOT, SMALL, TRAIN, environment, execute, launcher, results
+from commands import DS_RAG, ROOT, SMALL, TRAIN, call, environment, execute, launcher, results
 
 # A process of its own network, in which only the loopback device is up; as root, or where users may have namespaces.
 ALONE = """
@@ -109,13 +109,13 @@ TRAIN_FLAGS = {
 @pytest.mark.parametrize("case", TRAIN_FLAGS)
 def test_row_36_a_misspelt_flag_names_the_nearest(tmp_path, case):
     flags, says = TRAIN_FLAGS[case]
-    refused = execute([*TRAIN, "--output_dir", tmp_path / "run", *flags], 2)
+    refused = call(["train", "--output_dir", tmp_path / "run", *flags], 2)
     assert says in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_row_36_a_misspelt_key_of_a_recipe_names_the_nearest(tmp_path):
     (tmp_path / "recipe.yaml").write_text("train_data: builtin\nretreiver: x\n")
-    refused = execute([*TRAIN, "--config", tmp_path / "recipe.yaml", "--output_dir", tmp_path / "run"], 2)
+    refused = call(["train", "--config", tmp_path / "recipe.yaml", "--output_dir", tmp_path / "run"], 2)
     assert "recipe.yaml" in refused.stderr and "did you mean retriever" in refused.stderr
     assert not (tmp_path / "run").exists()
 
@@ -132,10 +132,12 @@ def test_row_36_a_key_or_auto_of_a_deepspeed_file_that_cannot_be_resolved(tmp_pa
     content, says = DEEPSPEED[case]
     (tmp_path / "zero.json").write_text(json.dumps(content))
     flags = ["--deepspeed", tmp_path / "zero.json", "--output_dir", tmp_path / "run"]
-    refused = execute([*TRAIN, *flags, *SMALL], 2)
+    refused = call(["train", *flags, *SMALL], 2)
     assert says in refused.stderr and "Traceback" not in refused.stderr
     assert not list(Path(tmp_path / "run").glob("metrics.jsonl"))
 
 
-def test_row_36_a_misspelt_command(tmp_path):
+def test_row_36_a_misspelt_command_and_flag_in_processes_of_their_own(tmp_path):
     assert "did you mean 'evaluate'" in execute([*DS_RAG, "evalute"], 2).stderr
+    refused = execute([*TRAIN, "--output_dir", tmp_path / "run", "--lerning_rate", "1"], 2)
+    assert "did you mean --learning_rate" in refused.stderr and "Traceback" not in refused.stderr

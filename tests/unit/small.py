@@ -21,10 +21,12 @@ from ds_rag.commands import cli
 from ds_rag.config import ModelConfig, ObjectiveConfig, RunConfig, build
 from ds_rag.data.almanac import make_world
 from ds_rag.data.batch import Batch, lay_out_plain, list_cells
-from ds_rag.data.dataset import RagData, build_table
+from ds_rag.data.dataset import RagData, TokenTable, build_table
 from ds_rag.data.formats import Row
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.engines.plain import PlainEngine
+from ds_rag.index.encode import encode
+from ds_rag.index.lexical import LexicalIndex
 from ds_rag.losses import Temper, infonce, infonce_columns, log_prior, positive_only, reader_loss
 from ds_rag.models.adapters import add_adapters, wanted_by
 from ds_rag.models.from_settings import checkpoint_activations
@@ -91,15 +93,16 @@ TEXTS = ("the tavern of zor is flint", "the forge of via is ebony", "kelp grows 
 SAID = {"train_data": "rows.jsonl", "max_new_tokens": 2, "top_k": 2, "per_device_eval_batch_size": 4}  # its settings
 
 
-def finished_run(folder: Path) -> Path:
-    """`folder/run`, as a run over TEXTS leaves it at its end, with an index; beside it rows.jsonl and corpus.jsonl."""
+def finished_run(folder: Path, **settings: Any) -> Path:
+    """`folder/run`, as a run over TEXTS leaves it at its end, with an index; beside it rows.jsonl and corpus.jsonl.
+    settings: of the retriever."""
     corpus = [{"text": text, "id": f"p{n}"} for n, text in enumerate(TEXTS)]
     rows = [{"query": f"where {n} ?", "answer": "x", "positive": text} for n, text in enumerate(TEXTS)]
     for name, objects in (("rows", rows), ("corpus", corpus)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
     run, config = folder / "run", build(RunConfig().flat() | SAID)
     with export.staged(run) as place:
-        small_retriever(seed=4).save(place / "retriever")
+        small_retriever(seed=4, **settings).save(place / "retriever")
         small_generator(seed=5).save(place / "generator")
         (place / "results.json").write_text(json.dumps({"before": {"mrr": 0.1}, "after": {"mrr": 0.2}, "samples": []}))
         (place / "config.json").write_text(config_and_results.configuration_text(config))
@@ -130,11 +133,13 @@ def small_parts(
     **flags: Any,
 ) -> Parts:
     """`flags` are keys of the configuration. On several ranks each has its own part of the rows. With
-    `candidates_from` the index has found what `found_passages` says."""
+    `candidates_from` the index has found what `found_passages` says. With `train_side` query the vectors of passages
+    are there."""
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     config = build({"candidates": "4", "max_answer_length": 16, "max_steps": 2} | sizes | flags)
     objective = make_objective(config.objective, collectives.world())
-    retriever = small_retriever(seed, dropout, learn_temperature=config.model.learn_temperature)
+    learned = {"learn_temperature": config.model.learn_temperature, "lexical_weight": config.model.lexical_prior}
+    retriever = small_retriever(seed, dropout, **learned)
     generator = small_generator(seed + 1, dropout) if objective.needs_generator else None
     adapt(config.model, {"retriever": retriever.encoder, "generator": generator and generator.lm})
     if config.model.gradient_checkpointing:
@@ -152,6 +157,9 @@ def small_parts(
     if parts.candidates is not None:
         shape = len(parts.data.train), parts.data.corpus_size, config.objective.index_candidates
         parts.loader.offer(found_passages(*shape))
+    if (vectors := parts.joint.options.vectors) is not None:
+        passages = parts.loader.tokens.passages
+        vectors.fill([(np.arange(len(passages)), encode(parts.retriever, passages, "passage", 4))])
     return parts
 
 
@@ -258,14 +266,32 @@ def plain_without(parts: Parts, batch: Batch) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
+def plain_words(parts: Parts, batch: Batch) -> torch.Tensor:
+    """(B, N) BM25 of the batch's queries and passages over the whole table, divided by its deviation in each query."""
+    index = LexicalIndex(parts.data.texts)
+    by_tokens = {ids.tobytes(): n for n, ids in enumerate(table_rows(parts.loader.tokens.passages))}
+    real = [ids[mask > 0].numpy().astype(np.int32) for ids, mask in zip(*vars(batch.passages).values(), strict=True)]
+    found = []
+    for row in batch.rows:
+        scores_N = index.scores(parts.data.train[row].query).astype(np.float64)
+        found.append([scores_N[by_tokens[ids.tobytes()]] / (scores_N.std() or 1.0) for ids in real])
+    return torch.tensor(found, dtype=torch.float32)
+
+
+def table_rows(table: TokenTable) -> list[np.ndarray]:
+    return [table[n] for n in range(len(table))]
+
+
 def plain_loss(parts: Parts, step: int) -> torch.Tensor:
     """The loss of a step of one rank as one graph through both models, every cell a sequence of its own."""
     micros = parts.loader.micro_batches(step)
     totals = parts.objective.counts(micros, [parts.joint.cells_ahead(batch) for batch in micros])
     loss = torch.zeros(())
     for batch in micros:
-        q_BD, p_ND, temperature = parts.retriever(batch.queries, batch.passages)
+        q_BD, p_ND, temperature, *weight = parts.retriever(batch.queries, batch.passages)
         scores_BN = q_BD @ p_ND.T / temperature
+        if weight:
+            scores_BN = scores_BN + weight[0] * plain_words(parts, batch)
         micro = Micro(batch, scores_BN, choose_candidates(scores_BN, batch, parts.objective.config.candidates))
         if parts.generator is not None and parts.prompt is not None:
             micro.cells = parts.objective.cells(batch, micro.candidates_BK, parts.prompt)

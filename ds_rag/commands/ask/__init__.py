@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ds_rag.commands.saved_run import add_reading_flags
+from ds_rag.commands.saved_run import add_reading_flags, refuse_folds
 from ds_rag.config.flags import Parser, as_text
 from ds_rag.runtime.errors import UserError
 
@@ -18,6 +18,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    refuse_folds("ds-rag ask", args)
     args.question = as_text(args.question, "the question")
     if not args.question.strip():
         raise UserError("no question", found=repr(args.question), expected="some words, in quotes")

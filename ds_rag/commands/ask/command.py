@@ -10,9 +10,10 @@ import numpy as np
 
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.decoding import Answer, Answerer
+from ds_rag.evaluation.lexical_sum import CorpusWords, Queries, search_by_sum
 from ds_rag.evaluation.ranked import Ranked
+from ds_rag.evaluation.retrieval import SearchOptions, search
 from ds_rag.index.corpus_check import check_corpus
-from ds_rag.index.encode import encode
 from ds_rag.index.store import hash_model, read_index
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.runtime.console import Console
@@ -31,8 +32,12 @@ def main(args: argparse.Namespace) -> int:
         console.say(f"warning: {folder} is stale: it was made by other weights than this run's", style="yellow")
     check_corpus(stored, folder, getattr(args, "corpus", None))
     tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
-    query = encode(saved.retriever, tokens, "query", 1)
-    scores, numbers = stored.index.search(query, settings.top_k)
+    wanted = SearchOptions(settings.top_k, 1)
+    if saved.retriever.reads_words:
+        queries, words = Queries(tokens, [args.question]), CorpusWords(stored.texts)
+        scores, numbers = search_by_sum(stored.index, saved.retriever, queries, words, wanted)
+    else:
+        scores, numbers = search(stored.index, saved.retriever, tokens, wanted)
     read = Ranked(scores, numbers, float(saved.retriever.temperature)).question(0, 0, settings.top_k)
     found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n in set(read.passages)]
     prior = np.asarray(read.log_prior)[: len(found)]

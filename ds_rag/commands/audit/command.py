@@ -9,6 +9,7 @@ from typing import Any
 
 from ds_rag.commands.audit.picture import check_picture, write_picture
 from ds_rag.commands.audit.tables import show
+from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_evaluation
 from ds_rag.evaluation.audit import audit
@@ -17,7 +18,9 @@ from ds_rag.evaluation.audit_scores import AuditScores
 from ds_rag.evaluation.audit_verdict import verdict
 from ds_rag.index.back_ends import check_factory
 from ds_rag.models.shared_prefix.support import share_prefixes
+from ds_rag.run.html_report import MADE_HERE, write_report
 from ds_rag.run.open_saved import BY_WORDS, Saved, open_saved
+from ds_rag.run.teaching_html import AUDIT, PICTURE
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -58,7 +61,7 @@ def gather(args: argparse.Namespace, saved: Saved, data: RagData, console: Conso
         stage.per_device_eval_batch_size,
         stage.index_factory,
     )
-    reader = AuditReader(generator, prompt, config.data)
+    reader = AuditReader(generator, prompt, config.data, teacher_cache(args))
     scores, sample = collect(saved.retriever, reader, data, rows, wanted, console)
     if args.question_likelihood:
         asked_QW = read_questions(reader, sample, console)
@@ -81,6 +84,20 @@ def setting_of(args: argparse.Namespace, saved: Saved, scores: AuditScores, labe
         "max_answer_length": saved.config.data.max_answer_length,
         "max_passage_length": saved.config.data.max_passage_length,
     }
+
+
+def add_to_report(run: Path, result: dict[str, Any], scores: AuditScores, console: Console) -> None:
+    """Keeps the audit in the run's folder, and writes the run's report again where it has one. A note where another
+    file is in the way, or the folder cannot be written: the audit itself is done."""
+    page = run / "report.html"
+    try:
+        check_json(str(run / AUDIT), KEYS)
+        write_json(str(run / AUDIT), result)
+        write_picture(result, scores, run / PICTURE)
+        if page.is_file() and MADE_HERE in page.read_text(encoding="utf-8", errors="replace"):
+            console.say(f"report     {write_report(run)}")
+    except (OSError, UserError) as error:
+        console.say(f"note: the audit was not added to the run's report: {str(error).splitlines()[0]}", "yellow")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -112,5 +129,7 @@ def main(args: argparse.Namespace) -> int:
         write_json(args.json, result)
         if args.plot is not None:
             write_picture(result, scores, Path(args.plot))
+        if saved.run is not None:
+            add_to_report(saved.run, result, scores, console)
     collectives.stop()
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from ds_rag.config import DataConfig, ModelConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
-from ds_rag.data.bad_rows import MAX_LISTED, Faults, say_notices
+from ds_rag.data.bad_rows import MAX_LISTED, Faults, Reading, say_notices
 from ds_rag.data.data_settings import check_described, columns_of, corpus_source
 from ds_rag.data.dataset import CHUNK, build_table
 from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
@@ -89,7 +89,8 @@ def check_rows(path: str, data: DataConfig, flag: str, corpus: str | None) -> tu
     """(good rows of a file, findings about the file). Passages are required if there is a column for them and no
     corpus; answers are required in training rows that have a column for them."""
     need_answers = None if flag == "--train_data" else False
-    rows, faults = scan_rows(path, columns_of(data), flag, False if corpus else None, need_answers)
+    reading = Reading(scores=None)
+    rows, faults = scan_rows(path, columns_of(data), flag, False if corpus else None, need_answers, reading)
     return rows, of_faults(faults, len(rows)) | {
         "counts": labels(rows) | repeated_queries(rows),
         "per_row": per_row(rows),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ds_rag.commands.saved_run import add_reading_flags, run_together
+from ds_rag.commands.saved_run import add_reading_flags, add_teacher_cache, run_together
 from ds_rag.config.flags import Parser, add_settings
 
 
@@ -18,6 +18,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--json", help="also write the figures to this file")
     add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank"))
     add_settings(parser, ("objective",), only=("answer_logprob", "answer_exponent", "answer_weight"), own=())
+    add_teacher_cache(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_rag.commands.evaluate.results import check_places, sign_result, write_and_show
+from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.config import BUILTIN, RunConfig
 from ds_rag.config.flags import check_builtin
 from ds_rag.data.bad_rows import say_notices
@@ -24,6 +25,7 @@ from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import precision_of
 from ds_rag.index.lexical import ABOUT, K1, METHOD, B
 from ds_rag.index.store import hash_model, read_index
+from ds_rag.models.score_folder import open_scores
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import BY_WORDS, Saved, WithoutRetriever, open_reader, open_saved
 from ds_rag.run.split_file import read_split
@@ -92,10 +94,14 @@ def measure(
 
 
 def rerank_blocks(
-    evaluator: Evaluator, result: Evaluation, config: RunConfig, console: Console
+    evaluator: Evaluator, result: Evaluation, config: RunConfig, cache: str | None, console: Console
 ) -> dict[str, dict[str, float]]:
-    """`rerank_prior`, `rerank_posterior`, `rerank_likelihood`. Each passage is read once for all its questions."""
-    how = AnswerScoring(config.data.max_answer_length, temper_from(config.objective))
+    """`rerank_prior`, `rerank_posterior`, `rerank_likelihood`. Each passage is read once for all its questions. cache:
+    the folder of `--teacher_cache`."""
+    generator, prompt, store = evaluator.generator, evaluator.prompt, None
+    if cache and generator is not None and prompt is not None:
+        store = open_scores(cache, generator, prompt, config.data, console.say)
+    how = AnswerScoring(config.data.max_answer_length, temper_from(config.objective), store)
     found = rerank(evaluator, result, how, console)
     console.say("note: rerank_posterior and rerank_likelihood read each row's answer: they measure the generator")
     return {f"rerank_{name}": values for name, values in found.items()}
@@ -131,7 +137,7 @@ def main(args: argparse.Namespace) -> int:
     if args.controls:
         figures |= {f"answers_{name}": values for name, values in evaluator.controls(result).items()}
     if config.evaluation.rerank:
-        figures |= rerank_blocks(evaluator, result, config, console)
+        figures |= rerank_blocks(evaluator, result, config, teacher_cache(args), console)
     setting = {"queries": len(data.evaluation), "passages": data.corpus_size, "stage": asdict(config.evaluation)}
     if opened is None or config.evaluation.hybrid != "none":
         setting["bm25"] = ABOUT

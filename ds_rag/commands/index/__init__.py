@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ds_rag.commands.saved_run import add_reading_flags, run_together
+from ds_rag.commands.saved_run import add_reading_flags, refuse_folds, run_together
 from ds_rag.config.flags import Parser
 
 
@@ -14,6 +14,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    refuse_folds("ds-rag index", args)
     from ds_rag.commands.index.command import main as work
 
     return run_together("ds-rag index", work, args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from ds_rag.commands.saved_run import add_reading_flags, run_together
+from ds_rag.commands.saved_run import add_reading_flags, add_teacher_cache, refuse_folds, run_together
 from ds_rag.config.bounds import ITEMS, above, inner_fraction, integer, real
 from ds_rag.config.flags import Parser, add_number
 
@@ -30,9 +30,11 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     parser.add_argument("--json", help="also write the counts to this file")
     add_reading_flags(parser, own=("retriever", "generator", "corpus"))
+    add_teacher_cache(parser)
 
 
 def main(args: argparse.Namespace) -> int:
+    refuse_folds("ds-rag mine", args)
     from ds_rag.commands.mine.command import main as work
 
     return run_together("ds-rag mine", work, args)

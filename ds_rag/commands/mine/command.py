@@ -5,8 +5,7 @@ the labelled positives ("positive-aware mining", NV-Retriever: Moreira et al. 20
 which, by the generator, the answer probably comes: those with a high posterior p(z|x,y), proportional to
 p(z|x) p(y|x,z).
 
-Shape legend: D passages examined for a row (of a vector: its dimensions), P labelled positives of the row, N passages
-of the table, B queries searched at once, n passages encoded here.
+Shape legend: D dimensions of a vector, N passages of the table, B queries searched at once, n passages encoded here.
 """
 
 from __future__ import annotations
@@ -15,26 +14,28 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.data.bad_rows import MINE, Reading, say_notices
 from ds_rag.data.data_settings import columns_of, has_corpus, read_given_corpus, reading_of
-from ds_rag.data.dataset import Example, RagData, build_table
+from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
-from ds_rag.data.matching import overlaps
 from ds_rag.data.token_tables import tokenize_side
-from ds_rag.evaluation.decoding import Answerer
-from ds_rag.evaluation.posteriors import log_softmax
+from ds_rag.evaluation.lexical_sum import weighted_words
+from ds_rag.evaluation.mining import Limits, Miner, examined
+from ds_rag.evaluation.passage_posterior import PassagePosterior, Wanted
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.index.vector_parts import VectorParts, Vectors
+from ds_rag.models.score_folder import open_scores
+from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import Saved, open_saved
 from ds_rag.run.output_dir import check_beside_run
 from ds_rag.runtime import collectives
@@ -44,131 +45,22 @@ from ds_rag.runtime.output_places import check_file, check_json, place_of, write
 
 CHUNK = 256  # rows written at once
 BLOCK = 4096  # queries searched at once
-Posterior = Callable[[Example, Sequence[int], np.ndarray], np.ndarray]  # (row, D numbers, D scores) -> p(z|x,y) (D,)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits for a negative; None: no limit. Scores are inner products, not divided by the temperature."""
-
-    margin: float  # highest score as a fraction of the positive's; inf: any score
-    absolute_margin: float | None = None  # least distance below the positive's score
-    max_score: float | None = None
-    posterior: float | None = None  # highest p(z|x,y)
-
-
-def exceeded_limits(
-    scores_D: np.ndarray, positive_scores_P: np.ndarray, posterior_D: np.ndarray | None, limits: Limits
-) -> list[str]:
-    """For each passage the first limit that it exceeds; "" if it exceeds none.
-
-    Margins are relative to the lowest score of a positive, so that they hold for every (query, positive) pair. If that
-    score is negative, the allowed score still lies below it. Without positives the margins do not apply.
-    """
-    least = float(positive_scores_P.min()) if len(positive_scores_P) else np.inf
-    relative = least - (1 - limits.margin) * abs(least) if np.isfinite([least, limits.margin]).all() else np.inf
-    absolute = least - (limits.absolute_margin or 0.0) if limits.absolute_margin is not None else np.inf
-    highest = np.inf if limits.max_score is None else limits.max_score
-    likely_D = np.zeros(len(scores_D)) if posterior_D is None or limits.posterior is None else posterior_D
-    tests = {
-        "margin": scores_D > relative,
-        "absolute_margin": scores_D > absolute,
-        "max_score": scores_D > highest,
-        "posterior": likely_D > (limits.posterior or 0.0),
-    }
-    return np.select(list(tests.values()), list(tests), default="").tolist()
-
-
-class Miner:
-    """Mines row by row, and counts what was found and dropped."""
-
-    def __init__(
-        self, table: RagData, vectors_ND: Vectors, limits: Limits, negatives: int, posterior: Posterior | None = None
-    ):
-        self.table, self.vectors_ND, self.limits = table, vectors_ND, limits
-        self.negatives, self.posterior = negatives, posterior
-        self.counts: Counter[str] = Counter()
-
-    def mine(self, row: Row, example: Example, query_D: np.ndarray, found: Sequence[int]) -> dict[str, Any] | None:
-        """The row as an object of the new file; None for a row without any positive or candidate.
-
-        found: passage numbers, best first. A row without labelled positives is mined by the posterior alone: passages
-        above its limit, and always the likeliest one, become unlabelled candidates. Without a posterior the row is not
-        changed.
-        """
-        self.counts["rows"] += 1
-        self.counts["labelled_rows"] += bool(example.positives)
-        passages = list(row.passages)
-        mined: list[int] = []
-        if example.positives or self.posterior:
-            reasons = self.judge(example, query_D, found)
-            self.counts.update(f"dropped_{reason}" for reason in reasons.values() if reason)
-            mined = [n for n, reason in reasons.items() if not reason][: self.negatives]
-            if not example.positives:
-                passages += [self.table.texts[n] for n, reason in reasons.items() if reason == "posterior"]
-        else:
-            self.counts["rows_as_they_were"] += 1
-        self.counts["mined"] += len(mined)
-        self.counts["rows_with_fewer"] += len(mined) < self.negatives
-        if not row.positives and not passages:
-            self.counts["rows_left_out"] += 1
-            return None
-        negatives = dict.fromkeys([*row.negatives, *(self.table.texts[n] for n in mined)])
-        written = {
-            "id": row.id,
-            "query": row.query,
-            "answers": list(row.answers),
-            "positives": list(row.positives),
-            "passages": [text for text in dict.fromkeys(passages) if text not in negatives],
-            "negatives": list(negatives),
-            **row.origin._asdict(),
-        }
-        return {name: value for name, value in written.items() if value}
-
-    def judge(self, example: Example, query_D: np.ndarray, found: Sequence[int]) -> dict[int, str]:
-        """Passage number -> why it is not a new negative ("" if it is one), in the order of `found`."""
-        self.counts["looked_at"] += len(found)
-        read = list(dict.fromkeys([*found, *example.own]))  # the posterior is over the row's own passages too
-        scores = self.vectors_ND[read] @ query_D
-        positive_scores_P = self.vectors_ND[list(example.positives)] @ query_D
-        posterior = self.posterior(example, read, scores) if self.posterior else None
-        reasons = dict(zip(read, exceeded_limits(scores, positive_scores_P, posterior, self.limits), strict=True))
-        if posterior is not None and not example.positives:
-            reasons[read[int(posterior.argmax())]] = "posterior"
-        known = [self.table.texts[n] for n in example.positives + example.also]
-        for n in found:
-            if any(overlaps(self.table.texts[n], text) for text in known):
-                reasons[n] = "known_positive"
-            elif n in example.negatives:
-                reasons[n] = "known_negative"
-        return {n: reasons[n] for n in found}
-
-
-def posterior_of(saved: Saved, texts: Sequence[str]) -> Posterior:
-    """A function that computes p(z|x,y) over given passages, from the retriever's scores and the generator's likelihood
-    of the row's first answer, end-of-sequence token included. Raises UserError if there is no generator."""
+def posterior_of(saved: Saved, texts: Sequence[str], cache: str | None, console: Console) -> PassagePosterior:
+    """p(z|x,y) by the saved models. cache: the folder of `--teacher_cache`. Raises UserError if there is no
+    generator."""
     generator, prompt = saved.generator, saved.prompt
     if generator is None or prompt is None:
         raise UserError(
             "--posterior: there is no generator",
             expected="a run that has one, or --retriever FOLDER and --generator FOLDER in place of --run",
         )
-    data, settings = saved.config.data, saved.config.evaluation
-    answerer = Answerer(generator, prompt, "top1", settings.max_new_tokens, settings.per_device_eval_batch_size)
-    temperature = float(saved.retriever.temperature)
-
-    def ids(name: str, several: list[str], length: int) -> list[np.ndarray]:
-        return [np.array(x, dtype=np.int32) for x in prompt.encode(name, several, length)]
-
-    def posterior(example: Example, numbers: Sequence[int], scores: np.ndarray) -> np.ndarray:
-        query = ids("query", [example.query], data.max_query_length)[0]
-        answer = ids("answer", [example.answers[0]], data.max_answer_length)[0]
-        passages = ids("passage", [texts[n] for n in numbers], data.max_passage_length)
-        contexts = [prompt.split(p, query, len(answer)) for p in passages]
-        G_D = answerer.log_probs(contexts, [answer] * len(contexts))
-        return np.exp(log_softmax(log_softmax(scores / temperature) + G_D))
-
-    return posterior
+    config = saved.config
+    if config.scoring.share_prefixes and (reason := share_prefixes(generator)):
+        console.say(f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow")
+    store = open_scores(cache, generator, prompt, config.data, console.say) if cache else None
+    return PassagePosterior(generator, prompt, config.data, float(saved.retriever.temperature), texts, store)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -194,11 +86,13 @@ def main(args: argparse.Namespace) -> int:
         how = "are mined by the posterior alone" if limits.posterior else "are not changed: --posterior mines them"
         console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
     table, vectors_ND, index = encode_corpus(saved, rows, reading, console)
-    posterior = posterior_of(saved, table.texts) if limits.posterior else None
+    posterior = posterior_of(saved, table.texts, teacher_cache(args), console) if limits.posterior else None
     tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.evaluation.per_device_eval_batch_size, console)
-    miner = Miner(table, vectors_ND, limits, args.negatives, posterior)
-    chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console)
+    words = weighted_words(saved.retriever, table.texts)
+    miner = Miner(table, vectors_ND, limits, args.negatives, posterior, words)
+    ahead = posterior.read if posterior else None
+    chunks = mine_chunks(miner, rows, queries, lambda q_BD: index.search_here(q_BD, args.depth)[1], console, ahead)
     if collectives.rank() == 0:
         with writing(Path(args.out), args.overwrite) as stream:
             for written in chunks:
@@ -208,6 +102,9 @@ def main(args: argparse.Namespace) -> int:
     counts = sum(collectives.gather_objects(miner.counts), Counter[str]())
     if collectives.rank() == 0:
         show(counts, Path(args.out), console)
+        if posterior and posterior.store:
+            known = f"the others were in {posterior.store.folder}"
+            console.say(f"teacher    {posterior.new:,} of {posterior.pairs:,} pairs scored, {known}")
         write_json(args.json, dict(counts))
     collectives.stop()
     return 0
@@ -219,19 +116,27 @@ def mine_chunks(
     queries: np.ndarray,
     find: Callable[[np.ndarray], np.ndarray],
     console: Console,
+    ahead: Callable[[Wanted], None] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The new rows in order, a chunk at a time, the same on every rank; rank r mines every world-th row. find: query
-    vectors (B, D) -> numbers of the best passages, best first."""
+    vectors (B, D) -> numbers of the best passages, best first. ahead: called with what this rank will examine in a
+    chunk, on all ranks together."""
     rank, world = collectives.rank(), collectives.world()
     chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
     every = np.array([n for chunk in chunks for n in chunk[rank::world]], dtype=np.int64)
     found_by_row = (found for n in range(0, len(every), BLOCK) for found in find(queries[every[n : n + BLOCK]]))
     with console.progress(len(rows), "mining", unit="row") as meter:
         for chunk in chunks:
+            found_of = {
+                n: found[found >= 0].tolist() for n, found in zip(chunk[rank::world], found_by_row, strict=False)
+            }
+            if ahead is not None:
+                table = miner.table.train
+                found_of = {n: miner.with_words(table[n].query, queries[n], found) for n, found in found_of.items()}
+                ahead([(table[n], examined(found, table[n])) for n, found in found_of.items()])
             own = []
-            for n in chunk[rank::world]:
-                found, example = next(found_by_row), miner.table.train[n]
-                own.append(miner.mine(rows[n], example, queries[n], found[found >= 0].tolist()))
+            for n, found in found_of.items():
+                own.append(miner.mine(rows[n], miner.table.train[n], queries[n], found))
                 meter.advance(world)
             by_rank = collectives.gather_objects(own)
             mined = [by_rank[i % world][i // world] for i in range(len(chunk))]

@@ -61,6 +61,8 @@ def training_flags(setup: Setup, index: IndexPlan | None, data: dict[str, str]) 
         flags["teacher_cache"] = setup.teacher_cache
     if setup.encoders == 2:
         flags["encoders"] = "two"
+    if work.query_side:
+        flags["train_side"] = "query"
     if index is not None:
         flags |= {"index_factory": index.recommended, "index_shards": index.shards}
     return flags

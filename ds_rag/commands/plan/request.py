@@ -21,7 +21,7 @@ from ds_rag.runtime.errors import UserError, choose
 COUNTED = ("max_query_length", "max_passage_length", "max_answer_length")
 # Flags of training that change the memory or the time of a run.
 TRAINING = (
-    "retriever", "generator", "encoders", "freeze", "gradient_checkpointing", "lora", "lora_r",
+    "retriever", "generator", "encoders", "train_side", "freeze", "gradient_checkpointing", "lora", "lora_r",
     "candidates", "pool", "generator_backward", "micro_cells", "retriever_chunk", "share_prefixes",
     "teacher_cache",
     "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16",
@@ -125,6 +125,7 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         optim.gradient_accumulation_steps,
         config.objective.pool == "world",
         shared=scoring.share_prefixes,
+        query_side=config.model.train_side == "query",
     )
     if scoring.teacher_cache and config.model.freeze != "generator":
         raise UserError("--teacher_cache: scores of a generator that is trained change", fix="--freeze generator")
@@ -144,7 +145,7 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         lora={"none": (), "both": NAMES}.get(config.model.lora, (config.model.lora,)),
         lora_rank=config.model.lora_r,
         frozen="" if config.model.freeze == "none" else config.model.freeze,
-        encoders=2 if config.model.encoders == "two" else 1,
+        encoders=2 if config.model.encoders == "two" or work.query_side else 1,
         teacher_cache=scoring.teacher_cache or "",
     )
 

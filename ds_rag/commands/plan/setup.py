@@ -50,10 +50,11 @@ class Setup:
         count = copies * shape.parameters
         if name == self.frozen:
             return 0, count
+        trained = 1 if name == "retriever" and self.work.query_side else copies
         if name in self.lora:
-            return copies * shape.lora_parameters(self.lora_rank), count
-        unused = copies * shape.pooler_parameters
-        return count - unused, unused
+            return trained * shape.lora_parameters(self.lora_rank), count
+        learning = trained * (shape.parameters - shape.pooler_parameters)
+        return learning, count - learning
 
     def activations(self, name: str) -> Activations:
         lora = self.lora_rank if name in self.lora else 0

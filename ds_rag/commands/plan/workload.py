@@ -40,6 +40,7 @@ class Workload:
     before: int = PROMPT_BEFORE
     after: int = PROMPT_AFTER
     shared: bool = True  # are prefixes shared?
+    query_side: bool = False  # are the passages' vectors constants?
 
     def pool(self, world: int) -> int:
         """N: number of passages in the pool."""
@@ -91,8 +92,8 @@ class Workload:
 
     def retriever(self) -> Load:
         """The retriever's load: queries and passages of this rank, each padded to its maximum length; attention is not
-        causal."""
-        passages = self.batch * self.passages
+        causal. Queries alone where the passages' vectors are constants."""
+        passages = 0 if self.query_side else self.batch * self.passages
         tokens = self.batch * self.query + passages * self.passage
         return Load(tokens, self.batch * self.query**2 + passages * self.passage**2, texts=self.batch + passages)
 

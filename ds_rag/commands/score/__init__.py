@@ -18,6 +18,8 @@ SHOWN = (  # by `--help`
 def add_flags(parser: Parser) -> None:
     """Those of training: what is scored depends on most of them, and must be what a run with them looks for."""
     add_training_flags(parser, own=SHOWN)
+    parser.add_argument("--out", help="also write the rows with their passages and scores to this file, as JSON lines")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -29,4 +31,4 @@ def main(args: argparse.Namespace) -> int:
         )
     from ds_rag.commands.score.command import main as work
 
-    return run_together("ds-rag score", lambda _: work(config), args)
+    return run_together("ds-rag score", lambda _: work(config, args.out, args.overwrite), args)

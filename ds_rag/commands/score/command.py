@@ -7,11 +7,14 @@ the index finds for it by the retriever as it is now.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ds_rag.config import RunConfig
 from ds_rag.config.objectives import CANDIDATES
@@ -22,20 +25,27 @@ from ds_rag.run.teacher import reader_of, row_pairs
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console, duration
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.output_places import check_place
-from ds_rag.step.cached_scoring import CachedScoring, score_missing
+from ds_rag.runtime.output_places import check_file, check_place, writing
+from ds_rag.step.cached_scoring import CachedScoring, score_missing, stored_scores
+from ds_rag.step.pair_scores import PairScores
 
 
-def main(config: RunConfig) -> int:
-    """Runs the command. Several ranks split the passages; rank 0 prints."""
+def main(config: RunConfig, out: str | None = None, overwrite: bool = False) -> int:
+    """Runs the command. Several ranks split the passages; rank 0 prints and writes. out: where the scored rows go."""
     assert config.scoring.teacher_cache
     place = check_place(config.scoring.teacher_cache, "--teacher_cache")
+    if out is not None and collectives.rank() == 0:
+        check_file(out, "--out", overwrite)
     device = collectives.start(config.run.collective_timeout)
     console = Console(speaks=collectives.rank() == 0)
     folder = Path(collectives.from_first(scratch_in(place)))
     try:
         parts = assemble(config, console, folder, device)
-        scored(parts, config, folder, console)
+        lines = scored(parts, config, folder, console)
+        if out is not None and collectives.rank() == 0:
+            with writing(Path(out), overwrite) as stream:
+                stream.writelines(json.dumps(line) + "\n" for line in lines)
+            console.say(f"{len(parts.loader.rows):,} rows with scores in {out}: --train_data {out} --teacher scores")
         collectives.barrier()
     finally:
         if collectives.rank() == 0:
@@ -52,8 +62,9 @@ def scratch_in(place: Path) -> str:
     return tempfile.mkdtemp(prefix=".scoring-", dir=place)
 
 
-def scored(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
-    """Scores every row with every passage that it brings, and prints how many were new."""
+def scored(parts: Parts, config: RunConfig, folder: Path, console: Console) -> Iterator[dict[str, Any]]:
+    """Scores every row with every passage that it brings, and prints how many were new. Returns the rows with their
+    scores, as `scored_rows`."""
     scoring = parts.joint.scoring
     if not isinstance(scoring, CachedScoring) or parts.objective.spec.reads != CANDIDATES:
         raise UserError(
@@ -68,7 +79,31 @@ def scored(parts: Parts, config: RunConfig, folder: Path, console: Console) -> N
         parts.candidates.refresh(0, index.search, found.retriever, console)
     pairs = row_pairs(parts, range(len(parts.loader.rows)))
     began = time.monotonic()
-    new = score_missing(reader_of(parts), pairs, scoring.store, console)
+    reader = reader_of(parts)
+    new = score_missing(reader, pairs, scoring.store, console)
     seconds = duration(time.monotonic() - began)
     console.say(f"{new:,} of {len(pairs):,} pairs scored in {seconds}, the others were stored")
     console.say(f"{len(scoring.store):,} scores in {scoring.store.folder}")
+    return scored_rows(parts, stored_scores(reader, pairs, scoring.store))
+
+
+def scored_rows(parts: Parts, scores: PairScores) -> Iterator[dict[str, Any]]:
+    """Each row as an object for `--train_data`: `passages`, all that it brings; `teacher_scores`, the log-probability
+    of the first answer given each, in nats; `teacher_tokens`, the number of that answer's tokens. scores: of all rows'
+    pairs, row by row."""
+    begin, texts = 0, parts.data.texts
+    for n, row in enumerate(parts.loader.rows):
+        passages = parts.loader.passages_of(n)
+        of_row = slice(begin, begin := begin + len(passages))
+        written = {
+            "id": row.id,
+            "query": row.query,
+            "answers": list(row.answers),
+            "positives": [texts[p] for p in row.positives],
+            "negatives": [texts[p] for p in row.negatives],
+            "passages": [texts[p] for p in passages],
+            "teacher_scores": scores.sums_P[of_row].tolist(),
+            "teacher_tokens": int(scores.counts_P[of_row].max(initial=0)),
+            **row.origin._asdict(),
+        }
+        yield {name: value for name, value in written.items() if value or name == "teacher_tokens"}

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 
 from ds_rag.config import ObjectiveConfig
-from ds_rag.config.objectives import OBJECTIVES, ObjectiveSpec
+from ds_rag.config.objectives import CANDIDATES, OBJECTIVES, SCORES, TEACHERS, ObjectiveSpec, objectives_with
 from ds_rag.data.batch import Batch, CellList
 from ds_rag.data.prompt import Prompt
 from ds_rag.losses import entropy, infonce, infonce_columns, log_prior
-from ds_rag.runtime.errors import choose
+from ds_rag.runtime.errors import UserError, choose
 from ds_rag.step.candidates import list_candidates, not_pushed_down
 
 Counts = dict[str, float]
@@ -82,7 +82,9 @@ class Objective(ABC):
 
     def __init__(self, config: ObjectiveConfig | None = None, world: int = 1):
         self.config, self.world = config or ObjectiveConfig(objective=self.name), world
-        self.spec: ObjectiveSpec = choose(OBJECTIVES, self.name, "--objective")
+        choose(TEACHERS, self.config.teacher, "--teacher")
+        self.spec: ObjectiveSpec = choose(OBJECTIVES, self.name, "--objective").under(self.config.teacher)
+        self.check_teacher()
         self.check()
 
     @property
@@ -98,6 +100,21 @@ class Objective(ABC):
     def reads_without_passage(self) -> bool:
         """Does the generator also score each answer without a passage? (`Micro.without_B`)"""
         return False
+
+    def check_teacher(self) -> None:
+        """Raises UserError where scores in the rows do not suffice."""
+        if self.config.teacher != SCORES:
+            return
+        if self.spec.reads == CANDIDATES:
+            raise UserError(
+                f"--teacher scores: {self.name} needs a log-probability of each answer token, and rows have one score",
+                fix=objectives_with(one_score=True),
+            )
+        if self.config.gate_gain is not None:
+            raise UserError(
+                "--gate_gain: scores in the rows say nothing about the answer without a passage",
+                fix="--gate_margin, the distance between the best two scores",
+            )
 
     def check(self) -> None:  # noqa: B027 (most have nothing to check)
         """Raises UserError if settings contradict each other; called when the objective is made."""

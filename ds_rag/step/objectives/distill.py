@@ -40,4 +40,4 @@ class ReplugLsr(OverCandidates):
             )
 
     def loss(self, x: Candidates) -> torch.Tensor:
-        return replug_lsr(*x.args, target_temperature=self.config.target_temperature)
+        return replug_lsr(*x.args, **x.options, target_temperature=self.config.target_temperature)

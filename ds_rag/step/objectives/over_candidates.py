@@ -5,7 +5,6 @@ Shape legend: B queries, N passages of the pool, K candidates, T answer tokens.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from ds_rag.config import ObjectiveConfig
+from ds_rag.config.objectives import GIVEN
 from ds_rag.losses import (
     Temper,
     entropy,
@@ -34,6 +34,7 @@ class Candidates:
     scores_BK: the retriever's scores. logp_BKT: log-probability in nats of each answer token given each candidate.
     answer_mask_BT: bool, True at the answer's tokens. prior_BK: with `--prior pool` the log prior over the pool at the
     candidates, else None. passes_B: bool, False for queries that the gate lets teach nothing; None: there is no gate.
+    mask_BK: bool, False where a query has fewer candidates than K; None: all have K.
     """
 
     scores_BK: torch.Tensor
@@ -41,6 +42,7 @@ class Candidates:
     answer_mask_BT: torch.Tensor
     prior_BK: torch.Tensor | None
     passes_B: torch.Tensor | None = None
+    mask_BK: torch.Tensor | None = None
 
     def gated(self, loss_B: torch.Tensor) -> torch.Tensor:
         """`loss_B` with weight 0 for queries that do not pass the gate."""
@@ -52,8 +54,15 @@ class Candidates:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for a loss that can take its log prior as an argument."""
-        return {} if self.prior_BK is None else {"log_prior_BK": self.prior_BK}
+        """Keyword arguments for a loss: its log prior and its mask, where there are any."""
+        given = {"log_prior_BK": self.prior_BK, "candidate_mask_BK": self.mask_BK}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def counts_B(self) -> torch.Tensor:
+        """(B,) number of candidates, at least 1."""
+        full_BK = torch.ones_like(self.scores_BK) if self.mask_BK is None else self.mask_BK.to(self.scores_BK)
+        return full_BK.sum(-1).clamp(min=1)
 
 
 def temper_from(config: ObjectiveConfig) -> Temper:
@@ -68,8 +77,8 @@ class OverCandidates(Objective):
 
     @property
     def temper(self) -> Temper:
-        """How an answer's log-probability is made from its tokens'."""
-        return temper_from(self.config)
+        """How an answer's log-probability is made from its tokens'. Scores in the rows are weighted already."""
+        return Temper() if self.spec.reads == GIVEN else temper_from(self.config)
 
     @abstractmethod
     def loss(self, x: Candidates) -> torch.Tensor:
@@ -84,16 +93,28 @@ class OverCandidates(Objective):
         return terms
 
     def candidates(self, micro: Micro) -> Candidates:
-        assert micro.logp_CA is not None, "the generator has read nothing"
         B, K = micro.candidates_BK.shape
         scores_BK = micro.scores_BN.gather(1, micro.candidates_BK)
         prior_BK = None
         if self.config.prior == "pool":
             mask_BN = not_pushed_down(micro.batch, micro.candidates_BK)
             prior_BK = log_prior(micro.scores_BN, mask_BN).gather(1, micro.candidates_BK)
+        if self.spec.reads == GIVEN:
+            return self.given(micro, scores_BK, prior_BK)
+        assert micro.logp_CA is not None, "the generator has read nothing"
         mask_BT = micro.batch.answer_mask_BT.to(micro.scores_BN.device)
         logp_BKT = micro.logp_CA.view(B, K, -1)
         return Candidates(scores_BK, logp_BKT, mask_BT, prior_BK, self.passes(logp_BKT, mask_BT, micro.without_B))
+
+    def given(self, micro: Micro, scores_BK: torch.Tensor, prior_BK: torch.Tensor | None) -> Candidates:
+        """The same from scores in the rows: each is `--answer_weight` times an answer of one token. The gate compares
+        them as they are."""
+        assert micro.batch.teacher_BN is not None, "the rows have no scores"
+        teacher_BK = micro.batch.teacher_BN.gather(1, micro.candidates_BK).to(scores_BK)
+        mask_BK, one_BT = ~teacher_BK.isnan(), torch.ones_like(scores_BK[:, :1], dtype=torch.bool)
+        passes_B = self.passes(teacher_BK.nan_to_num(nan=-torch.inf)[:, :, None], one_BT, None)
+        logp_BKT = self.config.answer_weight * teacher_BK[:, :, None]
+        return Candidates(scores_BK, logp_BKT, one_BT, prior_BK, passes_B, mask_BK)
 
     @property
     def reads_without_passage(self) -> bool:
@@ -114,10 +135,9 @@ class OverCandidates(Objective):
         the number of queries that do not pass."""
         x = self.candidates(micro)
         after = posterior(*x.args, **x.options, answer_logprob=self.temper)
-        B, K = micro.candidates_BK.shape
         gated = {} if x.passes_B is None else {"gated_queries": float((~x.passes_B).sum())}
         return gated | {
-            "prior_entropy": float(entropy(log_prior(x.scores_BK).exp()).sum()),
+            "prior_entropy": float(entropy(log_prior(x.scores_BK, x.mask_BK).exp()).sum()),
             "posterior_entropy": float(entropy(after).sum()),
-            "uniform_entropy": B * math.log(K),
+            "uniform_entropy": float(x.counts_B.log().sum()),
         }

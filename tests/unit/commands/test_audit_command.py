@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
 from ds_rag.evaluation.audit_pool import QUESTION, AuditOptions, AuditReader, collect, read_questions, sample_rows
 from ds_rag.index.lexical import LexicalIndex
+from ds_rag.run.html_report import write_report
 from ds_rag.runtime.console import Console
+from ds_rag.runtime.own_files import RUN, strangers_by_name
 
 SILENT = Console(speaks=False)
 CORPUS = [*TEXTS, "the mill of zor is closed", "bob sleeps in the ninth pool"]
@@ -136,10 +140,24 @@ def test_the_command_leaves_figures_and_a_picture(run, tmp_path, capsys):
     assert f"verdict: {result['verdict']['lines'][0][:30]}" in printed
     assert "suggested: temperature" in printed and "gold among them" in printed
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((run / "audit.json").read_text()) == result, "the run keeps it"
+    assert (run / "audit.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+    assert strangers_by_name(run, RUN) == []
+    assert "report" not in printed and not (run / "report.html").exists(), "a run without one gets none"
+    page = write_report(run)
+    before = page.read_text()
+    row = before[before.index("<td>reader</td>") :].split("</tr>")[0]
+    assert f"{result['gold_first']['reader']['gold among them']['mean']:.3f}" in row
+    assert escape(result["verdict"]["lines"][0]) in before and "right are labelled passages" in before
+    assert base64.b64encode((run / "audit.png").read_bytes()).decode() in before
     words = ["audit", *flags, "--ignore_labels", "--json", tmp_path / "a.json"]  # its own file may be replaced
     assert cli.main([str(word) for word in words]) == 0
     result = json.loads((tmp_path / "a.json").read_text())
     assert not result["setting"]["labels_used"] and any("weaker" in line for line in result["verdict"]["lines"])
+    assert "right are passages that contain the answer" in page.read_text() != before, "the report follows"
+    (run / "audit.json").write_text('{"mine": 1}')
+    assert cli.main([str(word) for word in words]) == 0
+    assert "was not added" in capsys.readouterr().out and json.loads((run / "audit.json").read_text()) == {"mine": 1}
 
 
 @pytest.mark.parametrize(

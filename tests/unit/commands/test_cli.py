@@ -115,6 +115,20 @@ def test_mistakes_are_exit_code_2_and_a_message(here, capsys, monkeypatch, argv,
     assert says in err and "Traceback" not in err and out == ""
 
 
+FOLDED = [["mine", "--data", "rows.jsonl", "--out", "mined.jsonl"], ["index", "--run", "run"], ["ask", "run", "who?"]]
+
+
+@pytest.mark.parametrize("argv", FOLDED, ids=lambda argv: argv[0])
+def test_commands_that_hold_no_rows_out_refuse_folds(here, capsys, argv):
+    """And say so of them alone: without folds it is the missing run or model that is named."""
+    for flags, says in ((["--folds", "5", "--fold", "1"], "--folds, --fold"), ([], "")):
+        assert main([*argv, *flags]) == 2
+        said = capsys.readouterr().err
+        assert ("divides no rows into folds" in said) == bool(flags) and says in said
+    assert main(["evaluate", "--retriever", "bm25", "--folds", "5"]) == 2
+    assert "divides no rows" not in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(here):
     with pytest.raises(UserError):
         main(["train", "--lerning_rate", "1", "--debug"])

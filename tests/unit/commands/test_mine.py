@@ -17,15 +17,7 @@ import torch
 from small import small_generator, small_retriever
 
 from ds_rag.commands.mine import command as mine
-from ds_rag.commands.mine.command import (
-    Limits,
-    Miner,
-    check_arguments,
-    exceeded_limits,
-    mine_chunks,
-    posterior_of,
-    show,
-)
+from ds_rag.commands.mine.command import check_arguments, mine_chunks, posterior_of, show
 from ds_rag.config import DEFAULT_TEMPLATE, EvaluationConfig, RunConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells
@@ -33,7 +25,10 @@ from ds_rag.data.dataset import Example, build_table
 from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_side
+from ds_rag.evaluation.lexical_sum import WeightedWords
+from ds_rag.evaluation.mining import Limits, Miner, exceeded_limits
 from ds_rag.index.building import Corpus, index_corpus
+from ds_rag.index.lexical import LexicalIndex
 from ds_rag.index.store import describe, hash_model
 from ds_rag.run.publish_index import publish
 from ds_rag.runtime.console import Console
@@ -131,6 +126,27 @@ def test_labelled_rows_by_brute_force(limits, seed):
         assert written.get("negatives", []) == [*given.negatives, *mined]
         assert written.get("passages", []) == [t for t in given.passages if t not in mined]
     assert miner.counts["rows"] == miner.counts["labelled_rows"] == 2 and miner.counts["looked_at"] == 30
+
+
+def test_bm25_by_its_weight_is_in_every_score():
+    """The order of what is looked at, and the margin below the positive; against a loop over all passages."""
+    rows = [replace(row([CORPUS[n]]), query="passage 4 or 7 ?") for n in (7, 4)]
+    miner, examples, queries = make(rows, Limits(1.0), negatives=20)
+    miner.words = WeightedWords(LexicalIndex(CORPUS), 0.9)
+    mined = []
+    for given, example, query in zip(rows, examples, queries, strict=True):
+        words = 0.9 * LexicalIndex(CORPUS).scaled(given.query)
+        sums = [float(miner.vectors_ND[n] @ query) + float(words[n]) for n in range(20)]
+        near = set(ranked(miner, query, 6)) | {4, 7}  # BM25's first two, and 0 to 3, which tie
+        looked_at = sorted(near | {0, 1, 2, 3}, key=lambda n: (-sums[n], n))[:6]
+        wanted = [CORPUS[n] for n in looked_at if sums[n] <= sums[example.positives[0]] and n not in example.positives]
+        mined.append(miner.mine(given, example, query, ranked(miner, query, 6)).get("negatives", []))
+        assert mined[-1] == wanted
+    miner.words = None
+    assert (
+        mined[0]
+        and miner.mine(rows[0], examples[0], queries[0], ranked(miner, queries[0], 6)).get("negatives") != mined[0]
+    )
 
 
 def test_a_positive_in_other_letters_and_blanks_is_known():
@@ -238,7 +254,9 @@ def test_the_posterior_by_one_forward_a_cell():
     scores = np.array([0.3, 0.1, -0.2, 0.25])
     example = Example("who leads zor via ?", ("basalt", "never read"), (), ())
     with torch.no_grad():
-        found = posterior_of(saved, texts)(example, [3, 1, 2, 0], scores)
+        posterior = posterior_of(saved, texts, None, Console(speaks=False))
+        posterior.read([(example, [3, 1, 2, 0])])
+        found = posterior(example, [3, 1, 2, 0], scores)
         weights = []
         for n, score in zip([3, 1, 2, 0], scores, strict=True):
             ids = {
@@ -255,7 +273,7 @@ def test_the_posterior_by_one_forward_a_cell():
 def test_a_posterior_wants_a_generator():
     saved: Any = SimpleNamespace(generator=None, prompt=None)
     with pytest.raises(UserError, match="--posterior: there is no generator") as caught:
-        posterior_of(saved, [])
+        posterior_of(saved, [], None, Console(speaks=False))
     assert "in place of --run" in caught.value.expected  # with --run a --generator is refused
 
 

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from ds_rag.config import SECTIONS, ObjectiveConfig, RunConfig, build
-from ds_rag.config.effects import CONTRARY, IDLE, METRICS, OF_ANSWERS, idle
+from ds_rag.config.contradictions import CONTRARY, METRICS, OF_ANSWERS
+from ds_rag.config.effects import IDLE, idle
 from ds_rag.config.flags import parse
 from ds_rag.config.objectives import CANDIDATES, NOTHING, OBJECTIVES, POSITIVE
 from ds_rag.evaluation.evaluator import KS
@@ -29,8 +30,8 @@ ALWAYS = """train_data eval_data corpus query_column answer_column positive_colu
     id_column document_column title_column place_column
     on_bad_row assume_first_positive train_labels max_train_samples max_query_length max_passage_length
     retriever encoders pooling normalize query_prefix passage_prefix gradient_checkpointing trust_remote_code
-    temperature
-    objective candidates_from pool retriever_chunk
+    temperature lexical_prior
+    objective pool retriever_chunk
     per_device_train_batch_size gradient_accumulation_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
     max_bad_steps max_grad_norm max_steps warmup_steps lr_scheduler_type bf16 fp16 seed
     per_device_eval_batch_size index_factory index_shards top_k
@@ -38,6 +39,7 @@ ALWAYS = """train_data eval_data corpus query_column answer_column positive_colu
     debug"""
 
 INFONCE, FROZEN = ["--objective", "infonce"], ["--freeze", "generator"]
+SCORES = ["--teacher", "scores"]
 DOES_NOTHING = [
     (["--world_seed", "3"], "world_seed"),
     (["--eval_fraction", "0.1"], "eval_fraction"),
@@ -64,6 +66,11 @@ DOES_NOTHING = [
     (["--generator_backward", "exact", "--objective", "emdr2", "--reader_loss", "none"], "generator_backward"),
     (["--retriever_learning_rate", "1e-4", "--freeze", "retriever"], "retriever_learning_rate"),
     (["--contrastive_weight", "1", "--freeze", "retriever"], "contrastive_weight"),
+    (["--lexical_prior_learning_rate", "1"], "lexical_prior_learning_rate"),
+    (
+        ["--lexical_prior_learning_rate", "1", "--lexical_prior", "2", "--freeze", "retriever"],
+        "lexical_prior_learning_rate",
+    ),
     (["--lora_r", "4"], "lora_r"),
     (["--lora_alpha", "4"], "lora_alpha"),
     (["--lora_dropout", "0.1"], "lora_dropout"),
@@ -75,6 +82,14 @@ DOES_NOTHING = [
     (["--answer_exponent", "1", *INFONCE], "answer_exponent"),
     (["--answer_weight", "2", "--objective", "pdist", "--reader_loss", "none"], "answer_weight"),
     (["--answer_logprob", "mean", "--answer_exponent", "0.5"], "answer_logprob"),
+    (["--answer_logprob", "mean", *SCORES], "answer_logprob"),
+    (["--answer_exponent", "1", *SCORES], "answer_exponent"),
+    (["--generator", "G", *SCORES], "generator"),
+    (["--max_answer_length", "9", *SCORES], "max_answer_length"),
+    (["--reader_loss", "none", "--objective", "pdist", *SCORES], "reader_loss"),
+    (["--scores_column", "s"], "scores_column"),
+    ([*SCORES, *INFONCE], "teacher"),
+    ([*SCORES, "--objective", "positive_only"], "teacher"),
     (["--gate_gain", "1", *INFONCE], "gate_gain"),
     (["--gate_margin", "1", "--objective", "positive_only"], "gate_margin"),
     (["--index_candidates", "3"], "index_candidates"),
@@ -103,6 +118,8 @@ DOES_NOTHING = [
     (["--rerank", "9"], "rerank"),
     (["--refresh_fraction", "0.5", "--refresh_index", "0"], "refresh_fraction"),
     (["--refresh_staleness", "9"], "refresh_staleness"),
+    (["--refresh_mode", "async", "--train_side", "query"], "refresh_mode"),
+    (["--refresh_fraction", "0.5", "--train_side", "query"], "refresh_fraction"),
     (["--metric_for_best_model", "f1"], "metric_for_best_model"),
     (["--deepspeed", "A", "--deepspeed_retriever", "B", "--deepspeed_generator", "C"], "deepspeed"),
     (["--save_total_limit", "5", "--save_steps", "0"], "save_total_limit"),
@@ -111,10 +128,15 @@ DOES_NOTHING = [
 WORKS = [
     ["--learn_temperature", "false", "--freeze", "retriever"],
     ["--learn_temperature", "--freeze", "generator"],
+    ["--train_side", "query", "--freeze", "generator"],
     ["--candidates", "3", "--candidates_from", "index", "--index_candidates", "3", "--answer_logprob", "mean"],
     ["--target_temperature", "1", "--objective", "pdist", "--reader_loss", "posterior", "--answer_logprob", "mean"],
     ["--answer_exponent", "0.5", "--answer_weight", "2"],
     ["--answer_weight", "2", "--objective", "rag_token"],
+    ["--lexical_prior", "2", "--lexical_prior_learning_rate", "1"],
+    ["--lexical_prior_learning_rate", "1", "--retriever", "R"],
+    [*SCORES, "--scores_column", "s", "--candidates", "3", "--prior", "pool", "--gate_margin", "1"],
+    [*SCORES, "--answer_weight", "2", "--objective", "pdist", "--target_temperature", "1"],
     ["--gate_gain", "1", "--gate_margin", "0.2", "--objective", "pdist"],
     ["--generator_backward", "posterior", "--posterior_threshold", "0.1", "--micro_cells", "4"],
     ["--memory_budget", "4", "--micro_cells", "4"],
@@ -142,7 +164,11 @@ CONTRADICTS = [
     (["--freeze", "retriever", "--learn_temperature"], "--learn_temperature true"),
     (["--freeze", "retriever", *INFONCE], "--freeze retriever: no model would be trained"),
     (["--freeze", "retriever", "--objective", "emdr2", "--reader_loss", "none"], "no model would be trained"),
+    (["--freeze", "retriever", "--train_side", "query"], "--train_side query: it trains the encoder of queries"),
     (["--teacher_cache", "T"], "--teacher_cache t: the generator is trained"),
+    ([*SCORES, "--objective", "pdist", "--reader_loss", "prior"], "--reader_loss prior: it trains a generator"),
+    ([*SCORES, "--candidates_from", "index"], "--candidates_from index: the candidates are the row's own"),
+    ([*SCORES, "--train_data", "builtin", "--eval_data", "none"], "the built-in rows have no scores"),
     (["--lora", "generator", "--generator", "G", *INFONCE], "no generator"),
     (["--load_in_4bit", "generator", "--generator", "G", *INFONCE, "--freeze", "generator"], "no generator"),
     (["--lora", "generator", "--generator", "G", "--objective", "emdr2", "--reader_loss", "none"], "is not trained"),

@@ -42,6 +42,7 @@ def test_labels_by_hand():
         "without any passage": 2,
         "without an answer": 1,
         "with several answers": 2,
+        "with a teacher's scores": 0,
     }
     found = per_row(ROWS)
     assert [found[name]["max"] for name in found] == [2, 4, 2]

@@ -23,7 +23,7 @@ from ds_rag.train import train_step
 
 RATE, CLIP, FACTORS = 1e-2, 0.5, (0.3, 1.0, 0.7)
 # An epsilon well above rounding noise: else Adam makes a full step of a gradient that is zero but for noise.
-OPTIM = OptimConfig(weight_decay=0.1, adam_epsilon=1e-4)
+OPTIM = OptimConfig(weight_decay=0.1, adam_epsilon=1e-4, lexical_prior_learning_rate=0.03)
 
 
 def engine(name: str, module: Any) -> PlainEngine:
@@ -31,7 +31,7 @@ def engine(name: str, module: Any) -> PlainEngine:
 
 
 def make_parts(clip: float = CLIP) -> Parts:
-    parts = small_parts(2, engine=engine, learn_temperature=True, objective="rag_sequence")
+    parts = small_parts(2, engine=engine, learn_temperature=True, lexical_prior=0.5, objective="rag_sequence")
     parts.engines.max_grad_norm = clip
     return parts
 
@@ -60,6 +60,8 @@ def test_three_steps_are_those_of_plain_pytorch(clip):
     models = list(plain.engines.modules.values())
     every = [p for model in models for p in model.parameters() if p.requires_grad]
     optimizers = [adamw(model, OPTIM, RATE) for model in models]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    assert rates[0] == [RATE, RATE, OPTIM.lexical_prior_learning_rate] and rates[1] == [RATE, RATE]
     clipped, seen = [], keep_gradients(ours)
     for n, factor in enumerate(FACTORS):
         for p in every:
@@ -69,9 +71,9 @@ def test_three_steps_are_those_of_plain_pytorch(clip):
         wanted = gradients(plain)
         norm = torch.nn.utils.clip_grad_norm_(every, clip or math.inf)
         clipped.append(bool(norm > clip > 0))
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * factor
+        for optimizer, own in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, own, strict=True):
+                group["lr"] = rate * factor
             optimizer.step()
         outputs, _, result = train_step(ours, n, factor)
         assert sum(o.loss for o in outputs) == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -115,6 +117,7 @@ def test_a_run_that_is_saved_and_loaded_goes_on_as_if_it_had_not_been(tmp_path: 
         train_step(parts, 2, 1.0)
     for name, p in parameters(first).items():
         torch.testing.assert_close(parameters(other)[name], p, rtol=0, atol=0)
+    assert abs(float(first.retriever.lexical_weight) - 0.5) > 1e-3, "BM25's weight was trained, too"
 
 
 def test_it_is_of_one_process(monkeypatch):

@@ -34,6 +34,7 @@ class Chosen:
     tokenizer = SimpleNamespace(pad_token_id=0)
     log_temperature = torch.zeros(())
     temperature = torch.tensor(0.5)
+    reads_words, lexical_weight = False, torch.zeros(())
 
     def __init__(self, queries: np.ndarray, passages: np.ndarray):
         self.vectors = {"query": torch.tensor(queries).float(), "passage": torch.tensor(passages).float()}

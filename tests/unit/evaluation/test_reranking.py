@@ -75,12 +75,12 @@ def scored(monkeypatch):
     """log p(y|x,z) by the passage's number; notes the pairs."""
     seen: list[tuple[int, int]] = []
 
-    def score(generator, prompt, texts, pairs, console):
+    def score(reader, pairs, store, console):
         seen.extend(pairs)
         sums = np.array([{0: -9.0, 1: -8.0, 2: -5.5, 3: -1.0}[p] for _, p in pairs])
-        return PairScores(sums, np.array([len(texts.answers[q]) for q, _ in pairs]))
+        return PairScores(sums, np.array([len(reader.texts.answers[q]) for q, _ in pairs]))
 
-    monkeypatch.setattr(reranking, "score_pairs", score)
+    monkeypatch.setattr(reranking, "scores_of", score)
     return seen
 
 

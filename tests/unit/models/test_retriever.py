@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
 import logging
+import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +137,30 @@ def test_learned_temperature_is_saved(make, tmp_path):
     assert again.temperature.item() == pytest.approx(0.2 / 2.718281828, rel=1e-5)
     flag = ModelConfig(retriever=str(tmp_path), temperature=0.5)
     assert open_retriever(flag, DataConfig(), list, tmp_path).temperature.item() == pytest.approx(0.5)
+
+
+def test_the_weight_of_bm25_is_an_output_and_is_saved(make, tmp_path):
+    retriever = make(lexical_weight=0.8)
+    tokens = retriever.tokens(WORDS, "query")
+    *_, temperature, weight = retriever(tokens, None)
+    weight.square().backward()
+    assert float(weight.detach()) == pytest.approx(0.8) and temperature.ndim == weight.ndim == 0
+    assert float(retriever.log_lexical_weight.grad) == pytest.approx(2 * 0.8**2)
+    with torch.no_grad():
+        retriever.log_lexical_weight += 1.0
+    retriever.save(tmp_path)
+
+    def weight_of(**flags: Any) -> float:
+        return float(open_retriever(ModelConfig(str(tmp_path), **flags), DataConfig(), list, tmp_path).lexical_weight)
+
+    assert weight_of() == pytest.approx(0.8 * math.e, rel=1e-5)
+    assert weight_of(lexical_prior=3.0) == pytest.approx(3.0) and weight_of(lexical_prior=0.0) == 0.0
+    own = json.loads((tmp_path / "ds_rag.json").read_text())
+    del own["lexical_weight"]  # as earlier versions wrote it
+    (tmp_path / "ds_rag.json").write_text(json.dumps(own))
+    again = open_retriever(ModelConfig(str(tmp_path)), DataConfig(), list, tmp_path)
+    assert not again.reads_words and len(again(tokens, None)) == 3
+    assert repr(again.settings) == repr(replace(again.settings, lexical_weight=2.0)), "older indexes stay valid"
 
 
 def test_fixed_temperature_is_exact_in_every_precision(make):

@@ -13,6 +13,7 @@ import pytest
 
 from ds_rag.run.html_report import PANELS, _smooth, curves, plot_curves, read_metrics, write_report
 from ds_rag.run.lexical_table import lexical_table
+from ds_rag.run.teaching_html import audit_html, posterior_html
 from ds_rag.runtime.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -152,6 +153,37 @@ def test_smoothing_keeps_a_straight_line_and_calms_noise():
 def test_importing_the_module_does_not_import_matplotlib():
     code = "import sys, ds_rag.run.html_report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_prior_and_posterior_at_the_beginning_and_at_the_end(tmp_path):
+    entropies = [{"prior_entropy": 2.0, "posterior_entropy": 1.5 - n / 100, "gated_queries": n % 2} for n in range(40)]
+    lines = [{"kind": "train", "step": n} | figures for n, figures in enumerate(entropies)]
+    held = {
+        when: {"without_labels": {"prior_posterior_agreement": v}} for when, v in (("before", 0.25), ("after", 0.75))
+    }
+    page = posterior_html([*lines, {"kind": "eval", "prior_entropy": 9.0}], {"evaluation": held, "gated_queries": 20})
+    rows = [re.findall(r">([^<>]+)</td>", row) for row in page.split("<tr>")[2:]]
+    assert rows == [
+        ["entropy of the prior, nats", "2.000", "2.000"],
+        ["entropy of the posterior, nats", "1.455", "1.155"],  # means of steps 0 to 9 and 30 to 39
+        ["questions of a step that taught nothing", "0.500", "0.500"],
+        ["first passage by prior and posterior the same, held-out", "0.250", "0.750"],
+    ]
+    assert "In all, 20 questions taught nothing." in page
+    assert posterior_html([{"kind": "train", "step": 1, "loss": 1.0}], {"gated_queries": 0}) == ""
+    assert "In all" not in posterior_html(lines, {}) and audit_html(tmp_path) == ""
+    assert "Prior and posterior" in write_report(write_run(tmp_path / "run")).read_text()
+
+
+def test_an_audit_of_odd_values_is_harmless(tmp_path):
+    odd = {"gold_first": {EVIL: {"gold among them": {"mean": None}}, "reader": 3}, "verdict": {"lines": [EVIL]}}
+    (tmp_path / "audit.json").write_text(json.dumps(odd))
+    (tmp_path / "audit.png").write_bytes(b"no picture")
+    page = audit_html(tmp_path)
+    assert EVIL not in page and page.count("&lt;script&gt;") == 2 and "<img" not in page
+    (tmp_path / "audit.json").write_text("{")
+    with pytest.raises(UserError, match=r"audit\.json"):
+        audit_html(tmp_path)
 
 
 def test_rankings_beside_a_search_by_words(tmp_path):

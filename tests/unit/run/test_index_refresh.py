@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import pytest
 import torch
 from small import small_parts
 
-from ds_rag.config import EvaluationConfig
+from ds_rag.config import EvaluationConfig, build
 from ds_rag.config.schedules import Schedule
+from ds_rag.data.batch import pad_right
 from ds_rag.evaluation.evaluator import Evaluation
+from ds_rag.index import building
 from ds_rag.index.encode import encode
-from ds_rag.models.fingerprint import fingerprint
+from ds_rag.models.fingerprint import fingerprint, hash_weights
 from ds_rag.run import index_refresh as module
+from ds_rag.run.active_run import look_up_passages
+from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.index_refresh import IndexStage, Landed
 from ds_rag.runtime.console import Console
 from ds_rag.train import train_step
@@ -100,6 +105,46 @@ def test_what_lands_is_of_the_weights_of_its_step(tmp_path, mode):
     assert 0 < stage.stall_fraction < 1
     stage.clear()
     assert not (tmp_path / "refresh").exists()
+
+
+def test_with_constant_passages_a_refresh_encodes_nothing_and_the_index_is_that_of_every_step(tmp_path, monkeypatch):
+    parts, stage = make(tmp_path, steps=5, flags={"train_side": "query", "objective": "infonce"}, refresh_mode="async")
+    run: Any = SimpleNamespace(parts=parts, index=stage, state=TrainState(), console=SILENT, config=build({}))
+    look_up_passages(run)
+    file, passages = tmp_path / "refresh/step-0/vectors.npy", parts.loader.tokens.passages
+    made, index = file.read_bytes(), stage.built.index
+    kept = hash_weights(parts.retriever.passage_encoder)
+    wanted_ND = torch.cat([parts.retriever.embed(pad_right([ids], 0), "passage") for ids in passages]).detach()
+    assert len(passages) > parts.data.corpus_size, "there are passages that only rows have"
+    found_ND = parts.joint.options.vectors.take(range(len(passages)))
+    torch.testing.assert_close(torch.from_numpy(found_ND), wanted_ND, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(module, "encode_shard", None)
+    losses, landed, prints = loop(parts, stage)
+    assert len(set(losses)) == len(set(prints)) - 1 == 5, "the queries' side is trained"
+    assert [(x.step, x.at, x.full, x.figures["index_age"]) for x in landed] == [(2, 2, True, 0), (4, 4, True, 0)]
+    assert [mark for _, mark in stage.evaluator.seen] == [prints[2], prints[4]]
+    assert stage.built.index is index and file.read_bytes() == made
+    assert hash_weights(parts.retriever.passage_encoder) == kept != hash_weights(parts.retriever.encoder)
+    monkeypatch.undo()
+    for side, encodes in (("query", False), ("both", True)):  # of a run that is resumed
+        _, again = make(tmp_path, flags={"train_side": side, "objective": "infonce"})
+        counts = encoded(monkeypatch)
+        again.encode(4)
+        assert bool(sum(counts)) == encodes and (again.step, again.built.index is index) == (4, False)
+        monkeypatch.undo()
+
+
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Is given the number of passages of each call that encodes some."""
+    counts: list[int] = []
+    embed_rows = building.embed_rows
+
+    def counting(retriever: Any, tokens: Any, numbers: Any, *others: Any) -> Any:
+        counts.append(len(numbers))
+        return embed_rows(retriever, tokens, numbers, *others)
+
+    monkeypatch.setattr(building, "embed_rows", counting)
+    return counts
 
 
 class Gate:

@@ -23,6 +23,8 @@ PLAIN: list[dict[str, Any]] = [{"objective": name} for name in OBJECTIVES]
 VARIANTS: list[dict[str, Any]] = [{"objective": name, "learn_temperature": True} for name in OBJECTIVES]
 VARIANTS += [{"objective": "rag_sequence", "contrastive_weight": 0.5, "prior": "pool"}]
 VARIANTS += [{"objective": "rag_token", "answer_weight": 1.5}]
+VARIANTS += [{"objective": name, "lexical_prior": 0.7} for name in ("rag_sequence", "emdr2", "infonce")]
+VARIANTS += [{"objective": "rag_sequence", "lexical_prior": 0.7, "prior": "pool", "retriever_chunk": 2}]
 GATE: dict[str, Any] = {"gate_gain": 0.1}  # some rows of every step pass it, some do not
 VARIANTS += [{"objective": name} | GATE for name in ("rag_sequence", "emdr2")]
 VARIANTS += [GATE | {"objective": "rag_sequence", "freeze": "generator"}]
@@ -53,9 +55,7 @@ WAYS: list[dict[str, Any]] = [
 WAYS_OF: list[Any] = [{"objective": name} for name in ("rag_sequence", "rag_token", "infonce", "emdr2")]
 WAYS_OF += [{"objective": "positive_only", "lm_tokens": "answer"}]
 WAYS_OF += [{"objective": "rag_sequence", "answer_exponent": 0.5, "answer_weight": 1.5}]
-WAYS_OF += [
-    pytest.param({"objective": name}, marks=pytest.mark.slow) for name in ("positive_only", "pdist", "replug_lsr")
-]
+WAYS_OF += [{"objective": name} for name in ("positive_only", "pdist", "replug_lsr")]
 
 
 def label(variant: dict[str, Any]) -> str:
@@ -76,14 +76,23 @@ def one_graph(parts: Parts) -> float:
     return float(loss.detach())
 
 
-@pytest.mark.parametrize("way", WAYS, ids=label)
-@pytest.mark.parametrize("variant", WAYS_OF, ids=label)
+def every_other(rows: list[Any], columns: list[Any]) -> list[Any]:
+    """All pairs; those of odd row plus column are slow: in `make test` each value meets half of the others."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [
+        pytest.param(row, column, marks=marks[(n + m) % 2 == 1], id=f"{label(row)}-{label(column)}")
+        for n, row in enumerate(rows)
+        for m, column in enumerate(columns)
+    ]
+
+
+@pytest.mark.parametrize(("variant", "way"), every_other(WAYS_OF, WAYS))
 def test_every_way_gives_the_gradient_of_one_graph(variant, way):
     compare_with_one_graph(2, variant | way)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=label)
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_gradients_equal_those_of_one_graph_through_both_models(variant, accumulation):
     """The joint loss separates: two backwards from cached gradients are the exact gradient."""
     compare_with_one_graph(accumulation, variant)
@@ -105,6 +114,10 @@ def compare_with_one_graph(accumulation: int, variant: dict[str, Any]) -> None:
     if variant.get("learn_temperature"):
         own = float(wanted["retriever.log_temperature"])  # small beside the others': held by itself
         assert abs(own) > 1e-5 and float(found["retriever.log_temperature"]) == pytest.approx(own, rel=1e-2)
+    if variant.get("lexical_prior"):
+        own = float(wanted["retriever.log_lexical_weight"])
+        assert abs(own) > 1e-4 and float(found["retriever.log_lexical_weight"]) == pytest.approx(own, rel=1e-3)
+        assert outputs[0].sums["lexical_weight"] == pytest.approx(0.7)
     assert totals["queries"] == 3 * accumulation
 
 

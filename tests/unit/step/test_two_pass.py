@@ -53,7 +53,7 @@ def by_hand(parts: Parts, chunk: int, seed: int) -> dict[str, torch.Tensor]:
     parts.engines.train()
     torch.manual_seed(seed)
     batch = parts.loader.micro_batches(0)[0]
-    slices = split_evenly(batch.queries, batch.passages, chunk)
+    slices = split_evenly((batch.queries, batch.passages), chunk)
     outputs = [parts.retriever(batch.queries.take(q.read), batch.passages.take(p.read)) for q, p in slices]
     sides: list[Any] = [torch.empty(len(batch.queries.ids_BT), 16), torch.empty(len(batch.passages.ids_BT), 16)]
     for side in (0, 1):
@@ -124,7 +124,7 @@ def test_only_the_last_chunk_of_the_last_micro_batch_ends_the_step():
 def test_chunks_hold_texts_of_like_length_and_every_text_once():
     lengths = [3, 9, 4, 8, 2, 7]
     mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
-    sides = split_evenly(Tokens(mask, mask), Tokens(mask[:3], mask[:3]), 3)
+    sides = split_evenly((Tokens(mask, mask), Tokens(mask[:3], mask[:3])), 3)
     assert len(sides) == 3
     for n, count in ((0, 6), (1, 3)):
         assert sorted(r for pair in sides for r in pair[n].rows) == list(range(count))

@@ -122,6 +122,7 @@ TRAINED = [
     {"stages": ("2", "3+offload")},
     {"precision": "fp16"},
     {"checkpointing": True, "micro_cells": 8, "retriever_chunk": 4, "encoders": 2},
+    {"work": replace(LENGTHS, query_side=True), "encoders": 2},
     {"lora": ("generator",), "lora_rank": 4},
     {"lora": NAMES, "lora_rank": 64},
     {"frozen": "generator"},

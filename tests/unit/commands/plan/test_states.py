@@ -61,6 +61,16 @@ def test_two_encoders_are_twice_one():
     assert two.weights == 2 * one.weights and two.moments == 2 * one.moments
 
 
+def test_with_constant_passages_one_encoder_of_two_is_trained_and_reads_queries_alone():
+    two, work = setup(encoders=2), replace(setup().work, query_side=True)
+    side = setup(encoders=2, work=work)
+    one, count = setup().parameters("retriever")[0], sum(two.parameters("retriever"))
+    assert side.parameters("retriever") == (one, count - one) and two.parameters("retriever")[0] == 2 * one
+    load, full = work.retriever(), two.work.retriever()
+    assert (load.tokens, load.texts) == (work.batch * work.query, work.batch) and full.tokens > load.tokens
+    assert side.parameters("generator") == two.parameters("generator")
+
+
 def test_half_types_accumulate_in_place():
     work = replace(setup().work, accumulation=2)
     assert engine_state(setup(work=work, precision="fp32"), "retriever").second > 0
