@@ -28,6 +28,7 @@ import teachers
 from covidqa import RESULTS as COVIDQA
 from folded_runs import ROOT, Line, complete_pieces, measure, run, show_table, systems_of, table_of
 
+from ds_rag.config.flags import read_recipe
 from ds_rag.evaluation.comparison import Comparison
 from ds_rag.evaluation.seeds_and_folds import System
 from ds_rag.evaluation.significance import cluster_sums, drawn_means, effective_number, expanded_tail
@@ -134,7 +135,8 @@ def rows_of_teacher(args: argparse.Namespace, teacher: str, fold: int) -> Path:
             "bm25": lambda: teachers.by_words(texts),
             "overlap": lambda: teachers.overlap(texts),
         }
-        teachers.write_rows(scored, out, made[teacher](), keep=teachers.KEPT)
+        embedded = read_recipe(str(RECIPES / "label_free.yaml"))["candidates"]
+        teachers.write_rows(scored, out, made[teacher](), keep=int(embedded))
     return out
 
 

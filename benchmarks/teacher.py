@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,7 @@ def works_of(cells: CellList, generator: Any, args: argparse.Namespace) -> list[
 Way = tuple[Callable[[Sequence[int]], None], list[list[int]]]
 
 
-def take_turns(ways: dict[str, Way], repeats: int) -> dict[str, list[tuple[float, float]]]:
+def take_turns(ways: Mapping[str, Way], repeats: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds, and seconds of this process's CPU time, of each repeat over all chunks of each way. The chunks are
     dealt into parts, and the ways take turns part by part."""
     for work, chunks in ways.values():

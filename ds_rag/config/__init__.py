@@ -11,19 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.config.checks import validate
+from ds_rag.config.objective_settings import ObjectiveConfig, ScoringConfig
 from ds_rag.config.optimization import OptimConfig
 from ds_rag.config.options import FIXED, FREE, INDEX, LENGTH
 from ds_rag.config.run_config import ALIASES, BOUNDS, OF_OWN_ROWS, ON_RESUME, OWNER, SECTIONS, RunConfig
-from ds_rag.config.sections import (
-    BUILTIN,
-    DEFAULT_TEMPLATE,
-    QUICKSTART,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    ScoringConfig,
-)
+from ds_rag.config.sections import BUILTIN, DEFAULT_TEMPLATE, QUICKSTART, DataConfig, EvaluationConfig, ModelConfig
 from ds_rag.runtime.errors import UserError
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import ds_rag
 from ds_rag.config import ALIASES, BUILTIN, OF_OWN_ROWS, OWNER, QUICKSTART, SECTIONS, RunConfig, build, find_file
 from ds_rag.config.bounds import Bounds, Number
-from ds_rag.config.effects import check_contrary
+from ds_rag.config.contradictions import check_contrary
 from ds_rag.config.recipe import read_recipe_lines
 from ds_rag.runtime.errors import UserError, nearest
 

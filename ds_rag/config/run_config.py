@@ -6,16 +6,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ds_rag.config.bounds import Bounds
+from ds_rag.config.objective_settings import ObjectiveConfig, ScoringConfig
 from ds_rag.config.optimization import OptimConfig
-from ds_rag.config.sections import (
-    BUILTIN,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    RunSection,
-    ScoringConfig,
-)
+from ds_rag.config.sections import BUILTIN, DataConfig, EvaluationConfig, ModelConfig, RunSection
 from ds_rag.runtime.credentials import masked
 
 

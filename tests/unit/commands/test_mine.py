@@ -17,15 +17,7 @@ import torch
 from small import small_generator, small_retriever
 
 from ds_rag.commands.mine import command as mine
-from ds_rag.commands.mine.command import (
-    Limits,
-    Miner,
-    check_arguments,
-    exceeded_limits,
-    mine_chunks,
-    posterior_of,
-    show,
-)
+from ds_rag.commands.mine.command import check_arguments, mine_chunks, posterior_of, show
 from ds_rag.config import DEFAULT_TEMPLATE, EvaluationConfig, RunConfig
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.batch import lay_out_cells
@@ -34,6 +26,7 @@ from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.evaluation.lexical_sum import WeightedWords
+from ds_rag.evaluation.mining import Limits, Miner, exceeded_limits
 from ds_rag.index.building import Corpus, index_corpus
 from ds_rag.index.lexical import LexicalIndex
 from ds_rag.index.store import describe, hash_model

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from ds_rag.config import SECTIONS, ObjectiveConfig, RunConfig, build
-from ds_rag.config.effects import CONTRARY, IDLE, METRICS, OF_ANSWERS, idle
+from ds_rag.config.contradictions import CONTRARY, METRICS, OF_ANSWERS
+from ds_rag.config.effects import IDLE, idle
 from ds_rag.config.flags import parse
 from ds_rag.config.objectives import CANDIDATES, NOTHING, OBJECTIVES, POSITIVE
 from ds_rag.evaluation.evaluator import KS
