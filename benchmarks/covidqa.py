@@ -44,6 +44,7 @@ def words_of(args: argparse.Namespace, method: str, fold: int, seed: int, place:
     folds = [*corpus, "--folds", str(FOLDS), "--fold", str(fold), "--retriever", args.retriever]
     if method == "reranked":
         flags = ["--generator", args.generator, "--rerank", str(READ), "--eval_answers", "false", "--json", str(place)]
+        flags += ["--teacher_cache", str(args.teacher_cache)]
         return ["evaluate", "--data", rows, *folds, *flags]
     # No generator takes part in this objective. Held out are the rows of the fold, none besides.
     flags = ["--objective", "infonce", "--contrastive_weight", "0", "--eval_fraction", "0", "--refresh_index", "0"]
@@ -72,7 +73,13 @@ def piece(args: argparse.Namespace, method: str, fold: int, seed: int, scratch: 
 
 def names_of(args: argparse.Namespace) -> dict[object, str]:
     """What stands for this machine's paths in a command that is kept."""
-    return {args.data: "covidqa", args.retriever: "ENCODER", args.generator: "LM", args.runs: "runs"}
+    return {
+        args.data: "covidqa",
+        args.retriever: "ENCODER",
+        args.generator: "LM",
+        args.runs: "runs",
+        args.teacher_cache: "scores",
+    }
 
 
 def table(folder: Path) -> None:
@@ -92,6 +99,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--generator", help="folder of a causal LM; without it `reranked` is left out")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "covidqa", help="where trainings are kept")
+    parser.add_argument("--teacher_cache", type=Path, default=ROOT / "runs" / "scores", help="the generator's scores")
     parser.add_argument("--method", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--fold", nargs="*", type=int, default=list(range(FOLDS)))
     parser.add_argument("--seed", nargs="*", type=int, default=[0], help="of trainings; the others have seed 0 alone")
@@ -108,7 +116,7 @@ def main() -> int:
         table(args.results)
         return 0
     args.results.mkdir(parents=True, exist_ok=True)
-    args.data, args.runs = args.data.resolve(), args.runs.resolve()
+    args.data, args.runs, args.teacher_cache = (p.resolve() for p in (args.data, args.runs, args.teacher_cache))
     methods = [name for name in args.method if args.generator or name != "reranked"]
     pieces = [(m, f, s) for m in methods for s in ([0] if m == "reranked" else args.seed) for f in args.fold]
     for number, (method, fold, seed) in enumerate(pieces, start=1):

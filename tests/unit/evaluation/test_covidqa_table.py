@@ -80,7 +80,9 @@ def test_a_method_without_all_folds_is_left_out(folder: Path, capsys: pytest.Cap
 def test_commands_are_kept_without_this_machines_paths(tmp_path: Path) -> None:
     import argparse
 
-    args = argparse.Namespace(data=tmp_path / "d", retriever="/models/e", generator=None, runs=tmp_path / "runs")
+    args = argparse.Namespace(
+        data=tmp_path / "d", retriever="/models/e", generator=None, runs=tmp_path / "runs", teacher_cache=None
+    )
     words = covidqa.words_of(args, "infonce_gold", 2, 1, args.runs / "x")
     line = folded_runs.as_text(words, covidqa.names_of(args))
     assert str(tmp_path) not in line and "/models" not in line
