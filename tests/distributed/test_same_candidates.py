@@ -41,7 +41,7 @@ def table(words: bool = False) -> tuple[np.ndarray, dict[str, float], list[list[
 def test_ranks_see_one_table(words: bool) -> None:
     ((alone, figures, _),) = run_ranks(table, 1, words)
     two = run_ranks(table, 2, words)
-    assert alone.shape[1] == (6 if words else 3)
+    assert alone.shape[1] == 3
     for found, same, _ in two:
         assert np.array_equal(found, alone) and same == figures
     assert two[0][2] == two[1][2], "a pool of the world is one batch"

@@ -24,6 +24,7 @@ RUN_BY = {  # where each is run; the DeepSpeed files: test_objectives_run.py, wh
     "real_encoder.yaml": "test_real_rows.py",
     "dalm.yaml": "test_real_rows.py",
     "small_causal_lm.json": "test_real_rows.py",
+    "label_free.yaml": "test_readme.py",
 }
 
 
