@@ -14,7 +14,7 @@ from ds_rag.config import RunConfig
 from ds_rag.config.objectives import CANDIDATES
 from ds_rag.models.score_store import ScoreStore
 from ds_rag.run.assemble import Parts
-from ds_rag.runtime import stop_signals
+from ds_rag.runtime import collectives, stop_signals
 from ds_rag.runtime.console import Console
 from ds_rag.step.cached_scoring import CachedScoring, FrozenReader, keys_of, score_missing
 from ds_rag.step.pair_scores import Pair, PairTexts
@@ -76,7 +76,7 @@ def keep_best(parts: Parts, reader: FrozenReader, store: ScoreStore, count: int)
         sums = np.array([store[key].sum(dtype=np.float64) for key in keys])
         kept = [passages[n] for n in sorted(np.argsort(-sums, kind="stable")[:count].tolist())]
         line[:] = kept + [-1] * (len(line) - count)
-    parts.loader.offer(table_RK)
+    parts.loader.offer(collectives.from_first(table_RK))  # ranks that do not see one store know other scores
 
 
 def reader_of(parts: Parts) -> FrozenReader:
