@@ -58,8 +58,15 @@ def measure(
         "command": as_text(words, names),
         "minutes": round((time.monotonic() - began) / 60, 2),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "gated_queries": gated(tables),
         "evaluations": {when: kept(read_per_question(Path(f"{stem}{TABLE}"))) for when, stem in tables.items()},
     }
+
+
+def gated(tables: Mapping[str, Path]) -> int | None:
+    """Queries that taught nothing in the training that left these tables; None where there was no gate."""
+    results = next(iter(tables.values())).parent / "results.json"
+    return json.loads(results.read_text()).get("gated_queries") if results.exists() else None
 
 
 def as_text(words: Sequence[str], names: Mapping[object, str]) -> str:
@@ -101,14 +108,14 @@ def complete_pieces(folder: Path, methods: Sequence[str], folds: Sequence[int]) 
 
 def systems_of(pieces: Mapping[str, list[dict[str, Any]]], lines: Mapping[str, Line]) -> list[System]:
     """The lines whose pieces are there, each the join of its folds. What is measured before training is the same with
-    every seed, so it is taken from the first."""
+    every seed, so it is taken from one."""
     return [
         join(
             name,
             [
                 table_of(piece, line.when, line.prefix)
                 for piece in pieces[line.method]
-                if line.when == "after" or not piece["seed"]
+                if line.when == "after" or piece["seed"] == min(other["seed"] for other in pieces[line.method])
             ],
         )
         for name, line in lines.items()
@@ -118,6 +125,8 @@ def systems_of(pieces: Mapping[str, list[dict[str, Any]]], lines: Mapping[str, L
 
 def show_table(systems: Sequence[System], bases: Sequence[str]) -> Comparison:
     """Prints Markdown: each line's figures with intervals, and how far its recall@1 is from that of each base."""
+    if not systems:
+        raise SystemExit("no method has a piece of every fold")
     result = compare(systems, Options())
     bases = [base for base in bases if any(system.name == base for system in systems)]
     heads = [f"recall@1 against {base}" for base in bases]

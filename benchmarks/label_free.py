@@ -4,10 +4,13 @@
     python benchmarks/label_free.py --data FOLDER --retriever ENCODER --generator LM [--method M] [--fold I] [--seed S]
     python benchmarks/label_free.py --table --json label_free.json  # the tables of docs/results.md
 
-Fold 0 chose every setting, so folds 1 to 4 judge; the table of all five stands below theirs. A piece is one method on
-one fold with one seed, by the real command, and is written to RESULTS when it ends; a piece that is there is not
-repeated. Teachers other than the language model (teachers.py) give scores for the same passages as a column of the
-rows; their files are made in FOLDER/teachers when they are first needed.
+Settings were chosen on fold 0 (fold_0_trials.json says how), so folds 1 to 4 judge; the table of all five stands below
+theirs.
+
+A piece is one method on one fold with one seed, by the real command, and is written to RESULTS when it ends; a piece
+that is there is not repeated. Teachers other than the language model (teachers.py) give scores for the same passages as
+a column of the rows; their files are made in FOLDER/teachers when they are first needed, and have to be deleted, as the
+pieces, when the recipe or a model changes.
 """
 
 from __future__ import annotations
@@ -50,7 +53,16 @@ class Method(NamedTuple):
 METHODS = {
     "infonce_gold": Method("real_encoder", GOLD),
     "label_free": Method("label_free"),
-    "gold_and_teacher": Method("label_free", ("--train_labels", "true", "--contrastive_weight", "1")),
+    # gold and one passage that index and BM25 find: as many passages a row as label-free, and as hard ones
+    "gold_same_candidates": Method(
+        "real_encoder", (*GOLD, "--candidates_from", "index,bm25", "--index_candidates", "1")
+    ),
+    # gold, and the two passages that label-free has
+    "gold_and_teacher": Method(
+        "label_free",
+        ("--train_labels", "true", "--contrastive_weight", "1", "--contrastive_symmetric", "true", "--candidates", "3"),
+    ),
+    "reader_scores": Method("label_free", teacher="reader"),  # label-free by the way of the controls
     "permuted_teacher": Method("label_free", teacher="permuted"),
     "bm25_teacher": Method("label_free", teacher="bm25"),
     "overlap_teacher": Method("label_free", teacher="overlap"),
@@ -58,7 +70,9 @@ METHODS = {
 NAMES = {
     "infonce_gold": "InfoNCE with gold",
     "label_free": "label-free",
+    "gold_same_candidates": "InfoNCE with gold, one found passage beside it",
     "gold_and_teacher": "gold and teacher",
+    "reader_scores": "label-free, scores in the rows",
     "permuted_teacher": "teacher's scores permuted",
     "bm25_teacher": "BM25 as teacher",
     "overlap_teacher": "answer's words as teacher",
@@ -73,8 +87,8 @@ LINES = {
 
 
 def results_of(method: str, results: Path) -> Path:
-    """Where a method's pieces are: those of InfoNCE are covidqa.py's, too."""
-    return COVIDQA if method == "infonce_gold" and results == RESULTS else results
+    """Where a method's pieces are: those of InfoNCE are covidqa.py's, unless there are some beside the others."""
+    return results if method != "infonce_gold" or any(results.glob(f"{method}-fold-*")) else COVIDQA
 
 
 def words_of(args: argparse.Namespace, method: str, fold: int, seed: int) -> list[str]:
@@ -110,6 +124,7 @@ def rows_of_fold(args: argparse.Namespace, fold: int) -> Path:
     file: Path = args.data / "teachers" / f"rows-fold-{fold}.jsonl"
     if not file.exists():
         fold_of = json.loads((args.data / "folds.json").read_text())["documents"]
+        assert set(fold_of.values()) == set(range(FOLDS)), "covidqa_folds.py --folds 5"
         lines = (args.data / "rows.jsonl").read_text(encoding="utf-8").splitlines()
         held_out = [line for line in lines if fold_of[json.loads(line)["document"]] == fold]
         file.parent.mkdir(exist_ok=True)
@@ -131,6 +146,7 @@ def rows_of_teacher(args: argparse.Namespace, teacher: str, fold: int) -> Path:
         corpus = (args.data / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
         texts = [json.loads(line)["text"] for line in corpus]
         made: dict[str, Callable[[], teachers.Teacher]] = {
+            "reader": lambda: teachers.reader,
             "permuted": lambda: teachers.permuted,
             "bm25": lambda: teachers.by_words(texts),
             "overlap": lambda: teachers.overlap(texts),
@@ -168,6 +184,8 @@ def share_of_gain(of: System, base: System, whole: System, metric: str = "recall
     sums_GM, sizes_G = cluster_sums(values_QM, of.clusters)
     found, zero, full = values_QM.mean(0)
     means_RM = drawn_means(sums_GM, sizes_G, 10_000, 0)
+    if (means_RM[:, 2] <= means_RM[:, 1]).any():  # a share of no gain says nothing
+        return float((found - zero) / (full - zero)), float("nan"), float("nan")
     shares = (means_RM[:, 0] - means_RM[:, 1]) / (means_RM[:, 2] - means_RM[:, 1])
     tail = expanded_tail(0.025, effective_number(sizes_G))
     low, high = np.quantile(shares, [tail, 1 - tail])
@@ -180,13 +198,16 @@ def table(results: Path, folds: Sequence[int]) -> dict[str, Any]:
     for method in METHODS:
         pieces |= complete_pieces(results_of(method, results), [method], folds)
     systems = {system.name: system for system in systems_of(pieces, LINES)}
-    result = show_table(list(systems.values()), ("zero-shot", NAMES["infonce_gold"], "BM25"))
-    found = figures(result, {method: some for method, some in pieces.items()})
-    if NAMES["label_free"] in systems:
-        parts = systems[NAMES["label_free"]], systems["zero-shot"], systems[NAMES["infonce_gold"]]
-        share, low, high = share_of_gain(*parts)
-        print(f"\nShare of the gain with gold in recall@1: {share:.2f} ({low:.2f} to {high:.2f})")
-        found["share_of_gold_gain"] = {"share": share, "interval": [low, high]}
+    result = show_table(list(systems.values()), ("zero-shot", NAMES["infonce_gold"], "BM25", NAMES["label_free"]))
+    found = figures(result, pieces)
+    shares = {m: systems[NAMES[m]] for m in METHODS if NAMES[m] in systems and m != "infonce_gold"}
+    for method, system in shares.items():
+        share, low, high = share_of_gain(system, systems["zero-shot"], systems[NAMES["infonce_gold"]])
+        print(f"\nShare of the gain with gold in recall@1, {NAMES[method]}: {share:.2f} ({low:.2f} to {high:.2f})")
+        found["share_of_gold_gain" if method == "label_free" else f"share_of_gold_gain_{method}"] = {
+            "share": share,
+            "interval": [low, high],
+        }
     return found
 
 
@@ -203,10 +224,10 @@ def figures(result: Comparison, pieces: dict[str, list[dict[str, Any]]]) -> dict
         some = pieces.get(key, [])
         found[key] = {metric: mean.mean for metric, mean in means.items() if mean}
         found[key]["interval"] = {metric: mean.interval for metric, mean in means.items() if mean}
-        found[key]["minutes"] = sum(p["minutes"] for p in some) / len(some) if some else 0.0
+        found[key]["minutes"] = sum(p["minutes"] for p in some) / len(some) if some else None
     pair = {"zero-shot", NAMES["label_free"]}
     p = [pair_.p for pair_ in result.figures["recall@1"].pairs if {pair_.a, pair_.b} == pair]
-    return found | {"p_label_free_vs_zero_shot": p[0] if p else None}
+    return found | {"p_label_free_vs_zero_shot": p[0] if p else None}  # by itself; the table's are Holm's
 
 
 def parsed() -> argparse.Namespace:

@@ -1,10 +1,12 @@
 """Teachers that are no language model, and a language model's scores in a wrong order: rows for `--teacher scores`.
 
-All give their scores for the same passages, those that `ds-rag score --out` wrote for a fold, so that only the teacher
-differs.
+All give their scores for the same passages, those that `ds-rag score --out` wrote for a fold. Beside the teacher only
+the grouping of rows into batches differs from training with the language model, which is by length: so `reader` has
+that model's own scores, and is what the others are compared with.
 
+    reader      the language model's own scores
     permuted    the language model's scores of a row, permuted among its passages
-    bm25        BM25's rank of the passage for the question: its score
+    bm25        BM25's score of question and passage
     overlap     the answer's words in the passage, each by its inverse document frequency
 
 Shape legend: K passages of one row.
@@ -25,6 +27,11 @@ from ds_rag.index.lexical import LexicalIndex, words
 
 Row = dict[str, Any]
 Teacher = Callable[[Row, np.random.Generator], Sequence[float]]
+
+
+def reader(row: Row, rng: np.random.Generator) -> Sequence[float]:
+    scores: list[float] = row["teacher_scores"]
+    return scores
 
 
 def permuted(row: Row, rng: np.random.Generator) -> Sequence[float]:
@@ -69,12 +76,14 @@ def write_rows(scored: Path, out: Path, teacher: Teacher, keep: int, seed: int =
     rng = np.random.default_rng(seed)
     given = [np.array(teacher(row, rng), dtype=np.float64) for row in rows]
     scale = spread([row["teacher_scores"] for row in rows]) / max(spread(given), 1e-9)
-    with out.open("w", encoding="utf-8") as stream:
+    part = out.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as stream:
         for row, scores in zip(rows, given, strict=True):
             kept = sorted(np.argsort(-scores, kind="stable")[:keep].tolist())
             passages = [row["passages"][n] for n in kept]
             stream.write(json.dumps(row | {"passages": passages, "teacher_scores": (scale * scores[kept]).tolist()}))
             stream.write("\n")
+    part.replace(out)
 
 
 def spread(scores: Sequence[Sequence[float] | np.ndarray]) -> float:

@@ -24,14 +24,14 @@ class ObjectiveConfig:
     candidates: str = option(
         FIXED,
         "8",
-        "passages that the generator reads per query, the row's own first, then the best of the pool; or 'all'",
+        "passages per query that the loss sums over: the row's own first, then the best of the pool; or 'all'",
         bounds=integer(1, ITEMS, "all"),
     )
     candidates_from: str = option(
         FIXED,
         "batch",
         "where a query's unlabelled passages come from: its row and the batch's pool, the index, both, "
-        "BM25, or index and BM25",
+        "BM25, or index and BM25 in turn",
         tuple(CANDIDATES_FROM),
     )
     index_candidates: int = option(
@@ -43,8 +43,8 @@ class ObjectiveConfig:
     candidates_by: str = option(
         FIXED,
         "retriever",
-        "of the passages found, --candidates are read: those that the retriever ranks first; or, before they are "
-        "embedded, those that the frozen generator finds best",
+        "retriever: all passages found are embedded, and the generator reads the --candidates that it ranks first; "
+        "generator: it reads all of them once, and the --candidates that make the answer likeliest are embedded",
         ("retriever", "generator"),
     )
     pool: str = option(

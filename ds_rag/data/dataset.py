@@ -96,7 +96,7 @@ def read_data(
     if evaluation and from_index and not table.labelled:
         table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
     if not data.train_labels:
-        table.train = without_labels(table.train, from_index)
+        without_labels(table, from_index, folded=split is not None)
     if data.assume_first_positive:
         table.train = with_also([assume_first(row) for row in table.train])
     if need_scores and not all(row.scores for row in table.train):
@@ -113,18 +113,21 @@ def read_data(
     return table
 
 
-def without_labels(rows: Sequence[Example], from_index: bool) -> list[Example]:
-    """The rows with their unlabelled passages alone. from_index: candidates are retrieved, so that rows need none.
-    Raises UserError where a row has no passage left."""
-    bare = [unlabelled(row) for row in rows]
-    if (empty := [row.where for row in bare if not row.others]) and not from_index:
+def without_labels(table: RagData, from_index: bool, folded: bool) -> None:
+    """Takes the labels off the training rows, which keep their candidates. from_index: candidates are retrieved, so
+    that rows need none. A row without any is left out where folds may have taken its candidates, else a UserError."""
+    bare = [unlabelled(row) for row in table.train]
+    empty = [] if from_index else [row.where for row in bare if not row.others]
+    if empty and not (folded and len(empty) < len(bare)):
         raise UserError(
-            "--train_labels false: rows without any unlabelled passage",
+            "--train_labels false: rows without any candidate",
             found=f"{len(empty)} rows, the first at {empty[0]}",
             expected="a column passages, or passages that are retrieved",
             fix="--candidates_from index,bm25",
         )
-    return bare
+    if empty:
+        table.notices.append(f"--train_labels false: {len(empty)} training rows have no candidate and are left out")
+    table.train = [row for row in bare if from_index or row.others]
 
 
 def hold_out(
@@ -156,7 +159,11 @@ def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False, k
         return build_table(world.corpus, [], world.evaluation[: data.max_eval_samples])
     if splits(data):
         table = read_data(
-            replace(data, fold_corpus="all"), builtin, need_answers=False, from_index=from_index, known=known
+            replace(data, fold_corpus="all", train_labels=True),
+            builtin,
+            need_answers=False,
+            from_index=from_index,
+            known=known,
         )
         return replace(table, train=[])
     assert data.eval_data

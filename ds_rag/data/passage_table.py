@@ -33,6 +33,7 @@ class Example:
     id: str = ""  # the row's, as the file has it
     origin: Origin = NOWHERE  # of the row itself
     cluster: str | None = None  # what the column named by `--cluster_column` holds
+    listed: tuple[int, ...] = ()  # labelled passages that stand among its candidates too
     scores: Mapping[int, float] = field(default_factory=dict, hash=False)  # a teacher's, of its passages
     where: str = field(default="", compare=False)  # "file:line"
 
@@ -142,6 +143,7 @@ def build_table(
             cluster=row.cluster,
             id=row.id,
             where=row.where,
+            listed=place(row.listed),
             scores={n: score for text, score in row.scores.items() for n in place([text])},
         )
 
@@ -182,9 +184,10 @@ def kept_of(row: Example) -> tuple[Collection[int], ...]:
 
 
 def unlabelled(row: Example) -> Example:
-    """The row without what it says of passages, right or wrong: only its unlabelled candidates are left, and those that
-    have a teacher's score."""
-    others = tuple(p for p in row.own if p in row.scores or (p in row.others and p not in row.negatives))
+    """The row without what it says of passages, right or wrong: only its candidates are left, labelled or not, and the
+    passages that have a teacher's score."""
+    bare = set(row.others) - set(row.negatives) | set(row.listed) | set(row.scores)
+    others = tuple(p for p in row.own if p in bare)
     return replace(row, positives=(), grades=(), others=others, negatives=(), also=(), judged=False, absent=())
 
 

@@ -52,6 +52,7 @@ class Row:
     absent: tuple[int, ...] = ()  # grades of relevant passages without any text, which no corpus can hold
     origin: Origin = field(default=NOWHERE, compare=False)  # of the row itself, and of its positives
     cluster: str | None = field(default=None, compare=False)  # what the column named by `--cluster_column` holds
+    listed: tuple[str, ...] = ()  # labelled passages that stand among its candidates too
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)  # a teacher's, by the text of the passage
 
 

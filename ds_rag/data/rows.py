@@ -113,7 +113,8 @@ def _to_row(record: Record, names: Names, count: int, need_answers: bool, faults
     positives, negatives = texts("positives"), texts("negatives")
     # Labels win: a positive is not also a negative, and a labelled negative not also an unlabelled candidate.
     negatives = tuple(text for text in negatives if text not in positives)
-    passages = tuple(text for text in texts("passages") if text not in positives + negatives)
+    every = texts("passages")
+    passages = tuple(text for text in every if text not in positives + negatives)
     return Row(
         id=_id(record, names, count),
         query=query,
@@ -121,6 +122,7 @@ def _to_row(record: Record, names: Names, count: int, need_answers: bool, faults
         positives=positives,
         passages=passages,
         negatives=negatives,
+        listed=tuple(text for text in every if text not in passages),
         where=record.where,
         grades=tuple(record.grades[text] for text in positives) if record.grades else (),
         given=tuple(dict.fromkeys([*given, *record.given])),
@@ -190,7 +192,7 @@ def _labelled_rows(records: Iterable[Record], names: Names, faults: Faults, need
             faults.add(pairs.number, pairs.where, f"'{empty}' holds no answer, expected a text or a list of texts")
             continue
         used[pairs.id] = used.get(pairs.id, 0) + 1
-        yield _row_of(pairs, f"{pairs.id}-{used[pairs.id]}" if used[pairs.id] > 1 else pairs.id)
+        yield _row_of(pairs, target, f"{pairs.id}-{used[pairs.id]}" if used[pairs.id] > 1 else pairs.id)
 
 
 def _read_pair(record: Record, names: Names, target: str, pairs: _Pairs, faults: Faults) -> None:
@@ -225,12 +227,14 @@ def _read_pair(record: Record, names: Names, target: str, pairs: _Pairs, faults:
     pairs.given |= dict.fromkeys(p for p in every if p.id or p.lead or p.origin is not NOWHERE)
 
 
-def _row_of(pairs: _Pairs, id_: str) -> Row:
+def _row_of(pairs: _Pairs, target: str, id_: str) -> Row:
+    """target: the role of the passages that have a label."""
     positives = tuple(text for text, label in pairs.labels.items() if label > 0)
     others = [text for text, label in pairs.labels.items() if label <= 0] + pairs.others["negatives"]
     negatives = tuple(dict.fromkeys(text for text in others if text not in positives))
     passages = dict.fromkeys(text for text in pairs.others["passages"] if text not in positives + negatives)
     grades = tuple(pairs.labels[text] for text in positives)
+    candidates = [*(pairs.labels if target == "passages" else ()), *pairs.others["passages"]]
     return Row(
         id_,
         pairs.query,
@@ -243,6 +247,7 @@ def _row_of(pairs: _Pairs, id_: str) -> Row:
         tuple(pairs.given),
         judged=True,
         cluster=pairs.cluster,
+        listed=tuple(dict.fromkeys(text for text in candidates if text not in passages)),
         scores=pairs.scores,
     )
 

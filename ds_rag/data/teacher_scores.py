@@ -55,6 +55,8 @@ def pairs_of(record: Record, names: Names, listed: Listed) -> Iterable[tuple[str
         return zip(fitting[0], scores, strict=True)
     pairs: list[tuple[str, float]] = []
     for role, of in (("positives", "pos_scores"), ("negatives", "neg_scores")):
+        if of not in names and listed.get(role):
+            raise Bad(f"no '{of}', expected scores of the {role} beside those of the others")
         if of in names:
             (column,), passages = names[of], listed.get(role, ())
             scores = numbers(record.fields.get(column), column)

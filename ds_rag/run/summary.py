@@ -51,7 +51,7 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
         "index,bm25": " (the index and BM25 supply {} in turn)",
     }
     source = beside[o.candidates_from].format(o.index_candidates)
-    if o.candidates_by == "generator":
+    if o.candidates_by == "generator" and source:
         source = source.removesuffix(")") + ", the generator chooses)"
     console.say(
         f"objective  {o.objective}, {o.candidates} candidates a query{source}; "

@@ -35,14 +35,14 @@ def score_ahead(parts: Parts, config: RunConfig, step: int, console: Console | N
     began, pairs = time.monotonic(), pairs_ahead(parts, step, last_step(parts, config, step))
     reader = reader_of(parts)
     found = score_missing(reader, pairs, scoring.store, console)
-    if config.objective.candidates_by == "generator":
+    if config.objective.candidates_by == "generator" and parts.loader.found_RK is not None:
         keep_best(parts, reader, scoring.store, int(config.objective.candidates))
     return {"pairs": float(len(pairs)), "scored": float(found), "seconds": time.monotonic() - began}
 
 
 def last_step(parts: Parts, config: RunConfig, step: int) -> int:
     """The first step after `step` that may read other passages: that of the next index, or the end of the run."""
-    if parts.candidates is None:
+    if parts.candidates is None or parts.candidates.are_final:
         return parts.total_steps
     late = config.evaluation.refresh_staleness if config.evaluation.refresh_mode == "async" else 0
     due = (s for s in range(step + 1, parts.total_steps) if parts.schedule.due(s))

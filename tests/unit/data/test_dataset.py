@@ -116,10 +116,26 @@ def test_labels_that_training_ignores(write):
     assert [e.positives for e in without.evaluation] == [e.positives for e in with_labels.evaluation]
 
 
+def test_candidates_stay_where_labels_are_ignored(write):
+    """Also those that a label names: else it would decide what is read."""
+    both = {
+        "query": "a ?",
+        "answer": "x",
+        "positive": "passage 1",
+        "negatives": ["passage 3"],
+        "passages": ["passage 1", "passage 2", "passage 3"],
+    }
+    labels = {"query": "b ?", "answer": "y", "passages": ["passage 1", "passage 2"], "label": [0, 1]}
+    for row, kept in ((both, {"passage 1", "passage 2", "passage 3"}), (labels, {"passage 1", "passage 2"})):
+        data = read_data(DataConfig(train_data=write("t.jsonl", [row]), train_labels=False), builtin=False)
+        (example,) = data.train
+        assert {data.texts[p] for p in example.others} == kept and not example.positives + example.negatives
+
+
 def test_rows_that_have_nothing_but_labels(write):
     config = DataConfig(train_data=write("t.jsonl", [{"query": "a ?", "answer": "x", "positive": "p"}]))
     ignored = replace(config, train_labels=False)
-    with pytest.raises(UserError, match="--train_labels false: rows without any") as error:
+    with pytest.raises(UserError, match="--train_labels false: rows without any candidate") as error:
         read_data(ignored, builtin=False)
     assert "1 rows" in error.value.found
     assert [e.own for e in read_data(ignored, builtin=False, from_index=True).train] == [()]

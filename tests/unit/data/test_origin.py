@@ -185,4 +185,6 @@ def test_a_column_of_texts_with_such_a_name_is_still_found_to_be_one(tmp_path):
 
 
 def test_rows_are_as_large_as_before():
-    assert [f.name for f in fields(Row)][-2:] == ["origin", "cluster"] and RagData([], [], 0).origins == []
+    assert [f.name for f in fields(Row)][-4:] == ["origin", "cluster", "listed", "scores"] and RagData(
+        [], [], 0
+    ).origins == []

@@ -172,6 +172,13 @@ def test_the_generators_best_passages_are_kept(tmp_path):
     assert sum(widths[1]) < sum(widths[0])
 
 
+def test_without_a_table_there_is_nothing_to_choose(tmp_path):
+    """As in a run that is resumed at its last step, and with passages of the batch."""
+    parts = small_parts(**FROZEN, teacher_cache=str(tmp_path))
+    config = build(FROZEN | {"teacher_cache": str(tmp_path), "candidates_by": "generator"})
+    assert score_ahead(parts, config, parts.total_steps)["pairs"] == 0
+
+
 def test_only_the_rows_before_the_next_refresh_are_scored_ahead(tmp_path):
     flags = FROZEN | {"candidates_from": "index", "index_candidates": 3, "max_steps": 9, "refresh_index": "2"}
     flags |= {"teacher_cache": str(tmp_path)}

@@ -126,6 +126,7 @@ TRAINED = [
     {"lora": ("generator",), "lora_rank": 4},
     {"lora": NAMES, "lora_rank": 64},
     {"frozen": "generator"},
+    {"frozen": "generator", "teacher_cache": "scores"},
     {"frozen": "retriever"},
 ]
 
