@@ -64,7 +64,6 @@ class Embedded:
     outputs: the embeddings of the queries (B, D) and of all passages of the pool (N, D), the temperature (0-d), and
     BM25's weight (0-d) if the retriever has one; all float32 leaves that require a gradient. constant_ND: the passages'
     embeddings where they are constants; `outputs` are then without them. sides: how many were embedded, 1 or 2.
-    tokens: those that the retriever has read.
     """
 
     def __init__(
@@ -79,7 +78,12 @@ class Embedded:
             every = [collectives.gather_rows(x.float(), owned[n]) for n, x in enumerate(every)]
         every += run.outputs[0][self.sides :]
         self.outputs = [x.detach().float().clone().requires_grad_() for x in every]
-        self.tokens = sum(int(x.mask_BT.sum()) for x in (batch.queries, batch.passages)[: self.sides])
+        self.read = [tokens.mask_BT for tokens in (batch.queries, batch.passages)[: self.sides]]
+
+    @property
+    def tokens(self) -> int:
+        """How many the retriever has read; waits for the device."""
+        return sum(int(mask_BT.sum()) for mask_BT in self.read)
 
     @property
     def scores_BN(self) -> torch.Tensor:

@@ -88,7 +88,7 @@ def test_dropout_of_the_generator_too(way):
         scored = parts.joint.scoring.forward(cells, batch, True)
         scored.backward(torch.linspace(0.5, 1.5, scored.outputs.numel()).view_as(scored.outputs))
         found.append((scored.outputs, gradients(parts)))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)  # without a graph a kernel rounds otherwise
     for name in found[0][1]:
         torch.testing.assert_close(found[0][1][name], found[1][1][name], rtol=1e-5, atol=1e-6)
 
