@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -136,6 +137,7 @@ def help_of(script: str) -> str:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
         patch.setattr(sys, "argv", [script, "--help"])
         patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+        patch.setattr(signal, "signal", lambda *_: None)  # this process keeps its handlers
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     assert ended.value.code == 0
