@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from folded_runs import ROOT, Line, complete_pieces, measure, show_table, systems_of, table_of
+from folded_runs import ROOT, Line, Piece, complete_pieces, make_pieces, measure, show_table, systems_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "covidqa"
 RECIPE = "ds_configs/recipes/real_encoder.yaml"
@@ -118,17 +117,8 @@ def main() -> int:
     args.results.mkdir(parents=True, exist_ok=True)
     args.data, args.runs, args.teacher_cache = (p.resolve() for p in (args.data, args.runs, args.teacher_cache))
     methods = [name for name in args.method if args.generator or name != "reranked"]
-    pieces = [(m, f, s) for m in methods for s in ([0] if m == "reranked" else args.seed) for f in args.fold]
-    for number, (method, fold, seed) in enumerate(pieces, start=1):
-        file = args.results / f"{method}-fold-{fold}-seed-{seed}.json"
-        if file.exists():
-            continue
-        with tempfile.TemporaryDirectory() as scratch:
-            found = piece(args, method, fold, seed, Path(scratch))
-        file.write_text(json.dumps(found) + "\n")
-        figures = {name: table_of(found, *line[1:]).means() for name, line in LINES.items() if line.method == method}
-        shown = "; ".join(f"{line} {values['recall@1']:.3f}" for line, values in figures.items())
-        print(f"{number}/{len(pieces)} {file.stem}: recall@1 of {shown}  ({found['minutes']} min)", flush=True)
+    pieces = [Piece(m, f, s) for m in methods for s in ([0] if m == "reranked" else args.seed) for f in args.fold]
+    make_pieces(pieces, lambda method: args.results, lambda p, scratch: piece(args, *p, scratch), LINES)
     return 0
 
 

@@ -10,8 +10,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,39 @@ class Line(NamedTuple):
     method: str
     when: str = "after"
     prefix: str = ""
+
+
+class Piece(NamedTuple):
+    """One method on one fold with one seed."""
+
+    method: str
+    fold: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-fold-{self.fold}-seed-{self.seed}"
+
+
+def make_pieces(
+    pieces: Sequence[Piece],
+    folder_of: Callable[[str], Path],
+    make: Callable[[Piece, Path], dict[str, Any]],
+    lines: Mapping[str, Line],
+) -> None:
+    """Makes the pieces whose file is not there yet, and prints their figures. folder_of: of a method's files. make:
+    gives what is kept of a piece, with the help of a scratch folder."""
+    for number, piece in enumerate(pieces, start=1):
+        file = folder_of(piece.method) / f"{piece.name}.json"
+        if file.exists():
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            found = make(piece, Path(scratch))
+        file.write_text(json.dumps(found) + "\n")
+        own = {name: line for name, line in lines.items() if line.method == piece.method}
+        shown = {name: table_of(found, line.when, line.prefix).means() for name, line in own.items()}
+        text = "; ".join(f"{name} {values['recall@1']:.3f}" for name, values in shown.items())
+        print(f"{number}/{len(pieces)} {piece.name}: recall@1 of {text}  ({found['minutes']} min)", flush=True)
 
 
 def run(words: Sequence[str], log: Path) -> None:

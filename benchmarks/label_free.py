@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import teachers
 from covidqa import RESULTS as COVIDQA
-from folded_runs import ROOT, Line, complete_pieces, measure, run, show_table, systems_of, table_of
+from folded_runs import ROOT, Line, Piece, complete_pieces, make_pieces, measure, run, show_table, systems_of
 
 from ds_rag.config.flags import read_recipe
 from ds_rag.evaluation.comparison import Comparison
@@ -263,17 +262,8 @@ def main() -> int:
     for name in ("data", "runs", "teacher_cache"):
         setattr(args, name, getattr(args, name).resolve())
     args.results.mkdir(parents=True, exist_ok=True)
-    pieces = [(m, f, s) for m in args.method for s in args.seed for f in args.fold]
-    for number, (method, fold, seed) in enumerate(pieces, start=1):
-        file = results_of(method, args.results) / f"{method}-fold-{fold}-seed-{seed}.json"
-        if file.exists():
-            continue
-        with tempfile.TemporaryDirectory() as scratch:
-            found = piece(args, method, fold, seed, Path(scratch))
-        file.write_text(json.dumps(found) + "\n")
-        shown = {name: table_of(found, *line[1:]).means() for name, line in LINES.items() if line.method == method}
-        text = "; ".join(f"{name} {values['recall@1']:.3f}" for name, values in shown.items())
-        print(f"{number}/{len(pieces)} {file.stem}: recall@1 of {text}  ({found['minutes']} min)", flush=True)
+    pieces = [Piece(m, f, s) for m in args.method for s in args.seed for f in args.fold]
+    make_pieces(pieces, lambda m: results_of(m, args.results), lambda p, scratch: piece(args, *p, scratch), LINES)
     return 0
 
 

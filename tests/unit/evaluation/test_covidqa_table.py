@@ -87,3 +87,20 @@ def test_commands_are_kept_without_this_machines_paths(tmp_path: Path) -> None:
     line = folded_runs.as_text(words, covidqa.names_of(args))
     assert str(tmp_path) not in line and "/models" not in line
     assert line.startswith("ds-rag train --config") and "--folds 5 --fold 2" in line and "--seed 1" in line
+
+
+def test_a_piece_that_is_there_is_not_made_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there, made = folder / "reranked-fold-1-seed-0.json", []
+    content = json.loads(there.read_text())
+    there.unlink()
+
+    def make(piece: folded_runs.Piece, scratch: Path) -> dict[str, Any]:
+        assert scratch.is_dir()
+        made.append(piece)
+        return content
+
+    pieces = [folded_runs.Piece("reranked", fold, 0) for fold in range(covidqa.FOLDS)]
+    for _ in range(2):
+        folded_runs.make_pieces(pieces, lambda method: folder, make, covidqa.LINES)
+    assert made == [("reranked", 1, 0)] and json.loads(there.read_text()) == content
+    assert capsys.readouterr().out.startswith("2/5 reranked-fold-1-seed-0: recall@1 of re-ranked, posterior 1.000; ")
