@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 import torch
 from torch import nn
 
 from ds_rag.models.retriever import Retriever
+
+INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 
 
 def fingerprint(retriever: Retriever) -> str:
@@ -29,6 +33,12 @@ def hash_weights(module: nn.Module) -> str:
     digest = hashlib.sha256()
     add_weights(digest, module)
     return digest.hexdigest()
+
+
+def hash_configuration(config: Any) -> str:
+    """sha256 of a transformers configuration, without the entries that change no result."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in INCIDENTAL}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def add_weights(digest: hashlib._Hash, module: nn.Module) -> None:

@@ -87,6 +87,7 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
         if "eval_data" in given:  # other rows than the run's
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
         values.setdefault("prompt_version", "1")  # runs from before this setting existed
+        values.pop("vector_cache", None)  # the folder that this call names is meant, not that of the training
         config = build(values | given)
         retriever, generator = open_pair(run, config.model, config.data, set(given))
         if export.ready(run, hashes=False) != manifest:

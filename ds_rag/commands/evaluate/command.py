@@ -25,6 +25,7 @@ from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import precision_of
 from ds_rag.index.lexical import ABOUT, K1, METHOD, B
 from ds_rag.index.store import hash_model, read_index
+from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.models.score_folder import open_scores
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import BY_WORDS, Saved, WithoutRetriever, open_reader, open_saved
@@ -89,8 +90,12 @@ def measure(
     check_factory(config.evaluation.index_factory, opened.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(opened.retriever, prompt, data, config.data, console)
     evaluator = Evaluator(opened.retriever, generator, prompt, data, tokens, settings)
-    index = already_encoded(opened, tokens.passages, console)
-    return evaluator, evaluator.measure(index) if index is not None else evaluator.run(console)
+    if (index := already_encoded(opened, tokens.passages, console)) is not None:
+        return evaluator, evaluator.measure(index)
+    store = open_vector_store(settings.vector_cache, opened.retriever, console.say)
+    result = evaluator.run(console, store)
+    say_account(store, console)
+    return evaluator, result
 
 
 def rerank_blocks(
