@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ds_rag.index.encode import precision_of
@@ -59,12 +60,14 @@ def key_of(retriever: Retriever) -> dict[str, Any]:
     }
 
 
-def say_account(store: VectorStore | None, console: Console) -> None:
-    """Prints how many passages had their vector in the folder, over all ranks. All ranks call it together."""
-    if store is None or store.folder is None:
+def say_account(store: VectorStore | None, console: Console, *others: Path) -> None:
+    """Prints how many passages had their vector in the store's folder, over all ranks. All ranks call it together.
+    others: places whose vectors the store knew too."""
+    if store is None:
         return
     counts = collectives.all_sum({"taken": store.taken, "added": store.added}, collectives.device())
     taken, added = int(counts["taken"]), int(counts["added"])
-    place = f"{store.folder} ({store.size / 1e6:,.1f} MB)"
+    own = [f"{store.folder} ({store.size / 1e6:,.1f} MB)"] if store.folder is not None else []
+    place = " and ".join([*own, *map(str, others)])
     found = f"{added:,} encoded, {taken:,} vectors from {place}" if added else f"vectors from {place}"
     console.say(f"vectors    {taken + added:,} passages: {found}")

@@ -11,7 +11,7 @@ import numpy as np
 from ds_rag.commands.evaluate.results import check_places, sign_result, write_and_show
 from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.config import BUILTIN, RunConfig
-from ds_rag.config.flags import check_builtin
+from ds_rag.config.flags import check_builtin, settings_of
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.data_settings import splits
 from ds_rag.data.dataset import RagData, TokenTable, read_evaluation
@@ -28,6 +28,7 @@ from ds_rag.index.store import hash_model, read_index
 from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.models.score_folder import open_scores
 from ds_rag.models.shared_prefix.support import share_prefixes
+from ds_rag.run.moved_paths import check_found
 from ds_rag.run.open_saved import BY_WORDS, Saved, WithoutRetriever, open_reader, open_saved
 from ds_rag.run.split_file import read_split
 from ds_rag.runtime import atomic_folders, collectives
@@ -135,6 +136,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
     if builtin:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
+    if opened and opened.run and not builtin:
+        check_found(opened.run, config.data, settings_of(args))
     data = held_out_rows(config, builtin, opened.run if opened else None, console)
     say_notices(data.notices, console)
     evaluator, result = measure(saved, opened, data, console)
