@@ -51,7 +51,7 @@ def open_earlier(folder: Path, model: str, retriever: Retriever, console: Consol
     found = atomic_folders.read_manifest(folder) or {}
     if found.get("kind") != "index" or "tokens" not in found:
         return None
-    reason = why_not(folder, found, model, retriever)
+    reason = differs(found, model, retriever) or ("a damaged index" if atomic_folders.damages(folder) else None)
     if reason is None:
         _, texts = read_ids_and_texts(folder)
         silent = Console(speaks=False)  # how many are cut is said of the new corpus
@@ -63,9 +63,9 @@ def open_earlier(folder: Path, model: str, retriever: Retriever, console: Consol
     return None
 
 
-def why_not(folder: Path, manifest: dict[str, Any], model: str, retriever: Retriever) -> str | None:
+def differs(manifest: dict[str, Any], model: str, retriever: Retriever) -> str | None:
     """In what the vectors of an index differ from those that this retriever would make; None: in nothing that the
-    manifest knows."""
+    manifest knows. model: the hash of the retriever's weights."""
     wanted = {
         "model_hash": (model, "other weights"),
         "precision": (precision_of(retriever), "another precision"),
@@ -73,7 +73,4 @@ def why_not(folder: Path, manifest: dict[str, Any], model: str, retriever: Retri
         "normalize": (retriever.settings.normalize, "another normalisation"),
         "dimension": (retriever.hidden_size, "another dimension"),
     }
-    for name, (value, reason) in wanted.items():
-        if manifest.get(name) != value:
-            return reason
-    return "a damaged index" if atomic_folders.damages(folder) else None
+    return next((reason for name, (value, reason) in wanted.items() if manifest.get(name) != value), None)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ds_rag.index.encode import precision_of
 from ds_rag.index.vector_store import VectorStore
-from ds_rag.models.fingerprint import hash_configuration, hash_weights
+from ds_rag.models.fingerprint import hash_configuration, hash_encoder
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.sharded import is_sharded
 from ds_rag.runtime import collectives
@@ -49,7 +49,7 @@ def key_of(retriever: Retriever) -> dict[str, Any]:
     the hash of its weights depends on their number."""
     encoder, settings = retriever.passage_encoder or retriever.encoder, retriever.settings
     sharded = is_sharded(encoder)
-    own = hash_weights(encoder) if sharded or collectives.rank() == 0 else ""
+    own = hash_encoder(encoder) if sharded or collectives.rank() == 0 else ""
     parts = collectives.gather_objects(own)
     return {
         "weights": hashlib.sha256("".join(parts if sharded else parts[:1]).encode()).hexdigest(),

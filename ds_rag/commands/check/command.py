@@ -13,6 +13,7 @@ from ds_rag.data.bad_rows import MAX_LISTED, Faults, Reading, say_notices
 from ds_rag.data.data_settings import check_described, columns_of, corpus_source
 from ds_rag.data.dataset import CHUNK, build_table
 from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
+from ds_rag.data.lost_labels import lost_labels, lost_note
 from ds_rag.data.matching import texts_of
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import documents, labels, overlap, per_row, repeated_queries, repeated_texts, spread
@@ -53,6 +54,8 @@ def main(args: argparse.Namespace) -> int:
         show_part(name, part, console)
     show_lengths(lengths, console)
     between, refused, named = examine_together(rows, evaluation, corpus)
+    if corpus and (lost := lost_labels(rows + evaluation, corpus)):
+        between.append(lost_note(lost, sum(bool(row.positives) for row in rows + evaluation)))
     show_documents(named, console)
     say_notices(between, console)
     if refused:
