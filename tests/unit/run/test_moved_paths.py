@@ -1,4 +1,4 @@
-"""A run finds its rows from another working directory, moved with them, and copied alone; else it says where it looked."""
+"""A run finds its rows from another working directory, moved with them or copied alone, or says where it looked."""
 
 from __future__ import annotations
 
@@ -119,5 +119,5 @@ def test_a_copied_run_is_evaluated_indexed_and_asked(tmp_path: Path, monkeypatch
     assert results[0]["retrieval"] == results[1]["retrieval"] and results[1]["setting"]["passages"] == 3
     assert cli.main(["ask", "far/copy", "where 1 ?"]) == 0 and cli.main(["index", "--run", "far/copy"]) == 0
     os.rename("project/rows.jsonl", "project/gone.jsonl")
-    with pytest.raises(UserError, match="its training read as --eval_data rows.jsonl"):
+    with pytest.raises(UserError, match=r"its training read as --eval_data rows\.jsonl"):
         cli.run("evaluate", ["--run", "far/copy"])
