@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from ds_rag.data.dataset import TokenTable
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.earlier_index import differs
-from ds_rag.index.store import hash_model, read_index
+from ds_rag.index.store import hash_model, open_vectors, read_index
 from ds_rag.run.open_saved import Saved
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
@@ -62,5 +60,6 @@ def open_it(saved: Saved, passages: TokenTable, folder: Path) -> tuple[CorpusInd
         return None, f"damaged: {error.message}"
     if same_kind:
         return stored, ""
-    part = build_part(np.load(folder / "vectors.npy", mmap_mode="r"), stage.index_factory)
+    ((vectors_ND, _),) = open_vectors(folder, shards=0)
+    part = build_part(vectors_ND, stage.index_factory)
     return CorpusIndex([part] if part else [], len(passages)), ""
