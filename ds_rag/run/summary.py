@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,21 +15,24 @@ from ds_rag.config import RunConfig
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.evaluation.intervals import show_interval
+from ds_rag.evaluation.per_question import TABLE, read_per_question
 from ds_rag.evaluation.signature import unlike
 from ds_rag.index.store import hash_model
 from ds_rag.models.sharded import count_of
 from ds_rag.run import config_and_results, export
 from ds_rag.run.active_run import Run
 from ds_rag.run.assemble import Parts
-from ds_rag.run.evaluation_files import Measured
+from ds_rag.run.evaluation_files import BEFORE, Measured
 from ds_rag.run.html_report import write_report
 from ds_rag.run.lexical_table import COMPARED, lexical_table
 from ds_rag.run.model_cards import card, warmed
 from ds_rag.run.publish_index import describe_and_publish
+from ds_rag.run.teaching_html import AUDIT, dict_of
+from ds_rag.run.verdict import Facts, verdict
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
 from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.console import Console
-from ds_rag.runtime.errors import not_written
+from ds_rag.runtime.errors import UserError, not_written
 
 
 def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
@@ -175,8 +179,29 @@ def write_figures(place: Path, results: dict[str, Any], run: Run, result: Evalua
         hashes = {name: hash_model(place / name) for name in run.parts.engines.modules}
         measured = Measured(result, run.index.evaluator, config)
         results["evaluation"]["after"] = measured.write(hashes, place / export.AFTER)
+    results["verdict"] = verdict(facts_of(run, result), str(run.folder)).as_json()
     (place / json_files.RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
     (place / json_files.CONFIG).write_text(config_and_results.configuration_text(config), encoding="utf-8")
+
+
+def facts_of(run: Run, result: Evaluation) -> Facts:
+    """What the verdict is drawn from; on one rank."""
+    state, before, audit = run.state, None, {}
+    with suppress(UserError):  # a file that somebody has damaged keeps no models from being saved
+        before = read_per_question(run.folder / f"{BEFORE}{TABLE}") if state.before else None
+    with suppress(UserError):
+        audit = json_files.read_json(run.folder / AUDIT, dict, json_files.AGAIN)
+    return Facts(
+        before,
+        result.questions,
+        state.step,
+        run.config.optim.warmup_steps,
+        state.skipped,
+        state.gated,
+        state.step * run.parts.loader.global_batch,
+        tuple(run.watchers.memory["said"]),
+        dict_of(audit.get("verdict")).get("advice"),
+    )
 
 
 def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
@@ -227,7 +252,17 @@ def show_outcome(results: dict[str, Any], report: Path, console: Console) -> Non
         )
         console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
     console.say("")
+    show_verdict(results["verdict"], console)
     console.say(f"report     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")
+
+
+def show_verdict(found: dict[str, Any], console: Console) -> None:
+    """Prints whether training helped, what held it back, and the next commands."""
+    for head, lines in (("verdict", found["lines"]), ("held back", found["held_back"])):
+        for n, line in enumerate(lines):
+            console.say(f"{head if n == 0 else '':10} {line}")
+    for n, (command, purpose) in enumerate(found["next"]):
+        console.say(f"{'next' if n == 0 else '':10} {command}   ({purpose})")
 
 
 def figure_rows(before: dict[str, float], after: dict[str, float], known: dict[str, Any]) -> list[list[str]]:
