@@ -67,7 +67,9 @@ def check_builtin(given: dict[str, Any], fix: str = "--train_data FILE trains on
 
 def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """`parser.parse_args`, but an unknown flag is a UserError that suggests the nearest known one."""
-    known, rest = parser.parse_known_args(list(argv))
+    optional = any(a.nargs == "?" and not a.option_strings for a in parser._actions)  # may also stand behind flags
+    read = parser.parse_known_intermixed_args if optional else parser.parse_known_args
+    known, rest = read(list(argv))
     options = [o.removeprefix("--") for a in parser._actions for o in a.option_strings if o.startswith("--")]
     for word in rest:
         if word.startswith("-"):

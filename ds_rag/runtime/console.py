@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from typing import IO
 
@@ -29,6 +30,13 @@ class Console:
         """Prints text literally: brackets and control codes in data are not interpreted, and line ends in data are
         replaced. lines: the line ends in the text are the program's own, and are kept."""
         self.rich.print(escape(printable(text) if lines else one_line(text)), style=style, soft_wrap=True)
+
+    def block(self, text: str, indent: int) -> None:
+        """Prints a text of data as a paragraph of whole words, each line with a margin of `indent` blanks."""
+        margin = " " * indent
+        width = max(indent + 20, self.rich.width)
+        lines = textwrap.fill(one_line(text), width, initial_indent=margin, subsequent_indent=margin)
+        self.rich.print(escape(lines), soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         table = Table(title=title, title_justify="left")

@@ -98,7 +98,7 @@ def test_a_file_is_no_folder(here):
         (["train", "--train_data", "x", "--output_dir", "full"], "not empty"),
         (["evaluate", "--jason", "x"], "did you mean --json"),
         (["index"], "no models"),
-        (["ask", "run"], "question"),
+        (["ask", "run", "--json", "f.json"], "--json without a question"),
         (["ask", "run", ""], "no question"),
         (["ask", "run", " \t\n\u3000"], "no question"),
         (["report"], "the following arguments are required: run"),
