@@ -190,7 +190,7 @@ def test_help_shows_a_commands_own_flags_and_all_of_them_when_asked(capsys, name
         with pytest.raises(SystemExit):
             main([name, *words])
         shown[len(words)] = capsys.readouterr().out
-    assert not any(f"{flag} " in shown[1] for flag in of_training) and all(flag in shown[2] for flag in of_training)
+    assert not any(f"\n  {flag} " in shown[1] for flag in of_training) and all(flag in shown[2] for flag in of_training)
     assert ("--help all shows" in " ".join(shown[1].split())) == bool(of_training)
     assert bool(of_training) == (name not in ("verify", "report", "compare", "errors"))
     assert len(shown[1].splitlines()) <= (75 if name == "train" else 60), "on one screen"
