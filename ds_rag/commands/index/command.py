@@ -17,12 +17,13 @@ from ds_rag.data.corpus_state import source_of
 from ds_rag.data.data_settings import reading_of
 from ds_rag.data.dataset import RagData, TokenTable, build_table
 from ds_rag.data.formats import Passage, read_corpus
+from ds_rag.data.origin import NOWHERE
 from ds_rag.data.token_tables import tokenize_side
 from ds_rag.index.back_ends import check_factory
 from ds_rag.index.building import Built, Corpus, index_corpus
 from ds_rag.index.earlier_index import open_earlier
 from ds_rag.index.shards import remove_shards
-from ds_rag.index.store import check_replaceable, hash_model, read_passages
+from ds_rag.index.store import check_replaceable, hash_model, read_origins, read_passages
 from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.index.vector_store import VectorStore
 from ds_rag.run.open_saved import BY_WORDS, Saved, open_saved
@@ -82,7 +83,9 @@ def passages_to_index(saved: Saved, own: Path | None, given: bool) -> RagData:
         corpus = read_corpus(data.corpus, reading=reading)
     else:
         assert own is not None
-        corpus = [Passage(*p) for p in read_passages(own)]  # of no corpus file
+        passages = read_passages(own)  # of no corpus file
+        origins = read_origins(own, len(passages)) or [NOWHERE] * len(passages)
+        corpus = [Passage(*p, origin=origin) for p, origin in zip(passages, origins, strict=True)]
     table = build_table(corpus, [], [], reading)
     table.source = source
     return table

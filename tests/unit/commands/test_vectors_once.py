@@ -37,7 +37,9 @@ def place(made: Path, tmp_path: Path) -> Path:
 
 
 def write_corpus(file: Path, texts: list[str]) -> None:
-    file.write_text("".join(json.dumps({"id": f"c{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
+    file.write_text(
+        "".join(json.dumps({"id": f"c{n}", "text": text, "document": f"d{n}"}) + "\n" for n, text in enumerate(texts))
+    )
 
 
 @pytest.fixture
@@ -127,6 +129,10 @@ def test_it_is_equal_to_an_index_made_anew(place: Path, call: Callable[..., str]
     call("index", "--run", run, "--corpus", changed)
     shutil.copytree(run / "index", place / "updated")
     shutil.rmtree(run / "index")
+    call("index", "--run", run, "--corpus", changed)
+    origins = (run / "index/origins.json").read_bytes()
+    call("index", "--run", run)
+    assert (run / "index/origins.json").read_bytes() == origins, "the passages again, with their documents"
     call("index", "--run", run, "--corpus", changed)
     updated, fresh = index_of(run, place / "updated"), index_of(run, run / "index")
     assert updated.texts == fresh.texts == [NEW, TEXTS[2], TEXTS[0]] and updated.ids == fresh.ids
