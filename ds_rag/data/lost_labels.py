@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ds_rag.data.matching import find_in_corpus
@@ -50,6 +52,23 @@ def labelled_ids(row: Mapping[str, Any]) -> tuple[str, ...]:
     values = [row[name] for name in ID_FIELDS if row.get(name) is not None]
     flat = [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
     return tuple(dict.fromkeys(map(str, flat)))
+
+
+def objects_by_id(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file that label passages by id, as objects; empty for other files. Raises OSError."""
+    file = Path(path).expanduser()
+    if file.suffix != ".jsonl" or not file.is_file():
+        return []
+    found = []
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:  # reading the rows says what is wrong with it
+                continue
+            if isinstance(row, dict) and labelled_ids(row):
+                found.append(row)
+    return found
 
 
 def lost_note(lost: Sequence[Lost], labelled: int, then: str = "") -> str:

@@ -194,6 +194,9 @@ def test_rows_that_lose_their_passage_are_named(place: Path, call: Callable[...,
     assert "1 of 3 labelled rows name a passage that is not in the corpus" in said and "where 1 ?" in said
     said = call("index", "--run", run, "--corpus", place / "corpus.jsonl")
     assert "labelled rows" not in said, "its passage is back"
+    (place / "rows.jsonl").write_text('{"id": "r", "query": "which ?", "answer": "x", "positive_ids": ["p1"]}\n')
+    said = call("index", "--run", run, "--corpus", place / "changed.jsonl")
+    assert "1 of 1 labelled rows" in said and "r (which ?)" in said, "by the id of a passage"
 
 
 def test_an_encoder_without_a_run(place: Path, encoded: list[int], call: Callable[..., str]) -> None:

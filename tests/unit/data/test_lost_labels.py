@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ds_rag.data.lost_labels import Lost, lost_labels, lost_note
+from pathlib import Path
+
+from ds_rag.data.lost_labels import Lost, lost_labels, lost_note, objects_by_id
 from ds_rag.data.records import Passage, Row
 
 
@@ -47,6 +49,14 @@ def test_labels_by_id() -> None:
     ]
     assert lost_labels(rows, CORPUS) == [Lost("a", "q a", ("p9",), False), Lost("c", "q c", ("7",), True)]
     assert lost_labels(rows, [*CORPUS, Passage("7", "x"), Passage("p9", "y")]) == []
+
+
+def test_rows_by_id_are_read_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = ['{"id": "a", "positive_ids": ["p1"]}', '{"id": "b", "positive": "a text"}', "no JSON", "[1]"]
+    file.write_text("\n".join([*lines, '{"id": "c", "passage_id": 3}']))
+    assert [row["id"] for row in objects_by_id(file)] == ["a", "c"]
+    assert objects_by_id(tmp_path) == objects_by_id(tmp_path / "other.csv") == []
 
 
 def test_the_notice_counts_and_names_the_first() -> None:
