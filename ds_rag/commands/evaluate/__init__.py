@@ -17,7 +17,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--index", help="folder of an index of this retriever and corpus (default: RUN/index)")
     parser.add_argument("--json", help="also write the figures to this file")
-    add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank"))
+    add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank", "vector_cache"))
     add_settings(parser, ("objective",), only=("answer_logprob", "answer_exponent", "answer_weight"), own=())
     add_teacher_cache(parser)
 
