@@ -26,6 +26,6 @@ def test_the_code_has_the_prompt_of_training(template: str) -> None:
 
 
 def test_a_chat_is_asked_as_a_chat() -> None:
-    plain, chat = (usage("generator", build({"train_data": "x", "chat_template": on})) for on in ("false", "true"))
+    plain, chat = (usage("generator", build({"train_data": "x", "chat_template": on})) for on in (False, True))
     assert "apply_chat_template" in chat and "apply_chat_template" not in plain
     assert "ds_rag.Index.open" in usage("retriever", build({"train_data": "x"}))
