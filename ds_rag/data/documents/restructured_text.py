@@ -39,36 +39,46 @@ def read_rst(data: bytes, path: str) -> list[Document]:
     text, notes = decode(data)
     outline = Outline(path, LINE, notes)
     _know_names(text)
-    _walk(publish_doctree(text, settings_overrides=SETTINGS), outline, 0, 0)
+    _Walker(outline, text.split("\n")).walk(publish_doctree(text, settings_overrides=SETTINGS), 0, 0)
     return [outline.document()]
 
 
-def _walk(node: Any, outline: Outline, level: int, line: int) -> None:
-    """Adds a node to the outline. line: that of the node around it; docutils does not know every node's."""
-    name = node.tagname
-    line = node.line or line
-    if name in SKIPPED:
-        return
-    if name == "title":
-        if level:
-            outline.heading(level, node.astext(), line)
-        else:  # of a topic or an admonition
-            outline.add(node.astext(), line)
-    elif name in ("literal_block", "doctest_block", "math_block"):
-        text = node.astext()
-        outline.add(text, line, kind=CODE)
-    elif name == "table":
-        outline.add("\n".join(_rows(node)), line, kind=TABLE)
-    elif name in LISTS:
-        outline.add("\n".join(_lines(node)), line)
-    elif name == "line_block":
-        outline.add("\n".join(part.astext() for part in node), line)
-    elif name in WITHIN:
-        inner = level + 1 if name == "section" else level if name == "document" else 0
-        for child in node:
-            _walk(child, outline, inner if child.tagname in ("title", "section") else level, line)
-    else:
-        outline.add(" ".join(node.astext().split()), line)
+class _Walker:
+    def __init__(self, outline: Outline, source: list[str]):
+        self.outline, self.source = outline, source
+
+    def walk(self, node: Any, level: int, line: int) -> None:
+        """Adds a node to the outline. line: that of the node around it; docutils does not know every node's."""
+        name = node.tagname
+        line = node.line or line
+        end = line + node.rawsource.count("\n") if isinstance(node.rawsource, str) else line
+        if name in SKIPPED:
+            return
+        if name == "title" and level:
+            self.outline.heading(level, node.astext(), line)
+        elif name in ("literal_block", "doctest_block", "math_block"):
+            self.code(node.astext(), line)
+        elif name == "table":
+            self.outline.add("\n".join(_rows(node)), line, kind=TABLE)
+        elif name in LISTS:
+            self.outline.add("\n".join(_lines(node)), line, end)
+        elif name == "line_block":
+            self.outline.add("\n".join(part.astext() for part in node), line, end)
+        elif name in WITHIN:
+            inner = level + 1 if name == "section" else level if name == "document" else 0
+            for child in node:
+                self.walk(child, inner if child.tagname in ("title", "section") else level, line)
+        else:
+            self.outline.add(" ".join(node.astext().split()), line, end)
+
+    def code(self, text: str, line: int) -> None:
+        """Of a directive docutils knows the line after it only, so the first line of the code is looked for."""
+        begin, first = (
+            text.strip("\n").split("\n")[0].strip(),
+            self.outline.blocks[-1].last if self.outline.blocks else 1,
+        )
+        line = next((n for n in range(first, len(self.source) + 1) if self.source[n - 1].strip() == begin), line)
+        self.outline.add(text, line, line + text.strip("\n").count("\n"), CODE)
 
 
 def _lines(node: Any, depth: int = 0) -> Iterator[str]:
