@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from ds_rag.data.documents.decoding import decode
+from ds_rag.data.documents.character_sets import decode
 from ds_rag.data.documents.document import CODE, TABLE, TEXT, Document, Outline
 
 SKIPPED = {"script", "style", "nav", "noscript", "template", "svg", "iframe", "object", "canvas", "button", "select"}
@@ -159,7 +159,7 @@ class _Reader(HTMLParser):
         if self.pre:
             if text.strip():
                 self.lines.append(text.strip("\n"))
-        elif line := " ".join(text.split()):
+        elif line := " ".join(text.split()).strip(" |" if self.tables else None):
             self.lines.append((self.marker or "  " * len(self.lists)) + line)
             self.marker = ""
 

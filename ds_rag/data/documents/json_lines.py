@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ds_rag.data.columns import CORPUS_NAMES
-from ds_rag.data.documents.decoding import decode
+from ds_rag.data.documents.character_sets import decode
 from ds_rag.data.documents.document import PARAGRAPH, Document, Outline, Unreadable
 from ds_rag.data.documents.plain_text import paragraphs
 from ds_rag.data.records import first_name

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ds_rag.data.documents.decoding import decode
+from ds_rag.data.documents.character_sets import decode
 from ds_rag.data.documents.document import CODE, LINE, TABLE, Document, Outline
 from ds_rag.data.documents.html import read_into
 

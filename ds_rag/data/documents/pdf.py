@@ -18,6 +18,7 @@ from ds_rag.data.documents.document import PAGE, Document, Outline, Unreadable, 
 
 EXTRA = "pip install 'ds_rag[documents]'"
 EDGE = 2  # lines at the top, and at the bottom, of a page that may be a running title
+SHORT = 4  # words of a line whose numbers may be those of pages
 LEAST_PAGES, LEAST_FRACTION = 4, 0.6  # pages on which it stands
 LEAST_LETTERS = 8  # a page, on average, below which a file is taken for pictures of pages
 LISTED = re.compile(r"^(?:[-*\u2022\u25e6\u25aa\u2023]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
@@ -77,7 +78,7 @@ def check_text(pages: list[list[str]], path: str) -> None:
 
 
 def running_lines(pages: list[list[str]]) -> dict[str, None]:
-    """What stands at the edge of most pages, numbers aside."""
+    """What stands at the edge of most pages."""
     counts = Counter(line for lines in pages for line in {numberless(line) for line in edges(lines)})
     least = max(LEAST_PAGES, LEAST_FRACTION * len(pages))
     return dict.fromkeys(line for line, count in counts.items() if count >= least)
@@ -89,7 +90,9 @@ def edges(lines: list[str]) -> list[str]:
 
 
 def numberless(line: str) -> str:
-    return re.sub(r"\d+", "0", " ".join(line.casefold().split()))
+    """The line without case and blanks; if it is as short as `page 3 of 12`, without its numbers too."""
+    words = line.casefold().split()
+    return re.sub(r"\d+", "0", " ".join(words)) if len(words) <= SHORT else " ".join(words)
 
 
 def without_running(lines: list[str], running: dict[str, None]) -> list[str]:

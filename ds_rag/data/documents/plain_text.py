@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from ds_rag.data.documents.decoding import decode
+from ds_rag.data.documents.character_sets import decode
 from ds_rag.data.documents.document import Document, Outline
 
 
