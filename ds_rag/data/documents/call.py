@@ -16,7 +16,7 @@ from ds_rag.data.documents.passage_file import Passage, hash_of
 from ds_rag.data.documents.passages import Cutting, chunks_of
 from ds_rag.data.documents.read_documents import ReadDocuments
 from ds_rag.data.documents.readers import documents_of, read_bytes
-from ds_rag.data.documents.sizes import Sizes, joined
+from ds_rag.data.documents.sizes import Sizes
 from ds_rag.data.documents.summary import Summary
 from ds_rag.data.documents.walk import Found
 from ds_rag.runtime.console import Console
@@ -143,14 +143,10 @@ class Call:
         left, lost = without_boilerplate(document, keys)
         self.examples |= lost
         chunks = chunks_of(left, sizes, cutting)
-        counts = sizes.count([joined(chunk.title, chunk.text) for chunk in chunks])
-        assert all(count <= sizes.most for count in counts), f"{document.path}: a passage that would be truncated"
-        known.passages = [
-            PassageState(hash_of(chunk.title, chunk.text), chunk.place, count)
-            for chunk, count in zip(chunks, counts, strict=True)
-        ]
-        for chunk, count in zip(chunks, counts, strict=True):
-            yield Passage(document.path, chunk.title, chunk.text, chunk.place), count
+        assert all(chunk.tokens <= sizes.most for chunk in chunks), f"{document.path}: a passage would be truncated"
+        known.passages = [PassageState(hash_of(chunk.title, chunk.text), chunk.place, chunk.tokens) for chunk in chunks]
+        for chunk in chunks:
+            yield Passage(document.path, chunk.title, chunk.text, chunk.place), chunk.tokens
 
 
 def common(document: DocumentState, keys: Collection[str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ds_rag.data.documents.document import LINE, TEXT, Block, Document, place
 from ds_rag.data.documents.sections import join_short, sections_of, titled
-from ds_rag.data.documents.sizes import Frame, Sizes
+from ds_rag.data.documents.sizes import SAMPLE, Frame, Sizes, joined
 from ds_rag.data.documents.splitting import spans_of
 
 
@@ -37,18 +37,20 @@ class Cutting:
 
 
 class Chunk(NamedTuple):
-    """A passage without its id. place: "" where none is known."""
+    """A passage without its id. place: "" where none is known. tokens: exactly, with those around the text."""
 
     title: str
     text: str
     place: str
+    tokens: int = 0
 
 
 def chunks_of(document: Document, sizes: Sizes, cutting: Cutting) -> list[Chunk]:
     """The passages of a document in its order; together their texts are its text, where nothing overlaps."""
     found = []
+    ratio = sizes.ratio(beginning(document))
     for section in join_short(sections_of(document), document, sizes, cutting.min_tokens):
-        frame, blocks = titled(section, document, sizes)
+        frame, blocks = titled(section, document, sizes, ratio)
         groups = fill(list(pieces_of(blocks, document.unit, frame, cutting.overlap)), frame, cutting.overlap)
         if cutting.min_tokens and not cutting.overlap:
             groups = lengthen_rest(groups, document.unit, frame, cutting.min_tokens)
@@ -59,7 +61,33 @@ def chunks_of(document: Document, sizes: Sizes, cutting: Cutting) -> list[Chunk]
             where = place(document.unit, min(p.first for p in group), max(p.last for p in group))
             found.append(Chunk(frame.title, lead + own, where if group[-1].last else ""))
             body = own
-    return found
+    return list(measured(found, sizes))
+
+
+def beginning(document: Document) -> str:
+    """Its text as far as `Sizes.ratio` looks at it."""
+    texts, length = [], 0
+    for block in document.blocks:
+        texts.append(block.text)
+        length += len(block.text)
+        if length > SAMPLE:
+            break
+    return "\n\n".join(texts)
+
+
+def measured(chunks: Sequence[Chunk], sizes: Sizes) -> Iterator[Chunk]:
+    """The chunks with their tokens, as counted exactly; those that are longer than a sum of words said are cut."""
+    counts = sizes.count([joined(chunk.title, chunk.text) for chunk in chunks])
+    for chunk, tokens in zip(chunks, counts, strict=True):
+        if tokens <= sizes.most:
+            yield chunk._replace(tokens=tokens)
+            continue
+
+        def exact(text: str, title: str = chunk.title) -> int:
+            return sizes.count([joined(title, text)])[0]
+
+        for begin, end in spans_of(chunk.text, TEXT, exact, sizes.most):
+            yield chunk._replace(text=chunk.text[begin:end], tokens=exact(chunk.text[begin:end]))
 
 
 def pieces_of(blocks: Sequence[Block], unit: str, frame: Frame, overlap: int) -> Iterator[Piece]:
@@ -118,8 +146,8 @@ def lengthen_rest(groups: list[list[Piece]], unit: str, frame: Frame, least: int
     chosen = both
     for pieces in (both, fine):
         for n in range(1, len(pieces)):
-            one, two = frame.counts([text_of(pieces[:n]), text_of(pieces[n:])])
-            if max(one, two) <= frame.sizes.most and min(one, two) > best:
+            one, two = frame.count(text_of(pieces[:n])), frame.count(text_of(pieces[n:]))
+            if max(one, two) <= frame.most and min(one, two) > best:
                 best, split, chosen = min(one, two), n, pieces
         if best - bare >= least:
             break

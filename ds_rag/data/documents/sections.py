@@ -31,7 +31,7 @@ def join_short(sections: Sequence[Section], document: Document, sizes: Sizes, le
     found: list[Section] = []
     for section in sections:
         if found and least and (both := joined(found[-1], section)) is not None:
-            shorter = min(tokens(found[-1], document, sizes), tokens(section, document, sizes))
+            shorter = min(tokens(found[-1], sizes), tokens(section, sizes))
             if shorter < least and whole_fits(both, document, sizes):
                 found[-1] = both
                 continue
@@ -60,11 +60,9 @@ def below(section: Section, depth: int) -> tuple[Block, ...]:
     return Block(section.headings[-1], section.headings, first, first), *section.blocks
 
 
-def tokens(section: Section, document: Document, sizes: Sizes) -> int:
+def tokens(section: Section, sizes: Sizes) -> int:
     """Of its text, without the title."""
-    frame = Frame(sizes, document.title)
-    body = text_of(section)
-    return frame.count(body) - frame.bare if frame.may_fit(body) else sizes.most
+    return sizes.about(text_of(section))
 
 
 def whole_fits(section: Section, document: Document, sizes: Sizes) -> bool:
@@ -76,7 +74,7 @@ def text_of(section: Section) -> str:
     return "\n\n".join(block.text for block in section.blocks)
 
 
-def titled(section: Section, document: Document, sizes: Sizes) -> tuple[Frame, Sequence[Block]]:
+def titled(section: Section, document: Document, sizes: Sizes, ratio: float = 1.0) -> tuple[Frame, Sequence[Block]]:
     """(the frame with the section's title, its blocks): "Document title > Heading > Subheading".
 
     A title that would take more than its part of a passage loses the headings in the middle, then the document's title,
@@ -84,14 +82,13 @@ def titled(section: Section, document: Document, sizes: Sizes) -> tuple[Frame, S
     """
     parts = [document.title, *section.headings]
     parts = [part for n, part in enumerate(parts) if part and (n == 0 or part != parts[n - 1])] or [""]
-    bare = sizes.count(["a"])[0] - 1
-    room = bare + (sizes.most - bare) // TITLE
+    room = (sizes.most - sizes.bare) // TITLE
     for choice in (*([parts[0], *parts[n:]] for n in range(1, len(parts))), parts[-1:]):
         title = BETWEEN.join(choice)
-        if sizes.count([title])[0] <= room:
-            return Frame(sizes, title), section.blocks
+        if sizes.about(title) <= room:
+            return Frame(sizes, title, ratio), section.blocks
     words = parts[-1].split()
-    while words and sizes.count([" ".join(words)])[0] > room:
+    while words and sizes.about(" ".join(words)) > room:
         words = words[: len(words) // 2]
     first = section.blocks[0].first
-    return Frame(sizes, " ".join(words)), (Block(parts[-1], (), first, first), *section.blocks)
+    return Frame(sizes, " ".join(words), ratio), (Block(parts[-1], (), first, first), *section.blocks)

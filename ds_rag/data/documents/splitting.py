@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from ds_rag.data.documents.document import TEXT
+from ds_rag.data.documents.sizes import WIDEST
 
 WINDOW = 50_000  # characters that are cut at once: a bound on memory
-WIDEST = 50  # characters a token, above which a text is not counted: it does not fit, or nobody reads it
 Span = tuple[int, int]  # begin and end, in characters
 
 
