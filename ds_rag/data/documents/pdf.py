@@ -79,7 +79,7 @@ def check_text(pages: list[list[str]], path: str) -> None:
 
 def running_lines(pages: list[list[str]]) -> dict[str, None]:
     """What stands at the edge of most pages."""
-    counts = Counter(line for lines in pages for line in {numberless(line) for line in edges(lines)})
+    counts = Counter(line for lines in pages for line in dict.fromkeys(map(numberless, edges(lines))))
     least = max(LEAST_PAGES, LEAST_FRACTION * len(pages))
     return dict.fromkeys(line for line, count in counts.items() if count >= least)
 
