@@ -25,7 +25,7 @@ def read_office(data: bytes, path: str) -> list[Document]:
     if len(slides) == 1:
         read_markdown_into(outline, text)
         outline.blocks = [replace(block, first=n, last=n) for n, block in enumerate(outline.blocks, start=1)]
-        return [outline.document()]
+        return [outline.document(PurePosixPath(path).stem if suffix == ".xlsx" else "")]  # its headings are sheets
     read_markdown_into(outline, slides[0])
     for number, slide in zip(slides[1::2], slides[2::2], strict=True):
         begin = len(outline.blocks)
