@@ -67,13 +67,14 @@ def show(summary: Summary, most: int, console: Console) -> None:
     """The tables and the notes."""
     if summary.again:
         console.say(f"note: everything is read again: {summary.again}", style="yellow")
-    counts = [[state, f"{len(summary.files[state]):,}"] for state in STATES]
-    unread = [["not readable", f"{len(summary.unreadable):,}"], ["without text", f"{len(summary.empty):,}"]]
-    console.table("files", ["what", "count"], counts + [line for line in unread if line[1] != "0"])
+    files = [[state, f"{len(summary.files[state]):,}"] for state in STATES]
+    unread = {"not readable": len(summary.unreadable), "without text": len(summary.empty)}
+    files += [[what, f"{count:,}"] for what, count in unread.items() if count]
+    console.table("files", ["", "count"], files)
     passages = [[what, f"{count:,}"] for what, count in summary.passages.items()]
-    console.table("passages", ["what", "count"], passages)
+    console.table("passages", ["", "count"], passages)
     lengths = [f"{number:,}" for number in spread(summary.tokens).values()]
-    console.table(f"tokens, at most {most}", ["", "min", "median", "95%", "max"], [["passage", *lengths]])
+    console.table(f"tokens of a passage, at most {most}", ["min", "median", "95%", "max"], [lengths])
     if summary.boilerplate:
         lines = [[left.text[:70], f"{left.documents:,}"] for left in summary.boilerplate[:LISTED]]
         title = f"boilerplate left out: {len(summary.boilerplate):,} texts (--keep_boilerplate keeps them)"
