@@ -29,7 +29,18 @@ SETTINGS = {
 SKIPPED = ("comment", "system_message", "target", "substitution_definition", "image", "problematic", "raw", "meta")
 LISTS = ("bullet_list", "enumerated_list", "definition_list", "field_list", "option_list", "docinfo")
 WITHIN_ITEMS = ("definition", "description", "field_body")
-WITHIN = ("section", "document", "block_quote", "note", "tip", "hint", "warning", "important", "caution", "attention")
+WITHIN: tuple[str, ...] = (
+    "section",
+    "document",
+    "block_quote",
+    "note",
+    "tip",
+    "hint",
+    "warning",
+    "important",
+    "caution",
+    "attention",
+)
 WITHIN += ("danger", "error", "admonition", "topic", "sidebar", "container", "compound", "figure", "legend", "footnote")
 
 
