@@ -74,10 +74,10 @@ def show(summary: Summary, most: int, console: Console) -> None:
     passages = [[what, f"{count:,}"] for what, count in summary.passages.items()]
     console.table("passages", ["", "count"], passages)
     lengths = [f"{number:,}" for number in spread(summary.tokens).values()]
-    console.table(f"tokens of a passage, at most {most}", ["min", "median", "95%", "max"], [lengths])
+    console.table(f"tokens (at most {most})", ["min", "median", "95%", "max"], [lengths])
     if summary.boilerplate:
         lines = [[left.text[:70], f"{left.documents:,}"] for left in summary.boilerplate[:LISTED]]
-        title = f"boilerplate left out: {len(summary.boilerplate):,} texts (--keep_boilerplate keeps them)"
+        title = f"boilerplate left out: {len(summary.boilerplate):,} (--keep_boilerplate keeps it)"
         console.table(title, ["text", "documents"], lines)
     if summary.reread:
         say_note(f"{summary.reread:,} unchanged files were cut again: other texts count as boilerplate now", console)

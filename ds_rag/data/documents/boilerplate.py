@@ -69,7 +69,7 @@ def _left(block: Block, keys: Collection[str], lost: dict[str, str]) -> Block | 
     lines = [line for line in block.text.split("\n") if _key(line) not in found]
     if _key(block.text) in found or not any(line.strip() for line in lines):
         return None
-    return replace(block, text="\n".join(lines).strip("\n"))
+    return replace(block, text="\n".join(lines).strip("\n"), numbers=())
 
 
 def _units(block: Block) -> Iterator[tuple[str, str]]:

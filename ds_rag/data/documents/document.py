@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -23,17 +23,16 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph, a list, a table or a code block. first, last: its lines or pages in the file, from 1.
-
-    A block over as many lines as its text has is there line by line as in the file, so that a part of it has a place of
-    its own.
-    """
+    """A paragraph, a list, a table or a code block. first, last: its lines or pages in the file, from 1. numbers: the
+    line of the file that each line of the text is from, so that a part has a place of its own; empty: not known, unless
+    the text has as many lines as the block has in the file."""
 
     text: str
     headings: tuple[str, ...] = ()  # above it, from the outermost; without the document's title
     first: int = 0
     last: int = 0
     kind: str = TEXT
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,16 @@ class Outline:
         self.every.append((level, text))
         self.bare = text, at
 
-    def add(self, text: str, first: int, last: int | None = None, kind: str = TEXT) -> None:
+    def add(
+        self, text: str, first: int, last: int | None = None, kind: str = TEXT, numbers: Sequence[int] = ()
+    ) -> None:
         """Adds a block, unless it is blank."""
         text = tidy(text).strip("\n").rstrip()
         text = text if kind == CODE else text.lstrip()
         if is_blank(text):
             return
         self.bare = None
-        self.blocks.append(Block(text, self.headings, first, first if last is None else last, kind))
+        self.blocks.append(Block(text, self.headings, first, first if last is None else last, kind, tuple(numbers)))
 
     @property
     def headings(self) -> tuple[str, ...]:

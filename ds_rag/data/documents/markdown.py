@@ -53,6 +53,8 @@ class _Walker:
         self.outline, self.before = outline, before
         self.lists: list[int | None] = []  # open lists: the number of the next item, or None for bullets
         self.lines: list[str] = []  # of the outermost list, or of the table
+        self.numbers: list[int] = []  # of these lines in the file
+        self.line = 0  # of the file, where the newest token with a place begins
         self.span = 0, 0  # its first and last line
         self.cells: list[str] = []
         self.marker = ""
@@ -62,6 +64,7 @@ class _Walker:
     def walk(self, tokens: list[Any]) -> None:
         for token in tokens:
             kind = token.type
+            self.line = token.map[0] + 1 + self.before if token.map else self.line
             if kind == "heading_open":
                 self.level = int(token.tag[1])
                 self.at(token)
@@ -92,7 +95,7 @@ class _Walker:
             if not self.lists:
                 self.at(token)
         elif kind == "tr_close":
-            self.lines.append("  " * len(self.lists) + " | ".join(self.cells))
+            self.put("  " * len(self.lists) + " | ".join(self.cells))
             self.cells = []
         elif kind == "table_close":
             self.in_table = False
@@ -111,7 +114,7 @@ class _Walker:
         elif self.lists:
             indent = "  " * len(self.lists)
             for line in filter(None, (" ".join(line.split()) for line in text.split("\n"))):
-                self.lines.append((self.marker or indent) + line)
+                self.put((self.marker or indent) + line)
                 self.marker = ""
         else:
             self.at(token)
@@ -120,7 +123,8 @@ class _Walker:
     def code(self, token: Any) -> None:
         if self.lists:
             indent = "  " * len(self.lists)
-            self.lines += [indent + line for line in token.content.rstrip("\n").split("\n")]
+            for n, line in enumerate(token.content.rstrip("\n").split("\n"), start=token.type == "fence"):
+                self.put(indent + line, n)
             return
         self.at(token)
         first, last = self.span
@@ -133,9 +137,15 @@ class _Walker:
         if self.lists:
             inside = Outline("")
             read_into(inside, token.content)
-            self.lines += ["  " * len(self.lists) + " ".join(block.text.split()) for block in inside.blocks]
+            for block in inside.blocks:
+                self.put("  " * len(self.lists) + " ".join(block.text.split()))
         else:
             read_into(self.outline, token.content, self.span[0] - 1)
+
+    def put(self, line: str, after: int = 0) -> None:
+        """Adds a line of a list or a table. after: lines of the file since the newest token began."""
+        self.lines.append(line)
+        self.numbers.append(self.line + after)
 
     def next_marker(self) -> str:
         indent = "  " * (len(self.lists) - 1)
@@ -146,8 +156,8 @@ class _Walker:
         return f"{indent}{number}. "
 
     def end(self, kind: str = "text") -> None:
-        self.outline.add("\n".join(self.lines), *self.span, kind)
-        self.lines = []
+        self.outline.add("\n".join(self.lines), *self.span, kind, self.numbers)
+        self.lines, self.numbers = [], []
 
 
 def plain(children: Any) -> Iterator[str]:

@@ -24,13 +24,17 @@ def read_office(data: bytes, path: str) -> list[Document]:
     outline = Outline(path, SLIDE if len(slides) > 1 else PARAGRAPH)
     if len(slides) == 1:
         read_markdown_into(outline, text)
-        outline.blocks = [replace(block, first=n, last=n) for n, block in enumerate(outline.blocks, start=1)]
+        outline.blocks = [
+            replace(block, first=n, last=n, numbers=()) for n, block in enumerate(outline.blocks, start=1)
+        ]
         return [outline.document(PurePosixPath(path).stem if suffix == ".xlsx" else "")]  # its headings are sheets
     read_markdown_into(outline, slides[0])
     for number, slide in zip(slides[1::2], slides[2::2], strict=True):
         begin = len(outline.blocks)
         read_markdown_into(outline, slide)
-        outline.blocks[begin:] = [replace(b, first=int(number), last=int(number)) for b in outline.blocks[begin:]]
+        outline.blocks[begin:] = [
+            replace(b, first=int(number), last=int(number), numbers=()) for b in outline.blocks[begin:]
+        ]
     return [outline.document()]
 
 

@@ -18,12 +18,13 @@ from ds_rag.data.documents.splitting import spans_of
 
 
 class Piece(NamedTuple):
-    """A block, or a part of one. glue: what stands between it and the piece before."""
+    """A block, or a part of one. numbers: as a block has them. glue: what stands between it and the piece before."""
 
     text: str
     first: int
     last: int
     kind: str = TEXT
+    numbers: Sequence[int] = ()
     glue: str = "\n\n"
 
 
@@ -53,7 +54,7 @@ def chunks_of(document: Document, sizes: Sizes, cutting: Cutting) -> list[Chunk]
         frame, blocks = titled(section, document, sizes, ratio)
         groups = fill(list(pieces_of(blocks, document.unit, frame, cutting.overlap)), frame, cutting.overlap)
         if cutting.min_tokens and not cutting.overlap:
-            groups = lengthen_rest(groups, document.unit, frame, cutting.min_tokens)
+            groups = lengthen_rest(groups, frame, cutting.min_tokens)
         body = ""
         for group in groups:
             own = text_of(group)
@@ -93,24 +94,27 @@ def measured(chunks: Sequence[Chunk], sizes: Sizes) -> Iterator[Chunk]:
 def pieces_of(blocks: Sequence[Block], unit: str, frame: Frame, overlap: int) -> Iterator[Piece]:
     """Each block, or its parts where it does not fit into a passage."""
     for block in blocks:
-        piece = Piece(block.text, block.first, block.last, block.kind)
+        by_line = unit == LINE and block.text.count("\n") == block.last - block.first
+        numbers = block.numbers or (range(block.first, block.last + 1) if by_line else ())
+        piece = Piece(block.text, block.first, block.last, block.kind, numbers)
         if frame.fits(block.text, overlap):
             yield piece
         else:
-            yield from parts_of(piece, unit, frame, frame.most - overlap)
+            yield from parts_of(piece, frame, frame.most - overlap)
 
 
-def parts_of(piece: Piece, unit: str, frame: Frame, most: int) -> Iterator[Piece]:
+def parts_of(piece: Piece, frame: Frame, most: int) -> Iterator[Piece]:
     """The parts of a piece that fit into `most` tokens, each with its own lines where they are known."""
-    text, before, lines = piece.text, 0, 0
-    by_line = unit == LINE and text.count("\n") == piece.last - piece.first
+    text, before, line = piece.text, 0, 0
     for begin, end in spans_of(text, piece.kind, frame.count, most):
-        first, last = piece.first, piece.last
-        if by_line:
-            first += (lines := lines + text.count("\n", before, begin))
-            last = piece.first + (lines := lines + text.count("\n", begin, end))
         glue = text[before:begin] if before else piece.glue
-        yield Piece(text[begin:end], first, last, piece.kind, glue)
+        part = piece._replace(text=text[begin:end], glue=glue)
+        if piece.numbers:
+            line += text.count("\n", before, begin)
+            numbers = piece.numbers[line : line + 1 + part.text.count("\n")]
+            part = part._replace(numbers=numbers, first=numbers[0], last=numbers[-1])
+            line += len(numbers) - 1
+        yield part
         before = end
 
 
@@ -129,7 +133,7 @@ def fill(pieces: Sequence[Piece], frame: Frame, overlap: int) -> list[list[Piece
     return groups
 
 
-def lengthen_rest(groups: list[list[Piece]], unit: str, frame: Frame, least: int) -> list[list[Piece]]:
+def lengthen_rest(groups: list[list[Piece]], frame: Frame, least: int) -> list[list[Piece]]:
     """The last group, where it is shorter than `least` tokens, takes pieces from the end of the group before it, which
     are cut in half for that if they are text."""
     bare = frame.bare
@@ -140,7 +144,7 @@ def lengthen_rest(groups: list[list[Piece]], unit: str, frame: Frame, least: int
     fine = [
         part
         for piece in both
-        for part in (parts_of(piece, unit, frame, max(half, bare + least)) if piece.kind == TEXT else [piece])
+        for part in (parts_of(piece, frame, max(half, bare + least)) if piece.kind == TEXT else [piece])
     ]
     best, split = frame.count(text_of(groups[-1])), len(groups[-2])
     chosen = both

@@ -12,6 +12,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from shlex import quote
 from typing import Any, NamedTuple
 
 from ds_rag.data.documents.document import PAGE, Document, Outline, Unreadable, tidy
@@ -63,7 +64,9 @@ def unlock(reader: Any, path: str) -> None:
         opened = False
     if not opened:
         name = PurePosixPath(path).name
-        raise Unreadable("encrypted with a password", f"qpdf --decrypt --password=PASSWORD {name} open-{name}")
+        raise Unreadable(
+            "encrypted with a password", f"qpdf --decrypt --password=PASSWORD {quote(path)} {quote(f'open-{name}')}"
+        )
 
 
 def check_text(pages: list[list[str]], path: str) -> None:
@@ -73,7 +76,8 @@ def check_text(pages: list[list[str]], path: str) -> None:
     if letters < LEAST_LETTERS * len(pages):
         name = PurePosixPath(path).name
         raise Unreadable(
-            f"no text on {len(pages)} page{'s' * (len(pages) > 1)}: scanned?", f"OCR: ocrmypdf {name} text-{name}"
+            f"no text on {len(pages)} page{'s' * (len(pages) > 1)}: scanned?",
+            f"OCR: ocrmypdf {quote(path)} {quote(f'text-{name}')}",
         )
 
 

@@ -73,5 +73,8 @@ class ReadDocuments:
 
 
 def as_document(fields: dict[str, Any]) -> Document:
-    blocks = tuple(Block(**block | {"headings": tuple(block["headings"])}) for block in fields["blocks"])
+    blocks = tuple(
+        Block(**block | {"headings": tuple(block["headings"]), "numbers": tuple(block["numbers"])})
+        for block in fields["blocks"]
+    )
     return Document(**fields | {"blocks": blocks, "notes": tuple(fields["notes"])})

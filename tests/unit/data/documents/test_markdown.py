@@ -49,6 +49,7 @@ def test_blocks_and_their_lines():
     ]
     assert [block.kind for block in document.blocks[-2:]] == [TABLE, CODE]
     assert lines(document)[0] == (3, 4) and lines(document)[-1] == (24, 26)
+    assert document.blocks[1].numbers == (8, 9, 10, 11, 14) and document.blocks[3].numbers == (19, 21)
     source = GUIDE.split("\n")
     assert source[23:26] == texts(document)[-1].split("\n"), "the lines of the code itself"
 

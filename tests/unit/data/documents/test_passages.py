@@ -62,6 +62,13 @@ def test_code_is_kept_together_and_else_cut_at_lines():
     assert [chunk.text for chunk in chunks_of(small, sizes, NOTHING_JOINS)] == [numbered(0, 10), "\n".join(lines[:3])]
 
 
+def test_rows_of_a_table_have_their_own_lines():
+    rows = "".join(f"| r{n} | a b c d e |\n" for n in range(6))
+    found = cut(f"# T\n\n| x | y |\n|---|---|\n{rows}")
+    assert [chunk.place for chunk in found] == ["lines 3-6", "lines 7-9", "line 10"]
+    assert [chunk.text.split("\n")[0][:2] for chunk in found] == ["x ", "r2", "r5"]
+
+
 def test_short_sections_join_a_neighbour_below_the_same_heading():
     page = "# T\n\n## A\n\n### one\n\nw1\n\n### two\n\nw2\n\n### three\n\nw3 w4 w5 w6 w7\n\n## B\n\nw8\n"
     titles = [(chunk.title, chunk.text) for chunk in cut(page, 40, Cutting(min_tokens=4))]

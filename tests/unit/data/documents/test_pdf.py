@@ -114,7 +114,7 @@ def encrypted(user: str) -> bytes:
 def test_what_cannot_be_read_says_what_to_do():
     with pytest.raises(Unreadable, match="no text on 2 pages: scanned") as caught:
         documents_of(pdf([], []), "in/scan.pdf")
-    assert caught.value.fix == "OCR: ocrmypdf scan.pdf text-scan.pdf"
+    assert caught.value.fix == "OCR: ocrmypdf in/scan.pdf text-scan.pdf"
     with pytest.raises(Unreadable, match="encrypted") as caught:
         documents_of(encrypted("secret"), "in/a.pdf")
     assert caught.value.fix and "qpdf" in caught.value.fix
