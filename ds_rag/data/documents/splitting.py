@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ds_rag.data.documents.document import TEXT
 from ds_rag.data.documents.sizes import WIDEST
@@ -35,7 +36,8 @@ def _cut(text: str, window: Span, count: Callable[[str], int], most: int) -> Ite
     import semchunk
 
     begin, end = window
-    _, offsets = semchunk.chunk(text[begin:end], most, count, memoize=False, offsets=True)
+    found: Any = semchunk.chunk(text[begin:end], most, count, memoize=False, offsets=True)
+    _, offsets = found  # with the chunks themselves
     for first, last in offsets:
         yield from _halved(text, (begin + first, begin + last), count, most)
 
