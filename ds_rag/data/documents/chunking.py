@@ -52,6 +52,8 @@ def chunk_documents(
     out.parent.mkdir(parents=True, exist_ok=True)
     call = Call(found, ReadDocuments(partial, settings["readers"]), options.repeated, (state, old))
     call.summary.again = again
+    if call.read.known:
+        console.say(f"note: {len(call.read.known):,} files were read by a call that was stopped", style="yellow")
     call.read_files(console)
     keys = call.find_repeated(console)
     with writing(out) as stream:

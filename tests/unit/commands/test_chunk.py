@@ -87,12 +87,12 @@ def test_a_second_call_and_what_is_said(models, docs, capsys):
     )
 
 
-def test_what_was_written_passes_check_without_a_note(models, docs, capsys):
+def test_check_takes_what_was_written_and_knows_all_of_its_keys(models, docs, capsys):
     chunk(models)
     Path("rows.jsonl").write_text('{"query": "who", "answer": "a"}\n')
     capsys.readouterr()
     assert cli.main(["check", "rows.jsonl", "--corpus", "p.jsonl"]) == 0
-    assert "note" not in capsys.readouterr().out
+    assert "not used" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
