@@ -28,32 +28,35 @@ def read_html(data: bytes, path: str) -> list[Document]:
 def read_into(outline: Outline, text: str, before: int = 0) -> str:
     """Adds the text of HTML to an outline; returns its `<title>`. before: number of lines before it in the file.
 
-    A skipped tag that nothing closes would hide the rest of a page, so it is then read like any other.
+    A skipped or hidden tag that nothing closes would hide the rest of a page, so such tags are then read like others.
     """
-    skipped = set(SKIPPED)
+    skipped, hides = set(SKIPPED), True
     while True:
         trial = Outline(outline.path)
         trial.above = list(outline.above)
-        reader = _Reader(trial, skipped, before)
-        reader.feed(text)
-        reader.close()
-        reader.end_block()
-        if not (open_tags := set(reader.hidden) & skipped):
+        open_tags = _read(_Reader(trial, skipped, hides, before), text).hidden
+        if not open_tags:
             break
-        skipped -= open_tags
-    reader = _Reader(outline, skipped, before)
+        hides = hides and open_tags[0] in skipped
+        skipped.discard(open_tags[0])
+    reader = _read(_Reader(outline, skipped, hides, before), text)
+    return " ".join("".join(reader.title).split())
+
+
+def _read(reader: _Reader, text: str) -> _Reader:
     reader.feed(text)
     reader.close()
     reader.end_block()
-    return " ".join("".join(reader.title).split())
+    return reader
 
 
 class _Reader(HTMLParser):
     """Writes blocks into an outline. Inline text gathers in `words`, lines of the block so far in `lines`."""
 
-    def __init__(self, outline: Outline, skipped: set[str], before: int):
+    def __init__(self, outline: Outline, skipped: set[str], hides: bool, before: int):
         super().__init__(convert_charrefs=True)
         self.outline, self.skipped, self.before = outline, skipped, before
+        self.hides = hides  # whether attributes hide what is inside
         self.words: list[str] = []
         self.lines: list[str] = []
         self.title: list[str] = []
@@ -134,7 +137,8 @@ class _Reader(HTMLParser):
         given = dict(attrs)
         classes = set((given.get("class") or "").split())
         away = "hidden" in given or given.get("aria-hidden") == "true" or given.get("role") == "navigation"
-        return tag not in VOID and (tag in self.skipped or away or (tag == "a" and bool(classes & ANCHORS)))
+        away |= tag == "a" and bool(classes & ANCHORS)
+        return tag not in VOID and (tag in self.skipped or (away and self.hides))
 
     def next_marker(self) -> str:
         indent = "  " * (len(self.lists) - 1)

@@ -45,6 +45,8 @@ def test_the_title_of_the_page_where_there_is_no_heading():
     [
         "<div><nav>never closed <p>kept",
         "<p>never closed <b>kept",
+        "<p hidden>never closed<p>kept",
+        "<li aria-hidden='true'>never closed<li>kept<nav>",
         "</div></p>never closed</nav> <i>kept</p>",
         "<ul><li>never closed<h1></ul>kept",
         "<table><tr><td>never closed <td>kept",
