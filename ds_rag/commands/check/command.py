@@ -54,12 +54,13 @@ def main(args: argparse.Namespace) -> int:
         show_part(name, part, console)
     show_lengths(lengths, console)
     between, refused, named = examine_together(rows, evaluation, corpus)
-    if corpus and (lost := lost_labels(rows + evaluation, corpus)):
-        between.append(lost_note(lost, sum(bool(row.positives) for row in rows + evaluation)))
     show_documents(named, console)
     say_notices(between, console)
     if refused:
         console.say(refused, style="red")
+    lost = lost_labels(rows + evaluation, corpus) if corpus and not refused else []
+    if lost:
+        console.say(f"note: {lost_note(lost, sum(bool(row.positives) for row in rows + evaluation))}", style="yellow")
     if shared:
         lines = [[what, str(shared[what]), str(shared[f"of {what}"])] for what in ("queries", "labelled passages")]
         console.table("evaluation", ["what", "in training too", "of"], lines)
@@ -71,6 +72,7 @@ def main(args: argparse.Namespace) -> int:
     wrong = bool(bad or empty or refused)
     console.say(verdict, style="red" if wrong else "green")
     found = {"documents": named, "lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty}
+    found |= {"lost": [row.id for row in lost]}
     write_json(args.json, {**parts, **found, "notices": between, "refused": refused})
     return 1 if wrong else 0
 
