@@ -49,6 +49,9 @@ def config_of(known: argparse.Namespace) -> RunConfig:
             )
         check_builtin(recipe | given)
         recipe = read_recipe(QUICKSTART) | recipe
+    for one, other in (("warmup_steps", "warmup_ratio"), ("warmup_ratio", "warmup_steps")):
+        if one in given and other not in given:  # a flag takes the place of the recipe's other way to say it
+            recipe.pop(other, None)
     config = build(recipe | given, explicit, frozenset(given))
     check_contrary(config)
     return config
@@ -98,6 +101,9 @@ def convert(name: str, value: str | float | None, where: str) -> Any:
     wanted = get_type_hints(section)[name]
     optional = type(None) in get_args(wanted)
     kind = next(a for a in get_args(wanted) if a is not type(None)) if get_origin(wanted) else wanted
+    bounds = next(f for f in fields(section) if f.name == name).metadata["bounds"]
+    if bounds is not None and value in bounds.also:  # a word in the place of a number
+        return value
     if value is None or (optional and value in ("none", "null")):
         if optional:
             return None
