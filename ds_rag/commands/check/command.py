@@ -37,7 +37,7 @@ POINTS = ("min", "median", "95%", "max")
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command. Returns 1 if there are bad rows, a file without rows, or data that training refuses."""
-    check_json(args.json, ("rows", "corpus", "lengths", "bad_rows"))
+    check_json(args.json, ("lengths", "bad_rows", "notices"))
     quiet_libraries()
     console = Console()
     given = settings_of(args)
@@ -274,6 +274,7 @@ def show_lengths(lengths: dict[str, dict[str, dict[str, Any]]], console: Console
         [f"{side}, {unit}", str(found["texts"]), *(cell(found, name) for name in columns)]
         for side, units in lengths.items()
         for unit, found in units.items()
+        if found["texts"]
     ]
     console.table("lengths", ["of", "texts", *(name.replace("_", " ") for name in columns)], lines)
 

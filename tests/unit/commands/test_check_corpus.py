@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import small_retriever
 
 from ds_rag.commands import cli
 from ds_rag.data.near_repeats import almost_repeated
@@ -55,7 +56,9 @@ def test_what_is_no_passage(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("no bad rows; corpus: nothing in")
 
 
-def test_how_many_passages_a_retriever_reads_in_part(tmp_path, tiny_encoder, capsys):
+def test_how_many_passages_a_retriever_reads_in_part(tmp_path):
+    tiny_encoder = tmp_path / "retriever"
+    small_retriever().save(tiny_encoder)
     passages = [{"id": n, "text": " ".join(WORDS[: n + 1])} for n in range(10)]
     found = check(tmp_path, passages, "--retriever", str(tiny_encoder), "--max_passage_length", "5")
     (notice,) = found["notices"]
