@@ -75,7 +75,7 @@ def scan_rows(
     kind, faults = _open(path, flag, reading, limit)
     stream = _records(kind, "rows", faults)
     if not READERS[kind].fixed_columns:
-        stream = flat_rows(stream, columns, faults, bool(need_answers))
+        stream = flat_rows(stream, columns, faults, need_answers is not False)
     records = list(islice(stream, None if limit is None else limit + LOOK))
     if not records:
         faults.note_left_out()

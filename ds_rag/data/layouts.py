@@ -32,8 +32,10 @@ INSTRUCTED = "rows have a system message, which is not read: --prompt_template i
 
 
 def flat_rows(records: Iterable[Record], columns: Columns, faults: Faults, need_answers: bool) -> Iterator[Record]:
-    """The records, those of a layout as flat ones. need_answers: questions that have none, as their data set says, are
-    left out and counted. What is wrong with single records goes to `faults`."""
+    """The records, those of a layout as flat ones. Questions that have no answer, as their data set says, are left out
+    and counted, if answers are needed or the rows are to train on: their passages do not answer them. What is wrong
+    with single records goes to `faults`."""
+    need_answers |= faults.of_training
     named = {name for name in asdict(columns).values() if name}
     for record in records:
         layout = layout_of(record.fields, named)
@@ -141,13 +143,20 @@ def of_squad(record: Record, faults: Faults) -> Iterator[Record]:
                 row = {
                     "id": part(question, "id", place, required=False),
                     "query": part(question, "question", f"{place}.qas[{q}]"),
-                    "answers": [] if question.get("is_impossible") else distinct(known),
+                    "answers": answers_of(question, known),
                     "positives": [context],
                     "document": title,
                     "title": title,
                 }
                 fields = {name: value for name, value in row.items() if value is not None}
                 yield record._replace(fields=fields, where=f"{record.where}: {place}.qas[{q}]")
+
+
+def answers_of(question: Fields, known: list[Any]) -> list[Any] | None:
+    """Empty where the data set says that there is no answer; None where it says nothing."""
+    if question.get("is_impossible"):
+        return []
+    return distinct(known) if question.get("answers") is not None else None
 
 
 def part(value: object, name: str, where: str, required: bool = True) -> Any:
