@@ -33,6 +33,7 @@ FILES = {"csv": CSV, "tsv": TSV, "jsonl": JSONL, "parquet": PARQUET}  # each may
 READERS = FILES | {"datasets": SAVED_DATASET, "beir": BEIR, "msmarco": MS_MARCO, "shards": shards_of(FILES.values())}
 KINDS = ", ".join(kind.what for kind in READERS.values())
 DOCUMENTS = (".md", ".markdown", ".txt", ".rst", ".html", ".htm", ".pdf", ".docx", ".pptx")  # what is no table of rows
+CHUNK = "ds-rag chunk {} --out passages.jsonl makes passages of documents"
 LOOK = 1000  # records read beyond a limit to find the columns
 
 
@@ -174,18 +175,17 @@ def detect(path: Path, flag: str) -> str:
                 raise UserError(f"{flag}: {path}: no split '{split}'", found=kind.what, expected=f"{path} alone")
             return name
     if not path.is_dir():
-        chunk = f"ds-rag chunk {path} --out passages.jsonl makes passages of it"
         raise UserError(
             f"{flag}: unknown kind of file {path}",
             found=f"suffix '{path.suffix}'",
             expected=KINDS,
-            fix=chunk if path.suffix.lower() in DOCUMENTS else None,
+            fix=CHUNK.format(path) if path.suffix.lower() in DOCUMENTS else None,
         )
     inside = sorted(path.iterdir())
     files = [entry for entry in inside if format_of(entry, FILES.values())]
     likely = files or [entry for entry in inside if READERS["shards"].recognises(entry)]
     texts = [entry for entry in inside if entry.suffix.lower() in DOCUMENTS]
-    chunk = f"ds-rag chunk {path} --out passages.jsonl makes passages of documents" if texts and not likely else None
+    chunk = CHUNK.format(path) if texts and not likely else None
     raise UserError(
         f"{flag}: {path} is neither a datasets folder nor a BEIR folder, nor one of numbered shards of one kind",
         found=", ".join(entry.name for entry in inside[:8]) or "an empty folder",

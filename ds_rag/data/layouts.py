@@ -114,18 +114,20 @@ def messages_in(value: object, column: str) -> list[tuple[str, str]]:
         raise Bad(f"'{column}' is {short(value)}, expected a list of messages")
     found = []
     for n, one in enumerate(value):
-        role, text = (
-            (one.get("role", one.get("from")), one.get("content", one.get("value")))
-            if isinstance(one, Mapping)
-            else (None, None)
-        )
-        if isinstance(text, list):  # of parts
-            kinds = [part.get("text") if isinstance(part, Mapping) else part for part in text]
-            text = "\n".join(kinds) if all(isinstance(part, str) for part in kinds) else text
+        fields = one if isinstance(one, Mapping) else {}
+        role, text = fields.get("role", fields.get("from")), text_of(fields.get("content", fields.get("value")))
         if not isinstance(role, str) or (not isinstance(text, str) and role in (*USER, *ASSISTANT)):
             raise Bad(f"'{column}[{n}]' is {short(one)}, expected an object with a role and a content that is text")
         found.append((role.lower(), text if isinstance(text, str) else ""))
     return found
+
+
+def text_of(content: object) -> object:
+    """The text of a message that has parts of text; any other content as it is."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    return "\n".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else content
 
 
 def of_squad(record: Record, faults: Faults) -> Iterator[Record]:

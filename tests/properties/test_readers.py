@@ -24,7 +24,7 @@ from ds_rag.runtime.errors import UserError
 
 datasets.disable_progress_bars()
 # Every format but MS MARCO's, which has no answers; and the ways to write some of them.
-KINDS = [*(kind for kind in READERS if kind != "msmarco"), "json", "csv.gz", "tsv.gz", "jsonl.gz", "json.gz"]
+KINDS = [*(kind for kind in READERS if kind != "msmarco"), "json", "tsv.gz", "jsonl.gz"]
 QUIET = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 # Cs: no UTF-8; Cc but for the three blanks: NUL is refused. Texts are stripped, and empty ones refused.
 CHARS = st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from(list("\"',;|[]{}\\\n\r\t\u2028\u0085\x1c "))

@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     if labelled < len(rows):
         how = "are mined by the posterior alone" if limits.posterior else "are not changed: --posterior mines them"
         console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
-    table, vectors_ND, index = encode_corpus(saved, rows, given, reading, console)
+    table, vectors_ND, index = encode_corpus(given, rows, reading, console)
     posterior = posterior_of(saved, table.texts, teacher_cache(args), console) if limits.posterior else None
     tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.evaluation.per_device_eval_batch_size, console)
@@ -181,11 +181,11 @@ class Given:
 
 
 def encode_corpus(
-    saved: Saved, rows: list[Row], given: Given, reading: Reading, console: Console
+    given: Given, rows: list[Row], reading: Reading, console: Console
 ) -> tuple[RagData, Vectors, CorpusIndex]:
     """(table of passages, their vectors_ND, index over the corpus). The run's index is used unchanged, with its
     memory-mapped vectors."""
-    settings = saved.config.evaluation
+    saved, settings = given.saved, given.saved.config.evaluation
     corpus = given.passages or passages_of(rows)
     stored = given.stored
     if not corpus:

@@ -206,7 +206,8 @@ def test_an_indexs_vectors_are_mapped_and_not_encoded_again(tmp_path, monkeypatc
     encoded: list[int] = []
     real = mine.encode
     monkeypatch.setattr(mine, "encode", lambda r, t, *x: encoded.append(len(t)) or real(r, t, *x))
-    table, vectors, index = mine.encode_corpus(saved, [row([texts[3]], ["of a row alone"])], Reading(), console)
+    given = mine.Given(saved, Reading())
+    table, vectors, index = mine.encode_corpus(given, [row([texts[3]], ["of a row alone"])], Reading(), console)
     assert isinstance(vectors, mine.VectorParts) and encoded == [1] and len(vectors) == len(table.texts) == 21
     assert isinstance(vectors.arrays[0], np.memmap) and not index.parts[0].index.of.codes.is_owned
     expected = real(retriever, tokenize_side(retriever, "passage", table.texts, console, ""), "passage", 8)
