@@ -25,7 +25,7 @@ def test_a_run_on_few_rows_stops_early_and_exports_its_best(tmp_path: Path) -> N
     words += ["--corpus", tmp_path / "corpus.jsonl", "--objective", "infonce", "--per_device_train_batch_size", "4"]
     words += ["--num_train_epochs", "auto", "--warmup_ratio", "0.1", "--learning_rate", "5e-2", "--output_dir", run]
     said = " ".join(call(words).stdout.split())
-    assert "20 held-out questions: they show differences" in said and "see a difference of 5 points" in said
+    assert "20 held-out questions: too few to see any difference" in said and "see a difference of 5 points" in said
     assert "10 epochs of 5.0 steps: 50 steps" in said and "stops after 3 without a better recall@1" in said
     found = json.loads((run / "results.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
