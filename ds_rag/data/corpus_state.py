@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.data.formats import READERS, detect
+from ds_rag.data.hub_data import path_of
 from ds_rag.runtime.atomic_folders import measure
 from ds_rag.runtime.errors import UserError
 
@@ -43,7 +44,7 @@ class Source:
 def source_of(path: str | Path, flag: str = "--corpus") -> Source:
     """To be called before the files are read, so that changes during reading are noticed. `times` is empty where a file
     is not accessible; reading it will raise the error. Raises UserError as `detect` does."""
-    path = Path(os.path.realpath(Path(path).expanduser()))
+    path = Path(os.path.realpath(path_of(path, flag)))
     kind = detect(path, flag)
     try:
         if names := READERS[kind].corpus_files:

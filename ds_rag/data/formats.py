@@ -12,6 +12,7 @@ from pathlib import Path
 from ds_rag.data.bad_rows import LOG, Faults, Reading
 from ds_rag.data.beir import BEIR
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
+from ds_rag.data.hub_data import path_of
 from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names
 from ds_rag.data.rows import BY_ID, ID_LIKE, labels_relevance, refuse_ids, to_rows
 from ds_rag.data.shards import format_of, shards_of
@@ -173,11 +174,11 @@ def detect(path: Path, flag: str) -> str:
 
 def contains_corpus(path: str | Path, flag: str) -> bool:
     """Do these rows bring their own corpus, as a BEIR folder does? Raises UserError as `detect` does."""
-    return bool(READERS[detect(Path(path).expanduser(), flag)].corpus_files)
+    return bool(READERS[detect(path_of(path, flag), flag)].corpus_files)
 
 
 def _open(path: str | Path, flag: str, reading: Reading | None, most: int | None) -> tuple[str, Faults]:
-    path = Path(path).expanduser()
+    path = path_of(path, flag)
     return detect(path, flag), Faults(flag, str(path), reading or Reading(), most)
 
 

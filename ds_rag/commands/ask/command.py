@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
     if stored.stale:
         console.say(f"warning: {folder} is stale: it was made by other weights than this run's", style="yellow")
-    check_corpus(stored, folder, getattr(args, "corpus", None))
+    check_corpus(stored, folder, saved.config.data.corpus if "corpus" in args else None)
     tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
     wanted = SearchOptions(settings.top_k, 1)
     if saved.retriever.reads_words:

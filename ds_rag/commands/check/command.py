@@ -18,6 +18,7 @@ from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import documents, labels, overlap, per_row, repeated_queries, repeated_texts, spread
 from ds_rag.models.from_settings import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
+from ds_rag.run.settle_names import settle_names
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.library_messages import quiet_libraries
@@ -35,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     given = settings_of(args)
     config = build(given, frozenset(given))
+    settle_names(config, console.say)
     data = config.data
     parts: dict[str, dict[str, Any]] = {}
     source = corpus_source(data) or (data.train_data if contains_corpus(data.train_data, "DATA") else None)
@@ -144,7 +146,7 @@ def names_a_model(model: str, config: RunConfig) -> bool:
 
 
 def prompt_of(model: ModelConfig) -> Prompt:
-    folder = model_folder(model.generator, "--generator")
+    folder = model_folder(model.generator, "--generator", model.trust_remote_code)
     tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
     return make_prompt(model, tokenizer)
 

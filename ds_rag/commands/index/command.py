@@ -43,8 +43,9 @@ def main(args: argparse.Namespace) -> int:
         saved = open_saved(args)
         reading = reading_of(saved.config.data)
         given = "corpus" in args
-        source = source_of(args.corpus) if given else None  # passages of the old index come from no corpus file
-        corpus = read_corpus(args.corpus, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
+        named = str(saved.config.data.corpus)
+        source = source_of(named) if given else None  # passages of the old index come from no corpus file
+        corpus = read_corpus(named, reading=reading) if given else [Passage(*p) for p in read_passages(own)]
         table = build_table(corpus, [], [], reading)  # equal texts become one passage
         table.source = source
         say_notices(table.notices, console)
