@@ -18,7 +18,7 @@ from typing import Any
 
 from ds_rag.config.names import HubName, hub_name, near_path
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.hub import DATASET, Repository, ask, is_of_network, one_line
+from ds_rag.runtime.hub import DATASET, Found, Repository, ask, asking_nobody, is_of_network, one_line
 
 COMPLETE = "state.json"  # of the files of a folder written last
 BY_COMMAND = "`hf download NAME --repo-type dataset --local-dir FOLDER`, then the file that has the rows"
@@ -46,9 +46,12 @@ def fetch_data(source: str, flag: str) -> tuple[HubName, Path]:
     what = f"{flag} {source}"
     repository = Repository(name.repo, name.revision, DATASET, what, near_path(name.repo))
     answer = ask(repository)
+    if isinstance(answer, Found):
+        name = replace(name, repo=answer.name)
     try:
-        builder, name = open_builder(name, repository, answer)
-        builder.download_and_prepare()
+        with asking_nobody(isinstance(answer, UserError)):
+            builder, name = open_builder(name, repository, answer)
+            builder.download_and_prepare()
         name = replace(name, split=choose_split(name, list(builder.info.splits or ()), what, flag))
         if not (place_of(name) / COMPLETE).is_file():
             keep(builder.as_dataset(split=name.split), place_of(name))
@@ -68,24 +71,24 @@ def place_of(name: HubName) -> Path:
     return cache.joinpath("ds_rag", *parts)
 
 
-def open_builder(name: HubName, repository: Repository, answer: str | UserError) -> tuple[Any, HubName]:
+def open_builder(name: HubName, repository: Repository, answer: Found | UserError) -> tuple[Any, HubName]:
     """The builder of `datasets` for this name, and the name with its commit and configuration. answer: the hub's
     commit, or why it cannot be asked: then files in the hub's cache are read, or what `datasets` has prepared before.
     Raises UserError."""
     import datasets
 
-    commit = answer if isinstance(answer, str) else repository.cached_commit()
+    commit = answer.commit if isinstance(answer, Found) else repository.cached_commit()
     if isinstance(answer, UserError) and (folder := repository.snapshot(commit)):
         place, options = str(folder), {}
     else:
-        place, options = name.repo, {"revision": commit} if isinstance(answer, str) else {}
+        place, options = name.repo, {"revision": commit} if isinstance(answer, Found) else {}
     config = name.config
     if config and name.split is None and config not in datasets.get_dataset_config_names(place, **options):
         name, config = replace(name, config=None, split=config), None
     builder = datasets.load_dataset_builder(place, config, **options)
     found = commit if place != name.repo else builder.hash
     # where files cannot be read, `datasets` falls back on any other commit that it has prepared
-    if (commit is not None and found != commit) or (commit is None and name.revision):
+    if found != commit and (isinstance(answer, Found) or name.revision is not None):
         raise (
             answer
             if isinstance(answer, UserError)

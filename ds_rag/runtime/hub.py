@@ -7,7 +7,8 @@ a network or with the hub down, the cache answers; an error says what was tried.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,31 @@ def is_offline(kind: str) -> bool:
     return constants.is_offline_mode()
 
 
-def ask(repository: Repository) -> str | UserError:
+@contextmanager
+def asking_nobody(on: bool = True) -> Iterator[None]:
+    """Inside the block huggingface_hub and `datasets` are offline, as by HF_HUB_OFFLINE: where the hub cannot be
+    reached, each of their requests would be repeated for a minute."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if on:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the hub says of a repository: its name (an old name leads to the present one) and the revision's commit."""
+
+    name: str
+    commit: str
+
+
+def ask(repository: Repository) -> Found | UserError:
     """The commit of this revision now, by the hub; where the hub cannot be asked, the error that says so, to be raised
     if the cache does not help. Waits no longer than HF_HUB_ETAG_TIMEOUT (10 s). Raises UserError for what the hub
     refuses: no such repository or revision, no access."""
@@ -81,7 +106,7 @@ def ask(repository: Repository) -> str | UserError:
             repository.name, revision=repository.revision, repo_type=repository.kind, timeout=float(seconds)
         )
         assert found.sha is not None
-        return found.sha
+        return Found(found.id, found.sha)
     except HFValidationError as error:
         raise UserError(f"{repository.what}: no name that a repository can have", found=one_line(error)) from None
     except HfHubHTTPError as error:

@@ -37,6 +37,7 @@ class Hub:
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)  # "GET /api/models/gpt2"
     tokens: set[str | None] = field(default_factory=set)  # that the requests brought
+    moved: dict[str, str] = field(default_factory=dict)  # old name -> new name
     url: str = ""
 
     def put(self, name: str, files: Files, kind: str = "models", ref: str = "main", gated: bool = False) -> str:
@@ -127,6 +128,8 @@ class Handler(BaseHTTPRequestHandler):
         rev, _, below = (rest or "main").partition("/")
         if what == "revision":
             rev, below = rest, ""
+        if name in self.hub.moved:
+            return self.answer(307, b"", Location=self.path.replace(name, self.hub.moved[name], 1))
         found = self.find(kind, name, rev)
         if found is None:
             return
