@@ -18,7 +18,7 @@ from typing import Any
 
 from ds_rag.config.names import HubName, hub_name, near_path
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.hub import DATASET, Found, Repository, ask, asking_nobody, is_of_network, one_line
+from ds_rag.runtime.hub import DATASET, Found, Repository, ask, asking_nobody, is_of_network, one_line, unreachable
 
 COMPLETE = "state.json"  # of the files of a folder written last
 BY_COMMAND = "`hf download NAME --repo-type dataset --local-dir FOLDER`, then the file that has the rows"
@@ -49,7 +49,7 @@ def fetch_data(source: str, flag: str) -> tuple[HubName, Path]:
     if isinstance(answer, Found):
         name = replace(name, repo=answer.name)
     try:
-        with asking_nobody(isinstance(answer, UserError)):
+        with asking_nobody(isinstance(answer, str)):
             builder, name = open_builder(name, repository, answer)
             builder.download_and_prepare()
         name = replace(name, split=choose_split(name, list(builder.info.splits or ()), what, flag))
@@ -58,7 +58,9 @@ def fetch_data(source: str, flag: str) -> tuple[HubName, Path]:
     except UserError:
         raise
     except Exception as error:  # of many kinds, by the format of the files
-        raise answer if isinstance(answer, UserError) and is_of_cache(error) else unreadable(what, error) from error
+        if isinstance(answer, str) and is_of_cache(error):
+            raise unreachable(repository, answer) from None
+        raise unreadable(what, error) from error
     return name, place_of(name)
 
 
@@ -71,14 +73,14 @@ def place_of(name: HubName) -> Path:
     return cache.joinpath("ds_rag", *parts)
 
 
-def open_builder(name: HubName, repository: Repository, answer: Found | UserError) -> tuple[Any, HubName]:
+def open_builder(name: HubName, repository: Repository, answer: Found | str) -> tuple[Any, HubName]:
     """The builder of `datasets` for this name, and the name with its commit and configuration. answer: the hub's
     commit, or why it cannot be asked: then files in the hub's cache are read, or what `datasets` has prepared before.
     Raises UserError."""
     import datasets
 
     commit = answer.commit if isinstance(answer, Found) else repository.cached_commit()
-    if isinstance(answer, UserError) and (folder := repository.snapshot(commit)):
+    if isinstance(answer, str) and (folder := repository.snapshot(commit)):
         place, options = str(folder), {}
     else:
         place, options = name.repo, {"revision": commit} if isinstance(answer, Found) else {}
@@ -89,11 +91,9 @@ def open_builder(name: HubName, repository: Repository, answer: Found | UserErro
     found = commit if place != name.repo else builder.hash
     # where files cannot be read, `datasets` falls back on any other commit that it has prepared
     if found != commit and (isinstance(answer, Found) or name.revision is not None):
-        raise (
-            answer
-            if isinstance(answer, UserError)
-            else UserError(f"{repository.what}: `datasets` opened another revision", found=found, expected=commit)
-        )
+        if isinstance(answer, str):
+            raise unreachable(repository, answer)
+        raise UserError(f"{repository.what}: `datasets` opened another revision", found=found, expected=commit)
     return builder, replace(name, revision=found, config=builder.config.name)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ds_rag.config.names import HubName, hub_name, near_path, spellings
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.hub import MODEL, NotOnHub, Repository, ask, download
+from ds_rag.runtime.hub import MODEL, NotOnHub, Repository, ask, download, unreachable
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 OTHER_FORMATS = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
@@ -60,15 +60,15 @@ def fetch_model(source: str, flag: str, trusted: bool = False) -> tuple[HubName,
         return found
     wrong: UserError | None = None
     for one in spellings(name, flag):
-        repository = repository_of(one, flag)
+        repository = replace(repository_of(one, flag), what=f"{flag} {source}")
         try:
             answer = ask(repository)
         except NotOnHub as error:
             wrong = error  # of the name as it is written, which is the last
             continue
-        if isinstance(answer, UserError):
+        if isinstance(answer, str):
             if (found := cached_model(name, flag)) is None:
-                raise answer
+                raise unreachable(repository_of(name, flag), answer)
             return found
         folder = fetch_files(repository, trusted)
         with_base(place_in(folder, flag), flag, trusted)

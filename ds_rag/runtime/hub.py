@@ -89,16 +89,16 @@ class Found:
     commit: str
 
 
-def ask(repository: Repository) -> Found | UserError:
-    """The commit of this revision now, by the hub; where the hub cannot be asked, the error that says so, to be raised
-    if the cache does not help. Waits no longer than HF_HUB_ETAG_TIMEOUT (10 s). Raises UserError for what the hub
-    refuses: no such repository or revision, no access."""
+def ask(repository: Repository) -> Found | str:
+    """The commit of this revision now, by the hub; where the hub cannot be asked, why (for `unreachable`, where the
+    cache does not help). Waits no longer than HF_HUB_ETAG_TIMEOUT (10 s). Raises UserError for what the hub refuses: no
+    such repository or revision, no access."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if is_offline(repository.kind):
         variable = "HF_DATASETS_OFFLINE or HF_HUB_OFFLINE" if repository.kind == DATASET else "HF_HUB_OFFLINE"
-        return unreachable(repository, f"not asked, because {variable} is set")
+        return f"not asked, because {variable} is set"
     seconds = constants.HF_HUB_ETAG_TIMEOUT
     try:
         api = HfApi(library_name="ds_rag")
@@ -111,12 +111,12 @@ def ask(repository: Repository) -> Found | UserError:
         raise UserError(f"{repository.what}: no name that a repository can have", found=one_line(error)) from None
     except HfHubHTTPError as error:
         if error.response.status_code >= 500 or error.response.status_code == 429:
-            return unreachable(repository, one_line(error))
+            return one_line(error)
         raise refused(repository, error) from None
     except Exception as error:  # the HTTP library's own, which has changed its name more than once
         if not is_of_network(error):
             raise
-        return unreachable(repository, f"{type(error).__name__} within {seconds} s: {one_line(error)}")
+        return f"{type(error).__name__} within {seconds} s: {one_line(error)}"
 
 
 def download(repository: Repository, allow: Sequence[str], ignore: Sequence[str] = ()) -> Path:
