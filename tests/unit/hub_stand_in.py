@@ -149,6 +149,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if path == "/api/repos/create":
             return self.create(json.loads(body))
+        if path == "/api/validate-yaml":  # of a card
+            return self.answer(200, {"errors": [], "warnings": []})
         match = API.fullmatch(path)
         if match is None:
             return self.error(404, "EntryNotFound")
@@ -179,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
         if (kind, name) in self.hub.repos:
             return self.answer(409, {"error": "exists", "url": url})
         self.hub.put(name, {}, kind)
-        self.hub.repos[kind, name].private = bool(wanted.get("private"))
+        self.hub.repos[kind, name].private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
         self.answer(200, {"url": url, "id": name})
 
 

@@ -23,7 +23,7 @@ from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.credentials import masked
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.hub import MODEL, Repository, is_of_network, one_line, refused
+from ds_rag.runtime.hub import is_of_network, one_line
 
 MANIFEST, CARD = atomic_folders.MANIFEST, export.CARD
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # whose entries may look like anything
@@ -153,7 +153,12 @@ def upload(files: Mapping[str, Path | bytes], to: str, public: bool, name: str) 
         message = f"{name}, by ds_rag {ds_rag.__version__}"
         api.create_commit(repo_id=to, operations=operations, commit_message=message)
     except HfHubHTTPError as error:
-        raise refused(Repository(to, None, MODEL, f"--to {to}"), error) from None
+        status = error.response.status_code
+        raise UserError(
+            f"--to {to}: refused by the hub",
+            found=f"{masked(constants.ENDPOINT)} answered {status}: {one_line(error)}",
+            fix=login if status in (401, 403, 404) else None,
+        ) from None
     except Exception as error:
         if not is_of_network(error):
             raise
