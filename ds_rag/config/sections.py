@@ -84,8 +84,8 @@ class ModelConfig:
     retriever: str = option(
         FIXED,
         "config:ds_configs/models/tiny_encoder.json",
-        "encoder folder (Hugging Face or sentence-transformers), a name on the hub, org/name[@revision], or config:FILE "
-        "for a new model",
+        "encoder folder (Hugging Face or sentence-transformers), a name on the hub, org/name[@revision], or "
+        "config:FILE for a new model",
     )
     generator: str = option(
         FIXED,
