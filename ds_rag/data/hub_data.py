@@ -18,7 +18,17 @@ from typing import Any
 
 from ds_rag.config.names import HubName, hub_name, near_path
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.hub import DATASET, Found, Repository, ask, asking_nobody, is_of_network, one_line, unreachable
+from ds_rag.runtime.hub import (
+    DATASET,
+    Found,
+    Repository,
+    ask,
+    asking_nobody,
+    is_of_network,
+    one_line,
+    refused,
+    unreachable,
+)
 
 COMPLETE = "state.json"  # of the files of a folder written last
 BY_COMMAND = "`hf download NAME --repo-type dataset --local-dir FOLDER`, then the file that has the rows"
@@ -60,6 +70,8 @@ def fetch_data(source: str, flag: str) -> tuple[HubName, Path]:
     except Exception as error:  # of many kinds, by the format of the files
         if isinstance(answer, str) and is_of_cache(error):
             raise unreachable(repository, answer) from None
+        if "is a gated dataset" in str(error):
+            raise refused(repository, error) from None
         raise unreadable(what, error) from error
     return name, place_of(name)
 

@@ -7,6 +7,7 @@ a network or with the hub down, the cache answers; an error says what was tried.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from ds_rag.runtime.errors import UserError
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL, DATASET = "model", "dataset"
 PAGES = {MODEL: "", DATASET: "datasets/"}
+SILENT = 60.0  # seconds for which a hub that did not answer is not asked for another name
+_silent: dict[str, tuple[float, str]] = {}  # endpoint -> when, and why
 SNAPSHOTS = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})$")
 
 
@@ -100,6 +103,9 @@ def ask(repository: Repository) -> Found | str:
         variable = "HF_DATASETS_OFFLINE or HF_HUB_OFFLINE" if repository.kind == DATASET else "HF_HUB_OFFLINE"
         return f"not asked, because {variable} is set"
     seconds = constants.HF_HUB_ETAG_TIMEOUT
+    when, why = _silent.get(constants.ENDPOINT, (-SILENT, ""))
+    if time.monotonic() - when < SILENT:
+        return why
     try:
         api = HfApi(library_name="ds_rag")
         found = api.repo_info(
@@ -116,7 +122,9 @@ def ask(repository: Repository) -> Found | str:
     except Exception as error:  # the HTTP library's own, which has changed its name more than once
         if not is_of_network(error):
             raise
-        return f"{type(error).__name__} within {seconds} s: {one_line(error)}"
+        why = f"{type(error).__name__} within {seconds} s: {one_line(error)}"
+        _silent[constants.ENDPOINT] = (time.monotonic(), why)
+        return why
 
 
 def download(repository: Repository, allow: Sequence[str], ignore: Sequence[str] = ()) -> Path:
@@ -161,13 +169,13 @@ def refused(repository: Repository, error: Exception) -> UserError:
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     token = "with your token" if get_token() else "without a token"
-    asked = f"{masked(constants.ENDPOINT)} answered {status}, asked {token}"
+    asked = f"{masked(constants.ENDPOINT)} " + (f"answered {status}, " if status else "") + f"asked {token}"
     login = "HF_TOKEN=..., or `hf auth login`, with an account that may read it"
     page = f"{masked(constants.ENDPOINT)}/{PAGES[repository.kind]}{repository.name}"
-    if isinstance(error, errors.GatedRepoError):
+    if isinstance(error, errors.GatedRepoError) or "is a gated dataset" in str(error):  # the latter by `datasets`
         return UserError(
             f"{repository.what}: access has to be asked for",
-            found=asked,
+            found=f"{one_line(error)} ({asked})",
             expected=f"a token of an account that has accepted the terms on {page}",
             fix=login,
         )

@@ -17,10 +17,12 @@ def read_environment_again() -> None:
 
     from ds_rag.data.hub_data import fetch_data
     from ds_rag.models.hub_models import fetch_model
+    from ds_rag.runtime import hub
 
     importlib.reload(huggingface_hub.constants)
     if "datasets.config" in sys.modules:
         importlib.reload(sys.modules["datasets.config"])
+    hub._silent.clear()
     fetch_data.cache_clear()
     fetch_model.cache_clear()
 

@@ -85,9 +85,6 @@ class Handler(BaseHTTPRequestHandler):
         if repo is None:
             self.error(404, "RepoNotFound")
             return None
-        if repo.gated and self.headers.get("Authorization") != "Bearer hf_good":
-            self.error(403 if self.headers.get("Authorization") else 401, "GatedRepo")
-            return None
         rev = unquote(rev or "main")
         commit = rev if rev in repo.commits else repo.refs.get(rev)
         if commit is None:
@@ -116,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         if found is None:
             return
         repo, commit = found
+        if repo.gated and self.headers.get("Authorization") != "Bearer hf_good":  # its description is for all to see
+            return self.error(403 if self.headers.get("Authorization") else 401, "GatedRepo")
         content = repo.commits[commit].get(match[4])
         if content is None:
             return self.answer(404, b"", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})

@@ -137,6 +137,19 @@ def test_without_a_network_the_cache_answers(hub, lm, encoder, set_hub):
     assert "http://127.0.0.1:9" in text and hub.requests == []
 
 
+def test_a_hub_that_is_silent_is_not_asked_for_every_name(hub, lm, set_hub, monkeypatch):
+    """Each attempt may take ten seconds, and a run has up to five names."""
+    asked = []
+
+    def silence(self, name, **options):
+        asked.append((name, options["timeout"]))
+        raise TimeoutError("nobody answers")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", silence)
+    assert all("nobody answers" in message(name) for name in ("org/one", "org/two"))
+    assert asked == [("org/one", 10.0)]
+
+
 def test_a_cache_that_others_filled(hub, lm, set_hub, tmp_path):
     """Laid out as the hub's, without the lists that newer clients keep; a partial one is not taken."""
     set_hub(HF_HUB_OFFLINE="1")
