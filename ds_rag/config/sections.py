@@ -22,8 +22,7 @@ class DataConfig:
     train_data: str = option(
         FREE,
         BUILTIN,
-        "training rows: CSV, JSONL, Parquet, datasets folder, BEIR folder, or a data set on the hub, "
-        "org/name[@revision][:config][:split]; 'builtin': the almanac",
+        "training rows: CSV, JSONL, Parquet, BEIR or datasets folder, or org/name on the hub; 'builtin': the almanac",
     )
     eval_data: str | None = option(FREE, None, "evaluation rows with labelled passages, in the same formats")
     corpus: str | None = option(FREE, None, "the passages to retrieve from; default: the distinct passages of the rows")
@@ -84,13 +83,12 @@ class ModelConfig:
     retriever: str = option(
         FIXED,
         "config:ds_configs/models/tiny_encoder.json",
-        "encoder folder (Hugging Face or sentence-transformers), a name on the hub, org/name[@revision], or "
-        "config:FILE for a new model",
+        "encoder: a folder, org/name[@revision] on the hub, or config:FILE for a new one",
     )
     generator: str = option(
         FIXED,
         "config:ds_configs/models/tiny_causal_lm.json",
-        "causal LM folder, a name on the hub, or config:FILE for a new one",
+        "causal LM: a folder, org/name[@revision] on the hub, or config:FILE for a new one",
     )
     encoders: str = option(FIXED, "shared", "one encoder for queries and passages, or two", ("shared", "two"))
     train_side: str = option(
