@@ -51,9 +51,17 @@ def cached_model(name: HubName, flag: str) -> tuple[HubName, Path] | None:
 def fetch_model(source: str, flag: str, trusted: bool = False) -> tuple[HubName, Path]:
     """(name with its commit, folder) of a model, after asking the hub and fetching what the cache lacks.
 
-    Where the hub cannot be asked, the cache answers. The base that an adapter names is fetched with it. Raises
-    UserError.
+    Where the hub cannot be asked, the cache answers. The base that an adapter names is fetched with it, if that is a
+    name too. Raises UserError.
     """
+    found = fetch_alone(source, flag, trusted)
+    if base := base_name(found[1]):
+        fetch_alone(str(base), flag, trusted)  # whose own base, if it is an adapter again, is an error
+    return found
+
+
+def fetch_alone(source: str, flag: str, trusted: bool) -> tuple[HubName, Path]:
+    """The same, without the base of an adapter."""
     name = hub_name(source)
     assert name is not None
     if name.pinned and not trusted and (found := cached_model(name, flag)):
@@ -71,7 +79,6 @@ def fetch_model(source: str, flag: str, trusted: bool = False) -> tuple[HubName,
                 raise unreachable(repository_of(name, flag), answer)
             return found
         folder = fetch_files(repository, trusted)
-        with_base(place_in(folder, flag), flag, trusted)
         return replace(one, revision=folder.name), place_in(folder, flag)
     assert wrong is not None
     raise wrong
@@ -84,16 +91,9 @@ def fetch_files(repository: Repository, trusted: bool) -> Path:
     return folder if any(folder.rglob("*.safetensors")) else download(repository, [*wanted, "*.bin"], OTHER_FORMATS)
 
 
-def with_base(folder: Path, flag: str, trusted: bool) -> None:
-    """Fetches the base of an adapter that came by name; one on this machine is left to `base_folder` to find."""
-    base = base_name(folder) if (folder / ADAPTER).is_file() else None
-    if base is not None:
-        fetch_model(str(base), flag, trusted)
-
-
 def base_name(folder: Path) -> HubName | None:
     """The name on the hub, with its revision, that an adapter's configuration has as its base; None where it names a
-    folder, or cannot be read."""
+    folder, cannot be read, or is not there."""
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         base, revision = settings["base_model_name_or_path"], settings.get("revision")
@@ -125,7 +125,7 @@ def is_complete(folder: Path) -> bool:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         parts |= {index.parent / file for file in of_index}
-    weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.rglob(pattern)]
+    weights = [f for pattern in ("*.safetensors", "*.bin") for f in folder.rglob(pattern) if f.is_file()]
     by_kind = [[p for p in parts if p.suffix == kind] for kind in (".safetensors", ".bin")]
     whole = [kind for kind in by_kind if kind and all(p.is_file() for p in kind)]
     return configured and bool(whole if parts else weights)

@@ -172,6 +172,15 @@ def test_a_cache_that_others_filled(hub, lm, set_hub, tmp_path):
     assert hub.requests == []
 
 
+def test_an_adapter_that_names_itself_is_fetched_once(hub):
+    adapter = {ADAPTER_FILE: b'{"base_model_name_or_path": "org/loop"}', "adapter_model.safetensors": b"x"}
+    hub.put("org/loop", adapter)
+    folder = fetch_model("org/loop", GENERATOR)[1]
+    assert len([line for line in hub.requests if line.endswith("adapter_model.safetensors")]) == 2  # HEAD and GET
+    with pytest.raises(UserError, match="an adapter whose base is not there"):
+        base_folder(folder, GENERATOR)
+
+
 def test_weights_in_several_files_are_complete_together(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
