@@ -42,6 +42,7 @@ OTHER_FLAGS |= {
     "no_memory",
 }  # benchmarks
 OTHER_FLAGS |= {"parts", "ranks", "runs", "stage", "nnodes", "kills", "skip", "again", "budget_s", "tiny"}
+OTHER_FLAGS |= {"outfile", "outtype", "question", "served"}  # other programs, examples
 OTHER_FLAGS |= {o[2:] for name in KNOWN for a in parser_of(name)._actions for o in a.option_strings}
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
