@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "is the difference between runs or systems more than chance? Question by question, by document",
     "index": "encode a corpus with a run's retriever and build its FAISS index",
     "merge": "add a run's adapters to the weights of their bases: models without adapters",
+    "push": "upload a finished run's models to the Hugging Face hub, to a private repository unless --public",
     "verify": "is a run, a checkpoint or an index complete? Every file is compared with its hash",
     "ask": "answer a question with a run's models and index",
     "serve": "answer over HTTP, in the form of chat completions, with a page to try it",
