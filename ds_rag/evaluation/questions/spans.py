@@ -1,0 +1,85 @@
+"""Answers that are spans of their passage by construction: the only tokens that may be generated are those with which a
+span of the passage goes on, or its end.
+
+A passage's answer comes first, then the question that it answers: a small model that chooses a question first answers
+it from memory, or not at all.
+
+Shape legend: R generations of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ds_rag.data.batch import Ids
+from ds_rag.data.seams import InText
+
+MARKS = ("Ġ", "▁", " ")  # with which a token begins that begins a word
+FEW = 3  # beginnings of words from which a passage is taken as one that is written with blanks
+
+
+class Spans:
+    """The spans of passages as token ids. passages: the ids of each passage's own text. most: words of a span.
+
+    then: the ids of what follows a span, `after_word` of the next label; its first is the end of a line.
+    """
+
+    def __init__(self, tokenizer: Any, passages: Sequence[Ids], most: int, then: Sequence[int]):
+        self.tokenizer, self.most, self.then = tokenizer, most, list(then)
+        self.end = self.then[0]
+        self.passages = [ids.tolist() for ids in passages]
+        known = {token for ids in self.passages for token in ids}
+        self.begins = {token for token in known if str(tokenizer.convert_ids_to_tokens(token)).startswith(MARKS)}
+        self.letters = {token for token in known if tokenizer.decode([token]).strip()[:1].isalnum()}
+        self.blanks = [sum(token in self.begins & self.letters for token in ids) >= FEW for ids in self.passages]
+        self.starts = [self._starts(ids, blanks) for ids, blanks in zip(self.passages, self.blanks, strict=True)]
+
+    def _starts(self, ids: list[int], blanks: bool) -> list[int]:
+        """Places at which a word begins; without blanks each place with a letter."""
+        letters = [n for n, token in enumerate(ids) if token in self.letters]
+        return [n for n in letters if n == 0 or ids[n] in self.begins] if blanks else letters
+
+    def allowed(self, place: int, begun: list[int]) -> list[int] | None:
+        """The tokens that may follow `begun`, what has been generated so far, in the answer from this passage and the
+        label after it; None: both are there, or the passage has no word, and any may."""
+        if not self.starts[place]:
+            return None
+        if self.end in begun:
+            label = len(begun) - begun.index(self.end)
+            return self.then[label : label + 1] or None
+        ids, size, blanks = self.passages[place], len(begun), self.blanks[place]
+        at = [n + size for n in self.starts[place] if ids[n : n + size] == begun]
+        after = {ids[n] for n in at if n < len(ids)}
+        if not begun:
+            return sorted(after)
+        may_end = not blanks or len(after) < 1 or any(t in self.begins or t not in self.letters for t in after)
+        words = 1 + sum(token in self.begins for token in begun[1:]) if blanks else size
+        if may_end and words >= self.most:
+            return [self.end]
+        return sorted(after | ({self.end} if may_end else set()))
+
+
+class OnlySpans:
+    """For `generate`: each row begins with a span of its passage and the next label. places: the passage of each row."""
+
+    def __init__(self, spans: Spans, places: Sequence[int], width: int):
+        self.spans, self.places, self.width = spans, places, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        kept = scores.clone()
+        for row, place in enumerate(self.places):
+            tokens = self.spans.allowed(place, input_ids[row, self.width :].tolist())
+            if tokens is not None:
+                kept[row] = -torch.inf
+                kept[row, tokens] = scores[row, tokens]
+        return kept
+
+
+def after_word(tokenizer: Any, label: str) -> list[int] | None:
+    """The ids of a new line with this label, after a word; None where the end of a line is no token of its own."""
+    word, both = InText(tokenizer).ids(["word", f"word\n{label}"])
+    then = both[len(word) :]
+    return then if both[: len(word)] == word and then and tokenizer.decode([then[0]]) == "\n" else None
