@@ -93,7 +93,7 @@ def parse(text: str, ended: bool, style: Style) -> Written:
     """Question and answer of a generation. text: as for `is_complete`. ended: the model itself ended it, by its
     end-of-sequence token."""
     labels = ORDER[style.answers]
-    begun = style.lead + " " + LABELS.sub(r"\1: ", text)
+    begun = style.lead + " " + LABELS.sub(r"\1: ", text.partition("\nPassage:")[0])
     begin = begun.partition(labels[1])[0].rfind(labels[0])  # a chat model may repeat the label
     first, _, second = begun[begin + len(labels[0]) :].partition("\n" + labels[1])
     parts = {labels[0]: first.strip().partition("\n")[0], labels[1]: second.lstrip().partition("\n")[0]}

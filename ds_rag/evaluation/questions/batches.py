@@ -42,7 +42,10 @@ class Batch:
 
 def distinct(corpus: Sequence[Passage]) -> list[Passage]:
     """The first passage of each text."""
-    return list({passage.text: passage for passage in reversed(corpus)}.values())[::-1]
+    first: dict[str, Passage] = {}
+    for passage in corpus:
+        first.setdefault(passage.text, passage)
+    return list(first.values())
 
 
 def choose_passages(corpus: Sequence[Passage], most: int | None, min_words: int, seed: int) -> list[int]:

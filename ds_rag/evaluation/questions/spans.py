@@ -63,7 +63,7 @@ class Spans:
 
 
 class OnlySpans:
-    """For `generate`: each row begins with a span of its passage and the next label. places: the passage of each row."""
+    """For `generate`: each row begins with a span of its passage and the next label. places: the rows' passages."""
 
     def __init__(self, spans: Spans, places: Sequence[int], width: int):
         self.spans, self.places, self.width = spans, places, width

@@ -16,12 +16,13 @@ from ds_rag.evaluation.questions.sieve import Question, Reasons
 
 COPIED_WORDS, COPIED_FRACTION = 8, 0.6  # a run of so many words, and of so much of the question, is copied
 
-SOURCE = r"passage|text|article|paragraph|excerpt|abstract|author|authors|study|studies|paper|document|section|sentence"
-SOURCE += r"|researchers|investigators|figure|table|statement|context|results?|findings|data|report|review"
+SOURCE = r"passage|text|article|paragraph|excerpt|abstract|study|studies|paper|document|section|sentence"
+SOURCE += r"|figure|table|statement|context|results?|findings|data|report|review|question"
 GOES_ON = r"\w+ed\b|says?|means?|finds?|found|shows?|mentions?|suggests?|describes?|states?|about|is|are|was|were|do"
 GOES_ON += r"|does|did|concludes?|uses?"
 OWN = re.compile(  # "the study", unless it goes on to say which one: "the study of Smith", "the text editor"
-    r"\bthe (?:above|following|given|present|current|provided|preceding)\b"
+    r"\bthe (?:authors?|researchers|investigators)\b(?! (?:of|at|who)\b)"
+    r"|\bthe (?:above|following|given|present|current|provided|preceding)\b"
     rf"|\b(?:in|of|by|from|to|does|do|did|is|are|was|were) the (?:{SOURCE})(?=\s*[?,.]|\s+(?:{GOES_ON})\b|$)",
     re.IGNORECASE,
 )
@@ -62,7 +63,7 @@ def form(question: Question, passage: str, rules: TextRules) -> str | None:
     if not question.answer.strip():
         return "no answer" if question.complete else "unfinished: no answer before --max_tokens"
     if not question.complete:
-        return "unfinished: the answer has no end before --max_tokens"
+        return "unfinished: it has no end before --max_tokens"
     if rules.must_ask and not question.query.endswith(("?", "？", "؟")):
         return "no question: without a question mark"
     if asked > rules.max_question_words:
