@@ -47,13 +47,13 @@ def main(args: argparse.Namespace) -> int:
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
     file = generations_file(args.out)
+    if collectives.rank() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock.holding_place(file) if collectives.rank() == 0 else nullcontext():
         setup = open_setup(args, console)
         figures, questions = write_questions(setup, file)
         sieve = sift(setup, questions)
-        if collectives.rank() == 0:
-            finish(setup, sieve, figures)
-        collectives.barrier()
+        finish(setup, sieve, figures)
     collectives.stop()
     return 0
 
@@ -108,28 +108,33 @@ def settings_of_writing(setup: Setup, prompt: Prompt, style: Style, drawing: Dra
 
 
 def finish(setup: Setup, sieve: Sieve, figures: dict[str, Any]) -> None:
-    """Writes the files and prints the table. On rank 0. Raises RunError where nothing is left."""
-    args, corpus, kept = setup.args, setup.corpus, sieve.kept
+    """Prints the table and writes the files. All ranks together, with the same error on each: RunError where nothing is
+    left, UserError where too little is left to hold some out."""
+    args, corpus, kept, first = setup.args, setup.corpus, sieve.kept, collectives.rank() == 0
     show(sieve, setup.console)
-    if args.rejected is not None:
+    figures |= {"filters": sieve.summary(), "kept": len(kept), "rows": 0, "eval_rows": 0}
+    if first and args.rejected is not None:
         write_lines(args.rejected, [rejected_row(q, corpus) for q in sieve.rejected])
-    figures |= {"filters": sieve.summary(), "kept": len(kept), "rows": len(kept), "eval_rows": 0}
-    if not kept:
+    if first and not kept:
         write_json(args.json, figures)
+    if not kept:
         raise sieve.nothing_left()
-    held_out = [False] * len(kept)
+    split, held_out = None, [False] * len(kept)
     if args.eval_out is not None:
-        file = split_file(Path(args.eval_out))
-        split, held_out = hold_out(kept, corpus, args.qa_eval_fraction, file)
-        write_lines(args.eval_out, [row_of(q, corpus) for q, out in zip(kept, held_out, strict=True) if out])
-        with writing(file) as stream:
-            stream.write(json.dumps(split.to_json(), indent=1) + "\n")
+        split, held_out = hold_out(kept, corpus, args.qa_eval_fraction, split_file(Path(args.eval_out)))
+        collectives.barrier()  # all have read the earlier split
     rows = [row_of(q, corpus) for q, out in zip(kept, held_out, strict=True) if not out]
-    write_lines(args.out, rows)
     figures |= {"rows": len(rows), "eval_rows": sum(held_out)}
+    if not first:
+        return
+    if split is not None:
+        write_lines(args.eval_out, [row_of(q, corpus) for q, out in zip(kept, held_out, strict=True) if out])
+        with writing(split_file(Path(args.eval_out))) as stream:
+            stream.write(json.dumps(split.to_json(), indent=1) + "\n")
+    write_lines(args.out, rows)
     write_json(args.json, figures)
     setup.console.say(f"{len(rows):,} rows in {args.out}: --train_data {args.out} --corpus {args.passages}")
-    if args.eval_out is not None:
+    if split is not None:
         setup.console.say(f"{sum(held_out):,} rows of other documents in {args.eval_out}: --eval_data {args.eval_out}")
 
 

@@ -17,7 +17,7 @@ def show_expectation(generator: Any, console: Console) -> int:
     size = sum(p.numel() for p in generator.lm.parameters())
     if size < SMALL:
         console.say(
-            f"note: a generator of {size / 1e6:,.0f}M parameters writes mostly poor questions (from about 3B on they "
+            f"note: a generator of {size / 1e6:.3g}M parameters writes mostly poor questions (from about 3B on they "
             "are good, arXiv:2510.02241). Filters keep the best; what these are worth, only training on them can tell",
             style="yellow",
         )

@@ -148,7 +148,7 @@ def test_whole_documents_go_to_the_held_out_rows(call: Call) -> None:
     assert call(*NO_GAIN, "--eval_out", "dev.jsonl", "--eval_fraction", "0.45", documents=12) == 0
     train, held = lines("rows.jsonl"), lines("dev.jsonl")
     documents = [{row["document"] for row in some} for some in (train, held)]
-    assert len(held) == 20 and len(train) + len(held) == 48 and not documents[0] & documents[1]
+    assert len(held) == 24 and len(train) + len(held) == 48 and not documents[0] & documents[1]
     assert call(*NO_GAIN, "--eval_out", "dev.jsonl", "--eval_fraction", "0.9") == 2, "too few rows"
     assert lines("dev.jsonl") == held
 
