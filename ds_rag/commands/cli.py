@@ -28,6 +28,7 @@ COMMANDS = {
     "merge": "add a run's adapters to the weights of their bases: models without adapters",
     "verify": "is a run, a checkpoint or an index complete? Every file is compared with its hash",
     "ask": "answer a question with a run's models and index",
+    "serve": "answer over HTTP, in the form of chat completions, with a page to try it",
     "audit": "before training: can this generator teach this retriever on these rows? Figures, a verdict, settings",
     "qa-gen": "write questions and answers about passages with a language model, and keep those that pass filters",
     "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
