@@ -9,6 +9,7 @@ Shape legend: R generations of a batch, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 
 from ds_rag.data.batch import Ids
 from ds_rag.data.seams import InText
+from ds_rag.evaluation.questions.text_filters import is_function_word
 
 MARKS = ("Ġ", "▁", " ")  # with which a token begins that begins a word
+FRACTION = 1 / 3  # of a passage from which the answer of a further question comes
 FEW = 3  # beginnings of words from which a passage is taken as one that is written with blanks
 
 
@@ -42,36 +45,52 @@ class Spans:
         letters = [n for n, token in enumerate(ids) if token in self.letters]
         return [n for n in letters if n == 0 or ids[n] in self.begins] if blanks else letters
 
-    def allowed(self, place: int, begun: list[int]) -> list[int] | None:
+    def window(self, place: int, begin: float) -> list[int]:
+        """A part of the passage's starts, `FRACTION` of them, so that spans from different parts differ. begin: from 0
+        to 1, where the part begins; after the passage's end it goes on at its beginning."""
+        starts = self.starts[place]
+        first, size = int(begin * len(starts)), max(FEW, math.ceil(FRACTION * len(starts)))
+        return (starts[first:] + starts[:first])[:size]
+
+    def allowed(self, place: int, begun: list[int], starts: Sequence[int]) -> list[int] | None:
         """The tokens that may follow `begun`, what has been generated so far, in the answer from this passage and the
-        label after it; None: both are there, or the passage has no word, and any may."""
-        if not self.starts[place]:
+        label after it; None: both are there, or the passage has no word, and any may. starts: places where the answer
+        may begin."""
+        if not starts:
             return None
         if self.end in begun:
             label = len(begun) - begun.index(self.end)
             return self.then[label : label + 1] or None
         ids, size, blanks = self.passages[place], len(begun), self.blanks[place]
-        at = [n + size for n in self.starts[place] if ids[n : n + size] == begun]
+        at = [n + size for n in starts if ids[n : n + size] == begun]
         after = {ids[n] for n in at if n < len(ids)}
         if not begun:
             return sorted(after)
-        may_end = not blanks or len(after) < 1 or any(t in self.begins or t not in self.letters for t in after)
+        whole = not blanks or any(t in self.begins or t not in self.letters for t in after)
+        may_end = not after or (whole and self._is_answer(begun))
         words = 1 + sum(token in self.begins for token in begun[1:]) if blanks else size
         if may_end and words >= self.most:
             return [self.end]
         return sorted(after | ({self.end} if may_end else set()))
 
+    def _is_answer(self, begun: list[int]) -> bool:
+        """Not before a function word has its noun, nor within brackets."""
+        text = self.tokenizer.decode(begun)
+        return not is_function_word(text.split()[-1]) and text.count("(") == text.count(")")
+
 
 class OnlySpans:
-    """For `generate`: each row begins with a span of its passage and the next label. places: the rows' passages."""
+    """For `generate`: each row begins with a span of its passage and the next label. rows: of each the number of its
+    passage, and where the part of the passage begins from which its span comes (`Spans.window`); None: all of it."""
 
-    def __init__(self, spans: Spans, places: Sequence[int], width: int):
-        self.spans, self.places, self.width = spans, places, width
+    def __init__(self, spans: Spans, rows: Sequence[tuple[int, float | None]], width: int):
+        self.spans, self.width = spans, width
+        self.rows = [(n, spans.starts[n] if begin is None else spans.window(n, begin)) for n, begin in rows]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         kept = scores.clone()
-        for row, place in enumerate(self.places):
-            tokens = self.spans.allowed(place, input_ids[row, self.width :].tolist())
+        for row, (place, starts) in enumerate(self.rows):
+            tokens = self.spans.allowed(place, input_ids[row, self.width :].tolist(), starts)
             if tokens is not None:
                 kept[row] = -torch.inf
                 kept[row, tokens] = scores[row, tokens]

@@ -42,6 +42,18 @@ BARE = re.compile(
     r"the (?:same|latter|former|other|others))\b",
     re.IGNORECASE,
 )
+# Words that are no answer by themselves, and at which no answer ends. "Yes" and "no" are answers.
+FUNCTIONAL = "a an the this that these those and or but nor so as if than then of in on at by to for from with without "
+FUNCTIONAL += (
+    "into over under between about after before through is are was were be been being am has have had do does "
+)
+FUNCTIONAL += (
+    "did can could may might will would shall should must not it its he she they we his her their our who whom "
+)
+FUNCTIONAL += (
+    "which what when where how why there here such also only very more most some any each both all other via per"
+)
+FUNCTION_WORDS = frozenset(FUNCTIONAL.split())
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,8 @@ def form(question: Question, passage: str, rules: TextRules) -> str | None:
         return "no question"
     if not question.answer.strip():
         return "no answer" if question.complete else "unfinished: no answer before --max_tokens"
+    if all(map(is_function_word, question.answer.split())):
+        return f"no answer: {question.answer!r}"
     if not question.complete:
         return "unfinished: it has no end before --max_tokens"
     if rules.must_ask and not question.query.endswith(("?", "？", "؟")):
@@ -71,6 +85,11 @@ def form(question: Question, passage: str, rules: TextRules) -> str | None:
     if said > rules.max_answer_words:
         return f"answer too long: {said} words"
     return None
+
+
+def is_function_word(word: str) -> bool:
+    """English ones alone."""
+    return word.lower().strip(",.;:()[]'\"") in FUNCTION_WORDS
 
 
 def span(question: Question, passage: str, rules: TextRules) -> str | None:

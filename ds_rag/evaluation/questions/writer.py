@@ -98,20 +98,21 @@ class Writer:
             input_ids=tensor(ids_RT),
             attention_mask=tensor(mask_RT),
             generation_config=plain_greedy(self.generator.tokenizer, self.drawing.max_tokens),
-            logits_processor=[*self._only_spans(passages, places, width), Draw(asks, self.drawing, width, until)],
+            logits_processor=[*self._only_spans(passages, asks, width), Draw(asks, self.drawing, width, until)],
             stopping_criteria=[Finished(self.generator.tokenizer, self.style, width)],
             **more,
         )
         return [self._generation(row) for row in generated[:, width:].cpu().numpy().astype(np.int32)]
 
-    def _only_spans(self, passages: Sequence[Ids], places: Sequence[int], width: int) -> list[OnlySpans]:
+    def _only_spans(self, passages: Sequence[Ids], asks: Sequence[Ask], width: int) -> list[OnlySpans]:
         if not self.then:
             return []
         around = self.prompt.around["passage"]
         texts = [ids[around.head : len(ids) - len(around.tail)] for ids in passages]
         # One word more than an answer may have: what is cut there is rejected as too long.
         spans = Spans(self.generator.tokenizer, texts, self.drawing.max_answer_words + 1, self.then)
-        return [OnlySpans(spans, places, width)]
+        begins = [float(uniform(ask, self.drawing, "part")[0]) if ask.number else None for ask in asks]
+        return [OnlySpans(spans, list(zip([ask.place for ask in asks], begins, strict=True)), width)]
 
     def _generation(self, ids: Ids) -> Generation:
         """Of one row, which is padded after its end."""
@@ -151,10 +152,10 @@ class Draw:
         return scores
 
 
-def uniform(ask: Ask, drawing: Drawing) -> np.ndarray:
-    """(max_tokens,) numbers from 0 to 1 that belong to this question alone."""
-    name = f"{drawing.seed} {ask.hash} {ask.number}"
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16])).random(drawing.max_tokens)
+def uniform(ask: Ask, drawing: Drawing, of: str = "tokens") -> np.ndarray:
+    """(max_tokens,) numbers from 0 to 1 that belong to this question alone. of: what they are drawn for."""
+    digest = hashlib.sha256(f"{drawing.seed} {ask.hash} {ask.number} {of}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16])).random(drawing.max_tokens)
 
 
 def pick(scores_RV: torch.Tensor, uniform_R: torch.Tensor, drawing: Drawing) -> torch.Tensor:
