@@ -11,7 +11,8 @@ import numpy as np
 
 from ds_rag.data.bad_rows import Faults, Reading
 from ds_rag.data.columns import Columns
-from ds_rag.data.formats import READERS, Row, detect, read_rows
+from ds_rag.data.formats import READERS, Row, detect, read_rows, rows_of_records
+from ds_rag.data.records import Record
 from ds_rag.evaluation.containment import contains, framed
 from ds_rag.runtime.errors import UserError
 
@@ -79,30 +80,37 @@ def read_shots(
 ) -> list[Shot]:
     """Examples from a file of rows. known: passage id -> text, of the corpus. Raises UserError as `read_rows` and
     `shots_of_rows` do."""
-    rows = read_rows(path, columns, FLAG, need_passages=False, need_answers=True, reading=reading)
-    return shots_of_rows(rows, labels_by_id(path, known), wanted)
+    return shots_of_rows(read_labelled(path, columns, known, reading), wanted)
 
 
-def labels_by_id(path: str, known: Mapping[str, str]) -> dict[str, str]:
-    """Place of a row in its file -> the text of the first passage that its `positive_ids` names and the corpus has."""
-    file, found = Path(path).expanduser(), {}
-    for record in READERS[detect(file, FLAG)].read(file, "rows", Faults(FLAG, path)):
-        ids = record.fields.get("positive_ids") or []
-        texts = [known[id_] for id_ in (ids if isinstance(ids, list) else [ids]) if id_ in known]
-        if texts:
-            found[record.where] = texts[0]
-    return found
+def read_labelled(path: str, columns: Columns, known: Mapping[str, str], reading: Reading) -> list[Row]:
+    """The rows of a file; those that name passages in `positive_ids` have the first one that is known as positive."""
+    file, faults = Path(path).expanduser(), Faults(FLAG, path, reading)
+    records = list(READERS[detect(file, FLAG)].read(file, "rows", faults))
+    if not any("positive_ids" in record.fields for record in records):
+        return read_rows(path, columns, FLAG, need_passages=False, need_answers=True, reading=reading)
+    rows = rows_of_records([with_text(r, known) for r in records], iter(()), columns, faults, (False, True))
+    faults.settle(len(rows))
+    return rows
 
 
-def shots_of_rows(rows: Sequence[Row], labels: Mapping[str, str], wanted: ShotsWanted) -> list[Shot]:
+def with_text(record: Record, known: Mapping[str, str]) -> Record:
+    """The record with the text of a passage in place of the ids."""
+    fields = {name: value for name, value in record.fields.items() if name != "positive_ids"}
+    ids = record.fields.get("positive_ids") or []
+    texts = [known[id_] for id_ in (ids if isinstance(ids, list) else [ids]) if id_ in known]
+    return record._replace(fields={"positive": texts[0], **fields} if texts else fields)
+
+
+def shots_of_rows(rows: Sequence[Row], wanted: ShotsWanted) -> list[Shot]:
     """Some of the user's rows as examples, the same at every call: of those that can serve, drawn without replacement.
 
-    labels: as `labels_by_id` has them, for rows that name their passage by id; other rows have their first positive.
-    With extractive answers only rows serve whose passage contains the answer. Raises UserError where none does.
+    A row's example is its first positive. With extractive answers only rows serve whose passage contains the answer.
+    Raises UserError where none does.
     """
     usable = []
     for row in rows:
-        passage = row.positives[0] if row.positives else labels.get(row.where)
+        passage = next(iter(row.positives), None)
         answer = next((a for a in row.answers if passage and contains(framed(passage), framed(a))), None)
         if passage and row.answers and (answer or wanted.answers != EXTRACTIVE):
             usable.append(Shot(excerpt(passage, answer), one_line(row.query), one_line(answer or row.answers[0])))

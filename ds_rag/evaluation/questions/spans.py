@@ -9,6 +9,7 @@ Shape legend: R generations of a batch, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from ds_rag.data.batch import Ids
 from ds_rag.data.seams import InText
-from ds_rag.evaluation.questions.text_filters import is_function_word
+from ds_rag.evaluation.questions.text_filters import is_function_word, may_begin
 
 MARKS = ("Ġ", "▁", " ")  # with which a token begins that begins a word
 FRACTION = 1 / 3  # of a passage from which the answer of a further question comes
@@ -37,13 +38,16 @@ class Spans:
         known = {token for ids in self.passages for token in ids}
         self.begins = {token for token in known if str(tokenizer.convert_ids_to_tokens(token)).startswith(MARKS)}
         self.letters = {token for token in known if tokenizer.decode([token]).strip()[:1].isalnum()}
-        self.blanks = [sum(token in self.begins & self.letters for token in ids) >= FEW for ids in self.passages]
+        self.blanks = [sum(token in self.begins for token in ids) >= FEW for ids in self.passages]
         self.starts = [self._starts(ids, blanks) for ids, blanks in zip(self.passages, self.blanks, strict=True)]
 
     def _starts(self, ids: list[int], blanks: bool) -> list[int]:
-        """Places at which a word begins; without blanks each place with a letter."""
-        letters = [n for n, token in enumerate(ids) if token in self.letters]
-        return [n for n in letters if n == 0 or ids[n] in self.begins] if blanks else letters
+        """Places at which a word begins that may begin an answer; without blanks each place with a letter."""
+        if not blanks:
+            return [n for n, token in enumerate(ids) if token in self.letters]
+        places = [n for n, token in enumerate(ids) if n == 0 or token in self.begins]
+        words = [self.tokenizer.decode(ids[n:end]).strip() for n, end in itertools.pairwise([*places, len(ids)])]
+        return [n for n, word in zip(places, words, strict=True) if word[:1].isalnum() and may_begin(word)]
 
     def window(self, place: int, begin: float) -> list[int]:
         """A part of the passage's starts, `FRACTION` of them, so that spans from different parts differ. begin: from 0

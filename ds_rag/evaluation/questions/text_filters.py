@@ -54,6 +54,8 @@ FUNCTIONAL += (
     "which what when where how why there here such also only very more most some any each both all other via per"
 )
 FUNCTION_WORDS = frozenset(FUNCTIONAL.split())
+OPENING = "a an the in on at by for from about between before after under over during"
+OPENING_WORDS = frozenset(OPENING.split())
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,12 @@ def form(question: Question, passage: str, rules: TextRules) -> str | None:
 def is_function_word(word: str) -> bool:
     """English ones alone."""
     return word.lower().strip(",.;:()[]'\"") in FUNCTION_WORDS
+
+
+def may_begin(word: str) -> bool:
+    """May an answer begin with this word? With an article or a word of place, time or cause; with no other function
+    word."""
+    return not is_function_word(word) or word.lower() in OPENING_WORDS
 
 
 def span(question: Question, passage: str, rules: TextRules) -> str | None:

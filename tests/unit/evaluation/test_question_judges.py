@@ -137,21 +137,20 @@ def test_examples_of_the_users_rows() -> None:
         row(1, ("kelp",), ("Kelp grows in pool nine.",)),
         row(2, ("wheat", "in pool nine"), ("kelp grows in pool nine",)),
         row(3, ("wheat",), ("kelp grows in pool nine",)),
-        row(4, ("ann",)),
+        row(4, ("ann",), ("ann leads zor",)),
         row(5, ("bob",)),
     ]
-    labels = {"rows.jsonl:4": "ann leads zor"}
-    shots = shots_of_rows(rows, labels, ShotsWanted(EXTRACTIVE, 9, 0))
+    shots = shots_of_rows(rows, ShotsWanted(EXTRACTIVE, 9, 0))
     assert {(s.query, s.answer) for s in shots} == {
         ("what is 1?", "kelp"),
         ("what is 2?", "in pool nine"),
         ("what is 4?", "ann"),
     }
-    assert len(shots_of_rows(rows, labels, ShotsWanted(SHORT, 9, 0))) == 4, "an answer in other words serves too"
-    two = shots_of_rows(rows, labels, ShotsWanted(EXTRACTIVE, 2, 0))
-    assert len(two) == 2 and two == shots_of_rows(rows, labels, ShotsWanted(EXTRACTIVE, 2, 0))
+    assert len(shots_of_rows(rows, ShotsWanted(SHORT, 9, 0))) == 4, "an answer in other words serves too"
+    two = shots_of_rows(rows, ShotsWanted(EXTRACTIVE, 2, 0))
+    assert len(two) == 2 and two == shots_of_rows(rows, ShotsWanted(EXTRACTIVE, 2, 0))
     with pytest.raises(UserError, match="--examples: no row can be an example") as caught:
-        shots_of_rows(rows[2:3], {}, ShotsWanted(EXTRACTIVE, 2, 0))
+        shots_of_rows(rows[2:3], ShotsWanted(EXTRACTIVE, 2, 0))
     assert "word for word" in str(caught.value)
 
 

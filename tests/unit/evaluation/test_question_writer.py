@@ -26,6 +26,7 @@ from ds_rag.evaluation.questions import batches, prefixes
 from ds_rag.evaluation.questions.asking import Style, is_complete, parse, template_of, writing_prompt
 from ds_rag.evaluation.questions.examples import BUILT_IN, EXTRACTIVE, SHORT, Shot
 from ds_rag.evaluation.questions.generations import Generations, hash_text
+from ds_rag.evaluation.questions.spans import Spans, after_word
 from ds_rag.evaluation.questions.writer import Ask, Drawing, Generation, Writer, pick
 from ds_rag.models.generator import Generator
 from ds_rag.models.tokenizer import open_tokenizer
@@ -132,6 +133,45 @@ def test_extractive_answers_are_spans_of_their_passage(generator: Generator) -> 
     loose = [g.text.partition("\n")[0] for g in free.write(ids, asks(4))]
     inside = [contains(framed(TEXTS[a.place]), framed(text)) for a, text in zip(asks(4), loose, strict=True)]
     assert sum(inside) < len(inside) / 2, "without the rule they are not"
+
+
+def every_span(spans: Spans, starts: Sequence[int]) -> set[str]:
+    """What can be generated, by following all tokens that are allowed."""
+    found, open_ = set(), [list[int]()]
+    while open_:
+        begun = open_.pop()
+        for token in spans.allowed(0, begun, starts) or ():
+            if token == spans.end:
+                found.add(spans.tokenizer.decode(begun).strip())
+            else:
+                open_.append([*begun, token])
+    return found
+
+
+def test_which_spans_there_are(generator: Generator) -> None:
+    tokenizer, text = generator.tokenizer, "kelp of the zor (or opal) grows in pools"
+    (ids,) = Prompt(tokenizer, TEMPLATE).pieces.ids([text], fresh=True)
+    then = after_word(tokenizer, "Question:")
+    assert then and tokenizer.decode(then) == "\nQuestion:"
+    spans = Spans(tokenizer, [np.array(ids, np.int32)], 3, then)
+    words = text.split()
+    wanted = {
+        " ".join(words[i:j])
+        for i in range(len(words))
+        for j in range(i + 1, min(len(words), i + 3) + 1)
+        if words[i] in ("kelp", "the", "zor", "opal)", "grows", "in", "pools")
+        and words[j - 1] not in ("of", "the", "in")
+    }
+    wanted = {span for span in wanted if span.count("(") == span.count(")")} | {"opal"}
+    over = {"kelp of the zor", "opal) grows in pools"}  # no end is allowed at three words: the next one, or the last
+    assert every_span(spans, spans.starts[0]) == wanted | over
+    part = spans.window(0, 0.99)
+    assert part[0] == spans.starts[0][-1] and set(part) <= set(spans.starts[0]) and len(part) == 3
+    assert every_span(spans, part) < wanted | over
+    label = [*ids[:1], spans.end]
+    assert spans.allowed(0, label, part) == [then[1]] and spans.allowed(0, [*ids[:1], *then], part) is None
+    chinese = Spans(tokenizer, [np.array(tokenizer("新冠病毒")["input_ids"], np.int32)], 3, then)
+    assert len(chinese.starts[0]) == 0 or chinese.blanks == [False]
 
 
 SHOTS = [Shot("{kelp} grows in pool nine", "Where does kelp grow?", "pool nine")]
