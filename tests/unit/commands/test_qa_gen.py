@@ -12,7 +12,8 @@ from small import small_generator, small_retriever
 
 from ds_rag.commands import cli
 from ds_rag.commands.qa_gen import command
-from ds_rag.data.formats import read_rows
+from ds_rag.config import DataConfig
+from ds_rag.data.dataset import read_evaluation
 from ds_rag.evaluation.questions.writer import Ask, Generation
 
 NAMES = ["ann", "bob", "eve", "kim", "lou", "max", "nell", "oda", "pia", "quin", "rob", "sue"]
@@ -104,8 +105,8 @@ def test_rows_of_what_passes_and_a_second_call_for_new_passages(call: Call, caps
     assert {(r["filter"], r["reason"]) for r in rejected} == {("standalone", "points at its passage: 'this'")}
     assert [f["rejected"] for f in counts["filters"] if f["filter"] == "standalone"] == [12]
     assert "50% were rejected" in shown and "not applied: gain" in shown and "parameters writes mostly poor" in shown
-    read = read_rows("rows.jsonl", need_passages=False)
-    assert [r.query for r in read] == [r["query"] for r in rows], "further columns are no error"
+    read = read_evaluation(DataConfig(eval_data="rows.jsonl", corpus="passages.jsonl"), False, from_index=True)
+    assert [r.query for r in read.evaluation] == [r["query"] for r in rows], "further columns are no error"
     before, asked = Path("rows.jsonl").read_text(), sum(Prepared.asked)
     assert call(*NO_GAIN) == 0 and Path("rows.jsonl").read_text() == before and sum(Prepared.asked) == asked == 12
     assert call(*NO_GAIN, documents=4) == 0 and sum(Prepared.asked) == 16, "the four passages of the new document"
