@@ -30,6 +30,7 @@ COMMANDS = {
     "ask": "answer a question with a run's models and index",
     "serve": "answer over HTTP, in the form of chat completions, with a page to try it",
     "audit": "before training: can this generator teach this retriever on these rows? Figures, a verdict, settings",
+    "chunk": "passages of a folder of documents, as long as a retriever reads; a second call does what changed",
     "qa-gen": "write questions and answers about passages with a language model, and keep those that pass filters",
     "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
     "mine": "write rows with hard negatives, found by a retriever",

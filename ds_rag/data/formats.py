@@ -12,6 +12,7 @@ from pathlib import Path
 from ds_rag.data.bad_rows import LOG, Faults, Reading
 from ds_rag.data.beir import BEIR
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
+from ds_rag.data.documents.suffixes import documents_hint
 from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names
 from ds_rag.data.rows import BY_ID, ID_LIKE, labels_relevance, refuse_ids, to_rows
 from ds_rag.data.shards import format_of, shards_of
@@ -158,8 +159,10 @@ def detect(path: Path, flag: str) -> str:
     for name, kind in READERS.items():
         if kind.recognises(path):
             return name
+    hint = documents_hint(path)
     if not path.is_dir():
-        raise UserError(f"{flag}: unknown kind of file {path}", found=f"suffix '{path.suffix}'", expected=KINDS)
+        found = f"suffix '{path.suffix}'"
+        raise UserError(f"{flag}: unknown kind of file {path}", found=found, expected=KINDS, fix=hint)
     inside = sorted(path.iterdir())
     files = [entry for entry in inside if format_of(entry, FILES.values())]
     likely = files or [entry for entry in inside if READERS["shards"].recognises(entry)]
@@ -167,7 +170,7 @@ def detect(path: Path, flag: str) -> str:
         f"{flag}: {path} is neither a datasets folder nor a BEIR folder, nor one of numbered shards of one kind",
         found=", ".join(entry.name for entry in inside[:8]) or "an empty folder",
         expected=KINDS,
-        fix=f"did you mean {likely[0]}?" if len(likely) == 1 else None,
+        fix=f"did you mean {likely[0]}?" if len(likely) == 1 else hint,
     )
 
 

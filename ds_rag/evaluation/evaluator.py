@@ -48,7 +48,7 @@ class Sample:
     gold: list[str]
     answer: str
     passage: str  # the best one; empty if an approximate index found none
-    retrieved_gold: bool
+    retrieved_gold: bool | None  # None: no passage is labelled
 
 
 @dataclass
@@ -233,7 +233,8 @@ class Evaluator:
     def _sample(self, asked: Question, answer: str) -> Sample:
         example, best = self.data.evaluation[asked.row], next(iter(asked.passages), None)
         passage = self.corpus[best] if best is not None else ""
-        return Sample(example.query, list(example.answers), answer, passage, best in example.positives)
+        labelled = best in example.positives if example.positives else None
+        return Sample(example.query, list(example.answers), answer, passage, labelled)
 
     @property
     def reader(self) -> AnswerReader:

@@ -42,6 +42,7 @@ OTHER_FLAGS |= {
     "no_memory",
 }  # benchmarks
 OTHER_FLAGS |= {"parts", "ranks", "runs", "stage", "nnodes", "kills", "skip", "again", "budget_s", "tiny"}
+OTHER_FLAGS |= {"outfile", "outtype", "question", "served"}  # other programs, examples
 OTHER_FLAGS |= {o[2:] for name in KNOWN for a in parser_of(name)._actions for o in a.option_strings}
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
@@ -80,6 +81,9 @@ def put_place(folder: Path, rows: Path, run: Path) -> Path:
     for name, objects in (("corpus", corpus), ("queries", queries)):
         (folder / f"dev_beir/{name}.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
     (folder / "dev_beir/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    (folder / "docs").mkdir()
+    (folder / "docs/one.md").write_text("# One\n\nkelp grows in pool nine\n")
+    (folder / "README.md").write_text("read me\n")
     (folder / "covidqa").mkdir()
     for name, source in {"covidqa/train.jsonl": "train.jsonl", "covidqa/dev_beir": "dev_beir"}.items():
         (folder / name).symlink_to(folder / source)
@@ -126,8 +130,9 @@ def test_command(command, request):
         arguments("qa-gen", rest[1:])
     elif first == "ds-rag":
         some = ["--max_eval_samples", "3"]
-        more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"]}.get(rest[0], [])
-        call([*rest, *more], cwd=request.getfixturevalue("place"))
+        more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"]}
+        more["chunk"] = ["--out", "chunked.jsonl"]  # passages.jsonl is the corpus of the other commands
+        call([*rest, *more.get(rest[0], [])], cwd=request.getfixturevalue("place"))
     else:
         assert command in ("source .venv/bin/activate",), f"{COMMANDS[command]}: no test knows how to run this"
 

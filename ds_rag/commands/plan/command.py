@@ -31,9 +31,8 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     if request.setup.device == "cpu":
         console = ForProcessor()
-        console.say(
-            f"planned for this machine's processor ({request.rates.gpu.memory:.3g} GB); --gpu NAME plans for another device"
-        )
+        memory = f"{request.rates.gpu.memory:.3g} GB"
+        console.say(f"planned for this machine's processor ({memory}); --gpu NAME plans for another device")
     found = ways(request.setup, request.fixed, request.rates, request.limits)
     best = next((way.setup for way in found if way.setup), None)
     figures: dict[str, Any] = {"models": models(request.setup), "ways": way_figures(found, request)}
