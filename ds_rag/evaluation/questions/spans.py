@@ -77,6 +77,19 @@ class Spans:
             return [self.end]
         return sorted(after | ({self.end} if may_end else set()))
 
+    def forbidden(self, begun: list[int]) -> int | None:
+        """The token with which the question would repeat the answer, an article before it aside; None: no token is."""
+        end = begun.index(self.end) if self.end in begun else len(begun)
+        answer, asked = begun[:end], begun[end + len(self.then) :]
+        if len(answer) > 1 and self.tokenizer.decode(answer[:1]).strip().lower() in ("a", "an", "the"):
+            answer = answer[1:]
+        said = len(answer) - 1
+        return (
+            answer[-1]
+            if end < len(begun) and len(asked) >= said and asked[len(asked) - said :] == answer[:-1]
+            else None
+        )
+
     def _is_answer(self, begun: list[int]) -> bool:
         """Not before a function word has its noun, nor within brackets."""
         text = self.tokenizer.decode(begun)
@@ -84,8 +97,12 @@ class Spans:
 
 
 class OnlySpans:
-    """For `generate`: each row begins with a span of its passage and the next label. rows: of each the number of its
-    passage, and where the part of the passage begins from which its span comes (`Spans.window`); None: all of it."""
+    """For `generate`: each row begins with a span of its passage and the next label, and what follows does not repeat
+    the span, for such questions are rejected.
+
+    rows: of each the number of its passage, and where the part of the passage begins from which its span comes
+    (`Spans.window`); None: all of it.
+    """
 
     def __init__(self, spans: Spans, rows: Sequence[tuple[int, float | None]], width: int):
         self.spans, self.width = spans, width
@@ -94,10 +111,13 @@ class OnlySpans:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         kept = scores.clone()
         for row, (place, starts) in enumerate(self.rows):
-            tokens = self.spans.allowed(place, input_ids[row, self.width :].tolist(), starts)
+            begun = input_ids[row, self.width :].tolist()
+            tokens = self.spans.allowed(place, begun, starts)
             if tokens is not None:
                 kept[row] = -torch.inf
                 kept[row, tokens] = scores[row, tokens]
+            elif starts and (token := self.spans.forbidden(begun)) is not None:
+                kept[row, token] = -torch.inf
         return kept
 
 
