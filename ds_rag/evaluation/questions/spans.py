@@ -78,17 +78,18 @@ class Spans:
         return sorted(after | ({self.end} if may_end else set()))
 
     def forbidden(self, begun: list[int]) -> int | None:
-        """The token with which the question would repeat the answer, an article before it aside; None: no token is."""
-        end = begun.index(self.end) if self.end in begun else len(begun)
+        """The token with which the last word of the answer would begin where the question has the words before it; None
+        where it has not. An article at the beginning does not count. A token within a word is never forbidden: half a
+        name would go on as another one."""
+        if self.end not in begun:
+            return None
+        end = begun.index(self.end)
         answer, asked = begun[:end], begun[end + len(self.then) :]
         if len(answer) > 1 and self.tokenizer.decode(answer[:1]).strip().lower() in ("a", "an", "the"):
             answer = answer[1:]
-        said = len(answer) - 1
-        return (
-            answer[-1]
-            if end < len(begun) and len(asked) >= said and asked[len(asked) - said :] == answer[:-1]
-            else None
-        )
+        last = max((n for n, token in enumerate(answer) if token in self.begins), default=0)
+        fits = answer and len(asked) >= last and asked[len(asked) - last :] == answer[:last]
+        return answer[last] if fits and answer[last] in self.begins else None
 
     def _is_answer(self, begun: list[int]) -> bool:
         """Not before a function word has its noun, nor within brackets."""
