@@ -159,6 +159,9 @@ class EvaluationConfig:
         FREE, 64, "texts encoded, or answers generated, per rank and batch", bounds=integer(1, ITEMS)
     )
     index_factory: str = option(INDEX, "Flat", "a faiss.index_factory string, or flat, hnsw, ivf, ivfpq; inner product")
+    vector_cache: str | None = option(
+        FREE, None, "folder that keeps the vectors of passages, so that no passage is encoded twice by the same weights"
+    )
     index_shards: str = option(
         FREE, "merge", "merge: one index on rank 0; keep: every rank searches its own shard", ("merge", "keep")
     )

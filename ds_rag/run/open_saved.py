@@ -16,6 +16,7 @@ from ds_rag.models.from_settings import open_generator, open_pair, open_retrieve
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.run import config_and_results, export
+from ds_rag.run.moved_paths import located
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.library_messages import quiet_libraries
@@ -67,6 +68,11 @@ class Saved:
     generator: Generator | None
     prompt: Prompt | None
 
+    @property
+    def retriever_folder(self) -> Path:
+        """The folder of the retriever's weights."""
+        return self.run / "retriever" if self.run else Path(self.config.model.retriever).expanduser()
+
 
 def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
     """Opens the models that the arguments name. The configuration is the run's own, overridden by flags. All ranks call
@@ -84,9 +90,11 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
         if clash := {"retriever", "generator"} & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
         values = config_and_results.configuration(run)
+        values |= located(run, values)
         if "eval_data" in given:  # other rows than the run's
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
         values.setdefault("prompt_version", "1")  # runs from before this setting existed
+        values.pop("vector_cache", None)  # the folder that this call names is meant, not that of the training
         config = build(values | given)
         retriever, generator = open_pair(run, config.model, config.data, set(given))
         if export.ready(run, hashes=False) != manifest:

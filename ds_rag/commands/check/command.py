@@ -16,6 +16,7 @@ from ds_rag.data.by_id import ids_of
 from ds_rag.data.data_settings import check_described, columns_of, corpus_source
 from ds_rag.data.dataset import CHUNK, build_table
 from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
+from ds_rag.data.lost_labels import lost_labels, lost_note
 from ds_rag.data.matching import texts_of
 from ds_rag.data.near_repeats import almost_repeated
 from ds_rag.data.prompt import Prompt, make_prompt
@@ -59,6 +60,9 @@ def main(args: argparse.Namespace) -> int:
     say_notices([*between, *together.needed], console)
     if refused:
         console.say(refused, style="red")
+    lost = lost_labels(rows + evaluation, corpus) if corpus and not refused else []
+    if lost:
+        console.say(f"note: {lost_note(lost, sum(bool(row.positives) for row in rows + evaluation))}", style="yellow")
     if shared:
         lines = [[what, str(shared[what]), str(shared[f"of {what}"])] for what in ("queries", "labelled passages")]
         console.table("evaluation", ["what", "in training too", "of"], lines)
@@ -70,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
     wrong = bool(bad or empty or refused)
     console.say(verdict, style="red" if wrong else "green")
     found = {"documents": named, "lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty}
-    found |= {"questions": together.needed, "notices": between, "refused": refused}
+    found |= {"questions": together.needed, "notices": between, "refused": refused, "lost": [row.id for row in lost]}
     write_json(args.json, {**parts, **found})
     return 1 if wrong else 0
 

@@ -124,6 +124,7 @@ def test_what_training_would_say_is_said(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert all(" ".join(notice.split()) in printed for notice in said)
     assert "note: --corpus" in printed and "note: warning" not in printed
+    assert found["lost"] == ["1-4"] and "corpus: 1-4 (q3)" in printed, "the row is named"
 
 
 def test_rows_of_texts_and_ids_are_no_good_rows(tmp_path, capsys):
