@@ -16,6 +16,7 @@ from ds_rag.data.by_id import BY_ID, columns_by_id, with_passages
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
 from ds_rag.data.documents.suffixes import documents_hint
 from ds_rag.data.format import with_split
+from ds_rag.data.hub_data import path_of
 from ds_rag.data.layouts import flat_rows
 from ds_rag.data.ms_marco import MS_MARCO
 from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names
@@ -190,11 +191,11 @@ def detect(path: Path, flag: str) -> str:
 
 def contains_corpus(path: str | Path, flag: str) -> bool:
     """Do these rows bring their own corpus, as a BEIR folder does? Raises UserError as `detect` does."""
-    return bool(READERS[detect(Path(path).expanduser(), flag)].corpus_files)
+    return bool(READERS[detect(path_of(path, flag), flag)].corpus_files)
 
 
 def _open(path: str | Path, flag: str, reading: Reading | None, most: int | None) -> tuple[str, Faults]:
-    path = Path(path).expanduser()
+    path = path_of(path, flag)
     folder, split = with_split(path)
     return detect(path, flag), Faults(flag, str(folder), reading or Reading(), most, split)
 

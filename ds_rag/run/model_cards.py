@@ -7,6 +7,7 @@ from typing import Any
 
 import ds_rag
 from ds_rag.config import RunConfig
+from ds_rag.config.names import pinned_name
 from ds_rag.runtime.credentials import one_line
 
 RETRIEVER = """from sentence_transformers import SentenceTransformer
@@ -49,6 +50,13 @@ def code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
+def named_in(name: str, config: RunConfig) -> str:
+    """Lines of the card's head that a hub makes into links: the base model and the data set, where they have names."""
+    base, rows = pinned_name(getattr(config.model, name)), pinned_name(config.data.train_data, data=True)
+    lines = f"base_model: {base.repo}\n" if base else ""
+    return lines + (f"datasets: [{rows.repo}]\n" if rows else "")
+
+
 def usage(name: str, config: RunConfig) -> str:
     """Python code that uses a saved model as it was trained: a retriever with its index, a generator with its
     prompt."""
@@ -66,7 +74,7 @@ def card(name: str, config: RunConfig, steps: int, metrics: dict[str, float], fa
     frozen = config.model.freeze == name
     rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in metrics.items())
     lines = "\n".join(f"- {key}: {code(repr(value))}" for key, value in facts.items())
-    return f"""{KIND[name]}
+    return f"""{KIND[name].removesuffix("---")}{named_in(name, config)}---
 
 # A {name} {"kept frozen" if frozen else "trained"} by ds_rag {ds_rag.__version__}
 

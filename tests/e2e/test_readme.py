@@ -19,7 +19,7 @@ from commands import ROOT, call, execute
 from slurm_stand_in import job, put_stand_ins
 
 from ds_rag.commands.cli import COMMANDS as KNOWN
-from ds_rag.commands.cli import parser_of
+from ds_rag.commands.cli import arguments, parser_of
 from ds_rag.config import ALIASES, OWNER
 from ds_rag.config.flags import parse
 from ds_rag.data.almanac import make_world
@@ -126,6 +126,8 @@ def test_command(command, request):
         check_sbatch(rest, request)
     elif [first, rest[0]] == ["ds-rag", "train"]:
         finished(call([*rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
+    elif [first, rest[0]] == ["ds-rag", "qa-gen"]:  # a generator of a few steps writes no question
+        arguments("qa-gen", rest[1:])
     elif first == "ds-rag":
         some = ["--max_eval_samples", "3"]
         more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"]}

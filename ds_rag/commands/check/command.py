@@ -24,6 +24,7 @@ from ds_rag.data.statistics import documents, labels, overlap, per_row, repeated
 from ds_rag.evaluation.power import needed_line
 from ds_rag.models.from_settings import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
+from ds_rag.run.settle_names import settle_names
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.library_messages import quiet_libraries
@@ -43,6 +44,7 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     given = settings_of(args)
     config = build(given, frozenset(given))
+    settle_names(config, console.say)
     data = config.data
     if "train_data" not in given and (data.corpus is None or data.eval_data is not None):
         raise UserError("nothing to check", expected="rows (DATA), or --corpus FILE by itself", fix="ds-rag check DATA")
@@ -74,7 +76,8 @@ def main(args: argparse.Namespace) -> int:
     wrong = bool(bad or empty or refused)
     console.say(verdict, style="red" if wrong else "green")
     found = {"documents": named, "lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty}
-    found |= {"questions": together.needed, "notices": between, "refused": refused, "lost": [row.id for row in lost]}
+    found |= {"lost": [row.id for row in lost]}
+    found |= {"questions": together.needed, "notices": between, "refused": refused}
     write_json(args.json, {**parts, **found})
     return 1 if wrong else 0
 
@@ -215,7 +218,7 @@ def names_a_model(model: str, config: RunConfig) -> bool:
 
 
 def prompt_of(model: ModelConfig) -> Prompt:
-    folder = model_folder(model.generator, "--generator")
+    folder = model_folder(model.generator, "--generator", model.trust_remote_code)
     tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
     return make_prompt(model, tokenizer)
 

@@ -25,6 +25,7 @@ from ds_rag.models.score_folder import open_scores
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.moved_paths import check_found
 from ds_rag.run.open_saved import BY_WORDS, Saved, WithoutRetriever, open_reader, open_saved
+from ds_rag.run.settle_names import read_by, settle_names
 from ds_rag.run.split_file import read_split
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
@@ -97,6 +98,8 @@ def main(args: argparse.Namespace) -> int:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
     if opened and opened.run and not builtin:
         check_found(opened.run, config.data, settings_of(args))
+    if not builtin:
+        settle_names(config, console.say, read_by(config))
     data = held_out_rows(config, builtin, opened.run if opened else None, console)
     say_notices(data.notices, console)
     evaluator, result = measure(saved, opened, data, args.index, console)

@@ -101,7 +101,8 @@ def test_a_file_without_rows_is_not_good(empty, tmp_path, capsys):
         (["--eval_data", "r.jsonl", "--corpus", "r.jsonl"], "nothing to check"),
         (["missing.jsonl"], "does not exist"),
         (["r.jsonl", "--corpsu", "c.jsonl"], "did you mean --corpus?"),
-        (["r.jsonl", "--generator", "nowhere"], "not a model folder"),
+        (["r.jsonl", "--generator", "./nowhere"], "not a model folder"),
+        (["rows", "--generator", "./nowhere"], "neither a path here nor in the hub's cache"),
     ],
 )
 def test_what_a_user_can_mend_is_code_2(argv, words, tmp_path, monkeypatch, capsys):

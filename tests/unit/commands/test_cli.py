@@ -105,6 +105,7 @@ def test_a_file_is_no_folder(here):
         (["report", "nowhere"], "a run's folder"),
         (["report", "nowhere", "--jason"], "unknown flag: --jason"),
         (["verify"], "the following arguments are required: path"),
+        (["push", "run"], "the following arguments are required: --to"),
     ],
 )
 def test_mistakes_are_exit_code_2_and_a_message(here, capsys, monkeypatch, argv, says):
@@ -176,9 +177,9 @@ def test_help_imports_no_heavy_library(argv):
         assert "--per_device_train_batch_size" in done.stdout and "default:" in done.stdout
     elif command[0] in COMMANDS:
         assert f"usage: ds-rag {command[0]}" in done.stdout
-        assert command[0] in ("verify", "report", "compare", "errors") or "--max_passage_length" in done.stdout, (
-            "it reads rows"
-        )
+        assert (
+            command[0] in ("verify", "push", "report", "compare", "errors") or "--max_passage_length" in done.stdout
+        ), "it reads rows"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -192,7 +193,7 @@ def test_help_shows_a_commands_own_flags_and_all_of_them_when_asked(capsys, name
         shown[len(words)] = capsys.readouterr().out
     assert not any(f"\n  {flag} " in shown[1] for flag in of_training) and all(flag in shown[2] for flag in of_training)
     assert ("--help all shows" in " ".join(shown[1].split())) == bool(of_training)
-    assert bool(of_training) == (name not in ("verify", "report", "compare", "errors"))
+    assert bool(of_training) == (name not in ("verify", "push", "report", "compare", "errors"))
     assert len(shown[1].splitlines()) <= (75 if name == "train" else 60), "on one screen"
 
 
@@ -217,7 +218,7 @@ def test_flags_alone_import_no_heavy_library(name):
     done = run_quietly("-c", code)
     assert done.returncode == 0, done.stderr[-2000:]
     modules = set(done.stdout.split())
-    assert f"ds_rag.commands.{name}" in modules
+    assert f"ds_rag.commands.{name.replace('-', '_')}" in modules
     assert not modules & {"torch", "numpy", "transformers", "deepspeed", "datasets", "faiss", "safetensors"}
 
 
