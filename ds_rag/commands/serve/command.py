@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import uvicorn
 
@@ -23,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
             f"{args.run}: no generator, so there are no answers to serve", fix=f'ds-rag ask {args.run} "a question"'
         )
     limits = Limits(args.max_body, args.max_waiting, args.max_seconds, asker.settings.max_new_tokens)
-    app = make_app(asker, str(args.run), hosts, limits)
+    app = make_app(asker, Path(args.run).resolve().name, hosts, limits)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
