@@ -18,7 +18,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs the command until it is interrupted."""
     console = Console()
     hosts = allowed_hosts(args.host, args.allow_host)
-    asker = Asker.open(args, console)
+    asker = Asker.of_run(args, console)
     if asker.saved.generator is None:
         raise UserError(
             f"{args.run}: no generator, so there are no answers to serve", fix=f'ds-rag ask {args.run} "a question"'
