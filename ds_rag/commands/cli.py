@@ -20,6 +20,7 @@ from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standa
 
 # Name of a command and of its module -> the summary that --help shows.
 COMMANDS = {
+    "build": "from a folder of documents to a trained and measured system, in one folder",
     "train": "train retriever and generator together",
     "evaluate": "score a run, or a pair of model folders, on held-out rows",
     "errors": "the questions that an evaluation got wrong, likely false negatives first",
@@ -30,6 +31,7 @@ COMMANDS = {
     "ask": "answer a question with a run's models and index",
     "audit": "before training: can this generator teach this retriever on these rows? Figures, a verdict, settings",
     "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
+    "split": "hold out whole documents of the rows, and leave out rows that lost their passage",
     "mine": "write rows with hard negatives, found by a retriever",
     "score": "score rows' passages with a frozen generator ahead of training, into --teacher_cache",
     "plan": "what a run will need (memory, GPUs, time, the index), and the flags for it",

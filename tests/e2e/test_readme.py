@@ -66,6 +66,8 @@ def put_place(folder: Path, rows: Path, run: Path) -> Path:
     for name in ("train.jsonl", "dev.jsonl", "passages.jsonl"):
         shutil.copy(rows / name, folder / name)
     (folder / "recipe.yaml").write_text("objective: rag_sequence\neval_data: dev.jsonl\nmax_new_tokens: 4\n")
+    (folder / "docs").mkdir()
+    (folder / "docs/zor.md").write_text("# Zor\n\nThe chancellor of zor via is basalt.\n")
     (folder / "sweep.txt").write_text("--seed 1\n--seed 2\n")
     shutil.copytree(run / "retriever", folder / "path/to/encoder")
     shutil.copytree(run / "generator", folder / "path/to/lm")
@@ -91,8 +93,9 @@ def put_place(folder: Path, rows: Path, run: Path) -> Path:
 def place(tmp_path_factory, rows, quickstart) -> Path:
     """With finished runs in it."""
     folder = put_place(tmp_path_factory.mktemp("place"), rows, quickstart)
-    for name in ("quickstart", "one"):
+    for name in ("quickstart", "one", "mine/run"):
         shutil.copytree(quickstart, folder / "runs" / name)
+    (folder / "runs/mine/build.json").write_text('{"stages": {}}')  # the README shows a build, which is run dry here
     return folder
 
 
@@ -124,8 +127,8 @@ def test_command(command, request):
         finished(call([*rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
     elif first == "ds-rag":
         some = ["--max_eval_samples", "3"]
-        more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"]}.get(rest[0], [])
-        call([*rest, *more], cwd=request.getfixturevalue("place"))
+        more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"], "build": ["--dry_run"]}
+        call([*rest, *more.get(rest[0], [])], cwd=request.getfixturevalue("place"))
     else:
         assert command in ("source .venv/bin/activate",), f"{COMMANDS[command]}: no test knows how to run this"
 
