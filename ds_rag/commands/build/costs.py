@@ -7,6 +7,7 @@ rate is that which earlier stages of this build reached, or else one that is ass
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def sizes(wanted: Wanted) -> Sizes:
 def questions_each(wanted: Wanted) -> int:
     """Questions of a passage, as the flags for qa-gen have it."""
     words = list((wanted.more or {}).get("qa_gen", ()))
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         if flag == "--questions_per_passage" and value.isdigit():
             return int(value)
     return 2

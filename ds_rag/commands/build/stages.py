@@ -1,5 +1,5 @@
-"""The stages of `ds-rag build`, as a table: each is a `ds-rag` command line that could be typed by hand, with the files
-that it reads and writes. What a stage does may depend on what earlier ones left: a stage is made when its turn comes."""
+"""The stages of `ds-rag build`, as a table: each is a `ds-rag` command line that could be typed by hand, with the
+files that it reads and writes. What a stage does may depend on what earlier ones left: it is made when its turn comes."""
 
 from __future__ import annotations
 
