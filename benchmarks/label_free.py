@@ -42,11 +42,13 @@ GOLD = ("--objective", "infonce", "--contrastive_weight", "0", "--eval_fraction"
 
 
 class Method(NamedTuple):
-    """recipe: its name. flags: beside it. teacher: whose scores are in the rows; None: the rows as they are."""
+    """recipe: its name. flags: beside it. teacher: whose scores are in the rows; None: the rows as they are.
+    other_answers: each row has the answer of another."""
 
     recipe: str
     flags: tuple[str, ...] = ()
     teacher: str | None = None
+    other_answers: bool = False
 
 
 METHODS = {
@@ -63,6 +65,7 @@ METHODS = {
     ),
     "reader_scores": Method("label_free", teacher="reader"),  # label-free by the way of the controls
     "permuted_teacher": Method("label_free", teacher="permuted"),
+    "permuted_answers": Method("label_free", other_answers=True),
     "bm25_teacher": Method("label_free", teacher="bm25"),
     "overlap_teacher": Method("label_free", teacher="overlap"),
 }
@@ -73,6 +76,7 @@ NAMES = {
     "gold_and_teacher": "gold and teacher",
     "reader_scores": "label-free, scores in the rows",
     "permuted_teacher": "teacher's scores permuted",
+    "permuted_answers": "answers permuted",
     "bm25_teacher": "BM25 as teacher",
     "overlap_teacher": "answer's words as teacher",
 }
@@ -103,7 +107,8 @@ def words_of(args: argparse.Namespace, method: str, fold: int, seed: int) -> lis
         str(place_of(args, method, fold, seed)),
     ]
     if how.teacher is None:
-        words += ["--train_data", str(args.data / "rows.jsonl"), "--folds", str(FOLDS), "--fold", str(fold)]
+        rows = rows_with_other_answers(args) if how.other_answers else args.data / "rows.jsonl"
+        words += ["--train_data", str(rows), "--folds", str(FOLDS), "--fold", str(fold)]
     else:
         scored = rows_of_teacher(args, how.teacher, fold)
         words += ["--train_data", str(scored), "--eval_data", str(rows_of_fold(args, fold)), "--teacher", "scores"]
@@ -128,6 +133,15 @@ def rows_of_fold(args: argparse.Namespace, fold: int) -> Path:
         held_out = [line for line in lines if fold_of[json.loads(line)["document"]] == fold]
         file.parent.mkdir(exist_ok=True)
         file.write_text("\n".join(held_out) + "\n", encoding="utf-8")
+    return file
+
+
+def rows_with_other_answers(args: argparse.Namespace) -> Path:
+    """All rows, their answers permuted. Labels, by which held-out rows are measured, are as they were."""
+    file: Path = args.data / "teachers" / "rows-other-answers.jsonl"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        teachers.permute_answers(args.data / "rows.jsonl", file)
     return file
 
 

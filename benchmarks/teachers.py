@@ -86,6 +86,27 @@ def write_rows(scored: Path, out: Path, teacher: Teacher, keep: int, seed: int =
     part.replace(out)
 
 
+def permute_answers(rows: Path, out: Path, seed: int = 0) -> None:
+    """The rows, each with the answer of another row and never with one that has its own text: the rows in the order of
+    their answers' texts are shifted by more than the most frequent answer has rows, then answers are exchanged."""
+    read = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    text = [json.dumps(row.get("answers", row.get("answer"))) for row in read]
+    most = Counter(text).most_common(1)[0][1]
+    if 2 * most > len(read):
+        raise SystemExit(f"{rows}: {most} of {len(read)} rows have the same answer")
+    rng = np.random.default_rng(seed)
+    noise = {answer: rng.random() for answer in sorted(set(text))}  # equal texts together, their groups in random order
+    order = sorted(range(len(read)), key=lambda n: (noise[text[n]], n))
+    shift = int(rng.integers(most, len(read) - most + 1))
+    part = out.with_suffix(".part")
+    changed: list[Row] = [{} for _ in read]
+    for place, n in enumerate(order):
+        other = read[order[(place + shift) % len(order)]]
+        changed[n] = read[n] | {key: other[key] for key in ("answer", "answers") if key in other}
+    part.write_text("".join(json.dumps(row) + "\n" for row in changed), encoding="utf-8")
+    part.replace(out)
+
+
 def spread(scores: Sequence[Sequence[float] | np.ndarray]) -> float:
     """The standard deviation within rows, over all rows."""
     within = [np.asarray(row, dtype=np.float64) - np.mean(row) for row in scores]

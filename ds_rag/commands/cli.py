@@ -29,6 +29,7 @@ COMMANDS = {
     "merge": "add a run's adapters to the weights of their bases: models without adapters",
     "verify": "is a run, a checkpoint or an index complete? Every file is compared with its hash",
     "ask": "answer a question with a run's models and index",
+    "serve": "answer over HTTP, in the form of chat completions, with a page to try it",
     "audit": "before training: can this generator teach this retriever on these rows? Figures, a verdict, settings",
     "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
     "split": "hold out whole documents of the rows, and leave out rows that lost their passage",

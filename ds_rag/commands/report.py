@@ -20,7 +20,7 @@ def main(args: argparse.Namespace) -> int:
     if not run.is_dir():
         raise UserError("ds-rag report: not a folder", found=run, expected="a run's folder")
     from ds_rag.run import export
-    from ds_rag.run.html_report import MADE_HERE, write_report
+    from ds_rag.run.report.page import MADE_HERE, write_report
     from ds_rag.runtime import json_files
 
     page = run / "report.html"

@@ -15,9 +15,18 @@ from ds_rag.runtime import stop_signals
 from ds_rag.runtime.launcher_env import allow_open_files
 from ds_rag.runtime.log_capture import capture
 
+SHOWN = (  # by `--help`; `--help all` shows every setting
+    *("train_data", "eval_data", "eval_fraction", "corpus", "max_passage_length"),
+    *("retriever", "generator", "freeze"),
+    *("objective", "candidates_from", "index_candidates", "candidates", "teacher_cache"),
+    *("per_device_train_batch_size", "learning_rate", "retriever_learning_rate"),
+    *("num_train_epochs", "max_steps", "seed", "refresh_index"),
+    *("output_dir", "deepspeed", "resume", "report_to"),
+)
+
 
 def add_flags(parser: Parser) -> None:
-    add_training_flags(parser)
+    add_training_flags(parser, own=SHOWN)
 
 
 def main(args: argparse.Namespace) -> int:

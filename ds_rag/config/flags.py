@@ -67,7 +67,10 @@ def check_builtin(given: dict[str, Any], fix: str = "--train_data FILE trains on
 
 def parse_strictly(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """`parser.parse_args`, but an unknown flag is a UserError that suggests the nearest known one."""
-    known, rest = parser.parse_known_args(list(argv))
+    optional = any(a.nargs == "?" and not a.option_strings for a in parser._actions)  # may also stand behind flags
+    for_help = {"-h", "--help", "--version"} & set(argv)
+    read = parser.parse_known_intermixed_args if optional and not for_help else parser.parse_known_args
+    known, rest = read(list(argv))
     options = [o.removeprefix("--") for a in parser._actions for o in a.option_strings if o.startswith("--")]
     for word in rest:
         if word.startswith("-"):
@@ -171,7 +174,8 @@ class Parser(argparse.ArgumentParser):
     """The parser of a command: no abbreviated flag names, `--version`, and mistakes raise UserError."""
 
     def __init__(self, prog: str, description: str):
-        super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=False)
+        look = partial(argparse.HelpFormatter, max_help_position=32)
+        super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=False, formatter_class=look)
         self.advanced: list[argparse.Action] = []  # shown only by `--help all`
         quiet: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "choices": ("all",)}
         self.add_argument(
@@ -183,14 +187,22 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message, fix="see --help")
 
     def hide_settings(self) -> None:
+        """Help on one screen: of the settings only the command's own, without their groups' introductions."""
         for action in self.advanced:
             action.help = argparse.SUPPRESS
         shown = [g for g in self._action_groups if any(a.help != argparse.SUPPRESS for a in g._group_actions)]
+        for group in shown:
+            group.description = None
+            for action in group._group_actions:
+                if action.help and action.help != argparse.SUPPRESS and action.dest in OWNER:
+                    action.help, action.option_strings = brief(action.help), action.option_strings[:1]
         self._action_groups = shown
+        needed = [a for a in self._actions if a.required and a.option_strings]
+        words = [f"{a.option_strings[0]} {a.metavar or a.dest.upper()}" for a in needed]
+        words += [f"[{a.dest}]" if a.nargs == "?" else a.dest for a in self._actions if not a.option_strings]
+        self.usage = " ".join([self.prog, *words, "[flags]"])
         if self.advanced:
-            self.epilog = (
-                f"{len(self.advanced)} more flags of ds-rag train are accepted; {self.prog} --help all shows them."
-            )
+            self.epilog = f"{self.prog} --help all shows {len(self.advanced)} more flags, settings of ds-rag train."
 
 
 def add_settings(
@@ -216,7 +228,19 @@ def add_settings(
                 nargs="?" if is_bool else None,
                 const=True if is_bool else None,
                 metavar="|".join(f.metadata["choices"] or ("true", "false") * is_bool) or f.name.split("_")[-1].upper(),
-                help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
+                help=(f.metadata["help"] + default_text(f.default)).replace("%", "%%"),
             )
             if own is not None and f.name not in own:
                 parser.advanced.append(action)
+
+
+def default_text(value: object) -> str:
+    """What a setting's help says of its default; nothing where there is none."""
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    return f" (default: {shown})" if value is not None else ""
+
+
+def brief(text: str) -> str:
+    """A setting's help up to its first semicolon, with its default if that is short."""
+    said, bracket, default = text.partition(" (default: ")
+    return said.split(";")[0] + (bracket + default if len(default) < 14 else "")

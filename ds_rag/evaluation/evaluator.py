@@ -23,7 +23,7 @@ from ds_rag.evaluation.found_table import enter, found_table
 from ds_rag.evaluation.lexical_sum import CorpusWords, Queries, search_by_sum
 from ds_rag.evaluation.metrics import answer_metrics_per_row, retrieval_metrics_per_query
 from ds_rag.evaluation.per_question import PerQuestion
-from ds_rag.evaluation.posteriors import agreement, posterior
+from ds_rag.evaluation.posteriors import agreement, log_softmax, posterior
 from ds_rag.evaluation.ranked import Ranked
 from ds_rag.evaluation.retrieval import Found, SearchOptions, search, search_words
 from ds_rag.evaluation.signature import facts_of_data, facts_of_settings, precision
@@ -225,6 +225,8 @@ class Evaluator:
         result.without_labels |= enter(table, rows, agreement(asked, posteriors))
         answers, posterior_of = dict(zip(rows, texts, strict=True)), dict(zip(rows, posteriors, strict=True))
         table.details["answer"] = [answers.get(n) for n in range(count)]
+        prior_of = {r: np.exp(log_softmax(np.asarray(q.log_prior))).tolist() for r, q in zip(rows, asked, strict=True)}
+        table.details["prior"] = [prior_of.get(n) for n in range(count)]
         table.details["posterior"] = [posterior_of.get(n) for n in range(count)]
         result.samples = [self._sample(q, text) for q, text in list(zip(asked, texts, strict=True))[:3]]
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ds_rag.data.dataset import Example, RagData
+from ds_rag.data.origin import PassageRecord
 from ds_rag.evaluation.containment import answers_in_passages
 from ds_rag.evaluation.metrics import pessimistic_ranking
 from ds_rag.evaluation.per_question import PerQuestion
 
 LOOKED_AT = 10  # passages of a question that are searched for its answers
-SHOWN, SHOWN_CHARACTERS = 5, 300  # passages whose texts the table holds, and how much of each
+SHOWN, SHOWN_CHARACTERS = 5, 800  # passages whose texts the table holds, and how much of each
 
 
 def found_table(data: RagData, scores_QK: np.ndarray, numbers_QK: np.ndarray) -> PerQuestion:
@@ -25,7 +26,7 @@ def found_table(data: RagData, scores_QK: np.ndarray, numbers_QK: np.ndarray) ->
     numbers_QK: of passages, below `data.corpus_size`; -1: an approximate index found fewer. Details: `query`,
     `answers`, `gold` (ids of the labelled passages), `gold_rank` (of the first of them, ties against the scorer; None
     where it was not found), `answer_in` (whether each of the first passages contains an answer), `passages` and
-    `gold_text` (beginnings of texts).
+    `gold_text` (beginnings of texts), `sources` (document and place of these passages; empty where not known).
     """
     rows, found = data.evaluation, [row[row >= 0].tolist() for row in numbers_QK]
     scores = [s[n >= 0].astype(np.float64).tolist() for s, n in zip(scores_QK, numbers_QK, strict=True)]
@@ -42,9 +43,15 @@ def found_table(data: RagData, scores_QK: np.ndarray, numbers_QK: np.ndarray) ->
         "gold_rank": ranks,
         "answer_in": contained,
         "passages": [[shown(data.texts[n]) for n in row[:SHOWN]] for row in found],
+        "sources": [[source(data.passage(n)) for n in row[:SHOWN]] for row in found],
         "gold_text": [shown(data.texts[row.positives[0]]) if row.positives else None for row in rows],
     }
     return PerQuestion(question_ids(rows), documents_of(data), {}, ids, scores, details)
+
+
+def source(passage: PassageRecord) -> str:
+    """The document of a passage and its place in it."""
+    return ", ".join(filter(None, (passage.document, passage.place)))
 
 
 def gold_rank(qrels: Mapping[str, int], ids: Sequence[str], scores: Sequence[float], corpus_size: int) -> int | None:

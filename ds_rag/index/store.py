@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import ds_rag
+from ds_rag.data.origin import Origin
 from ds_rag.index.back_ends import METRIC, VectorIndex, file_suffix, open_vector_index
 from ds_rag.index.compatibility import check_compatible, check_parts
 from ds_rag.index.corpus_index import CorpusIndex, Part
@@ -41,6 +43,7 @@ class Manifest:
     version: str = ds_rag.__version__
 
 
+ORIGINS = "origins.json"  # document, title and place of each passage, where any is known
 REQUIRED = tuple(f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING)
 
 
@@ -53,6 +56,7 @@ class StoredIndex:
     texts: list[str]
     manifest: Manifest
     stale: bool = False  # the index was made by other weights
+    origins: list[Origin] = field(default_factory=list)  # of the passages; empty: of none known
 
 
 def hash_model(folder: Path) -> str:
@@ -117,8 +121,11 @@ def write_shard(
         part.index.write(folder / f"{name}.{file_suffix(manifest.factory)}")
 
 
-def write_passages(folder: Path, ids: list[str], texts: list[str]) -> None:
+def write_passages(folder: Path, ids: list[str], texts: list[str], origins: Sequence[Origin] = ()) -> None:
+    """origins: of all passages, or none."""
     (folder / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
+    if any(origins):
+        (folder / ORIGINS).write_text(json.dumps([[o.document, o.title, o.place] for o in origins]), encoding="utf-8")
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(text) + "\n" for text in texts)
 
@@ -126,6 +133,17 @@ def write_passages(folder: Path, ids: list[str], texts: list[str]) -> None:
 def read_ids_and_texts(folder: Path) -> tuple[list[str], list[str]]:
     lines = (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads((folder / "ids.json").read_text(encoding="utf-8")), [json.loads(line) for line in lines]
+
+
+def read_origins(folder: Path, count: int) -> list[Origin]:
+    """The documents of an index's `count` passages; empty where it knows none. Raises UserError for another number."""
+    file = folder / ORIGINS
+    if not file.is_file():
+        return []
+    found = [Origin(*entry) for entry in json_files.read_json(file, list, "ds-rag index writes the index again")]
+    if len(found) != count:
+        raise UserError(f"{file}: files disagree", found=f"{len(found)} passages", expected=f"{count}")
+    return found
 
 
 def read_passages(folder: Path) -> list[tuple[str, str]]:
@@ -186,7 +204,8 @@ def read_index(folder: Path, model_hash: str, allow_stale: bool = False, retriev
             expected=f"{manifest.count} of content {manifest.corpus_hash[:12]}",
             fix="ds-rag index --run RUN",
         )
-    return StoredIndex(CorpusIndex(parts, manifest.count), ids, texts, manifest, stale)
+    origins = read_origins(folder, manifest.count)
+    return StoredIndex(CorpusIndex(parts, manifest.count), ids, texts, manifest, stale, origins)
 
 
 def check_replaceable(place: Path, of_run: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 COMPARED = ("recall@1", "recall@10", "mrr@10")
@@ -26,17 +25,6 @@ def lexical_table(results: dict[str, Any]) -> list[list[str]]:
     if not hybrid:  # BM25 is in the retriever's own scores
         rankings = {name: figures for name, figures in rankings.items() if not name.endswith("+ BM25")}
     return [[name, *(_cell(_dict(figures).get(metric)) for metric in COMPARED)] for name, figures in rankings.items()]
-
-
-def lexical_html(results: dict[str, Any]) -> str:
-    """The same table for the report; empty where there are no such lines."""
-    head = "".join(f"<th class=number>{name}</th>" for name in COMPARED)
-    rows = [
-        f"<tr><td>{escape(name)}</td>{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>"
-        for name, *cells in lexical_table(results)
-    ]
-    table = f"<table><tr><th>ranking</th>{head}</tr>{''.join(rows)}</table>"
-    return f'<div class="card scroll">{table}</div>' if rows else ""
 
 
 def _dict(value: object) -> dict[str, Any]:

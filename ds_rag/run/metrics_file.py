@@ -13,6 +13,7 @@ from ds_rag.config import RunConfig
 from ds_rag.run.trackers import TrackedRun, Tracking, start_tracking
 from ds_rag.runtime import collectives
 from ds_rag.runtime.atomic_files import replacing
+from ds_rag.runtime.errors import UserError
 
 INDEX_STAGE = ("refresh", "candidates", "scores", "eval")  # kinds of lines that the index stage writes
 
@@ -92,3 +93,23 @@ def lines_up_to(file: Path, step: int, refreshed: int | None = None) -> tuple[li
         except (ValueError, KeyError, TypeError, RecursionError):
             unread += 1
     return kept, unread
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; empty if there is no file. Lines that cannot be read (cut off by a crash, say) are
+    skipped. Raises UserError if no line can be read."""
+    lines, every = [], path.read_bytes().splitlines() if path.is_file() else []
+    for text in every:
+        try:
+            line = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and is_step(line.get("step")):
+            lines.append(line)
+    if every and not lines:
+        raise UserError(f"{path}: damaged", found=f"{len(every)} lines, and no JSON object with a step among them")
+    return lines
+
+
+def is_step(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from ds_rag.config import EvaluationConfig
 from ds_rag.data.dataset import RagData
+from ds_rag.data.origin import Origin
 from ds_rag.index.building import Built, Corpus
 from ds_rag.index.encode import precision_of
 from ds_rag.index.store import Manifest, check_replaceable, describe, write_index, write_passages, write_shard
@@ -38,15 +40,17 @@ def describe_and_publish(
     manifest = replace(describe(model_hash, corpus.dimension, texts, factory, *made), tokens=corpus.digest)
     if data.source and collectives.rank() == 0:  # only rank 0's manifest is written
         manifest = replace(manifest, source=str(data.source.path), source_files=data.source.sealed())
-    publish(folder, built, ids, texts, manifest)
+    publish(folder, built, ids, texts, manifest, data.origins[: data.corpus_size])
 
 
-def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest) -> None:
+def publish(
+    folder: Path, built: Built, ids: list[str], texts: list[str], manifest: Manifest, origins: Sequence[Origin] = ()
+) -> None:
     """Writes the index to a temporary folder, which then replaces `folder` in one step. All ranks call it together.
 
     Until then, and after a failure, an index that is in `folder` can be used. If `folder` is a link, the folder that it
-    leads to is replaced. Raises RunError on every rank if one of them could not write, or if `folder` is not an index
-    or another job holds it.
+    leads to is replaced. origins: of all passages, or none. Raises RunError on every rank if one of them could not
+    write, or if `folder` is not an index or another job holds it.
     """
     stop_signals.phase("writing the index")
 
@@ -59,7 +63,7 @@ def publish(folder: Path, built: Built, ids: list[str], texts: list[str], manife
             assert built.vectors_ND is not None
             write_index(part, built.index.parts[0].index, built.vectors_ND, manifest.factory)
         if collectives.rank() == 0:
-            write_passages(part, ids, texts)
+            write_passages(part, ids, texts, origins)
         fault_injection.point("index_written")
 
     place, alone = Path(os.path.realpath(folder)), ExitStack()

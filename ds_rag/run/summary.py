@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ds_rag import __version__
 from ds_rag.config import RunConfig
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
-from ds_rag.evaluation.intervals import show_interval
-from ds_rag.evaluation.signature import unlike
 from ds_rag.index.store import hash_model
 from ds_rag.models.sharded import count_of
 from ds_rag.run import config_and_results, export
 from ds_rag.run.active_run import Run
 from ds_rag.run.assemble import Parts
-from ds_rag.run.evaluation_files import Measured
-from ds_rag.run.html_report import write_report
-from ds_rag.run.lexical_table import COMPARED, lexical_table
-from ds_rag.run.model_cards import card, warmed
+from ds_rag.run.model_cards import card
+from ds_rag.run.outcome import lexical_lines, outcome, write_figures
 from ds_rag.run.publish_index import describe_and_publish
+from ds_rag.run.report.page import write_report
+from ds_rag.run.shown_outcome import say_gate, show_outcome
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
 from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.console import Console
@@ -98,18 +93,6 @@ def write_results(run: Run, result: Evaluation, began: float) -> None:
         show_outcome(results, write_report(folder), run.console)
 
 
-def say_gate(run: Run) -> None:
-    """Says how many of the queries read in training taught nothing because of `--gate_gain` and `--gate_margin`."""
-    objective, state = run.config.objective, run.state
-    if not any(name in run.parts.objective.spec.settings for name in ("gate_gain", "gate_margin")):
-        return
-    limits = {"gate_gain": objective.gate_gain, "gate_margin": objective.gate_margin}
-    given = " ".join(f"--{name} {value:g}" for name, value in limits.items() if value is not None)
-    if given:
-        read = state.step * run.parts.loader.global_batch
-        run.console.say(f"gate       {state.gated:,} of {read:,} queries taught nothing ({given})")
-
-
 def make_cards(run: Run, result: Evaluation) -> dict[str, str]:
     """Model -> the text of its README.md."""
     config, state = run.config, run.state
@@ -142,43 +125,6 @@ def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
     atomic_folders.agree("a model", failure)
 
 
-def outcome(run: Run, result: Evaluation) -> dict[str, Any]:
-    """The content of results.json, except the seconds."""
-    config, state, index = run.config, run.state, run.index
-    return {
-        "before": state.before or {},
-        "after": result.metrics,
-        "evaluation": {"before": state.before_trust, "after": {}},
-        "samples": [asdict(s) for s in result.samples],
-        "steps": state.step,
-        "best_step": state.best_step,
-        "skipped_steps": state.skipped,
-        "gated_queries": state.gated,
-        "refresh_stall_fraction": round(index.stall_fraction, 6),
-        "loop_seconds": round(index.loop_seconds, 1),
-        "lm_warmup_steps": config.optim.lm_warmup_steps if warmed(config) else 0,
-        "ds_rag": __version__,
-    }
-
-
-def lexical_lines(run: Run, result: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
-    """Retrieval by BM25, and by it and the retriever together, before training and after; all ranks together."""
-    before, after = run.state.lexical_before or {}, run.index.evaluator.lexical_lines(result)
-    return {name: {"before": before.get(name, {}), "after": values} for name, values in after.items()}
-
-
-def write_figures(place: Path, results: dict[str, Any], run: Run, result: Evaluation) -> None:
-    """results.json, config.json and the results per question, on one rank, beside the models in `place`; what is to be
-    known of the last evaluation is added to `results`."""
-    config = run.config
-    if result.questions is not None:
-        hashes = {name: hash_model(place / name) for name in run.parts.engines.modules}
-        measured = Measured(result, run.index.evaluator, config)
-        results["evaluation"]["after"] = measured.write(hashes, place / export.AFTER)
-    (place / json_files.RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
-    (place / json_files.CONFIG).write_text(config_and_results.configuration_text(config), encoding="utf-8")
-
-
 def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
     """Lines of a model's card that say how to use it in the way it was trained."""
     if name == "retriever":
@@ -205,44 +151,3 @@ def save_index(run: Run, folder: Path, model_hash: str) -> None:
     describe_and_publish(
         folder, index.built, index.corpus, parts.retriever, parts.data, run.config.evaluation, model_hash
     )
-
-
-def show_outcome(results: dict[str, Any], report: Path, console: Console) -> None:
-    """Prints the metrics before and after training, the sample questions, and the path of the report."""
-    before, after, known = results["before"], results["after"], results["evaluation"]
-    if after:
-        rows = figure_rows(before, after, known)
-        console.table("held-out queries", ["metric", "before", "after", "95 % interval", "n"], rows)
-        if known["after"].get("signature"):
-            console.say(f"signature  {known['after']['signature']['line']}")
-        if warning := unlike(known):
-            console.say(f"warning: {warning}", style="yellow")
-    if table := lexical_table(results):
-        console.table("retrieval, beside a search by words (BM25)", ["ranking", *COMPARED], table)
-    for sample in results["samples"]:
-        console.say("")
-        console.say(f"question   {sample['query']}")
-        console.say(
-            f"retrieved  {sample['passage'][:300]}{'' if sample['retrieved_gold'] else '   (not the labelled one)'}"
-        )
-        console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
-    console.say("")
-    console.say(f"report     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")
-
-
-def figure_rows(before: dict[str, float], after: dict[str, float], known: dict[str, Any]) -> list[list[str]]:
-    """metric, before, after, the interval of `after`, n; the figures that need no labels last. known: `evaluation` of
-    results.json."""
-    before = before | known["before"].get("without_labels", {})
-    after = after | known["after"].get("without_labels", {})
-    ends, counts = known["after"].get("intervals", {}), known["after"].get("n", {})
-    return [
-        [
-            name,
-            f"{before[name]:.3f}" if name in before else "-",
-            f"{value:.3f}",
-            show_interval(ends.get(name)),
-            str(counts.get(name, "-")),
-        ]
-        for name, value in after.items()
-    ]

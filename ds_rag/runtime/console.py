@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from typing import IO
 
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
@@ -14,6 +16,7 @@ from rich.table import Table
 from ds_rag.runtime.credentials import one_line, printable
 from ds_rag.runtime.standard_streams import guarded
 
+BORDER = 3  # cells of the terminal that a column of a table takes beside its content
 QUIET_LINE_SECONDS = 10.0  # without a terminal, seconds between two lines of progress
 
 
@@ -30,16 +33,54 @@ class Console:
         replaced. lines: the line ends in the text are the program's own, and are kept."""
         self.rich.print(escape(printable(text) if lines else one_line(text)), style=style, soft_wrap=True)
 
+    def block(self, text: str, indent: int) -> None:
+        """Prints a text of data as a paragraph of whole words, each line with a margin of `indent` blanks."""
+        margin = " " * indent
+        width = max(indent + 20, self.rich.width)
+        lines = textwrap.fill(one_line(text), width, initial_indent=margin, subsequent_indent=margin)
+        self.rich.print(escape(lines), soft_wrap=True)
+
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        table = Table(title=title, title_justify="left")
-        for n, name in enumerate(columns):
-            table.add_column(name, justify="left" if n == 0 else "right")
-        for row in rows:
-            table.add_row(*(escape(one_line(cell)) for cell in row))
-        self.rich.print(table)
+        """Figures stand to the right, texts to the left. No word and no figure is cut: a table that is too wide becomes
+        several, each with the first column."""
+        cells = [[one_line(cell) for cell in row] for row in rows]
+        needed = [longest_word(name, *(row[n] for row in cells)) for n, name in enumerate(columns)]
+        for number, part in enumerate(parts_of(needed, self.rich.width)):
+            table = Table(title=title if number == 0 else None, title_justify="left")
+            for n in part:
+                figures = n > 0 and all(is_figure(row[n]) for row in cells)
+                table.add_column(
+                    escape(columns[n]), justify="right" if figures else "left", min_width=needed[n], overflow="fold"
+                )
+            for row in cells:
+                table.add_row(*(escape(row[n]) for n in part))
+            self.rich.print(table)
 
     def progress(self, total: int, what: str, done: int = 0, unit: str = "step") -> Meter:
         return Meter(self, total, what, done, unit)
+
+
+def longest_word(*texts: str) -> int:
+    """Cells of a terminal that the longest word of the texts takes."""
+    return max((cell_len(word) for text in texts for word in text.split()), default=0)
+
+
+def is_figure(cell: str) -> bool:
+    """A cell that stands to the right: a figure, with its sign and unit, or a mark such as "-"; no sentence."""
+    return len(cell.split()) <= 3 and (not any(c.isalpha() for c in cell[:1]) or len(cell) <= 4)
+
+
+def parts_of(needed: list[int], width: int) -> list[list[int]]:
+    """The columns of each table that a table is divided into, so that each fits into `width`. needed: the cells of the
+    terminal that each column takes at least."""
+    parts: list[list[int]] = [[0]]
+    for n in range(1, len(needed)):
+        columns = [*parts[-1], n]
+        if len(parts[-1]) > 1 and sum(needed[c] + BORDER for c in columns) + 1 > width:
+            columns = [0, n]
+            parts.append(columns)
+        parts[-1] = columns
+    return parts
 
 
 class Meter:

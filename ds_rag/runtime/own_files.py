@@ -12,7 +12,7 @@ from pathlib import Path
 MODELS = r"(retriever|generator)"
 SUFFIX = r"(faiss|by-[a-z0-9_]+)"  # of an index back end's files (index/back_ends.py)
 INDEX = (
-    rf"manifest\.json|ids\.json|texts\.jsonl|vectors\.npy|index\.{SUFFIX}|"
+    rf"manifest\.json|ids\.json|texts\.jsonl|origins\.json|vectors\.npy|index\.{SUFFIX}|"
     rf"shard-\d+-of-\d+(\.numbers\.npy|\.npy|\.{SUFFIX})"
 )
 SHARDS = r"shard-\d+-of-\d+\.(npy|json|json\.(tmp|new))|vectors\.npy"  # of an index while its passages are encoded

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from commands import call, reseal, results
 
+from ds_rag.evaluation.per_question import read_per_question
+
 RETRIEVAL = {"recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr@10", "ndcg@10"}
 ANSWERS = {"exact_match", "f1", "rougeL"}
 
@@ -104,6 +106,31 @@ def test_index_and_ask(quickstart, rows, tmp_path):
     assert "60 passages" in printed and "hnsw" in printed
     assert json.loads((run / "index/manifest.json").read_text())["factory"] == "hnsw"
     assert "passages" in ds_rag("ask", run, "who leads zor via ?")
+
+
+def test_both_together_rank_alike_in_ask_and_evaluate(quickstart, tmp_path):
+    """One rule of fusion: the first passages that `ask --hybrid bm25` reads are those of the evaluation's table."""
+    flags = ["--hybrid", "bm25", "--top_k", "4"]
+    ds_rag(
+        "evaluate",
+        "--run",
+        quickstart,
+        *flags,
+        "--max_eval_samples",
+        "4",
+        "--eval_answers",
+        "false",
+        "--json",
+        tmp_path / "all.json",
+    )
+    table = read_per_question(next(tmp_path.glob("all*.questions.parquet")))
+    ds_rag("ask", quickstart, table.details["query"][0], *flags, "--json", tmp_path / "one.json")
+    passages = json.loads((tmp_path / "one.json").read_text())["passages"]
+    assert [p["id"] for p in passages] == table.retrieved[0][:4]
+    assert [p["score"] for p in passages] == pytest.approx(table.scores[0][:4])
+    ds_rag("ask", quickstart, table.details["query"][0], "--top_k", "4", "--json", tmp_path / "alone.json")
+    alone = json.loads((tmp_path / "alone.json").read_text())["passages"]
+    assert [p["score"] for p in alone] != pytest.approx([p["score"] for p in passages])
 
 
 def test_ask_refuses_an_index_of_other_weights(quickstart, tmp_path):

@@ -123,7 +123,7 @@ def test_row_37_ctrl_c_in_a_command_that_encodes_nothing(
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(place.get(command, "ds_rag.run.html_report.read_metrics"), interrupt)
+    monkeypatch.setattr(place.get(command, "ds_rag.run.report.page.read_metrics"), interrupt)
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -10,8 +10,8 @@ from ds_rag.runtime.errors import UserError
 
 
 def add_flags(parser: Parser) -> None:
-    add_reading_flags(parser, "run", own=("top_k", "decode"))
-    parser.add_argument("question", help="the question, in quotes")
+    add_reading_flags(parser, "run", own=("top_k", "decode", "hybrid"))
+    parser.add_argument("question", nargs="?", help="the question, in quotes; without it, a session: one a line")
     parser.add_argument("--index", help="folder of another index (default: RUN/index)")
     parser.add_argument("--allow_stale", action="store_true", help="search an index of other weights, with a warning")
     parser.add_argument("--json", help="also write answer and passages to this file")
@@ -19,9 +19,14 @@ def add_flags(parser: Parser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     refuse_folds("ds-rag ask", args)
-    args.question = as_text(args.question, "the question")
-    if not args.question.strip():
-        raise UserError("no question", found=repr(args.question), expected="some words, in quotes")
+    if args.question is not None:
+        args.question = as_text(args.question, "the question")
+        if not args.question.strip():
+            raise UserError("no question", found=repr(args.question), expected="some words, in quotes")
+    elif args.json:
+        raise UserError(
+            "--json without a question", expected="one question", fix='ds-rag ask RUN "question" --json FILE'
+        )
     from ds_rag.commands.ask.command import main as work
 
     return work(args)

@@ -1,74 +1,87 @@
-"""`ds-rag ask RUN "question"`: prints an answer, the passages it was read from, and their scores."""
+"""`ds-rag ask RUN ["question"]`: an answer, the passages it was read from, and where these are from; without a question
+a session, whose models are loaded once."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 
-import numpy as np
-
-from ds_rag.data.token_tables import tokenize_side
-from ds_rag.evaluation.decoding import Answer, Answerer
-from ds_rag.evaluation.lexical_sum import CorpusWords, Queries, search_by_sum
-from ds_rag.evaluation.ranked import Ranked
-from ds_rag.evaluation.retrieval import SearchOptions, search
-from ds_rag.index.corpus_check import check_corpus
-from ds_rag.index.store import hash_model, read_index
-from ds_rag.run.open_saved import Saved, open_saved
+from ds_rag.config.flags import as_text
+from ds_rag.run.asking import Asker, FoundPassage, Reply
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.output_places import check_json, write_json
+
+HELP = "one question a line; an empty line or Ctrl-D ends; :N shows passage N of the last answer, :again the questions"
+SHOWN = 160  # characters of a passage
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
     check_json(args.json, ("question", "passages"))
     console = Console()
-    saved = open_saved(args, hashes=False)  # hashing the weights would take longer than the answer
-    run, settings = Path(args.run), saved.config.evaluation
-    folder = Path(args.index) if args.index else run / "index"
-    stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
-    if stored.stale:
-        console.say(f"warning: {folder} is stale: it was made by other weights than this run's", style="yellow")
-    check_corpus(stored, folder, getattr(args, "corpus", None))
-    tokens = tokenize_side(saved.retriever, "query", [args.question], console, "the question")
-    wanted = SearchOptions(settings.top_k, 1)
-    if saved.retriever.reads_words:
-        queries, words = Queries(tokens, [args.question]), CorpusWords(stored.texts)
-        scores, numbers = search_by_sum(stored.index, saved.retriever, queries, words, wanted)
-    else:
-        scores, numbers = search(stored.index, saved.retriever, tokens, wanted)
-    read = Ranked(scores, numbers, float(saved.retriever.temperature)).question(0, 0, settings.top_k)
-    found = [(float(s), int(n)) for s, n in zip(scores[0], numbers[0], strict=True) if n in set(read.passages)]
-    prior = np.asarray(read.log_prior)[: len(found)]
-    answer = None
-    if saved.generator is not None:
-        answer = answer_from(saved, [stored.texts[n] for _, n in found], args.question, prior)
-        console.say(f"answer    {answer.text}")
-    rows = [
-        [f"{score:.3f}", f"{np.exp(p):.3f}", stored.ids[n], stored.texts[n][:160]]
-        for (score, n), p in zip(found, prior, strict=True)
-    ]
-    console.table("passages", ["score", "prior", "id", "text"], rows)
-    passages = [
-        {"id": stored.ids[n], "text": stored.texts[n], "score": s, "prior": float(np.exp(p))}
-        for (s, n), p in zip(found, prior, strict=True)
-    ]
-    found_what: dict[str, Any] = {"question": args.question, "answer": None, "passages": passages}
-    if answer is not None:
-        found_what |= {"answer": answer.text, "answer_logprob": answer.logprob}
-    write_json(args.json, found_what | ({"stale_index": True} if stored.stale else {}))
+    asker = Asker.open(args, console)
+    if args.question is None:
+        return session(asker, console)
+    reply = asker.ask(args.question)
+    show(reply, console)
+    write_json(args.json, reply.as_json() | ({"stale_index": True} if asker.stored.stale else {}))
     return 0
 
 
-def answer_from(saved: Saved, texts: list[str], question: str, prior: np.ndarray) -> Answer:
-    """The answer to a question from these passages, by the configured decoding. prior: their log-probabilities."""
-    prompt = saved.prompt
-    assert prompt is not None and saved.generator is not None
-    data, settings = saved.config.data, saved.config.evaluation
-    passages = [np.array(x, dtype=np.int32) for x in prompt.encode("passage", texts, data.max_passage_length)]
-    query = np.array(prompt.encode("query", [question], data.max_query_length)[0], dtype=np.int32)
-    answerer = Answerer(
-        saved.generator, prompt, settings.decode, settings.max_new_tokens, settings.per_device_eval_batch_size
-    )
-    return answerer.answer([query], [passages], [prior.tolist()])[0]
+def session(asker: Asker, console: Console) -> int:
+    """Answers questions from standard input until it ends."""
+    asked: list[Reply] = []
+    console.say(HELP)
+    for line in lines_of_input():
+        if line == ":again":
+            for reply in asked:
+                console.say(f"{reply.question}   {reply.answer.text if reply.answer else ''}")
+        elif line.startswith(":"):
+            number = line.removeprefix(":")
+            known = asked[-1].passages if asked else []
+            if number.isascii() and number.isdigit() and 1 <= int(number) <= len(known):
+                passage = known[int(number) - 1]
+                console.say(f"{passage.source}: {passage.text}")
+            else:
+                console.say(f"no such passage: {line}; {HELP}", style="yellow")
+        else:
+            asked.append(asker.ask(line))
+            show(asked[-1], console)
+    return 0
+
+
+def lines_of_input() -> Iterator[str]:
+    """Lines from the terminal, with history and editing where there is one, or from a file or pipe; blank ones end a
+    terminal's session and are skipped in a file."""
+    if not sys.stdin.isatty():
+        yield from (text for line in sys.stdin if (text := as_text(line, "a question").strip()))
+        return
+    with suppress(ImportError):  # a Python without it
+        import readline  # noqa: F401  # gives input() its history
+    while True:
+        try:
+            text = as_text(input("question  "), "the question").strip()
+        except EOFError:
+            return
+        if not text:
+            return
+        yield text
+
+
+def show(reply: Reply, console: Console) -> None:
+    """The answer, then each passage on lines of its own, whole words, so that 80 columns are enough."""
+    if reply.answer is not None:
+        console.say(f"answer    {reply.answer.text}")
+    console.say("passages")
+    for number, passage in enumerate(reply.passages, start=1):
+        console.say(
+            f"{number:>7}   {passage.source}   (score {passage.score:.3f}, prior {passage.prior:.3f})", style="bold"
+        )
+        console.block(shortened(passage), indent=10)
+
+
+def shortened(passage: FoundPassage) -> str:
+    text = " ".join(passage.text.split())
+    return text if len(text) <= SHOWN else text[:SHOWN].rsplit(" ", 1)[0] + " ..."

@@ -18,9 +18,9 @@ from ds_rag.evaluation.audit_scores import AuditScores
 from ds_rag.evaluation.audit_verdict import verdict
 from ds_rag.index.back_ends import check_factory
 from ds_rag.models.shared_prefix.support import share_prefixes
-from ds_rag.run.html_report import MADE_HERE, write_report
 from ds_rag.run.open_saved import BY_WORDS, Saved, open_saved
-from ds_rag.run.teaching_html import AUDIT, PICTURE
+from ds_rag.run.report.page import MADE_HERE, write_report
+from ds_rag.run.report.teaching import AUDIT, PICTURE
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError

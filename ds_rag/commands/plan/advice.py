@@ -119,7 +119,7 @@ def ways(setup: Setup, fixed: Fixed, rates: Rates, limits: Limits) -> list[Way]:
     """The best setup for training as requested, and, unless the user has decided this, with the optimizer offloaded to
     the host, and with LoRA for the generator."""
     asked = [("as asked" if setup.lora else "all weights", setup, False)]
-    if "stages" not in fixed:
+    if "stages" not in fixed and setup.device != "cpu":  # whose memory is the host's
         asked.append(("offload", setup, True))
     if not setup.lora and setup.frozen != "generator":
         asked.append(("LoRA, generator", replace(setup, lora=("generator",)), False))

@@ -29,6 +29,10 @@ def main(args: argparse.Namespace) -> int:
     request = read_request(args)
     check_json(request.json, ("models", "ways"))
     console = Console()
+    if request.setup.device == "cpu":
+        console = ForProcessor()
+        memory = f"{request.rates.gpu.memory:.3g} GB"
+        console.say(f"planned for this machine's processor ({memory}); --gpu NAME plans for another device")
     found = ways(request.setup, request.fixed, request.rates, request.limits)
     best = next((way.setup for way in found if way.setup), None)
     figures: dict[str, Any] = {"models": models(request.setup), "ways": way_figures(found, request)}
@@ -67,6 +71,27 @@ def main(args: argparse.Namespace) -> int:
     console.say("\n" + command_line(best, request.limits.gpus_per_node, index, request.data), lines=True)
     write_json(request.json, figures)
     return 0
+
+
+class ForProcessor(Console):
+    """Where there is no GPU, what a plan says of one is said of the machine."""
+
+    def say(self, text: str, style: str | None = None, lines: bool = False) -> None:
+        super().say(of_machine(text), style, lines)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        super().table(of_machine(title), [of_machine(name) for name in columns], rows)
+
+
+def of_machine(text: str) -> str:
+    for said, instead in (
+        ("one of 1 GPUs", "this machine"),
+        ("GPU-hours", "hours"),
+        ("GPUs", "ranks"),
+        ("GPU", "rank"),
+    ):
+        text = text.replace(said, instead)
+    return text
 
 
 def index_of(request: Request, world: int) -> IndexPlan | None:
@@ -147,6 +172,7 @@ def stage_rows(best: Setup, request: Request) -> list[dict[str, Any]]:
     """One row for each stage of both engines, then for pairs of different stages; the other choices as in `best`."""
     pairs = [(s, s) for s in STAGES]
     pairs += [p for p in dict.fromkeys([best.stages, ("2", "3"), ("2", "3+offload")]) if p not in pairs]
+    pairs = [pair for pair in pairs if best.device != "cpu" or "3+offload" not in pair]
     return [stage_row(replace(best, stages=pair), request) for pair in pairs]
 
 
@@ -208,13 +234,14 @@ def variant_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]
 def show_step(best: Setup, request: Request, console: Console) -> None:
     step, plan, rates = step_time(best, request.rates), plan_memory(best), request.rates
     rows = best.work.batch * best.work.accumulation * best.world
+    tflops = rates.flops(best.precision) / rates.mfu / 1e12
     console.say(
         f"step: {rows} queries in {step.total:.2f} s ({step.compute:.2f} computing, {step.communication:.2f} sending, "
         f"{step.optimizer + step.offload:.2f} updating), {rows / step.total:.1f} queries/s, "
         f"{1e6 / rows * step.total / 3600 * best.world:,.0f} GPU-hours per million queries"
     )
     console.say(
-        f"assumed: {rates.mfu:.0%} of {rates.gpu.name}'s {rates.flops(best.precision) / rates.mfu / 1e12:,.0f} TFLOP/s "
+        f"assumed: {rates.mfu:.0%} of {rates.gpu.name}'s {tflops:,.3g} TFLOP/s "
         f"in {best.precision}, {rates.sends(best.world) / GB:.0f} GB/s per GPU, every text at its maximum length; "
         f"the peak is in the {plan.peak_phase}"
     )

@@ -6,7 +6,10 @@ peak rate by --mfu and divides bytes by --bandwidth, the rate per GPU that a rin
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ GPUS: dict[str, Gpu] = {
     )
 }
 
+DEFAULT = "h100"  # planned for where this machine's GPU is not in the table
+MFU = 0.4  # fraction of a GPU's peak rate that training reaches
 LINK_FRACTION = 0.7  # of a link's peak that a ring reaches for large buffers, within a machine
 NETWORK = 50.0  # GB/s a GPU sends to other machines: one 400 Gbit/s adapter per GPU, as is usual with H100
 GPUS_PER_NODE = 8
@@ -50,3 +55,26 @@ HOST_MEMORY = 1000.0  # GB per machine
 HOST_LINK = 25.0  # GB/s between a GPU and its host: PCIe 4.0 x16 has a peak of 32
 HOST_ADAM = 1.0  # 1e9 parameters per second that AdamW updates on the host, for each rank
 MEMORY_FRACTION = 0.92  # of a GPU's memory that a plan uses; the rest is for CUDA, NCCL's buffers, fragmentation
+
+CPU = "cpu"
+CORE_TFLOPS = 0.1  # float32 of one core with AVX2 at 3 GHz: 32 operations a cycle
+CORE_MFU = 0.6  # of that: what scoring and training of small models reach (docs/performance.md)
+DRIVER = Path("/proc/driver/nvidia/gpus")  # of NVIDIA's driver on Linux: a folder for each GPU
+
+
+def this_machine(driver: Path = DRIVER) -> Gpu | None:
+    """The GPU of this machine, or its processor where it has none; None for a GPU that is not in the table."""
+    files = sorted(driver.glob("*/information")) if driver.is_dir() else []
+    if not files:
+        return None if Path("/dev/kfd").exists() else processor()
+    words = set(re.findall(r"[a-z0-9]+", files[0].read_text(encoding="utf-8", errors="replace").lower()))
+    return next((gpu for name, gpu in GPUS.items() if set(name.split("-")) <= words), None)
+
+
+def processor() -> Gpu:
+    """The processor as a device: memory that is there, float32 rates by the number of cores."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory, rate = psutil.virtual_memory().total / 1e9, CORE_TFLOPS * cores
+    return Gpu(CPU, memory, rate, rate, 20, 5, bf16=False)

@@ -8,7 +8,18 @@ from typing import Any
 
 from ds_rag.commands.plan.advice import Fixed, Limits, candidates
 from ds_rag.commands.plan.duration import Rates
-from ds_rag.commands.plan.hardware import GPUS, GPUS_PER_NODE, HOST_MEMORY, Gpu
+from ds_rag.commands.plan.hardware import (
+    CORE_MFU,
+    CPU,
+    DEFAULT,
+    GPUS,
+    GPUS_PER_NODE,
+    HOST_MEMORY,
+    MFU,
+    Gpu,
+    processor,
+    this_machine,
+)
 from ds_rag.commands.plan.presets import MODELS
 from ds_rag.commands.plan.setup import NAMES, STAGES, Setup
 from ds_rag.commands.plan.shapes import read_shape
@@ -33,7 +44,7 @@ NUMBERS: tuple[tuple[str, Bounds, str, float | None], ...] = (
     ("gpu_memory", above(0, 1e6), "GB of a GPU (default: as --gpu has it)", None),
     ("gpus_per_node", integer(1, 1024), "GPUs per machine", GPUS_PER_NODE),
     ("host_memory", above(0, 1e9), "GB of host memory per machine", HOST_MEMORY),
-    ("mfu", above(0, 1), "fraction of the GPU's peak FLOP rate that training reaches", 0.4),
+    ("mfu", above(0, 1), "fraction of the peak FLOP rate that training reaches (default: 0.4; cpu: 0.6)", None),
     ("bandwidth", above(0, 1e6), "GB/s that a GPU sends (default: from its link, or the network)", None),
     ("passages", integer(1, 10**12), "number of passages in the corpus, such as 21e6", None),
     ("passages_per_row", integer(1, ITEMS), "number of passages in a training row", 1),
@@ -66,7 +77,7 @@ def add_flags(parser: Parser) -> None:
     def add(name: str, text: str, default: str | None = None) -> None:
         group.add_argument(f"--{name}", help=text, default=default)
 
-    add("gpu", f"one of: {', '.join(GPUS)} (default: h100)", "h100")
+    add("gpu", f"one of: {', '.join(GPUS)}; {CPU}: this machine's cores (default: what this machine has)")
     for name, bounds, text, default in NUMBERS:
         add_number(group, name, bounds, text, default)
     for name in NAMES:
@@ -82,8 +93,11 @@ def read_request(arguments: argparse.Namespace) -> Request:
     for name in NAMES:
         if name not in given:
             raise UserError(f"--{name} is missing", expected=f"{' | '.join(MODELS)}, a folder, or config:FILE")
-    gpu = choose(GPUS, args["gpu"], "--gpu")
-    rates = Rates(gpu, args["mfu"], args["bandwidth"] or 0.0, args["gpus_per_node"])
+    gpu = device_of(args["gpu"])
+    on_cpu = gpu.name == CPU
+    if on_cpu:
+        args = args | {"gpus": args["gpus"] or 1, "gpus_per_node": 1, "host_memory": gpu.memory}
+    rates = Rates(gpu, args["mfu"] or (CORE_MFU if on_cpu else MFU), args["bandwidth"] or 0.0, args["gpus_per_node"])
     setup = replace(setup_of(config, args, gpu), world=args["gpus"] or 1)
     if "candidates" not in given:
         setup = replace(setup, work=replace(setup.work, candidates=candidates(setup)))
@@ -96,6 +110,13 @@ def read_request(arguments: argparse.Namespace) -> Request:
     limits = Limits((args["gpu_memory"] or gpu.memory) * 1e9, args["host_memory"] * 1e9, args["gpus_per_node"])
     data = {name: flag_text(args[name]) for name in OF_ROWS if args.get(name) is not None}
     return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["rows"], args["json"], data)
+
+
+def device_of(name: str | None) -> Gpu:
+    """The device to plan for: the one that is named, else this machine's; an H100 for a GPU that the table lacks."""
+    if name == CPU:
+        return processor()
+    return choose(GPUS, name, "--gpu") if name else this_machine() or GPUS[DEFAULT]
 
 
 def flag_text(value: object) -> str:
@@ -139,6 +160,7 @@ def setup_of(config: RunConfig, args: dict[str, Any], gpu: Gpu) -> Setup:
         work,
         stages=(stages[0] or stages[1] or "2", stages[1] or stages[0] or "2"),
         precision=planned_precision(config, gpu),
+        device="cpu" if gpu.name == CPU else "cuda",
         checkpointing=config.model.gradient_checkpointing,
         micro_cells=chunk_of(config),
         retriever_chunk=scoring.retriever_chunk,

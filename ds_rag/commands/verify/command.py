@@ -15,7 +15,7 @@ from ds_rag.index.corpus_check import source_note
 from ds_rag.index.store import hash_model
 from ds_rag.run import config_and_results, export
 from ds_rag.run.checkpoint import LATEST, checkpoints, named_by
-from ds_rag.run.html_report import read_metrics
+from ds_rag.run.metrics_file import read_metrics
 from ds_rag.runtime import atomic_folders, json_files, stop_signals
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError

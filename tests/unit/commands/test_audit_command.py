@@ -20,7 +20,7 @@ from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
 from ds_rag.evaluation.audit_pool import QUESTION, AuditOptions, AuditReader, collect, read_questions, sample_rows
 from ds_rag.index.lexical import LexicalIndex
-from ds_rag.run.html_report import write_report
+from ds_rag.run.report.page import write_report
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.own_files import RUN, strangers_by_name
 

@@ -74,3 +74,18 @@ def test_rows_have_the_best_passages_and_a_common_spread(tmp_path: Path) -> None
     teachers.write_rows(scored, out, teachers.overlap(TEXTS), keep=2)
     spreads = [teachers.spread([json.loads(line)["teacher_scores"] for line in out.read_text().splitlines()])]
     assert spreads[0] > 0
+
+
+def test_no_row_keeps_its_answer(tmp_path: Path) -> None:
+    """Also where an answer is frequent; questions and labels stay, and all answers are given once more."""
+    answers = ["yes"] * 5 + ["ann", "bob", "kelp", "no", "no", "zor"]
+    rows = [{"id": str(n), "query": f"q{n}", "answers": [a], "positive": f"p{n}"} for n, a in enumerate(answers)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    teachers.permute_answers(tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert all(new["answers"] != old["answers"] for new, old in zip(found, rows, strict=True))
+    assert sorted(row["answers"] for row in found) == sorted([answer] for answer in answers)
+    assert [row | {"answers": 0} for row in found] == [row | {"answers": 0} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    with pytest.raises(SystemExit, match="5 of 6 rows have the same answer"):
+        teachers.permute_answers(tmp_path / "rows.jsonl", tmp_path / "out.jsonl")

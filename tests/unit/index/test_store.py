@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ds_rag.data.origin import NOWHERE, Origin
 from ds_rag.index.corpus_index import Part
 from ds_rag.index.faiss_index import build_vector_index
-from ds_rag.index.store import describe, hash_model, hash_texts, read_index, write_index, write_passages
+from ds_rag.index.store import (
+    describe,
+    hash_model,
+    hash_texts,
+    read_index,
+    read_origins,
+    write_index,
+    write_passages,
+)
 from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.errors import UserError
 
@@ -52,6 +61,14 @@ def test_round_trip(folder, vectors):
     m = stored.manifest
     assert (m.model_hash, m.count, m.dimension, m.factory) == ("a-model", len(TEXTS), 8, "Flat")
     assert (m.pooling, m.normalize, m.metric, m.corpus_hash) == ("mean", True, "inner product", hash_texts(TEXTS))
+
+
+def test_the_documents_of_passages_are_kept(tmp_path, vectors):
+    origins = [Origin(f"d{n}.md", None, "page 2") if n % 2 else NOWHERE for n in range(len(IDS))]
+    write_passages(tmp_path, IDS, TEXTS, origins)
+    assert read_origins(tmp_path, len(IDS)) == origins
+    with pytest.raises(UserError, match="files disagree"):
+        read_origins(tmp_path, 3)
 
 
 def test_another_model_must_not_search_it(folder):

@@ -28,8 +28,7 @@ from ds_rag.index.store import hash_model, read_index
 from ds_rag.models.adapters import base_folder
 from ds_rag.run import checkpoint, config_and_results, resume_rules
 from ds_rag.run.checkpoint import TrainState
-from ds_rag.run.html_report import read_metrics
-from ds_rag.run.metrics_file import Metrics
+from ds_rag.run.metrics_file import Metrics, read_metrics
 from ds_rag.run.output_dir import claim
 from ds_rag.runtime import atomic_folders, folder_lock, json_files, stop_signals
 from ds_rag.runtime.errors import UserError

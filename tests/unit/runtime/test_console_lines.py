@@ -81,3 +81,24 @@ def test_progress_without_a_terminal_is_lines(console, monkeypatch):
         "train 30/100  1.8 step/s  38 s left  loss 2",
         "train 50/100  1.7 step/s  29 s left  loss 2",
     ]
+
+
+def test_a_wide_table_becomes_several_and_loses_no_figure(console):
+    """At 80 columns: every word and figure stands on one line, each part has the first column."""
+    console.rich.width = 80
+    columns = ["stages", *(f"name{n}" for n in range(14))]
+    rows = [[f"2, 3+offload{r}", *(f"{1000 * r + n}.5" for n in range(14))] for r in (1, 2)]
+    console.table("title", columns, rows)
+    text = printed(console)
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    assert all(cell in text.split() for row in rows for cell in row[1:]) and all(name in text for name in columns)
+    assert text.count("title") == 1 and text.count("stages") == text.count("┓") > 1
+
+
+def test_texts_of_a_table_are_broken_between_words(console):
+    console.rich.width = 80
+    sentence = "passages that the reader prefers although another one is labelled as the right one"
+    console.table("title", ["what", "value", "text"], [["row", "12.5", sentence], ["other", "-", "short"]])
+    text = printed(console)
+    assert max(map(len, text.splitlines())) <= 80 and set(sentence.split()) <= set(text.split())
+    assert "│  12.5 │ passages" in text and "│     - │ short" in text, "figures to the right, texts to the left"

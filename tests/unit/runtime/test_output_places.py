@@ -20,12 +20,12 @@ import torch
 from bound import bound
 
 from ds_rag.commands import cli
-from ds_rag.commands.ask import command as ask
 from ds_rag.commands.evaluate import command as evaluate
 from ds_rag.commands.index import command as index
 from ds_rag.commands.merge import command as merge
 from ds_rag.commands.mine import command as mine
 from ds_rag.models.from_settings import model_folder
+from ds_rag.run import asking as ask
 from ds_rag.run import open_saved
 from ds_rag.runtime import atomic_folders, command_exit
 from ds_rag.runtime.errors import UserError

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ds_rag.run.report.parts import card, dict_of, escape, is_number, list_of, shown, table
 from ds_rag.runtime import json_files
-from ds_rag.runtime.credentials import printable
 
 AUDIT, PICTURE = "audit.json", "audit.png"  # in the run's folder
 PNG = b"\x89PNG"
@@ -65,10 +63,9 @@ def audit_html(run: Path) -> str:
         rows.append([str(name), *cells])
     right = "labelled passages" if setting.get("labels_used") else "passages that contain the answer"
     about = ", ".join(f"{setting[key]} {key}" for key in ("rows", "documents", "candidates") if key in setting)
-    lines = verdict.get("lines")
-    said = "".join(f"<p>{text(line)}</p>" for line in (lines if isinstance(lines, list) else []))
+    said = "".join(f"<p>{escape(line)}</p>" for line in list_of(verdict.get("lines")))
     titles = ["picked by", "right first", "95 % interval", "AUC", "as found"]
-    return card(table(titles, rows) + f'<p class="dim">{text(about)}; right are {right}.</p>{said}') + picture(run)
+    return card(table(titles, rows) + f'<p class="dim">{escape(about)}; right are {right}.</p>{said}') + picture(run)
 
 
 def picture(run: Path) -> str:
@@ -77,32 +74,3 @@ def picture(run: Path) -> str:
         return ""
     source = base64.b64encode(data).decode()
     return f'<figure class="card"><img alt="audit" src="data:image/png;base64,{source}"></figure>'
-
-
-def card(content: str) -> str:
-    return f'<div class="card scroll">{content}</div>'
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th{' class=number' * (n > 0)}>{title}</th>" for n, title in enumerate(titles))
-    lines = [
-        f"<tr><td>{text(name)}</td>{''.join(f'<td class=number>{text(cell)}</td>' for cell in cells)}</tr>"
-        for name, *cells in rows
-    ]
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
-
-
-def text(value: object) -> str:
-    return escape(printable(str(value)))
-
-
-def shown(value: object) -> str:
-    return f"{value:.3f}" if is_number(value) else "-"
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def dict_of(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from ds_rag.run.html_report import PANELS, _smooth, curves, plot_curves, read_metrics, write_report
+from ds_rag.evaluation.per_question import PerQuestion, write_per_question
 from ds_rag.run.lexical_table import lexical_table
-from ds_rag.run.teaching_html import audit_html, posterior_html
+from ds_rag.run.metrics_file import read_metrics
+from ds_rag.run.report.curves import PANELS, _smooth, curves, plot_curves
+from ds_rag.run.report.page import write_report
+from ds_rag.run.report.teaching import audit_html, posterior_html
 from ds_rag.runtime.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -51,6 +56,100 @@ def write_run(folder, *, metrics=True, results=True, config=True, seed=0):
     return folder
 
 
+QUESTIONS = {  # id -> rank of the labelled passage before and after
+    "fixed": (3, 1),
+    "broken": (1, 2),
+    "wrong": (2, None),
+    "right": (1, 1),
+}
+
+
+def write_questions(folder, times=1):
+    """The two tables of results per question: QUESTIONS, `times` each."""
+    names = [f"{name}-{n}" for n in range(times) for name in QUESTIONS]
+    for place, when in enumerate(("before", "after")):
+        ranks = [QUESTIONS[name.split("-")[0]][place] for name in names]
+        passages = [[f"noise {EVIL}", "the answer is blue & red, says noise", "more noise"] for _ in names]
+        details = {
+            "query": [f"who is {name} {EVIL}?" for name in names],
+            "answers": [["Blue, red"] for _ in names],
+            "gold": [[f"p{rank or 9}"] for rank in ranks],
+            "gold_rank": ranks,
+            "answer_in": [[False, True, False] for _ in names],
+            "passages": passages,
+            "sources": [["a.md, page 3", "", "c.md"] for _ in names],
+            "gold_text": ["the labelled text" for _ in names],
+            "answer": [f"{when} {EVIL}" for _ in names],
+            "prior": [[0.5, 0.3, 0.2] for _ in names],
+            "posterior": [[0.1, 0.85, 0.05] for _ in names],
+        }
+        found = [[f"p{n}" for n in (1, 2, 3)] for _ in names]
+        table = PerQuestion(names, [None] * len(names), {}, found, [[3.0, 2.0, 1.0] for _ in names], details)
+        write_per_question(table, folder / when)
+    return folder
+
+
+def test_questions_are_sorted_by_what_training_changed(tmp_path):
+    page = write_report(write_questions(write_run(tmp_path))).read_text(encoding="utf-8")
+    states = re.findall(r'data-state="(\w+)"><summary>.*?who is (\w+)-0 .*?rank ([^<]+)</span>', page)
+    expected = [("fixed", "3 → 1"), ("broken", "1 → 2"), ("wrong", "2 → not found"), ("right", "1 → 1")]
+    assert states == [(state, state, ranks) for state, ranks in expected]
+    first = page[page.index('data-state="fixed"><summary>') :].split("</details>")[0]
+    assert "the answer is <mark>blue &amp; red</mark>, says noise" in first, (
+        "another mark between the words is no matter"
+    )
+    assert "a.md, page 3" in first and "before &lt;script" in first and "after &lt;script" in first
+    assert 'prior <meter min="0" max="1" value="0.500">' in first
+    assert 'posterior <meter min="0" max="1" value="0.850">' in first
+    assert "✓ labelled" in first and "the labelled text" not in first
+    assert "the labelled text" in page[page.index('data-state="broken"><summary>') :].split("</details>")[0]
+
+
+def test_thirty_questions_of_all_kinds(tmp_path):
+    page = write_report(write_questions(write_run(tmp_path), times=50)).read_text(encoding="utf-8")
+    states = re.findall(r'data-state="(\w+)"><summary>', page)
+    assert len(states) == 30 and {states.count(state) for state in QUESTIONS} == {7, 8}
+    assert "Of 200 questions: 50 wrong before, right after, 50 right before" in page
+
+
+def test_labels_that_the_generator_doubts(tmp_path):
+    """Told the answer, it prefers p2, which contains it: a doubt where p1 is the label, none where p2 is."""
+    run = write_questions(write_run(tmp_path))
+    doubted = write_report(run).read_text(encoding="utf-8").split("<h2>Labels that the generator doubts</h2>")[1]
+    doubted = doubted.split("</section>")[0]
+    assert "3 questions" in doubted and "who is broken" not in doubted and "who is fixed" in doubted
+    (run / "after.questions.parquet").unlink()
+    assert "doubts" not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_what_was_trained_on_what(tmp_path):
+    run = write_run(tmp_path)
+    models = {
+        "retriever": {"parameters": 22_700_000, "trained": True},
+        "generator": {"parameters": 1e8, "trained": False},
+    }
+    about = {"finished": "2026-01-02 03:04 UTC", "rows": 877, "passages": 2861, "held_out": 164, "models": models}
+    values = json.loads((run / "results.json").read_text()) | {"about": about | {"device": "cpu", "ranks": 2}}
+    verdict = {"kind": "worse", "lines": [f"worse {EVIL}"], "held_back": ["few rows"], "next": [["ds-rag ask", "why"]]}
+    (run / "results.json").write_text(json.dumps(values | {"verdict": verdict, "ds_rag": "0.1.0"}))
+    config = {"retriever": "enc", "generator": "lm", "train_data": "rows.jsonl", "corpus": None, "objective": "pdist"}
+    (run / "config.json").write_text(json.dumps(config | {"warmup_steps": 7, "seed": 0}))
+    page = write_report(run).read_text(encoding="utf-8")
+    for said in (
+        "<b>pdist</b>: retriever <code>enc</code> (22.7M parameters, trained) and generator <code>lm</code> (100.0M "
+        "parameters, frozen)",
+        "877 rows of <code>rows.jsonl</code>, 2,861 passages of the rows, 164 held-out questions",
+        "Finished 2026-01-02 03:04 UTC, ds_rag 0.1.0, 2 x cpu",
+        '<div class="card verdict worse"',
+        "<li>few rows</li>",
+        "<code>ds-rag ask</code> why",
+    ):
+        assert said in page, said
+    settings = page[page.index("<h2>Settings</h2>") :]
+    changed, left = settings.split("<details")
+    assert "warmup_steps" in changed and "seed" not in changed and "seed" in left
+
+
 @pytest.mark.parametrize("other", [True, False])
 def test_figures_have_their_interval_and_other_rows_are_said(tmp_path, other):
     run = write_run(tmp_path)
@@ -74,7 +173,7 @@ def test_the_report_is_complete(tmp_path):
     assert "<h1>quick &amp; dirty</h1>" in page
     row = page[page.index("<td>recall@1</td>") :].split("</tr>")[0]
     assert re.findall(r">([-+0-9.]+)<", row) == ["0.250", "0.900", "+0.650"]
-    assert "<td>only_after</td><td class=number>&ndash;</td><td class=number>1.000</td>" in page
+    assert "<td>only_after</td><td class=number>–</td><td class=number>1.000</td>" in page
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == len(PANELS) and len(set(pictures)) == len(PANELS)
     assert all(base64.b64decode(picture).startswith(PNG) for picture in pictures)
@@ -88,22 +187,23 @@ def test_the_report_is_complete(tmp_path):
         "skipped steps",
     ):
         assert fact in page
-    assert "another passage" in page and "✓ gold" not in page
 
 
 def test_texts_are_escaped_and_nothing_is_loaded_from_elsewhere(tmp_path):
-    page = write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 5  # query, expected, passage, metric name, configuration
-    assert "blue &amp; red" in page and "x &lt; y" in page
-    assert "//" not in re.sub(r"base64,[^\"]+", "", page)  # neither http:// nor //host
+    page = write_report(write_questions(write_run(tmp_path / "run"))).read_text(encoding="utf-8")
+    assert page.count("<script") == 1 and page.count("</script") == 1, "its own"
+    script = page[page.index("<script>") + 8 : page.index("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+    assert page.count("&lt;script&gt;") > 5 and "blue &amp; red" in page
+    assert "//" not in re.sub(r"base64,[^\"]+|sha256-[^']+", "", page)  # neither http:// nor //host
     assert not re.findall(r"@import|url\(|<link|<iframe", page)
 
 
 @pytest.mark.parametrize("missing", ["metrics", "results", "config"])
 def test_a_missing_file_leaves_out_its_section(tmp_path, missing):
     page = write_report(write_run(tmp_path / "run", **{missing: False})).read_text(encoding="utf-8")
-    gone = {"metrics": ["Curves"], "results": ["Before and after", "Samples"], "config": ["Configuration"]}
+    gone = {"metrics": ["Curves"], "results": ["All figures, before and after"], "config": ["Settings"]}
     for name, titles in gone.items():
         for title in titles:
             assert (f"<h2>{title}</h2>" in page) == (name != missing), title
@@ -126,7 +226,7 @@ def test_sparse_metrics_and_odd_values_are_tolerated(tmp_path):
     assert curves(metrics, "train", ("loss",)) == {"loss": ([2, 3], [1.5, 2.0])}  # the later line of step 2
     assert curves(metrics, "train", ("prior_entropy",)) == {}
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert page.count("<figure") == 2 and "Samples" not in page
+    assert page.count("<figure") == 2 and "Questions" not in page
 
 
 def test_plot_curves_writes_a_png_that_follows_its_metrics(tmp_path):
@@ -151,7 +251,7 @@ def test_smoothing_keeps_a_straight_line_and_calms_noise():
 
 
 def test_importing_the_module_does_not_import_matplotlib():
-    code = "import sys, ds_rag.run.html_report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, ds_rag.run.report.page; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -199,6 +299,33 @@ def test_rankings_beside_a_search_by_words(tmp_path):
     ]
     (tmp_path / "results.json").write_text(json.dumps(results))
     page = write_report(tmp_path).read_text()
-    assert "Beside a search by words" in page and "<td>retriever after + BM25</td><td class=number>0.500</td>" in page
+    assert "<h2>Retrieval</h2>" in page and "<td>retriever after + BM25</td><td class=number>0.500</td>" in page
     (tmp_path / "results.json").write_text(json.dumps(results | {"lexical": {}}))
-    assert lexical_table({"after": retriever}) == [] and "by words" not in write_report(tmp_path).read_text()
+    assert lexical_table({"after": retriever}) == [] and "<h2>Retrieval" not in write_report(tmp_path).read_text()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync", "--disable-quic"]
+
+
+def browse(page, profile, *flags):
+    command = [CHROMIUM, *QUIET, f"--user-data-dir={profile}", *flags, page]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_it_filters_and_prints(tmp_path):
+    """Its own script runs in spite of the policy, which lets nothing else run; `#wrong` chooses a filter."""
+    run = tmp_path / "run"
+    page = write_report(write_questions(write_run(run), times=3)).as_uri()
+    dom = browse(f"{page}#wrong", tmp_path / "profile", "--dump-dom")
+    shown = re.findall(r'<details class="card question" data-state="(\w+)"( hidden="")?>', dom)
+    assert len(shown) == 12 and all(bool(hidden) == (state != "wrong") for state, hidden in shown)
+    assert re.search(r'<button [^>]*data-state="wrong"[^>]*aria-pressed="true"', dom) and ">3 shown<" in dom
+    for part in ('id="questions"', 'id="curves"', 'id="figures"', 'id="settings"', "<h1>run</h1>"):
+        assert part in dom
+    pdf = tmp_path / "report.pdf"
+    browse(page, tmp_path / "profile", f"--print-to-pdf={pdf}")
+    assert pdf.read_bytes().startswith(b"%PDF")
