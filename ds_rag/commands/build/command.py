@@ -158,7 +158,7 @@ def show_plan(wanted: Wanted, state: State, console: Console) -> None:
 
 
 def assumptions(size: Sizes, source: str) -> str:
-    guessed = "; passages and rows are guessed from the size of the files" if size.guessed else ""
+    guessed = "; what no file has yet is guessed from the size of others" if size.guessed else ""
     return f"{source}; every text at its maximum length{guessed}"
 
 

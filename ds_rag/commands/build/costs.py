@@ -8,32 +8,33 @@ rate is that which earlier stages of this build reached, or else one that is ass
 from __future__ import annotations
 
 import itertools
-import os
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ds_rag.commands.build.options import Wanted
 from ds_rag.commands.build.stages import FREE, LABEL_FREE, LABELS, PAIRS, RECIPES, read, way_of
 from ds_rag.commands.build.state import Entry
 from ds_rag.commands.plan.duration import Rates, forward_flops
-from ds_rag.commands.plan.hardware import GPUS
+from ds_rag.commands.plan.hardware import CORE_MFU, CPU, DEFAULT, GPUS, MFU, this_machine
 from ds_rag.commands.plan.shapes import ModelShape, read_shape
 from ds_rag.commands.plan.workload import Load, Workload
 from ds_rag.config import RunConfig
+from ds_rag.config.schedules import AUTO, epochs_of
 from ds_rag.runtime.errors import RunError, UserError
 
 START = 12.0  # seconds until a command has loaded its libraries and models
-CORE = 12e9  # FLOP/s in float32 of a core, in the matrix products of small models
 BYTES = 4.5  # of text for a token
 OF_TEXT = {".pdf": 0.05, ".docx": 0.1, ".pptx": 0.02, ".xlsx": 0.2, ".html": 0.4, ".htm": 0.4}  # of a file's bytes
 READ = 1e6  # bytes of documents that are read and cut in a second
 PROMPT, WRITTEN = 300, 48  # tokens of a prompt's examples, and of a question with its answer
+EACH = 2  # questions about a passage
 KEPT = 0.3  # of the written questions that the filters leave
 SCORED = 5  # passages by which the gain of a written question is judged
 AUDITED, CANDIDATES = 200, 16  # rows of an audit, passages of each
 LEAST = 1e12  # FLOPs of a stage from which its time says how fast the machine is
-GPU_FILES = "/proc/driver/nvidia/gpus"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def predict(wanted: Wanted, rate: float) -> dict[str, Cost]:
     found = {"chunk": of_chunking(wanted), "split": Cost(f"{size.rows:,} rows", 0.0, START / 2)}
     counts = {
         "questions": f"{size.written:,} questions on {size.passages:,} passages",
-        "audit": f"{min(AUDITED, size.rows):,} rows x {CANDIDATES} passages",
+        "audit": "{:,} rows x {} passages".format(*audited(wanted, size)),
         "train": f"{size.rows:,} rows, {size.passages:,} passages",
         "index": f"{size.passages:,} passages",
     }
@@ -88,16 +89,18 @@ def flops_of(name: str, wanted: Wanted, size: Sizes, work: Workload, shapes: tup
 
     corpus = encode(size.passages, length)
     if name == "questions":
-        tokens = length + PROMPT + WRITTEN * max(1, size.written // max(1, size.passages))
-        prompts = Load(size.passages * tokens, size.passages * tokens**2 / 2, size.written * WRITTEN)
+        asked = min(size.passages, size.written)
+        tokens = length + PROMPT + WRITTEN * max(1, size.written // max(1, asked))
+        prompts = Load(asked * tokens, asked * tokens**2 / 2, size.written * WRITTEN)
         return forward_flops(generator, prompts) + corpus + read_cells(size.written * SCORED)
     if name == "audit":
-        return corpus + read_cells(min(AUDITED, size.rows) * CANDIDATES)
+        rows, each = audited(wanted, size)
+        return corpus + read_cells(rows * each)
     if name == "index":
         return corpus
     way = teaching(wanted)
     settings = wanted.settings(RECIPES[way])
-    epochs = float(settings["num_train_epochs"]) if str(settings.get("num_train_epochs")) != "auto" else 3.0
+    epochs = epochs_in(settings, size.rows, wanted.ranks)
     each = 3 * epochs * size.rows  # a forward and two for the backward, of every row in every epoch
     step = {
         FREE: read_cells(size.rows * int(settings.get("index_candidates", 8))) + each * encode(2, length),
@@ -105,6 +108,24 @@ def flops_of(name: str, wanted: Wanted, size: Sizes, work: Workload, shapes: tup
         PAIRS: each * encode(1, length),
     }[way]
     return 2 * corpus + step + each * encode(1, query)
+
+
+def epochs_in(settings: Mapping[str, Any], rows: int, ranks: int) -> float:
+    """How often training reads each row."""
+    usual = RunConfig().optim
+    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    batch = ranks * math.prod(int(settings.get(name, getattr(usual, name))) for name in sizes)
+    steps = max(1, rows) / batch
+    if (most := int(settings.get("max_steps", usual.max_steps))) > 0:
+        return most / steps
+    epochs = settings.get("num_train_epochs", usual.num_train_epochs)
+    return epochs_of(epochs if epochs == AUTO else float(epochs), steps)
+
+
+def audited(wanted: Wanted, size: Sizes) -> tuple[int, int]:
+    """(rows, passages of each) that an audit reads."""
+    rows = min(size.rows, number_in(wanted, "audit", "--sample", AUDITED))
+    return rows, number_in(wanted, "audit", "--candidates", CANDIDATES)
 
 
 def teaching(wanted: Wanted) -> str:
@@ -141,7 +162,8 @@ def sizes(wanted: Wanted) -> Sizes:
         files = [file for path in wanted.documents for file in files_below(Path(path).expanduser())]
         text = sum(file.stat().st_size * OF_TEXT.get(file.suffix.lower(), 1.0) for file in files)
         passages, guessed = max(1, round(text / BYTES / (0.8 * length))), True
-    written = passages * questions_each(wanted)
+    asked = min(passages, number_in(wanted, "qa_gen", "--max_passages", passages))
+    written = asked * number_in(wanted, "qa_gen", "--questions_per_passage", EACH)
     counts, rows = read(wanted.row_counts), lines(wanted.questions)
     if counts is not None:
         rows = int(counts["train"]["rows"])
@@ -150,13 +172,12 @@ def sizes(wanted: Wanted) -> Sizes:
     return Sizes(passages, rows, written, guessed)
 
 
-def questions_each(wanted: Wanted) -> int:
-    """Questions of a passage, as the flags for qa-gen have it."""
-    words = list((wanted.more or {}).get("qa_gen", ()))
-    for flag, value in itertools.pairwise(words):
-        if flag == "--questions_per_passage" and value.isdigit():
+def number_in(wanted: Wanted, command: str, flag: str, default: int) -> int:
+    """The value of a flag among the further words for a command."""
+    for word, value in itertools.pairwise((wanted.more or {}).get(command, ())):
+        if word == flag and value.isdigit():
             return int(value)
-    return 2
+    return default
 
 
 def lines(file: Path) -> int | None:
@@ -190,18 +211,11 @@ def rate_of(entries: Mapping[str, Entry], ranks: int) -> tuple[float, str]:
     if told:
         reached = sum(e.flops for e in told) / sum(e.seconds + e.before - START for e in told)
         return reached, f"as stages of this build had it: {reached / 1e9:,.0f} GFLOP/s"
-    if (name := gpu()) is not None:
-        rates = Rates(GPUS[name])
-        return ranks * rates.flops("bf16"), f"assumed: {rates.mfu:.0%} of {ranks} {name}'s peak"
-    cores = len(os.sched_getaffinity(0))
-    return cores * CORE, f"assumed: {cores} cores with {CORE / 1e9:g} GFLOP/s each"
-
-
-def gpu(folder: str = GPU_FILES) -> str | None:
-    """The name in GPUS of this machine's GPU, as its driver has it; None where there is none that is known."""
-    for file in Path(folder).glob("*/information"):
-        model = file.read_text(encoding="utf-8", errors="replace").lower().replace(" ", "-")
-        names = sorted((name for name in GPUS if name in model or name.split("-")[0] in model), key=len)
-        if names:
-            return names[-1]
-    return None
+    device = this_machine() or GPUS[DEFAULT]
+    precision, rates = "bf16" if device.bf16 else "fp32", Rates(device, CORE_MFU if device.name == CPU else MFU)
+    several = 1 if device.name == CPU else ranks  # ranks on a processor have its cores in common
+    reached = several * rates.flops(precision)
+    return (
+        reached,
+        f"assumed: {reached / 1e9:,.0f} GFLOP/s of {several} {device.name} ({precision}, {rates.mfu:.0%} of its peak)",
+    )

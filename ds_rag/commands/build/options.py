@@ -63,6 +63,11 @@ class Wanted:
         return Path(self.rows or self.out / "questions.jsonl")
 
     @property
+    def filters(self) -> Path:
+        """How many written questions each filter rejected."""
+        return self.out / "questions.json"
+
+    @property
     def train_rows(self) -> Path:
         return self.out / "rows" / "train.jsonl"
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_rag.commands.build.options import Wanted
+from ds_rag.commands.build.stages import read
 from ds_rag.commands.build.state import State
 from ds_rag.commands.build.summary import Summary
-from ds_rag.run.html_report import STYLE, escape
+from ds_rag.run.report.parts import card, escape, section, table
+from ds_rag.run.report.style import STYLE
 from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.console import duration
-
-COLOURS = {"better": "good", "worse": "bad"}
 
 
 def write_page(wanted: Wanted, state: State, summary: Summary, counts: dict[str, Any]) -> Path:
     """Writes the page, and returns its path. counts: of rows.json."""
-    name = escape(wanted.out.resolve().name)
-    first, *others = summary.lines
+    name, (first, *others) = escape(wanted.out.resolve().name), summary.lines
+    said = "".join(f"<li>{escape(line)}</li>" for line in others)
     body = [
         f"<h1>{name}</h1>",
-        f'<p class="card {COLOURS.get(summary.verdict, "")}"><b>{escape(first)}</b></p>',
-        *(f'<p class="dim">{escape(line)}</p>' for line in others),
-        section("Rankings: mean (95 % interval)", table(*summary.table())),
+        f'<div class="card verdict {escape(summary.kind)}"><p>{escape(first)}</p><ul>{said}</ul></div>',
+        section("Rankings", rankings(summary)),
+        section("Written questions", "" if wanted.rows else filters(read(wanted.filters) or {})),
         section("Rows", rows_of(counts)),
         section("Stages", stages(state)),
         '<p><a href="run/report.html">The report of the training</a></p>',
@@ -41,32 +39,30 @@ def write_page(wanted: Wanted, state: State, summary: Summary, counts: dict[str,
     return file
 
 
-def section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{html.escape(title)}</h2>\n{content}\n</section>" if content else ""
+def rankings(summary: Summary) -> str:
+    heads, rows = summary.table()
+    about = f"mean (95 % interval) over {summary.questions:,} held-out questions"
+    return card(table(heads, rows, about)) if rows else ""
+
+
+def filters(found: dict[str, Any]) -> str:
+    """A row for each filter: how many questions came to it, and how many it rejected. found: of `ds-rag qa-gen`."""
+    rows = [[each["filter"], each["read"], each["rejected"]] for each in found.get("filters") or ()]
+    return (
+        card(table(["filter", "questions", "rejected"], [*rows, ["kept", found.get("kept", ""), ""]])) if rows else ""
+    )
 
 
 def rows_of(counts: dict[str, Any]) -> str:
     parts = {"training": counts.get("train"), "held out": counts.get("eval")}
-    rows = [[name, str(part["rows"]), str(part["labelled"])] for name, part in parts.items() if part]
+    rows = [[name, part["rows"], part["labelled"]] for name, part in parts.items() if part]
     if counts.get("lost"):
-        rows.append(["left out, their passages are gone", str(counts["lost"]), ""])
-    return table(["rows", "number", "labelled"], rows)
+        rows.append(["left out, their passages are gone", counts["lost"], ""])
+    return card(table(["rows", "number", "labelled"], rows)) if rows else ""
 
 
 def stages(state: State) -> str:
-    rows = [
-        [name, entry.state, duration(entry.seconds + entry.before), entry.command]
-        for name, entry in state.stages.items()
-    ]
-    return table(["stage", "state", "time", "command"], rows, code=True)
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], code: bool = False) -> str:
-    """The first column is text, the others are numbers; with `code` the last one is a command line."""
-    kinds = ["", *["number"] * (len(heads) - 1 - code), *["code"] * code]
-    head = "".join(f'<th class="{kind}">{escape(text)}</th>' for text, kind in zip(heads, kinds, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f'<td class="{k}">{escape(c)}</td>' for c, k in zip(row, kinds, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="card scroll"><table><tr>{head}</tr>{body}</table></div>' if body else ""
+    """State and time of each, and below them the command lines."""
+    rows = [[name, entry.state, duration(entry.seconds + entry.before)] for name, entry in state.stages.items()]
+    lines = "".join(f"<p><code>{escape(entry.command)}</code></p>" for entry in state.stages.values())
+    return card(table(["stage", "state", "time"], rows)) + lines if rows else ""

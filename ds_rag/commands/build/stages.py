@@ -1,5 +1,5 @@
 """The stages of `ds-rag build`, as a table: each is a `ds-rag` command line that could be typed by hand, with the
-files that it reads and writes. What a stage does may depend on what earlier ones left: it is made when its turn comes."""
+files that it reads and writes. What a stage does may depend on what earlier ones left: so each is made when due."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.commands.build.options import Wanted, flags
-from ds_rag.commands.split import COLUMNS, FRACTION
+from ds_rag.commands.split import COLUMNS
 from ds_rag.runtime.errors import RunError, UserError
 
 LABEL_FREE, REAL_ENCODER = "ds_configs/recipes/label_free.yaml", "ds_configs/recipes/real_encoder.yaml"
@@ -81,21 +81,21 @@ def questions(wanted: Wanted) -> Stage:
     writer = wanted.writer or wanted.setting("generator")
     words: Words = ("qa-gen", str(wanted.passages), "--generator", writer, *models(wanted, "retriever"))
     words += ("--out", str(wanted.questions), *caches("qa-gen", wanted), *texts("qa-gen", wanted))
-    words += ("--json", str(wanted.out / "questions.json"), *further("qa_gen", wanted))
+    words += ("--rejected", str(wanted.out / "rejected.jsonl"), "--json", str(wanted.filters))
+    words += further("qa_gen", wanted)
     inputs = (str(wanted.passages), writer, wanted.setting("retriever"))
     return Stage("questions", title, words, inputs, (wanted.questions,), ranks=wanted.ranks)
 
 
 def split(wanted: Wanted) -> Stage:
-    settings = wanted.settings(LABEL_FREE)
-    fraction = settings.get("eval_fraction", FRACTION)
+    fraction = wanted.setting("eval_fraction")
     given = {name: value for name, value in (wanted.given or {}).items() if name in COLUMNS | {"on_bad_row"}}
     words: Words = ("split", str(wanted.questions), "--corpus", str(wanted.passages))
     words += ("--out", str(wanted.train_rows.parent))
     inputs: Words = (str(wanted.questions), str(wanted.passages))
     if own := wanted.setting("eval_data"):
         words, inputs = (*words, "--eval_data", own), (*inputs, own)
-    else:
+    elif fraction is not None:
         words += ("--eval_fraction", f"{fraction:g}")
     words += (*flags(given), *(("--ignore_labels",) if wanted.label_free else ()))
     return Stage("split", "hold documents out", words, inputs, (wanted.train_rows, wanted.row_counts))

@@ -9,7 +9,7 @@ from ds_rag.config import DataConfig
 from ds_rag.config.flags import Parser, add_settings
 
 COLUMNS = {f.name for f in fields(DataConfig) if f.name.endswith("_column")} - {"cluster_column", "scores_column"}
-FRACTION = 0.1  # of --eval_fraction
+FRACTION = 0.1  # of the rows that are held out, unless --eval_fraction is given
 
 
 def add_flags(parser: Parser) -> None:

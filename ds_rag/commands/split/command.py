@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ds_rag.commands.split import FRACTION
-from ds_rag.config import DataConfig, build
+from ds_rag.config import build
 from ds_rag.config.flags import settings_of
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.data_settings import check_described, columns_of, reading_of
 from ds_rag.data.formats import Passage, Row, read_corpus, read_rows
 from ds_rag.data.matching import find_in_corpus
 from ds_rag.data.splits import FRACTION as BY_FRACTION
-from ds_rag.data.splits import HELD_OUT, Split, SplitOptions, Unit, split_of_json, split_rows
+from ds_rag.data.splits import HELD_OUT, LEAST, Split, SplitOptions, Unit, split_of_json, split_rows
 from ds_rag.data.statistics import normalised
 from ds_rag.runtime import json_files
 from ds_rag.runtime.atomic_files import write_complete
@@ -33,7 +34,15 @@ from ds_rag.runtime.output_places import check_place, writing
 
 TRAIN, EVAL, SPLIT, SUMMARY = "train.jsonl", "eval.jsonl", "folds.json", "rows.json"
 NAMED = 20  # rows that are named on the console and in rows.json
+GONE = "(not in the corpus) "  # what the text of a passage begins with of which only the id is known
 MOST_LOST = 0.5  # of the labelled rows: above it, the labels are of other passages than these
+
+
+class ById(dict[str, Passage]):
+    """id -> passage. One that the corpus lacks is a text that it lacks: its row is read, and then named as lost."""
+
+    def __missing__(self, id_: str) -> Passage:
+        return Passage(id_, f"{GONE}{id_}")
 
 
 @dataclass
@@ -49,7 +58,8 @@ class Rows:
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
     given = settings_of(args)
-    data = build({"eval_fraction": FRACTION} | given, frozenset(given)).data
+    config = build({"eval_fraction": FRACTION} | given, frozenset(given))
+    data = config.data
     if data.corpus is None:
         raise UserError("ds-rag split: no passages", expected="--corpus FILE, in which the rows' labels are looked for")
     out, console, reading = check_place(args.out, "--out"), Console(), reading_of(data)
@@ -57,6 +67,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--out: not a folder", found=out, expected="a new folder, or one of ds-rag split")
     columns = columns_of(data)
     corpus = read_corpus(data.corpus, "--corpus", reading, columns)
+    reading.corpus_by_id = lambda: ById((passage.id, passage) for passage in corpus)
     rows = read_rows(data.train_data, columns, "DATA", False, False, reading, data.max_train_samples)
     held_out: list[Row] = []
     if data.eval_data:
@@ -65,7 +76,12 @@ def main(args: argparse.Namespace) -> int:
     check_described(columns, [*rows, *held_out], corpus)
     say_notices(reading.notices, console)
     parts = [with_labels(part, corpus, args.ignore_labels, flag) for part, flag in ((rows, "DATA"), (held_out, ""))]
-    split, train, evaluation = divide(parts[0].kept, parts[1].kept, corpus, data, out)
+    if held_out:
+        split, train, evaluation = None, *without_asked(parts[0].kept, parts[1].kept)
+    else:
+        fraction = data.eval_fraction if "eval_fraction" in config.explicit else None
+        split, train, evaluation = divide(parts[0].kept, corpus, fraction, out, console)
+    evaluation = evaluation[: data.max_eval_samples]
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / TRAIN, train)
     if evaluation:
@@ -101,8 +117,12 @@ def with_labels(rows: Sequence[Row], corpus: Sequence[Passage], ignore_labels: b
         if row.positives and not positives:
             lost.append(row)
         else:
-            same = positives == row.positives
-            kept.append(row if same else replace(row, positives=positives, grades=()))
+            grades = row.grades if positives == row.positives else ()
+            passages, negatives = (
+                tuple(text for text in texts_of if not text.startswith(GONE))
+                for texts_of in (row.passages, row.negatives)
+            )
+            kept.append(replace(row, positives=positives, grades=grades, passages=passages, negatives=negatives))
     if len(lost) <= MOST_LOST * labelled:
         return Rows(kept, lost)
     if ignore_labels:
@@ -117,25 +137,43 @@ def with_labels(rows: Sequence[Row], corpus: Sequence[Passage], ignore_labels: b
     )
 
 
+def without_asked(rows: list[Row], evaluation: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Training rows without those that ask what an evaluation row asks; evaluation rows as they are."""
+    asked = {normalised(row.query) for row in evaluation}
+    return [row for row in rows if normalised(row.query) not in asked], evaluation
+
+
 def divide(
-    rows: list[Row], held_out: list[Row], corpus: Sequence[Passage], data: DataConfig, out: Path
+    rows: list[Row], corpus: Sequence[Passage], fraction: float | None, out: Path, console: Console
 ) -> tuple[Split | None, list[Row], list[Row]]:
-    """(the split, training rows, evaluation rows). Rows of a file of their own are evaluated as they are; training rows
-    that ask the same are then left out. Else documents are held out, those of an earlier split of this folder first."""
-    if held_out:
-        asked = {normalised(row.query) for row in held_out}
-        return None, [row for row in rows if normalised(row.query) not in asked], held_out
-    if not data.eval_fraction:
+    """(the split, training rows, held-out rows), documents undivided. An earlier split of this folder is kept.
+
+    fraction: as it was asked for, 0 for none; None: FRACTION, or more where that are too few rows to measure on, and
+    none where they are too few for any. Raises UserError where what was asked for is not possible.
+    """
+    if fraction == 0:
         return None, rows, []
-    wanted = SplitOptions(BY_FRACTION, 2, HELD_OUT, data.eval_fraction)
-    file = out / SPLIT
-    known = split_of_json(json_files.read_json(file, dict), str(file)) if file.exists() else None
+    known = None
+    if (file := out / SPLIT).exists():
+        known = split_of_json(json_files.read_json(file, dict), str(file))
+    usual = max(FRACTION, math.ceil(100 * LEAST / len(rows)) / 100) if rows else 1.0
+    wanted = SplitOptions(BY_FRACTION, 2, HELD_OUT, usual if fraction is None else fraction)
+    if known and (fraction is None or known.wanted == wanted):
+        wanted = known.wanted
+    else:
+        known = None
     documents = {passage.text: passage.document for passage in corpus if passage.document}
     units = [Unit(document_of(row, documents), row.query, row.positives) for row in rows]
-    split, folds = split_rows(units, wanted, known if known and known.wanted == wanted else None)
+    try:
+        split, folds = split_rows(units, wanted, known)
+    except UserError as error:
+        if fraction is not None:
+            raise
+        why = f"{error.found}; --eval_data FILE takes rows of their own"
+        console.say(f"warning: no rows are held out, so nothing is measured: {why}", style="bold yellow")
+        return None, rows, []
     pairs = list(zip(rows, folds, strict=True))
-    chosen = [row for row, fold in pairs if fold == HELD_OUT]
-    return split, [row for row, fold in pairs if fold != HELD_OUT], chosen[: data.max_eval_samples]
+    return split, [row for row, fold in pairs if fold != HELD_OUT], [row for row, fold in pairs if fold == HELD_OUT]
 
 
 def document_of(row: Row, documents: Mapping[str, str | None]) -> str | None:

@@ -89,6 +89,22 @@ def test_rows_that_lost_their_passage_are_named_and_left_out(here, capsys):
     assert summary()["train"]["rows"] + summary()["eval"]["rows"] == 4 * DOCUMENTS - 4
 
 
+def test_labels_by_id_are_lost_with_their_passage(here, capsys):
+    by_id = [
+        {k: v for k, v in row.items() if k != "positive"} | {"positive_ids": [f"{row['id'].replace('q', 'd')}", "d0-0"]}
+        for row in rows()
+        if row["id"].endswith(("-0", "-1"))
+    ]
+    by_id[8]["positive_ids"] = ["d4-0"]  # q4-0
+    by_id[9] |= {"positive_ids": ["d4-1", "d4-0"], "negative_ids": ["d4-0", "d5-0"]}  # q4-1
+    put(here / "rows.jsonl", by_id)
+    put(here / "corpus.jsonl", [p for p in corpus() if p["id"] != "d4-0"])
+    assert split("--eval_fraction", "0") == 0
+    assert [row["id"] for row in summary()["lost_rows"]] == ["q4-0"] and "q4-0" in capsys.readouterr().out
+    (kept,) = [row for row in read_rows("out/train.jsonl") if row.id == "q4-1"]
+    assert (kept.positives, kept.negatives) == (("Guide 4 fact 1 of 4",), ("Guide 5 fact 0 of 5",))
+
+
 def test_labels_of_other_passages_are_an_error_or_ignored(here, capsys):
     put(here / "corpus.jsonl", [p | {"text": f"quite another {p['id']}"} for p in corpus()])
     assert split() == 2
@@ -115,6 +131,25 @@ def test_rows_without_labels_are_divided_by_their_own_document(here):
     put(here / "rows.jsonl", bare)
     assert split() == 0
     assert not documents_in("eval.jsonl") & documents_in("train.jsonl") and summary()["train"]["labelled"] == 0
+
+
+def by_default() -> int:
+    return main(["split", "rows.jsonl", "--corpus", "corpus.jsonl", "--out", "out"])
+
+
+def test_by_default_enough_rows_are_held_out_to_measure_on(here, capsys):
+    assert by_default() == 0
+    held_out = documents_in("eval.jsonl")
+    assert summary()["eval"]["rows"] == 20, "a quarter of 80, and not a tenth"
+    put(here / "corpus.jsonl", corpus(range(100)))
+    put(here / "rows.jsonl", rows(range(100)))
+    assert by_default() == 0 and documents_in("eval.jsonl") == held_out
+    (here / "out/folds.json").unlink()
+    assert by_default() == 0 and summary()["eval"]["rows"] == 40
+    put(here / "rows.jsonl", rows(range(9)))
+    (here / "out/folds.json").unlink()
+    assert by_default() == 0 and summary()["train"]["rows"] == 36 and not (here / "out/eval.jsonl").exists()
+    assert "nothing is measured" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_rag.commands.build.costs import START, Sizes, flops_of, gpu, predict, rate_of, sizes, workload
+from ds_rag.commands.build.costs import START, Sizes, epochs_in, flops_of, predict, rate_of, sizes, workload
 from ds_rag.commands.build.options import Wanted
 from ds_rag.commands.build.state import Entry
 from ds_rag.commands.cli import main
@@ -57,6 +57,15 @@ def test_flops_by_hand(tmp_path):
     assert found["train"] == pytest.approx(2 * corpus + teacher + 3 * 2 * 50 * one)
 
 
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [({"num_train_epochs": 3.0}, 3), ({"num_train_epochs": "auto"}, 8), ({"max_steps": 25}, 4), ({}, 1)],
+)
+def test_how_often_rows_are_read(settings, epochs):
+    """100 rows in batches of 16: 6.25 steps an epoch, of which 8 give 50."""
+    assert epochs_in(settings | {"per_device_train_batch_size": 16}, 100, 1) == epochs
+
+
 def test_labels_cost_no_likelihoods(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n" * 50)
     free = predict(wanted(tmp_path), 1e9)["train"]
@@ -77,12 +86,6 @@ def test_the_rate_is_that_of_the_stages_before():
     assert rate_of({"train": failed}, 1)[0] != 5e13 and "assumed" in rate_of({}, 1)[1]
 
 
-def test_the_gpu_is_known_by_its_drivers_name(tmp_path):
-    (tmp_path / "gpus/0000:01").mkdir(parents=True)
-    (tmp_path / "gpus/0000:01/information").write_text("Model: \t\t NVIDIA H200\nIRQ: 12\n")
-    assert gpu(str(tmp_path / "gpus")) == "h200" and gpu(str(tmp_path / "nowhere")) is None
-
-
 def test_a_dry_run_prints_the_stages_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["build", "docs", "--out", "out", "--retriever", "minilm", "--generator", "gpt2", "--dry_run"]
@@ -90,4 +93,4 @@ def test_a_dry_run_prints_the_stages_and_leaves_nothing(tmp_path, monkeypatch, c
     said = " ".join(capsys.readouterr().out.split())
     for text in ("ds-rag split out/questions.jsonl", "ds-rag train --config", "ds-rag audit --data", "2 files, 0.8 MB"):
         assert text in said, text
-    assert "guessed from the size of the files" in said and not (tmp_path / "out").exists()
+    assert "is guessed from the size of others" in said and not (tmp_path / "out").exists()
