@@ -176,9 +176,9 @@ def test_help_imports_no_heavy_library(argv):
         assert "--per_device_train_batch_size" in done.stdout and "default:" in done.stdout
     elif command[0] in COMMANDS:
         assert f"usage: ds-rag {command[0]}" in done.stdout
-        assert command[0] in ("verify", "report", "compare", "errors") or "--max_passage_length" in done.stdout, (
-            "it reads rows"
-        )
+        assert (
+            command[0] in ("verify", "report", "compare", "errors", "split") or "--max_passage_length" in done.stdout
+        ), "it reads rows"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
