@@ -128,6 +128,7 @@ def test_command(command, request):
     elif first == "ds-rag":
         some = ["--max_eval_samples", "3"]
         more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"], "build": ["--dry_run"]}
+        more["split"] = ["--ignore_labels"]  # few labelled passages of these rows are in their corpus
         call([*rest, *more.get(rest[0], [])], cwd=request.getfixturevalue("place"))
     else:
         assert command in ("source .venv/bin/activate",), f"{COMMANDS[command]}: no test knows how to run this"
