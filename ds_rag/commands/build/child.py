@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from ds_rag.runtime.command_exit import INTERRUPTED
+from ds_rag.runtime.console import COLUMNS
 from ds_rag.runtime.standard_streams import guarded
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,8 +27,13 @@ def command_of(words: Sequence[str], ranks: int) -> tuple[list[str], str]:
     shown = f"ds-rag {shlex.join(words)}"
     if ranks == 1:
         return [sys.executable, *CLI, *words], shown
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    return [sys.executable, *launcher, *CLI, *words], f"torchrun --nproc_per_node {ranks} --no-python -- {shown}"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return [
+        sys.executable,
+        *launcher,
+        *CLI,
+        *words,
+    ], f"torchrun --standalone --nproc_per_node {ranks} --no-python -- {shown}"
 
 
 def run(command: Sequence[str], log: Path, held: Sequence[int] = ()) -> tuple[int, bool]:
@@ -39,6 +46,8 @@ def run(command: Sequence[str], log: Path, held: Sequence[int] = ()) -> tuple[in
     log.parent.mkdir(parents=True, exist_ok=True)
     out = guarded(sys.stdout)
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if out.isatty():
+        environment[COLUMNS] = str(shutil.get_terminal_size().columns)
     with log.open("ab") as kept:
         kept.write(f"$ {shlex.join(command)}\n".encode("utf-8", "surrogateescape"))
         child = subprocess.Popen(

@@ -44,10 +44,23 @@ def test_what_it_prints_is_shown_and_kept(tmp_path: Path, capsys):
     assert b"one" in kept and b"two" in kept and kept.count(b"\xff") == 2 and kept.count(b"$ ") == 2
 
 
+def test_tables_are_as_wide_as_the_terminal(tmp_path, capsys, monkeypatch):
+    code = "from ds_rag.runtime.console import Console; print('width', Console().rich.width)"
+    for terminal, width in ((False, 110), (True, 77)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+            patch.setenv("COLUMNS", "77")  # what the terminal's size is asked for
+            run([sys.executable, "-c", code], tmp_path / "log")
+        assert f"width {width}" in capsys.readouterr().out
+
+
 def test_the_command_as_it_is_typed():
     words = ["train", "--retriever", "my encoder"]
     command, shown = command_of(words, 1)
     assert command[1:] == ["-m", "ds_rag.commands.cli", *words] and shown == "ds-rag train --retriever 'my encoder'"
     command, shown = command_of(words, 2)
-    assert shown == "torchrun --nproc_per_node 2 --no-python -- ds-rag train --retriever 'my encoder'"
-    assert command[1:5] == ["-m", "torch.distributed.run", "--nproc_per_node", "2"] and command[-3:] == words
+    assert shown == "torchrun --standalone --nproc_per_node 2 --no-python -- ds-rag train --retriever 'my encoder'"
+    assert (
+        command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        and command[-3:] == words
+    )
