@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.commands.plan.request import flag_text
+from ds_rag.config import OWNER
 from ds_rag.config.flags import read_recipe, settings_of
 from ds_rag.runtime.errors import UserError
 
@@ -108,7 +109,7 @@ def read_wanted(args: argparse.Namespace) -> Wanted:
         tuple(args.documents),
         Path(args.out),
         args.rows,
-        given,
+        {name: given[name] for name in OWNER if name in given},  # in whatever order they were typed
         getattr(args, "recipe", None),
         args.question_generator,
         args.label_free,

@@ -111,6 +111,15 @@ def test_flags_of_training_override_the_recipe(here):
     assert audit.max_answer_length == 17, "texts are read alike in every stage"
 
 
+def test_the_order_of_flags_makes_no_other_command(here):
+    left(40)
+    flags = ["--rows", "rows.jsonl"], ["--seed", "3"], ["--max_steps", "5"]
+    one, other = (
+        STAGES["train"](wanted(*(word for n in order for word in flags[n]))) for order in ((0, 1, 2), (2, 0, 1))
+    )
+    assert one == other
+
+
 def test_without_held_out_rows_none_are_taken_from_the_training_rows(here):
     left(40, held_out=0)
     config = trained(STAGES["train"](wanted("--rows", "rows.jsonl", "--eval_fraction", "0")))
