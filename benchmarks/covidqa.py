@@ -47,6 +47,7 @@ def words_of(args: argparse.Namespace, method: str, fold: int, seed: int, place:
         return ["evaluate", "--data", rows, *folds, *flags]
     # No generator takes part in this objective. Held out are the rows of the fold, none besides.
     flags = ["--objective", "infonce", "--contrastive_weight", "0", "--eval_fraction", "0", "--refresh_index", "0"]
+    flags += ["--num_train_epochs", "1", "--warmup_steps", "20"]  # the recipe's, when these were measured
     return [
         "train",
         "--config",

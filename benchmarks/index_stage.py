@@ -155,7 +155,7 @@ def walk(parts: Parts, config: RunConfig, first: int, stop: int) -> None:
     """Trains from step `first` to `stop`, without refreshing the index."""
     for step in range(first, stop):
         parts.engines.train()
-        factor = lr_factor(step, stop, config.optim.warmup_steps, config.optim.lr_scheduler_type)
+        factor = lr_factor(step, stop, config.optim.warmup(stop), config.optim.lr_scheduler_type)
         train_step(parts, step, factor)
 
 

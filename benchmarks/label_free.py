@@ -115,6 +115,7 @@ def words_of(args: argparse.Namespace, method: str, fold: int, seed: int) -> lis
         words += ["--candidates_from", "batch", "--candidates_by", "retriever"]
     if how.recipe == "label_free" and how.teacher is None:
         words += ["--generator", args.generator, "--teacher_cache", str(args.teacher_cache)]
+    words += ["--num_train_epochs", "1", "--warmup_steps", "20"]  # the recipes', when these were measured
     return [*words, "--eval_fraction", "0", "--eval_answers", "false", *how.flags]
 
 

@@ -31,6 +31,7 @@ METRICS = ("recall@1", "recall@5", "recall@10", "mrr@10")
 def run(data: list[str], flags: list[str], seed: int, folder: Path) -> dict[str, Any]:
     """Runs one training run; returns its results.json."""
     command = [sys.executable, str(ROOT / "launch" / "train.py"), "--config", RECIPE, *data, *flags]
+    command += ["--num_train_epochs", "1", "--warmup_steps", "20"]  # the recipe's, when docs/ were measured
     command += ["--seed", str(seed), "--output_dir", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads((folder / "results.json").read_text())

@@ -60,6 +60,7 @@ def train(run: Run) -> Evaluation | None:
     """
     parts, state, index, optim, watchers, last = run.parts, run.state, run.index, run.config.optim, run.watchers, None
     text, settings = ProgressText(state.before or {}), run.config.evaluation
+    warmup = optim.warmup(parts.total_steps)
     with index, run.console.progress(parts.total_steps, "step", done=state.step, unit="") as meter:
         catch_up(run, text)
         for step in range(state.step, parts.total_steps):
@@ -71,7 +72,7 @@ def train(run: Run) -> Evaluation | None:
             fault_injection.point("step")
             stop_signals.phase(f"step {step + 1}")
             began = time.monotonic()
-            factor = lr_factor(step, parts.total_steps, optim.warmup_steps, optim.lr_scheduler_type)
+            factor = lr_factor(step, parts.total_steps, warmup, optim.lr_scheduler_type)
             outputs, totals, result = train_step(parts, step, factor)
             values = step_values(outputs, totals, result, began, parts)
             state.step = step + 1
@@ -163,6 +164,7 @@ def set_up(config: RunConfig, folder: Path, console: Console, device: torch.devi
     resumed = checkpoint.find(folder, config.run.resume, console.say)
     if resumed:
         resume_rules.fit_batch(resumed, config, console.say)
+        resume_rules.fit_length(resumed, config, console.say)
         split_file.keep_whole(resumed, config, console.say)
     stop_signals.phase("start: reading rows and models")
     parts = assemble(config, console, folder, device, resumed)

@@ -26,7 +26,7 @@ def check_bounds(config: RunConfig) -> None:
             value, bounds = getattr(getattr(config, section), f.name), f.metadata["bounds"]
             if bounds is None or (value is None and f.default is None):
                 continue
-            if isinstance(value, str) and f.type != "str":  # from an edited config.json
+            if isinstance(value, str) and "str" not in str(f.type).split(" | "):  # from an edited config.json
                 raise UserError(f"--{f.name}: wrong type", found=repr(value), expected="a number")
             bounds.check(value, f"--{f.name}")
 

@@ -102,6 +102,11 @@ CONTRARY = (
         "the metric is one of answers, and no answers are evaluated",
     ),
     Rule(
+        ("warmup_steps", "warmup_ratio"),
+        lambda c: not (c.optim.warmup_steps and c.optim.warmup_ratio),
+        "each of them is the length of the warm-up",
+    ),
+    Rule(
         ("lm_warmup_steps",),
         lambda c: not c.optim.lm_warmup_steps or not trains_generator(c) or rate_of_generator(c) > 0,
         "the generator's learning rate is 0",

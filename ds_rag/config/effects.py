@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ds_rag.config.objectives import CANDIDATES, CANDIDATES_FROM, GIVEN, ObjectiveSpec, names_with, spec_of
 from ds_rag.config.run_config import RunConfig
+from ds_rag.config.schedules import AUTO
 
 
 class Rule(NamedTuple):
@@ -88,6 +89,9 @@ def way(c: RunConfig) -> str:
 
 
 def picks_best(c: RunConfig) -> bool:
+    """May the run stop early or export its best step? `--num_train_epochs auto` decides it when the rows are known."""
+    if c.optim.num_train_epochs == AUTO and c.optim.max_steps < 1 and evaluates(c):
+        return True
     return c.evaluation.load_best_model_at_end or c.evaluation.early_stopping_patience > 0
 
 

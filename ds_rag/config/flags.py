@@ -20,6 +20,8 @@ from ds_rag.config.contradictions import check_contrary
 from ds_rag.config.recipe import read_recipe_lines
 from ds_rag.runtime.errors import UserError, nearest
 
+SAME = (("warmup_steps", "warmup_ratio"),)  # settings that say the same thing in two ways
+
 
 def parse(argv: Sequence[str], prog: str = "ds-rag train") -> RunConfig:
     """The configuration that these arguments describe. Raises UserError; `--help` prints and exits."""
@@ -48,10 +50,17 @@ def config_of(known: argparse.Namespace) -> RunConfig:
                 expected="--train_data, as a flag or in the recipe",
             )
         check_builtin(recipe | given)
-        recipe = read_recipe(QUICKSTART) | recipe
-    config = build(recipe | given, explicit, frozenset(given))
+        recipe = layered(read_recipe(QUICKSTART), recipe)
+    config = build(layered(recipe, given), explicit, frozenset(given))
     check_contrary(config)
     return config
+
+
+def layered(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The settings of both layers. Of two settings that say the same thing, one above takes the place of the other
+    below."""
+    taken = {other for one, other in (*SAME, *(pair[::-1] for pair in SAME)) if one in above}
+    return {name: value for name, value in below.items() if name not in taken} | above
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,6 +110,9 @@ def convert(name: str, value: str | float | None, where: str) -> Any:
     wanted = get_type_hints(section)[name]
     optional = type(None) in get_args(wanted)
     kind = next(a for a in get_args(wanted) if a is not type(None)) if get_origin(wanted) else wanted
+    bounds = next(f for f in fields(section) if f.name == name).metadata["bounds"]
+    if bounds is not None and value in bounds.also:  # a word in the place of a number
+        return value
     if value is None or (optional and value in ("none", "null")):
         if optional:
             return None

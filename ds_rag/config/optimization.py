@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ds_rag.config.bounds import ITEMS, MANY, SEED, above, fraction, integer, real
 from ds_rag.config.options import FIXED, FREE, LENGTH, option
+from ds_rag.config.schedules import AUTO, epochs_of, warmup_of
 
 
 @dataclass
@@ -39,9 +40,17 @@ class OptimConfig:
     max_grad_norm: float = option(
         FIXED, 1.0, "clip the joint gradient norm of both models to this value; 0: no clipping", bounds=real(0, 1e9)
     )
-    num_train_epochs: float = option(LENGTH, 1.0, "passes over the rows, unless max_steps is set", bounds=above(0, 1e6))
+    num_train_epochs: float | str = option(
+        LENGTH,
+        1.0,
+        "passes over the rows, unless max_steps is set; auto: as many as give 50 steps, at most 10",
+        bounds=above(0, 1e6, AUTO),
+    )
     max_steps: int = option(LENGTH, -1, "optimizer steps; -1: from num_train_epochs", bounds=integer(1, MANY, -1))
     warmup_steps: int = option(FIXED, 0, "steps of linear learning-rate warm-up", bounds=integer(0, MANY))
+    warmup_ratio: float = option(
+        FIXED, 0.0, "fraction of all steps that is warm-up, in place of warmup_steps", bounds=fraction()
+    )
     lr_scheduler_type: str = option(FIXED, "linear", "learning rate after warm-up", ("linear", "cosine", "constant"))
     lm_warmup_steps: int = option(
         FIXED,
@@ -53,3 +62,13 @@ class OptimConfig:
     bf16: bool | None = option(FIXED, None, "train in bfloat16; default: on a GPU that supports it")
     fp16: bool | None = option(FIXED, None, "train in float16 with dynamic loss scaling (needs a GPU)")
     seed: int = option(FIXED, 0, "seed of new weights, row order and dropout", bounds=integer(0, SEED))
+
+    def steps(self, steps_per_epoch: float) -> int:
+        """The optimizer steps of a run whose rows make so many steps in an epoch."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return max(1, round(epochs_of(self.num_train_epochs, steps_per_epoch) * steps_per_epoch))
+
+    def warmup(self, total_steps: int) -> int:
+        """The steps of warm-up in a run of so many steps."""
+        return warmup_of(self.warmup_steps, self.warmup_ratio, total_steps)

@@ -1,4 +1,4 @@
-"""Schedules over steps: the factor of the learning rate, and when the index is refreshed."""
+"""Schedules over steps: the length of a run, the factor of the learning rate, and when the index is refreshed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import math
 import re
 
 from ds_rag.runtime.errors import UserError
+
+AUTO = "auto"
+# Of `--num_train_epochs auto`. In 52 steps an encoder has learned on COVID-QA what docs/results.md shows; after ten
+# passes over few rows a model knows them by heart.
+ENOUGH_STEPS, MOST_EPOCHS = 50, 10
+
+
+def epochs_of(epochs: float | str, steps_per_epoch: float) -> float:
+    """The number of epochs; for "auto" the fewest that give `ENOUGH_STEPS` steps, at most `MOST_EPOCHS`."""
+    if not isinstance(epochs, str):
+        return epochs
+    return min(MOST_EPOCHS, max(1, math.ceil(ENOUGH_STEPS / steps_per_epoch)))
+
+
+def warmup_of(steps: int, ratio: float, total: int) -> int:
+    """The steps of warm-up: `steps`, or without any that fraction of all steps, rounded up (as transformers' Trainer
+    does)."""
+    return steps or math.ceil(ratio * total)
 
 
 def lr_factor(step: int, total: int, warmup: int, kind: str) -> float:

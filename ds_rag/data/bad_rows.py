@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from ds_rag.data.columns import unused_note
 from ds_rag.runtime.console import Console
@@ -23,11 +24,12 @@ class Reading:
 
     skip: bad rows are left out and counted, and the first is named, instead of raising an error. notices: for the
     console, see `say_notices`. scores: a teacher's scores of each training row's passages are needed; None: they are
-    read where they fit.
+    read where they fit. corpus_by_id: gives id -> passage of the corpus, for labels by id; None: there is no corpus.
     """
 
     skip: bool = False
     scores: bool | None = False
+    corpus_by_id: Callable[[], Mapping[str, Any]] | None = None
     notices: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -46,16 +48,18 @@ class Faults:
     path: str
     reading: Reading = field(default_factory=Reading)
     most: int | None = None
+    split: str | None = None  # of a folder with several, the one that `FOLDER:SPLIT` names
     before: int = 0  # added to line numbers, so that the files of a folder stay in order
     found: list[tuple[int, str]] = field(default_factory=list)
     places: set[str] = field(default_factory=set)  # "file:line" of all of them
     merged: int = 0  # rows that repeat an earlier one, id and content
     unscored: list[str] = field(default_factory=list)  # rows whose scores were looked for, and why they are not read
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # why rows of other toolkits are not read -> where
     broken: bool = False  # rows after a fault cannot be separated, so more than one row may be bad
 
     @property
     def source(self) -> str:
-        return f"{self.flag}: {self.path}"
+        return f"{self.flag}: {self.path}" + (f":{self.split}" if self.split else "")
 
     @property
     def of_training(self) -> bool:
@@ -79,6 +83,12 @@ class Faults:
         """Names the columns of the file that nothing reads: the user may have meant them to be read."""
         if unused := list(columns):
             self.note(*unused_note(unused))
+
+    def note_left_out(self) -> None:
+        """Counts the records that `left_out` names, and names the first of each kind."""
+        for why, where in self.left_out.items():
+            self.note(f"{len(where)} {why}, the first at {where[0]}")
+        self.left_out.clear()
 
     @contextmanager
     def first(self) -> Iterator[None]:

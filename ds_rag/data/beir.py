@@ -1,9 +1,10 @@
-"""Reader of BEIR folders: corpus.jsonl, queries.jsonl and qrels/*.tsv."""
+"""Reader of BEIR folders: corpus.jsonl, queries.jsonl and qrels/*.tsv. `ms_marco.py` reads other files in the same
+way."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.columns import CORPUS_NAMES, DESCRIBING, ROW_NAMES, match_corpus_columns
-from ds_rag.data.format import Format, holds
+from ds_rag.data.format import Format, Reader, holds
 from ds_rag.data.origin import NOWHERE, Origin
 from ds_rag.data.records import Passage, Record, field_names, first_name, is_blank, to_passage
 from ds_rag.data.text_files import read_jsonl, read_lines
@@ -33,6 +34,15 @@ class Judgment(NamedTuple):
 Judged = dict[str, dict[str, Judgment]]  # query id -> document id -> its judgment
 
 
+class Files(NamedTuple):
+    """The files of a data set. read: of the corpus and the queries, records with `_id` and `text`."""
+
+    corpus: Path
+    queries: Path
+    qrels: Path
+    read: Reader
+
+
 def read_beir(path: Path, what: str, faults: Faults) -> Iterator[Record]:
     """The corpus; or the judged queries with their positives (score > 0) and negatives (score < 0), in the order of
     queries.jsonl. A judged query without any relevant document is included."""
@@ -41,22 +51,27 @@ def read_beir(path: Path, what: str, faults: Faults) -> Iterator[Record]:
             found = ", ".join(sorted(entry.name for entry in path.iterdir()))
             raise UserError(f"{faults.source}: a BEIR folder without {name}", found=found, expected=name)
     if what == "corpus":
-        yield from _documents(path, faults)
+        yield from documents(path / "corpus.jsonl", read_jsonl, faults)
         return
-    qrels = _choose_qrels(path, faults)
-    judged, header = _read_qrels(qrels, faults)
-    queries = _judged_queries(path, qrels.name, judged, header, faults)
+    qrels = choose_qrels({file.stem: file for file in sorted((path / "qrels").glob("*.tsv"))}, faults)
+    yield from judged_rows(Files(path / "corpus.jsonl", path / "queries.jsonl", qrels, read_jsonl), faults)
+
+
+def judged_rows(files: Files, faults: Faults) -> Iterator[Record]:
+    """The judged queries in their order, each with the texts of its documents."""
+    judged, header = _read_qrels(files.qrels, faults)
+    queries = _judged_queries(files, judged, header, faults)
     wanted = {document for id_ in queries for document in judged[id_]}
-    documents = _find(path, wanted, faults)
+    found = _find(files, wanted, faults)
     for id_ in queries:
         for document, judgment in judged[id_].items():
-            if document not in documents.known:
-                missing = f"corpus-id '{document}' is not in corpus.jsonl"
+            if document not in found.known:
+                missing = f"corpus-id '{document}' is not in {files.corpus.name}"
                 faults.add(judgment.number, judgment.where, missing)
     for id_, record in queries.items():
-        yield _row(id_, record, judged[id_], documents)
-    if documents.bad and faults.reading.skip:
-        lost = sum(document in documents.bad for id_ in queries for document in judged[id_])
+        yield _row(id_, record, judged[id_], found)
+    if found.bad and faults.reading.skip:
+        lost = sum(document in found.bad for id_ in queries for document in judged[id_])
         faults.note(f"{lost} judgments name documents that are left out as bad", warning=True)
 
 
@@ -101,10 +116,10 @@ class _Found:
         return self.texts.keys() | self.empty | self.bad
 
 
-def _documents(path: Path, faults: Faults) -> Iterator[Record]:
+def documents(corpus: Path, read: Reader, faults: Faults) -> Iterator[Record]:
     """The corpus without documents that have no text at all; public data sets have such documents."""
     empty: list[str] = []
-    for record in read_jsonl(path / "corpus.jsonl", "corpus", faults):
+    for record in read(corpus, "corpus", faults):
         if _is_empty(record, LAYOUT):
             empty.append(record.where)
         else:
@@ -128,10 +143,10 @@ def _is_empty(record: Record, names: dict[str, str]) -> bool:
     return isinstance(text, str) and is_blank(text) and (not title or (isinstance(title, str) and is_blank(title)))
 
 
-def _find(path: Path, wanted: set[str], faults: Faults) -> _Found:
+def _find(files: Files, wanted: set[str], faults: Faults) -> _Found:
     """The wanted documents; bad ones among all that are read are added to `faults`. Where only some rows are wanted,
     reading ends with the last of their documents."""
-    stream = read_jsonl(path / "corpus.jsonl", "rows", faults)
+    stream = files.read(files.corpus, "rows", faults)
     stream = map(_lift, stream)
     first = list(islice(stream, 1000))
     found, places = _Found(), dict[str, str]()
@@ -163,12 +178,12 @@ def _find(path: Path, wanted: set[str], faults: Faults) -> _Found:
     return found
 
 
-def _judged_queries(path: Path, qrels: str, judged: Judged, header: str, faults: Faults) -> dict[str, Record]:
+def _judged_queries(files: Files, judged: Judged, header: str, faults: Faults) -> dict[str, Record]:
     """The first `faults.most` queries that have judgments."""
     kept: dict[str, Record] = {}
     known, unused = set(), dict[str, None]()
     unjudged = 0
-    for record in read_jsonl(path / "queries.jsonl", "rows", faults):
+    for record in files.read(files.queries, "rows", faults):
         id_ = str(record.fields.get("_id"))
         unused |= dict.fromkeys(name for name in record.fields if name not in OF_QUERIES)
         if record.fields.get("_id") is None:
@@ -184,31 +199,37 @@ def _judged_queries(path: Path, qrels: str, judged: Judged, header: str, faults:
         if len(kept) == faults.most:
             break
     else:
-        _check_queries(path / "qrels" / qrels, judged, header, known, faults)
+        _check_queries(files, judged, header, known, faults)
         if unjudged:
-            faults.note(f"{unjudged} queries are not in {qrels} and are left out")
+            faults.note(f"{unjudged} queries are not in {files.qrels.name} and are left out")
     faults.note_unused(unused)
     return kept
 
 
-def _check_queries(qrels: Path, judged: Judged, header: str, known: set[str], faults: Faults) -> None:
+def _check_queries(files: Files, judged: Judged, header: str, known: set[str], faults: Faults) -> None:
     for id_ in judged.keys() - known:
         number, where, _ = next(iter(judged[id_].values()))
-        faults.add(number, where, f"query-id '{id_}' is not in queries.jsonl")
+        faults.add(number, where, f"query-id '{id_}' is not in {files.queries.name}")
     if header in known:
-        faults.add(1, f"{qrels}:1", f"a judgment of query '{header}' without a number for its score")
+        faults.add(1, f"{files.qrels}:1", f"a judgment of query '{header}' without a number for its score")
 
 
-def _choose_qrels(path: Path, faults: Faults) -> Path:
-    files = {file.stem: file for file in sorted((path / "qrels").glob("*.tsv"))}
-    if len(files) == 1:
+def choose_qrels(files: Mapping[str, Path], faults: Faults) -> Path:
+    """Of the judgments of several splits those that `FOLDER:SPLIT` names; else the only ones, or those to train on
+    (`train`) or to evaluate on (`test`, else `dev`). Raises UserError where none fits."""
+    if faults.split is None and len(files) == 1:
         return next(iter(files.values()))
-    for name in ("train",) if faults.of_training else ("test", "dev"):
+    names = (faults.split,) if faults.split else ("train",) if faults.of_training else ("test", "dev", "dev.small")
+    for name in names:
         if name in files:
             return files[name]
-    wanted = "train.tsv" if faults.of_training else "test.tsv or dev.tsv"
-    found = ", ".join(file.name for file in files.values()) or "none"
-    raise UserError(f"{faults.source}/qrels: which file?", found=found, expected=f"{wanted}, or only one .tsv")
+    wanted = faults.split or ("train" if faults.of_training else "test or dev")
+    raise UserError(
+        f"{faults.source}/qrels: which file?",
+        found=", ".join(file.name for file in files.values()) or "none",
+        expected=" or ".join(f"{name}.tsv" for name in wanted.split(" or ")) + ", or only one .tsv",
+        fix=f"{faults.flag} {faults.path}:{next(iter(files))}" if len(files) > 1 else None,
+    )
 
 
 def _read_qrels(path: Path, faults: Faults) -> tuple[Judged, str]:
@@ -243,6 +264,8 @@ def _is_score(cell: str) -> bool:
 def _judgment(cells: list[str]) -> tuple[str, str, int]:
     """(query, document, grade). The grade is a whole number, as in trec_eval: a score between 0 and 1 would be neither
     relevant nor irrelevant. Raises Bad."""
+    if len(cells) == 4 and cells[1] in ("0", "Q0"):  # TREC's, with tabs, as MS MARCO has them
+        cells = [cells[0], *cells[2:]]
     if len(cells) != 3 or not _is_score(cells[2]):
         four = " (TREC's four columns? leave out the second)" if len(cells) == 4 or len(cells[0].split()) == 4 else ""
         raise Bad(f"{cells}, expected query-id, corpus-id and a score between tabs{four}")
@@ -258,4 +281,5 @@ BEIR = Format(
     read_beir,
     corpus_files=("corpus.jsonl",),
     fixed_columns=True,
+    has_splits=True,
 )

@@ -11,7 +11,7 @@ from ds_rag.runtime.errors import UserError, nearest
 
 # Role -> names, compared without case and with blank and hyphen read as "_". The first name is ours; others
 # are those of DALM (Abstract, Question, Answer), Tevatron (*_passages), sentence-transformers (anchor,
-# positive, negative), DPR and FiD (*ctxs), FlagEmbedding (pos, neg) and SQuAD (context). DPR's
+# positive, negative), DPR and FiD (*ctxs), FlagEmbedding (pos, neg), SQuAD (context) and AutoRAG (*_gt). DPR's
 # `negative_ctxs` stands beside `hard_negative_ctxs` and is random passages, so only the hard ones are read.
 # A query's id may stand on several rows, a row's id on one. `label` says of each passage whether it is relevant.
 # `scores` are a teacher's, of the passages in a row (FlagEmbedding: teacher_scores, pos_scores, neg_scores).
@@ -19,7 +19,7 @@ ROW_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "_id", "row_id"),
     "query_id": ("query_id", "qid", "question_id"),
     "query": ("query", "question", "anchor"),
-    "answers": ("answer", "answers"),
+    "answers": ("answer", "answers", "generation_gt"),
     "positives": (
         *("positive", "passage", "positives", "abstract", "context", "positive_passage", "positive_passages"),
         *("positive_ctxs", "pos"),
@@ -29,6 +29,11 @@ ROW_NAMES: dict[str, tuple[str, ...]] = {
         *("negatives", "negative", "negative_passages", "hard_negatives", "hard_negative"),
         *("hard_negative_ctxs", "neg"),
     ),
+    "positive_ids": (
+        *("positive_ids", "positive_id", "passage_id", "passage_ids", "positive_passage_id", "positive_passage_ids"),
+        *("retrieval_gt",),
+    ),
+    "negative_ids": ("negative_ids", "negative_id", "hard_negative_ids", "negative_passage_ids"),
     "label": ("label", "labels", "is_selected", "is_relevant", "is_positive", "relevant"),
     "scores": ("teacher_scores", "scores"),
     "pos_scores": ("pos_scores", "positive_scores"),
@@ -41,6 +46,8 @@ ROW_NAMES: dict[str, tuple[str, ...]] = {
 # Roles that only describe a row or a passage. A file may have several columns of such a name: the first name counts. A
 # column that a flag names may be in the rows or in the corpus alone (`inputs.check_described` looks at all of them).
 DESCRIBING = ("document", "title", "place", "cluster")
+# Roles of ids -> roles of the passages of a corpus that they name. The first name counts here, too.
+BY_ID_ROLES = {"positive_ids": "positives", "negative_ids": "negatives"}
 SCORES = ("scores", "pos_scores", "neg_scores")  # roles that only `--teacher scores` reads
 # Roles that numbered columns share (negative_1 ... negative_n, as sentence-transformers has them), and their names.
 NUMBERED = {
@@ -135,7 +142,7 @@ def match_row_columns(
         )
     if need_answers:
         _require(names, found, ROW_NAMES, ("answers",), source)
-    if need_passages:
+    if need_passages and "positive_ids" not in names:
         _require(names, found, ROW_NAMES, ("positives", "passages"), source)
     if need_scores and "label" not in names:  # a list of fractions may be a teacher's scores by that name
         _require(names, found, ROW_NAMES, SCORES, source)
@@ -186,7 +193,7 @@ def _match(
         if role in names or role in absent:
             continue
         hits = [name for name in found if name not in taken and _key(name) in aliases]
-        if role in (*DESCRIBING, *SCORES) and hits:
+        if role in (*DESCRIBING, *SCORES, *BY_ID_ROLES) and hits:
             hits = [name for alias in aliases for name in hits if _key(name) == alias][:1]
         if len(hits) > 1:
             flag = None if known is CORPUS_NAMES else COLUMN_FLAGS.get(role)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_rag.data.format import with_split
 from ds_rag.data.formats import READERS, detect
 from ds_rag.runtime.atomic_folders import measure
 from ds_rag.runtime.errors import UserError
@@ -19,7 +20,7 @@ from ds_rag.runtime.errors import UserError
 @dataclass(frozen=True)
 class Source:
     """The files that passages are read from. times: name -> (bytes, time of change in ns); "." where `path` is a file.
-    kind: their format."""
+    kind: their format. path: FOLDER:SPLIT where a split was named."""
 
     path: Path
     kind: str
@@ -43,20 +44,23 @@ class Source:
 def source_of(path: str | Path, flag: str = "--corpus") -> Source:
     """To be called before the files are read, so that changes during reading are noticed. `times` is empty where a file
     is not accessible; reading it will raise the error. Raises UserError as `detect` does."""
-    path = Path(os.path.realpath(Path(path).expanduser()))
-    kind = detect(path, flag)
+    folder, split = with_split(Path(path).expanduser())
+    path = Path(os.path.realpath(folder))
+    named = Path(f"{path}:{split}") if split else path
+    kind = detect(named, flag)
     try:
         if names := READERS[kind].corpus_files:
-            files = [path / name for name in names]
+            files = [path / name for name in names if (path / name).exists()]
         else:
             files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
         stats = {file.relative_to(path).as_posix(): file.stat() for file in files}
     except OSError:
         stats = {}
-    return Source(path, kind, {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()})
+    return Source(named, kind, {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()})
 
 
 def place(path: Path, name: str) -> Path:
+    path = with_split(path)[0]
     return path if name == "." else path / name
 
 

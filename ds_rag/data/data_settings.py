@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from ds_rag.config import DataConfig
 from ds_rag.data.bad_rows import Reading
+from ds_rag.data.by_id import ids_of
 from ds_rag.data.columns import COLUMN_FLAGS, DESCRIBING, Columns
 from ds_rag.data.formats import contains_corpus, read_corpus
 from ds_rag.data.records import Passage, Row
@@ -95,3 +97,22 @@ def read_given_corpus(data: DataConfig, flag: str, reading: Reading | None = Non
     if data.corpus:
         path, flag = data.corpus, "--corpus"
     return read_corpus(path, flag, reading, columns_of(data))
+
+
+class GivenCorpus:
+    """The corpus that the settings give, read when it is first needed, and once: at the latest after the rows, before
+    them where they name its passages by id. flag: of the evaluation rows, in messages."""
+
+    def __init__(self, data: DataConfig, flag: str, reading: Reading):
+        self._data, self._flag, self._reading = data, flag, reading
+        if has_corpus(data, flag):
+            reading.corpus_by_id = lambda: self.by_id
+
+    @cached_property
+    def passages(self) -> list[Passage]:
+        """Empty where none is given."""
+        return read_given_corpus(self._data, self._flag, self._reading)
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Passage]:
+        return ids_of(self.passages)

@@ -13,12 +13,12 @@ from ds_rag.data.almanac import make_world
 from ds_rag.data.batch import Ids
 from ds_rag.data.corpus_state import source_of
 from ds_rag.data.data_settings import (
+    GivenCorpus,
     check_described,
     columns_of,
     corpus_source,
     evaluation_limit,
     has_corpus,
-    read_given_corpus,
     reading_of,
     splits,
 )
@@ -76,13 +76,14 @@ def read_data(
         train, evaluation, corpus = world.train, world.evaluation, world.corpus
     else:
         columns, need_passages = columns_of(data), not (from_index and has_corpus(data, "--eval_data"))
+        source = source_of(name) if (name := corpus_source(data)) else None
+        given = GivenCorpus(data, "--eval_data", reading)
         most = data.max_train_samples
         train = read_rows(data.train_data, columns, "--train_data", need_passages, need_answers, reading, most)
         if data.eval_data:
             most = evaluation_limit(data, "--eval_data")
             evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False, reading, most)
-        source = source_of(given) if (given := corpus_source(data)) else None
-        corpus = read_given_corpus(data, "--eval_data", reading) or passages_of(train + evaluation)
+        corpus = given.passages or passages_of(train + evaluation)
         check_described(columns, train + evaluation, corpus)
     train, split = train[: data.max_train_samples], None
     if splits(data) and not builtin:
@@ -168,9 +169,9 @@ def read_evaluation(data: DataConfig, builtin: bool, from_index: bool = False, k
         return replace(table, train=[])
     assert data.eval_data
     reading, need_passages = reading_of(data), not (from_index and has_corpus(data, "--data"))
-    most = evaluation_limit(data, "--data")
+    most, given = evaluation_limit(data, "--data"), GivenCorpus(data, "--data", reading)
     rows = read_rows(data.eval_data, columns_of(data), "--data", need_passages, False, reading, most)
-    corpus = read_given_corpus(data, "--data", reading) or passages_of(rows)
+    corpus = given.passages or passages_of(rows)
     check_described(columns_of(data), rows, corpus)
     split = None
     if data.folds:

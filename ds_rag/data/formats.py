@@ -1,32 +1,39 @@
-"""Rows and corpora from files: CSV, JSONL, Parquet, `datasets` folders and BEIR folders.
+"""Rows and corpora from files: CSV, TSV, JSON, Parquet, `datasets` folders, BEIR folders and those of MS MARCO.
 
 To add a format: a file with its reader and its `Format`, which says how it is recognised; a line in FILES or READERS.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 from ds_rag.data.bad_rows import LOG, Faults, Reading
 from ds_rag.data.beir import BEIR
+from ds_rag.data.by_id import BY_ID, columns_by_id, with_passages
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
+from ds_rag.data.format import with_split
+from ds_rag.data.layouts import flat_rows
+from ds_rag.data.ms_marco import MS_MARCO
 from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names
-from ds_rag.data.rows import BY_ID, ID_LIKE, labels_relevance, refuse_ids, to_rows
+from ds_rag.data.rows import ID_LIKE, labels_relevance, refuse_ids, to_rows
 from ds_rag.data.shards import format_of, shards_of
 from ds_rag.data.tables import PARQUET, SAVED_DATASET
 from ds_rag.data.teacher_scores import holds_scores
-from ds_rag.data.text_files import CSV, JSONL
+from ds_rag.data.text_files import CSV, JSONL, TSV
 from ds_rag.runtime.errors import UserError, nearest
 
 __all__ = ["READERS", "Columns", "Passage", "Row", "contains_corpus", "detect"]
 __all__ += ["passages_of", "read_corpus", "read_rows"]
 
-FILES = {"csv": CSV, "jsonl": JSONL, "parquet": PARQUET}  # each may lie in shards too
+FILES = {"csv": CSV, "tsv": TSV, "jsonl": JSONL, "parquet": PARQUET}  # each may lie in shards too
 # Every format, by the name that a manifest has for it. The first that recognises a path reads it.
-READERS = FILES | {"datasets": SAVED_DATASET, "beir": BEIR, "shards": shards_of(FILES.values())}
+READERS = FILES | {"datasets": SAVED_DATASET, "beir": BEIR, "msmarco": MS_MARCO, "shards": shards_of(FILES.values())}
 KINDS = ", ".join(kind.what for kind in READERS.values())
+DOCUMENTS = (".md", ".markdown", ".txt", ".rst", ".html", ".htm", ".pdf", ".docx", ".pptx")  # what is no table of rows
+CHUNK = "ds-rag chunk {} --out passages.jsonl makes passages of documents"
 LOOK = 1000  # records read beyond a limit to find the columns
 
 
@@ -68,8 +75,11 @@ def scan_rows(
     """
     kind, faults = _open(path, flag, reading, limit)
     stream = _records(kind, "rows", faults)
+    if not READERS[kind].fixed_columns:
+        stream = flat_rows(stream, columns, faults, need_answers is not False)
     records = list(islice(stream, None if limit is None else limit + LOOK))
     if not records:
+        faults.note_left_out()
         return [], faults
     fixed = READERS[kind].fixed_columns
     need = need_passages, need_answers
@@ -98,7 +108,8 @@ def rows_of_records(
             names["scores"] = names.pop("label")
         if "label" in names and not labels_relevance(records, names["label"][0]):
             del names["label"]
-        refuse_ids(records, names, faults.source)
+        by_id = columns_by_id(records, names, faults)
+        refuse_ids(records, names, by_id, faults.source)
     used = {name for several in names.values() for name in several}
     LOG.info("%s: columns %s", faults.source, names)
     faults.note_unused(name for name in found if name not in used)
@@ -106,8 +117,10 @@ def rows_of_records(
         need_passages = bool({"positives", "passages"} & set(names))
     if need_answers is None:
         need_answers = "answers" in names
-    every = chain(records, stream)
-    return to_rows(every, names, faults, need_passages=need_passages, need_answers=need_answers)
+    every = with_passages(chain(records, stream), by_id, faults)
+    rows = to_rows(every, names, faults, need_passages=need_passages, need_answers=need_answers)
+    faults.note_left_out()
+    return rows
 
 
 def read_corpus(
@@ -145,7 +158,8 @@ def passages_of(rows: Iterable[Row]) -> list[Passage]:
 
 def detect(path: Path, flag: str) -> str:
     """The key of READERS for this path: that of the first format that recognises it. Raises UserError where the path
-    does not exist or no format fits."""
+    does not exist or no format fits, and for a split of what has none."""
+    path, split = with_split(path)
     if not path.exists():
         around = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         close = nearest(path.name, around)
@@ -157,17 +171,26 @@ def detect(path: Path, flag: str) -> str:
         )
     for name, kind in READERS.items():
         if kind.recognises(path):
+            if split and not kind.has_splits:
+                raise UserError(f"{flag}: {path}: no split '{split}'", found=kind.what, expected=f"{path} alone")
             return name
     if not path.is_dir():
-        raise UserError(f"{flag}: unknown kind of file {path}", found=f"suffix '{path.suffix}'", expected=KINDS)
+        raise UserError(
+            f"{flag}: unknown kind of file {path}",
+            found=f"suffix '{path.suffix}'",
+            expected=KINDS,
+            fix=CHUNK.format(path) if path.suffix.lower() in DOCUMENTS else None,
+        )
     inside = sorted(path.iterdir())
     files = [entry for entry in inside if format_of(entry, FILES.values())]
     likely = files or [entry for entry in inside if READERS["shards"].recognises(entry)]
+    texts = [entry for entry in inside if entry.suffix.lower() in DOCUMENTS]
+    chunk = CHUNK.format(path) if texts and not likely else None
     raise UserError(
         f"{flag}: {path} is neither a datasets folder nor a BEIR folder, nor one of numbered shards of one kind",
         found=", ".join(entry.name for entry in inside[:8]) or "an empty folder",
         expected=KINDS,
-        fix=f"did you mean {likely[0]}?" if len(likely) == 1 else None,
+        fix=f"did you mean {likely[0]}?" if len(likely) == 1 else chunk,
     )
 
 
@@ -178,11 +201,12 @@ def contains_corpus(path: str | Path, flag: str) -> bool:
 
 def _open(path: str | Path, flag: str, reading: Reading | None, most: int | None) -> tuple[str, Faults]:
     path = Path(path).expanduser()
-    return detect(path, flag), Faults(flag, str(path), reading or Reading(), most)
+    folder, split = with_split(path)
+    return detect(path, flag), Faults(flag, str(folder), reading or Reading(), most, split)
 
 
 def _records(kind: str, what: str, faults: Faults) -> Iterator[Record]:
     try:
         yield from READERS[kind].read(Path(faults.path), what, faults)
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:  # the latter two of a broken .gz
         raise UserError(f"{faults.source} cannot be read", found=str(error), expected=KINDS) from error

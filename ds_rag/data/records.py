@@ -189,6 +189,8 @@ def items(value: object, column: str, drop_empty: bool = False) -> Iterator[Pass
             yield join_title(id_of(item), item["text"], item.get("title"), label, origin_of(item))
         elif isinstance(item, str):
             yield Passage("", clean(item, label))
+        elif isinstance(item, Passage):  # of the corpus, which an id named
+            yield item
         else:
             raise Bad(f"'{label}' is {short(item)}, expected a text, an object with 'text', or a list of these")
 

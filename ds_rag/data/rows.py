@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ds_rag.data.bad_rows import Bad, Faults
+from ds_rag.data.by_id import BY_ID
 from ds_rag.data.columns import DESCRIBING, Names, is_id_name
 from ds_rag.data.origin import NOWHERE, Origin, as_name, origin_in
 from ds_rag.data.records import Passage, Record, Row, clean, items, short, single, to_id
@@ -15,9 +16,6 @@ from ds_rag.data.written_lists import unfold
 from ds_rag.runtime.errors import UserError
 
 ID_LIKE = re.compile(r"(?=[^\s]*\d)[\w.:/#+-]{1,64}", re.ASCII)  # one word with a digit
-BY_ID = (
-    "give the passages' texts; or a BEIR folder (corpus.jsonl, queries.jsonl, qrels), whose judgments name them by id"
-)
 
 
 def to_rows(
@@ -283,10 +281,13 @@ def labels_relevance(records: Iterable[Record], column: str) -> bool:
     return any(some(fits, record.fields.get(column)) for record in records)
 
 
-def refuse_ids(records: Iterable[Record], names: Names, source: str) -> None:
-    """Raises UserError for a column of passages whose name and values are ids: the ids would be taken as passages."""
+def refuse_ids(records: Iterable[Record], names: Names, by_id: Collection[str], source: str) -> None:
+    """Raises UserError for a column of passages whose name and values are ids: the ids would be taken as passages.
+    by_id: columns of ids that the corpus resolves."""
     for role in ("positives", "passages", "negatives"):
         for column in names.get(role, ()):
+            if column in by_id:
+                continue
             values = [record.fields.get(column) for record in records] if is_id_name(column) else []
             flat = [v for value in values for v in (value if isinstance(value, list) else [value]) if v is not None]
             if flat and all(isinstance(v, int) or (isinstance(v, str) and ID_LIKE.fullmatch(v.strip())) for v in flat):

@@ -75,14 +75,19 @@ def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record
     if isinstance(data, datasets.DatasetDict):
         splits = list(data)
         wanted = ["train"] if "train" in splits and faults.of_training else splits
+        if faults.split:
+            wanted = [name for name in splits if name == faults.split]
         if len(wanted) != 1:
+            what = f"no split '{faults.split}'" if faults.split else "more than one split" if splits else "no split"
             raise UserError(
-                f"{faults.source} holds more than one split" if splits else f"{faults.source} holds no split",
+                f"{faults.flag}: {path} holds {what}",
                 found=", ".join(splits) or None,
                 expected="one split" + (" or 'train'" if faults.of_training else ""),
                 fix=f"give one split's folder: {faults.flag} {path / splits[0]}" if splits else None,
             )
         data = data[wanted[0]]
+    elif faults.split and str(data.split) != faults.split:
+        raise UserError(f"{faults.flag}: {path} holds one split", found=str(data.split), expected=faults.split)
     number = 0
     try:
         for table in data.with_format("arrow").iter(1000):
@@ -95,5 +100,8 @@ def read_saved_dataset(path: Path, what: str, faults: Faults) -> Iterator[Record
 
 PARQUET = Format("a .parquet file", has_suffix(".parquet"), read_parquet)
 SAVED_DATASET = Format(
-    "a folder of datasets' save_to_disk", holds("dataset_dict.json", "state.json"), read_saved_dataset
+    "a folder of datasets' save_to_disk",
+    holds("dataset_dict.json", "state.json"),
+    read_saved_dataset,
+    has_splits=True,
 )

@@ -47,9 +47,11 @@ class EnginePlan:
         """The configuration for loading the model sharded; None: the model is not sharded while it is loaded."""
         return deepspeed_config.while_loading(self.raw, self.known)
 
-    def resolved(self, total_steps: int, hidden_size: int) -> tuple[dict[str, Any], Known]:
-        """The configuration with every "auto" replaced, and the values that were used for it."""
-        known = replace(self.known, total_steps=total_steps, hidden_size=hidden_size)
+    def resolved(self, total_steps: int, warmup: int, hidden_size: int) -> tuple[dict[str, Any], Known]:
+        """The configuration with every "auto" replaced, and the values that were used for it. warmup: the run's steps
+        of warm-up, unless the JSON has a number of its own."""
+        steps = self.known.warmup_steps or warmup
+        known = replace(self.known, total_steps=total_steps, hidden_size=hidden_size, warmup_steps=steps)
         return deepspeed_config.resolve(self.raw, known, self.flag), known
 
 
@@ -119,7 +121,7 @@ def make_engines(
         if module is None:
             parts[name] = None
             continue
-        resolved, known = plan.resolved(total_steps, module.hidden_size)
+        resolved, known = plan.resolved(total_steps, config.optim.warmup(total_steps), module.hidden_size)
         if collectives.rank() == 0 and learns[name]:
             (folder / f"deepspeed_{name}.json").write_text(json.dumps(resolved, indent=1), encoding="utf-8")
         if learns[name]:

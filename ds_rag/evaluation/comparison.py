@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_rag.evaluation import significance
+from ds_rag.evaluation import power, significance
 from ds_rag.evaluation.seeds_and_folds import System, check_same_data, different_settings
 from ds_rag.runtime.errors import UserError, choose
 
@@ -44,7 +44,8 @@ class Mean:
 
 @dataclass
 class Pair:
-    """difference: of the means, b - a, with its interval, by itself. p_holm: adjusted for the pairs of the figure."""
+    """difference: of the means, b - a, with its interval, by itself. p_holm: adjusted for the pairs of the figure.
+    questions_needed: how many such questions would show a difference of five points (power.py)."""
 
     a: str
     b: str
@@ -52,6 +53,7 @@ class Pair:
     interval: Ends
     p: float
     p_holm: float
+    questions_needed: int = 0
 
 
 @dataclass
@@ -142,7 +144,15 @@ def _figure(names: list[str], values: list[np.ndarray], clusters: list[str | Non
     means = columns_QM.mean(axis=0).tolist()
     systems = {name: Mean(means[n], ends[n], values[n].mean(axis=1).tolist()) for n, name in enumerate(names)}
     found = [
-        Pair(names[a], names[b], means[m], ends[m], p[n], adjusted[n])
+        Pair(
+            names[a],
+            names[b],
+            means[m],
+            ends[m],
+            p[n],
+            adjusted[n],
+            power.needed_by_seen(columns_QM[:, m], clusters),
+        )
         for n, (m, (a, b)) in enumerate(zip(range(len(names), len(means)), pairs, strict=True))
     ]
     return Figure(len(columns_QM), len(sizes_G), significance.effective_number(sizes_G), systems, found)
@@ -178,4 +188,8 @@ def verdict(figure: str, pair: Pair) -> str:
     if pair.interval is None:
         return line
     low, high = (100 * end for end in pair.interval)
-    return f"{line}; it may lie between {low:+.1f} and {high:+.1f} points"
+    line += f"; it may lie between {low:+.1f} and {high:+.1f} points"
+    if not pair.questions_needed:
+        return line
+    needed = power.round_up(pair.questions_needed)
+    return f"{line}; about {needed:,} such questions would show a difference of {100 * power.DIFFERENCE:.0f}"

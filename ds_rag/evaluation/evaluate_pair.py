@@ -77,8 +77,9 @@ def evaluate(
             f"evaluate: unknown option '{unknown[0]}'", expected=" | ".join(EvaluationOptions.__annotations__)
         )
     config = build(values)
-    read = rows_from(rows, need_passages=corpus is None, need_answers=False)
-    data = build_table(passages_of(read) if corpus is None else corpus_from(corpus), [], read)
+    given = None if corpus is None else corpus_from(corpus)
+    read = rows_from(rows, need_passages=corpus is None, need_answers=False, corpus=given)
+    data = build_table(passages_of(read) if given is None else given, [], read)
     check_factory(config.evaluation.index_factory, retriever.hidden_size, data.corpus_size)
     if generator is None:
         prompt = None

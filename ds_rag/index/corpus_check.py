@@ -8,6 +8,7 @@ from typing import Any
 from ds_rag import __version__
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.corpus_state import unchanged
+from ds_rag.data.format import with_split
 from ds_rag.data.formats import read_corpus
 from ds_rag.data.passage_table import ROW_PASSAGE
 from ds_rag.index.store import StoredIndex, hash_texts
@@ -22,7 +23,7 @@ def check_corpus(stored: StoredIndex, folder: Path, given: str | None = None) ->
     The error gives both counts, and how many texts are in only one of the two.
     """
     source = given or stored.manifest.source
-    if not source or (given is None and not Path(source).exists()):
+    if not source or (given is None and not with_split(Path(source))[0].exists()):
         return
     manifest = stored.manifest
     if manifest.version == __version__ and unchanged(source, manifest.source_files):
@@ -46,6 +47,6 @@ def source_note(manifest: dict[str, Any]) -> str:
     """A notice about changes of the corpus files named in the manifest, which are read completely; "" if they are
     unchanged."""
     source, files = manifest.get("source"), manifest.get("source_files")
-    if not source or not files or not Path(source).exists() or unchanged(source, files, read_all=True):
+    if not source or not files or not with_split(Path(source))[0].exists() or unchanged(source, files, read_all=True):
         return ""
     return f"its corpus {source} has been changed since"

@@ -32,6 +32,7 @@ from ds_rag.models.score_folder import open_scores
 from ds_rag.models.sharded import full_copy_notice, is_sharded
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.models.tokenizer import check_token_ids
+from ds_rag.run.auto_length import settle_length
 from ds_rag.run.index_candidates import Candidates
 from ds_rag.run.split_file import split_of_run
 from ds_rag.run.word_candidates import passages_by_words
@@ -149,7 +150,7 @@ def put_together(config: RunConfig, objective: Objective, data: RagData, models:
         batch = config.evaluation.per_device_eval_batch_size if source.index else None
         words = partial(passages_by_words, data, console) if source.words else None
         candidates = Candidates(loader, count, data.corpus_size, batch, data.allowed, words)
-    total = optim.max_steps if optim.max_steps > 0 else max(1, round(optim.num_train_epochs * loader.steps_per_epoch))
+    total = settle_length(config, data, loader.steps_per_epoch, console.say)
     engines = models.engines(trained_models(config, objective), total)
     if in_shards:
         check_looks_back(generator, f"--generator {config.model.generator}")

@@ -94,7 +94,7 @@ def facts_of(run: Run, result: Evaluation) -> Facts:
         before,
         result.questions,
         state.step,
-        run.config.optim.warmup_steps,
+        run.config.optim.warmup(run.parts.total_steps),
         state.skipped,
         state.gated,
         state.step * run.parts.loader.global_batch,

@@ -108,6 +108,24 @@ def fit_batch(folder: Path, config: RunConfig, say: Callable[[str], None]) -> No
     )
 
 
+def fit_length(folder: Path, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Takes warm-up and epochs from a checkpoint that was written before there was `--warmup_ratio`, unless a flag sets
+    them: the recipes that come with ds_rag had other values then."""
+    then = (atomic_folders.read_manifest(folder) or {}).get("config")
+    if not isinstance(then, dict) or "warmup_ratio" in then:
+        return
+    optim, kept = config.optim, []
+    steps, epochs = then.get("warmup_steps"), then.get("num_train_epochs")
+    if isinstance(steps, int) and not {"warmup_steps", "warmup_ratio"} & config.flags:
+        kept += [f"--warmup_steps {steps}"] * bool(steps != optim.warmup_steps or optim.warmup_ratio)
+        optim.warmup_steps, optim.warmup_ratio = steps, 0.0
+    if isinstance(epochs, float) and "num_train_epochs" not in config.flags and epochs != optim.num_train_epochs:
+        kept.append(f"--num_train_epochs {epochs:g}")
+        optim.num_train_epochs = epochs
+    if kept:
+        say(f"note: {' '.join(kept)}, as in the checkpoint")
+
+
 def literal(files: list[dict[str, Any]], key: str) -> int | None:
     """The number that a DeepSpeed file gives for `key`; None if all say "auto" or nothing. (Two files that disagree are
     an error of assembly.)"""

@@ -10,6 +10,7 @@ from typing import Any
 from ds_rag.config import RunConfig
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
+from ds_rag.evaluation.power import needed_line
 from ds_rag.index.store import hash_model
 from ds_rag.models.sharded import count_of
 from ds_rag.run import config_and_results, export
@@ -36,6 +37,9 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
     console.say(
         f"data       {len(data.train)} rows, {data.corpus_size} passages, {len(data.evaluation)} held-out queries"
     )
+    if data.labelled and not config.is_builtin:
+        line, few = needed_line([data.cluster_of(data.evaluation[n]) for n in data.labelled])
+        console.say(f"{'note: ' * few}{line}", style="yellow" if few else None)
     console.say(f"models     {models}")
     o = config.objective
     beside = {

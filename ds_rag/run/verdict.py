@@ -142,10 +142,10 @@ def held_back(facts: Facts) -> list[str]:
     if facts.audit in (audit_verdict.WEAK, audit_verdict.REFUSE):
         lines.append(f"the audit's verdict on the teacher is {facts.audit}: a larger generator, or labelled passages")
     if facts.steps < FEW_STEPS:
-        lines.append(f"only {facts.steps} steps: more rows, or a larger --num_train_epochs")
+        lines.append(f"only {facts.steps} steps: more rows, a larger --num_train_epochs, or auto")
     if facts.warmup and facts.warmup >= facts.steps / 2:
         text = f"in {min(facts.warmup, facts.steps)} of {facts.steps} steps the learning rates were still rising"
-        lines.append(f"{text}: a smaller --warmup_steps")
+        lines.append(f"{text}: --warmup_ratio 0.1 in place of --warmup_steps")
     if facts.skipped > facts.steps / 10:
         lines.append(f"{facts.skipped} of {facts.steps} steps were skipped: smaller learning rates, or fp32")
     if facts.gated > facts.read / 2:

@@ -14,7 +14,13 @@ def add_flags(parser: Parser) -> None:
     of_texts |= {"prompt_template", "chat_template", "prompt_version"}
     of_rows = {f.name for f in fields(DataConfig)} - {"train_data", "on_bad_row", "assume_first_positive", "world_seed"}
     of_rows -= {"train_labels", "folds", "fold", "fold_corpus", "eval_fraction", "cluster_column"}
-    parser.add_argument("train_data", metavar="DATA", help="the rows, in any format that training takes")
+    parser.add_argument(
+        "train_data",
+        metavar="DATA",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="the rows, in any format that training takes; without them --corpus alone is checked",
+    )
     parser.add_argument("--json", help="also write everything to this file")
     only = of_texts | of_rows | {"trust_remote_code"}
     add_settings(parser, ("data", "model"), only, own=("eval_data", "corpus", "retriever", "generator"))

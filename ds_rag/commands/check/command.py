@@ -1,21 +1,26 @@
-"""`ds-rag check DATA`: reports bad rows, duplicates, labels, lengths, how many texts would be truncated, and the
-overlap of evaluation and training rows. Opens the tokenizers of models that are named, but no weights."""
+"""`ds-rag check DATA`, or a corpus alone: reports bad rows, duplicates, labels, lengths, how many texts would be
+truncated, and the overlap of evaluation and training rows. Opens the tokenizers of models that are named, but no
+weights."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ds_rag.config import DataConfig, ModelConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
-from ds_rag.data.bad_rows import MAX_LISTED, Faults, Reading, say_notices
+from ds_rag.data.bad_rows import MAX_LISTED, WARNING, Faults, Reading, say_notices
+from ds_rag.data.by_id import ids_of
 from ds_rag.data.data_settings import check_described, columns_of, corpus_source
 from ds_rag.data.dataset import CHUNK, build_table
 from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
 from ds_rag.data.matching import texts_of
+from ds_rag.data.near_repeats import almost_repeated
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.data.statistics import documents, labels, overlap, per_row, repeated_queries, repeated_texts, spread
+from ds_rag.evaluation.power import needed_line
 from ds_rag.models.from_settings import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
 from ds_rag.runtime.console import Console
@@ -24,37 +29,34 @@ from ds_rag.runtime.library_messages import quiet_libraries
 from ds_rag.runtime.output_places import check_json, write_json
 
 UNCUT = 1 << 30
+LOUD = 10  # per cent of the passages that are truncated, from which it is a warning
+ById = Callable[[], Mapping[str, Passage]]  # gives id -> passage
 Measure = Callable[[list[str]], list[int]]  # texts -> their lengths
 POINTS = ("min", "median", "95%", "max")
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command. Returns 1 if there are bad rows, a file without rows, or data that training refuses."""
-    check_json(args.json, ("rows", "lengths", "bad_rows"))
+    check_json(args.json, ("lengths", "bad_rows", "notices"))
     quiet_libraries()
     console = Console()
     given = settings_of(args)
     config = build(given, frozenset(given))
     data = config.data
-    parts: dict[str, dict[str, Any]] = {}
-    source = corpus_source(data) or (data.train_data if contains_corpus(data.train_data, "DATA") else None)
-    rows, parts["rows"] = check_rows(data.train_data, data, "--train_data", source)
-    evaluation: list[Row] = []
-    if data.eval_data:
-        evaluation, parts["eval_data"] = check_rows(data.eval_data, data, "--eval_data", source)
-    corpus: list[Passage] = []
-    if source:
-        corpus, faults = scan_corpus(source, "--corpus", columns=columns_of(data))
-        parts["corpus"] = of_faults(faults, len(corpus)) | {"counts": repeated_texts(corpus)}
+    if "train_data" not in given and (data.corpus is None or data.eval_data is not None):
+        raise UserError("nothing to check", expected="rows (DATA), or --corpus FILE by itself", fix="ds-rag check DATA")
+    read = read_all(data, "train_data" in given)
+    rows, evaluation, corpus, parts = read.rows, read.evaluation, read.corpus, read.parts
     check_described(columns_of(data), rows + evaluation, corpus)
     shared = overlap(rows, evaluation) if evaluation else None
     lengths = measure_all(rows + evaluation, corpus, config, console)
     for name, part in parts.items():
         show_part(name, part, console)
     show_lengths(lengths, console)
-    between, refused, named = examine_together(rows, evaluation, corpus)
+    together = examine_together(rows, evaluation, corpus) if "rows" in parts else Together()
+    between, refused, named = together.notices + too_long(lengths), together.refused, together.documents
     show_documents(named, console)
-    say_notices(between, console)
+    say_notices([*between, *together.needed], console)
     if refused:
         console.say(refused, style="red")
     if shared:
@@ -68,29 +70,94 @@ def main(args: argparse.Namespace) -> int:
     wrong = bool(bad or empty or refused)
     console.say(verdict, style="red" if wrong else "green")
     found = {"documents": named, "lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty}
-    write_json(args.json, {**parts, **found, "notices": between, "refused": refused})
+    found |= {"questions": together.needed, "notices": between, "refused": refused}
+    write_json(args.json, {**parts, **found})
     return 1 if wrong else 0
 
 
-def examine_together(
-    rows: Sequence[Row], evaluation: Sequence[Row], corpus: Sequence[Passage]
-) -> tuple[list[str], str | None, dict[str, dict[str, float]]]:
-    """(notices, error, documents): what training would say about rows and corpus together, None as the error where
-    training accepts them, and the documents of both sets of rows."""
+@dataclass
+class Read:
+    """What was read, and what was found in each file."""
+
+    rows: list[Row] = field(default_factory=list)
+    evaluation: list[Row] = field(default_factory=list)
+    corpus: list[Passage] = field(default_factory=list)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_all(data: DataConfig, with_rows: bool) -> Read:
+    """The corpus, which rows may name by id, and the rows. Parts are in the order rows, eval_data, corpus."""
+    found, of_corpus, by_id = Read(), None, None
+    source = corpus_source(data) or (
+        data.train_data if with_rows and contains_corpus(data.train_data, "DATA") else None
+    )
+    if source:
+        found.corpus, faults = scan_corpus(source, "--corpus", columns=columns_of(data))
+        of_corpus = of_faults(faults, len(found.corpus)) | {"counts": of_passages(found.corpus)}
+        passages = ids_of(found.corpus)
+        by_id = lambda: passages  # noqa: E731
+    if with_rows:
+        found.rows, found.parts["rows"] = check_rows(data.train_data, data, "--train_data", by_id)
+    if data.eval_data:
+        found.evaluation, found.parts["eval_data"] = check_rows(data.eval_data, data, "--eval_data", by_id)
+    if of_corpus is not None:
+        found.parts["corpus"] = of_corpus
+    return found
+
+
+def of_passages(corpus: Sequence[Passage]) -> dict[str, int]:
+    """Counts of a corpus."""
+    return {
+        **repeated_texts(corpus),
+        "almost repeated": almost_repeated([passage.text for passage in corpus]),
+        "with a title": sum(bool(passage.lead) for passage in corpus),
+        "documents": len({passage.document for passage in corpus if passage.document is not None}),
+    }
+
+
+def too_long(lengths: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """A notice for each model that reads passages only in part."""
+    notices = []
+    for unit, found in lengths["passage"].items():
+        if found.get("cut"):
+            part = 100 * found["cut"] / found["texts"]
+            limit = f"--max_passage_length {found['cut_at']}, in {unit}"
+            few = f"{found['cut']} of {found['texts']} passages ({part:.0f} %) are longer than {limit}"
+            notices.append(f"{WARNING * (part >= LOUD)}{few}: their ends are not read")
+    return notices
+
+
+@dataclass
+class Together:
+    """What rows and corpus are together. notices, refused: what training would say of them, None where it accepts them.
+    documents: of both sets of rows. needed: how many questions show a difference of two systems, one line or none."""
+
+    notices: list[str] = field(default_factory=list)
+    refused: str | None = None
+    documents: dict[str, dict[str, float]] = field(default_factory=dict)
+    needed: list[str] = field(default_factory=list)
+
+
+def examine_together(rows: Sequence[Row], evaluation: Sequence[Row], corpus: Sequence[Passage]) -> Together:
     try:
         table = build_table(corpus or passages_of([*rows, *evaluation]), rows, evaluation)
     except UserError as error:
-        return [], str(error), {}
+        return Together(refused=str(error))
     parts = {"rows": table.train} | ({"eval_data": table.evaluation} if evaluation else {})
-    return table.notices, None, {name: documents(map(table.row_document, part)) for name, part in parts.items()}
+    named = {name: documents(map(table.row_document, part)) for name, part in parts.items()}
+    measured = [row for row in table.evaluation or table.train if row.positives or row.judged]
+    what = "evaluation rows with labels" if evaluation else "rows with labels, if all of them were held out"
+    line, few = needed_line([table.cluster_of(row) for row in measured], what)
+    needed = [f"{WARNING * (few and bool(evaluation))}{line}"] if measured else []
+    return Together(table.notices, None, named, needed)
 
 
-def check_rows(path: str, data: DataConfig, flag: str, corpus: str | None) -> tuple[list[Row], dict[str, Any]]:
+def check_rows(path: str, data: DataConfig, flag: str, by_id: ById | None) -> tuple[list[Row], dict[str, Any]]:
     """(good rows of a file, findings about the file). Passages are required if there is a column for them and no
-    corpus; answers are required in training rows that have a column for them."""
+    corpus; answers are required in training rows that have a column for them. by_id: of a corpus, if there is one."""
     need_answers = None if flag == "--train_data" else False
-    reading = Reading(scores=None)
-    rows, faults = scan_rows(path, columns_of(data), flag, False if corpus else None, need_answers, reading)
+    reading = Reading(scores=None, corpus_by_id=by_id)
+    rows, faults = scan_rows(path, columns_of(data), flag, False if by_id else None, need_answers, reading)
     return rows, of_faults(faults, len(rows)) | {
         "counts": labels(rows) | repeated_queries(rows),
         "per_row": per_row(rows),
@@ -207,6 +274,7 @@ def show_lengths(lengths: dict[str, dict[str, dict[str, Any]]], console: Console
         [f"{side}, {unit}", str(found["texts"]), *(cell(found, name) for name in columns)]
         for side, units in lengths.items()
         for unit, found in units.items()
+        if found["texts"]
     ]
     console.table("lengths", ["of", "texts", *(name.replace("_", " ") for name in columns)], lines)
 

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import numpy as np
 
 from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.data.bad_rows import MINE, Reading, say_notices
-from ds_rag.data.data_settings import columns_of, has_corpus, read_given_corpus, reading_of
+from ds_rag.data.by_id import ids_of
+from ds_rag.data.data_settings import GivenCorpus, columns_of, has_corpus, reading_of
 from ds_rag.data.dataset import RagData, build_table
 from ds_rag.data.formats import Passage, Row, passages_of, read_rows
 from ds_rag.data.token_tables import tokenize_side
@@ -32,7 +34,7 @@ from ds_rag.index.back_ends import check_factory
 from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
-from ds_rag.index.store import hash_model, open_vectors, read_index
+from ds_rag.index.store import StoredIndex, hash_model, open_vectors, read_index
 from ds_rag.index.vector_parts import VectorParts, Vectors
 from ds_rag.models.score_folder import open_scores
 from ds_rag.models.shared_prefix.support import share_prefixes
@@ -73,6 +75,7 @@ def main(args: argparse.Namespace) -> int:
     data = saved.config.data
     assert data.eval_data
     reading = reading_of(data)
+    given = Given(saved, reading)
     most = data.max_eval_samples
     rows = read_rows(data.eval_data, columns_of(data), MINE, False, bool(limits.posterior), reading, most)
     labelled = sum(bool(row.positives) for row in rows)
@@ -85,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     if labelled < len(rows):
         how = "are mined by the posterior alone" if limits.posterior else "are not changed: --posterior mines them"
         console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
-    table, vectors_ND, index = encode_corpus(saved, rows, reading, console)
+    table, vectors_ND, index = encode_corpus(given, rows, reading, console)
     posterior = posterior_of(saved, table.texts, teacher_cache(args), console) if limits.posterior else None
     tokens = tokenize_side(saved.retriever, "query", [r.query for r in rows], console, "queries")
     queries = encode(saved.retriever, tokens, "query", saved.config.evaluation.per_device_eval_batch_size, console)
@@ -155,21 +158,36 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError("--out and --json: the same file", found=out, expected="two")
 
 
+class Given:
+    """The corpus to mine from: that of `--corpus`; else a BEIR folder's; else that of the run's index, `stored`; empty
+    where the passages of the rows are the corpus. Read when it is needed, before the rows if they name passages by
+    id."""
+
+    def __init__(self, saved: Saved, reading: Reading):
+        self.saved = saved
+        self.stored: StoredIndex | None = None
+        self.of_settings = GivenCorpus(saved.config.data, MINE, reading)
+        if reading.corpus_by_id is None and saved.run:
+            reading.corpus_by_id = lambda: ids_of(self.passages)
+
+    @cached_property
+    def passages(self) -> list[Passage]:
+        saved = self.saved
+        if has_corpus(saved.config.data, MINE) or not saved.run:
+            return self.of_settings.passages
+        self.stored = read_index(saved.run / "index", hash_model(saved.run / "retriever"), retriever=saved.retriever)
+        check_corpus(self.stored, saved.run / "index")
+        return [Passage(*pair) for pair in zip(self.stored.ids, self.stored.texts, strict=True)]
+
+
 def encode_corpus(
-    saved: Saved, rows: list[Row], reading: Reading, console: Console
+    given: Given, rows: list[Row], reading: Reading, console: Console
 ) -> tuple[RagData, Vectors, CorpusIndex]:
-    """(table of passages, their vectors_ND, index over the corpus). The corpus is that of `--corpus`; else a BEIR
-    folder's; else that of the run's index, which is used unchanged with its memory-mapped vectors; else the rows'
-    passages."""
-    data, settings, stored = saved.config.data, saved.config.evaluation, None
-    if has_corpus(data, MINE):
-        corpus = read_given_corpus(data, MINE, reading)
-    elif saved.run:
-        stored = read_index(saved.run / "index", hash_model(saved.run / "retriever"), retriever=saved.retriever)
-        check_corpus(stored, saved.run / "index")
-        corpus = [Passage(*pair) for pair in zip(stored.ids, stored.texts, strict=True)]
-    else:
-        corpus = passages_of(rows)
+    """(table of passages, their vectors_ND, index over the corpus). The run's index is used unchanged, with its
+    memory-mapped vectors."""
+    saved, settings = given.saved, given.saved.config.evaluation
+    corpus = given.passages or passages_of(rows)
+    stored = given.stored
     if not corpus:
         raise UserError("no passages to mine from", found="rows without any passage", expected="--corpus FILE")
     table = build_table(corpus, rows, [], reading)

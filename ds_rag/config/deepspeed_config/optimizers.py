@@ -147,7 +147,9 @@ def check_schedule(raw: dict[str, Any], explicit: frozenset[str], flag: str) -> 
     if section is None:
         return
     name = section["type"]
-    idle = {"lr_scheduler_type"} if name in WARMUPS else {"lr_scheduler_type", "warmup_steps"}
+    idle = {"lr_scheduler_type"} if name in WARMUPS else {"lr_scheduler_type", "warmup_steps", "warmup_ratio"}
+    if get(raw, "scheduler.params.warmup_num_steps") not in (None, AUTO):
+        idle |= {"warmup_ratio"}
     if clash := sorted(idle & explicit):
         raise UserError(
             f"{flag}: the file has its own scheduler",

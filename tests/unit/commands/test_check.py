@@ -58,7 +58,8 @@ def test_evaluation_rows_and_a_corpus(tmp_path):
         "labelled passages": 1,
         "of labelled passages": 2,
     }
-    assert found["corpus"]["counts"] == {"repeated texts": 1, "repeated but for case and blanks": 2}
+    counts = {"repeated texts": 1, "repeated but for case and blanks": 2, "almost repeated": 0}
+    assert found["corpus"]["counts"] == counts | {"with a title": 0, "documents": 0}
     assert found["lengths"]["passage"]["words"]["texts"] == 5, "the corpus's and the rows', each once"
     assert found["eval_data"]["good"] == 2
     put(tmp_path / "c.jsonl", [{"id": 1, "text": "c"}, {"id": 1, "text": "d"}])
@@ -96,7 +97,8 @@ def test_a_file_without_rows_is_not_good(empty, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "required: DATA"),
+        ([], "nothing to check"),
+        (["--eval_data", "r.jsonl", "--corpus", "r.jsonl"], "nothing to check"),
         (["missing.jsonl"], "does not exist"),
         (["r.jsonl", "--corpsu", "c.jsonl"], "did you mean --corpus?"),
         (["r.jsonl", "--generator", "nowhere"], "not a model folder"),
@@ -124,8 +126,9 @@ def test_what_training_would_say_is_said(tmp_path, capsys):
     assert "note: --corpus" in printed and "note: warning" not in printed
 
 
-def test_rows_that_name_passages_by_id_are_no_good_rows(tmp_path, capsys):
-    rows = put(tmp_path / "r.jsonl", [{"query": "q", "answer": "a", "positive": "7"}])
+def test_rows_of_texts_and_ids_are_no_good_rows(tmp_path, capsys):
+    rows = [{"query": "q", "answer": "a", "positive": text} for text in ("7", "of something")]
+    rows = put(tmp_path / "r.jsonl", rows)
     found = check(tmp_path, rows, "--corpus", put(tmp_path / "c.jsonl", [{"id": 7, "text": "of something"}]), code=1)
     assert found["bad_rows"] == 0 and "rows name their passages by id" in found["refused"]
     printed = capsys.readouterr().out

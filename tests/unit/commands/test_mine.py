@@ -18,9 +18,10 @@ from small import small_generator, small_retriever
 
 from ds_rag.commands.mine import command as mine
 from ds_rag.commands.mine.command import check_arguments, mine_chunks, posterior_of, show
-from ds_rag.config import DEFAULT_TEMPLATE, EvaluationConfig, RunConfig
-from ds_rag.data.bad_rows import Reading
+from ds_rag.config import DEFAULT_TEMPLATE, EvaluationConfig, RunConfig, build
+from ds_rag.data.bad_rows import MINE, Reading
 from ds_rag.data.batch import lay_out_cells
+from ds_rag.data.data_settings import reading_of
 from ds_rag.data.dataset import Example, build_table
 from ds_rag.data.formats import Passage, Row, read_rows
 from ds_rag.data.prompt import Prompt
@@ -205,7 +206,8 @@ def test_an_indexs_vectors_are_mapped_and_not_encoded_again(tmp_path, monkeypatc
     encoded: list[int] = []
     real = mine.encode
     monkeypatch.setattr(mine, "encode", lambda r, t, *x: encoded.append(len(t)) or real(r, t, *x))
-    table, vectors, index = mine.encode_corpus(saved, [row([texts[3]], ["of a row alone"])], Reading(), console)
+    given = mine.Given(saved, Reading())
+    table, vectors, index = mine.encode_corpus(given, [row([texts[3]], ["of a row alone"])], Reading(), console)
     assert isinstance(vectors, mine.VectorParts) and encoded == [1] and len(vectors) == len(table.texts) == 21
     assert isinstance(vectors.arrays[0], np.memmap) and not index.parts[0].index.of.codes.is_owned
     expected = real(retriever, tokenize_side(retriever, "passage", table.texts, console, ""), "passage", 8)
@@ -321,3 +323,25 @@ def test_many_rows_with_few_negatives_are_remarked_on(fewer, said):
     printed = stream.getvalue()
     assert "2.50" in printed and "9 rows in mined.jsonl" in printed
     assert ("fewer negatives than asked for" in printed) == said
+
+
+def test_rows_by_id_and_by_text_without_the_title_keep_their_passage(tmp_path):
+    """The corpus puts a title before the text; the passage is in the table once, and no negative of its own row."""
+    corpus = [{"id": f"p{n}", "title": f"Guide > {n}", "text": f"the tavern number {n} is amber"} for n in range(4)]
+    rows = [{"query": "first", "positive": corpus[0]["text"]}, {"query": "second", "positive": corpus[1]["text"]}]
+    by_id = [{"query": row["query"], "positive_ids": f"p{n}"} for n, row in enumerate(rows)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in corpus))
+    for written in (rows, by_id):
+        (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+        config = build({"eval_data": str(tmp_path / "r.jsonl"), "corpus": str(tmp_path / "c.jsonl")})
+        reading = reading_of(config.data)
+        given = mine.Given(SimpleNamespace(config=config, run=None), reading)
+        read = read_rows(config.data.eval_data, flag=MINE, need_answers=False, reading=reading)
+        table = build_table(given.passages, read, [])
+        assert len(table.texts) == 4 and [row.positives for row in table.train] == [(0,), (1,)]
+        vectors_ND = np.eye(4, dtype=np.float32)
+        miner = Miner(table, vectors_ND, Limits(np.inf), negatives=4)
+        for n, (row, example) in enumerate(zip(read, table.train, strict=True)):
+            mined = miner.mine(row, example, vectors_ND[n], [n, *(m for m in range(4) if m != n)])
+            assert mined is not None and len(mined["negatives"]) == 3
+            assert not any(f"number {n} " in text for text in mined["negatives"])

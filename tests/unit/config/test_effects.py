@@ -33,7 +33,7 @@ ALWAYS = """train_data eval_data corpus query_column answer_column positive_colu
     temperature lexical_prior
     objective pool retriever_chunk
     per_device_train_batch_size gradient_accumulation_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
-    max_bad_steps max_grad_norm max_steps warmup_steps lr_scheduler_type bf16 fp16 seed
+    max_bad_steps max_grad_norm max_steps lr_scheduler_type bf16 fp16 seed
     per_device_eval_batch_size index_factory index_shards top_k
     output_dir deepspeed_retriever resume save_steps collective_timeout report_to detect_collapse
     debug"""
@@ -155,6 +155,7 @@ WORKS = [
     ["--learning_rate", "1", "--retriever_learning_rate", "0.1"],
     ["--save_total_limit", "5", "--save_steps", "0", "--load_best_model_at_end"],
     ["--resume", "auto", "--resume_changed"],
+    ["--num_train_epochs", "auto", "--warmup_ratio", "0.1", "--metric_for_best_model", "f1"],
     ["--folds", "3", "--fold", "2", "--fold_corpus", "all", "--cluster_column", "c", "--eval_data", "none"],
     ["--eval_fraction", "0.2", "--max_eval_samples", "9", "--eval_data", "none"],
 ]
@@ -179,6 +180,7 @@ CONTRADICTS = [
     (["--load_best_model_at_end", "--metric_for_best_model", "f1", "--eval_answers", "false"], "of answers"),
     (["--load_best_model_at_end", "--metric_for_best_model", "f1", *INFONCE], "of answers"),
     (["--lm_warmup_steps", "9", "--generator_learning_rate", "0"], "learning rate is 0"),
+    (["--warmup_steps", "9", "--warmup_ratio", "0.1"], "--warmup_steps 9, --warmup_ratio 0.1: each of them"),
 ]
 
 

@@ -29,10 +29,10 @@ class Files:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
-    def csv(self, name: str, rows: list[dict]) -> Path:
+    def csv(self, name: str, rows: list[dict], mark: str = ",") -> Path:
         """Lists are written as JSON in their cell."""
         with (self.folder / name).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, rows[0], delimiter=mark)
             writer.writeheader()
             for row in rows:
                 writer.writerow({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()})
@@ -61,6 +61,8 @@ class Files:
         """`rows` in the format `kind` of READERS; a new format needs a branch here."""
         if kind == "csv":
             return self.csv("rows.csv", rows)
+        if kind == "tsv":
+            return self.csv("rows.tsv", rows, "\t")
         if kind == "jsonl":
             return self.jsonl("rows.jsonl", rows)
         if kind == "parquet":

@@ -133,7 +133,7 @@ def test_empty_documents_are_left_out_and_count_as_never_found(files: Any) -> No
     ("first", "words"),
     [
         ("query-id\tcorpus-id\tscore", ""),
-        ("q0\t0\td0\t1", "TREC's four columns?"),
+        ("q0\t1\td0\t1", "TREC's four columns?"),
         ("q0 0 d0 1", "TREC's four columns?"),
         ("q0\td0\tx", "a judgment of query 'q0' without a number"),
         ("q0\td0", "expected query-id, corpus-id and a score"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ ROW = '{"query": "who", "answer": "me", "passage": "I am"}\n'
         ("r.jsonl", ROW + '{"query": "who"', [":2: invalid JSON", "cut off", "at character 16"]),
         ("r.jsonl", ROW + "17\n", [":2: JSON int, expected an object"]),
         ("r.jsonl", ROW + "[" * 100_000 + "\n", [":2: invalid JSON"]),
-        ("r.json", f"[{ROW}]", [":1: a JSON array", "jq -c"]),
+        ("r.json", f"[{ROW},\n17]", [":3 (item 2): JSON int, expected an object"]),
+        ("r.json", f"[{ROW},\n{ROW[:20]}", [":3 (item 2): invalid JSON in the object that begins here"]),
+        ("r.json", f"[{ROW},\n{ROW}", [":4: the JSON list does not end", "cut off"]),
         (
             "r.jsonl",
             ROW.encode() + b'{"query": "caf\xe9"}\n',
@@ -41,7 +44,14 @@ ROW = '{"query": "who", "answer": "me", "passage": "I am"}\n'
         ("r.csv", "query,answer,passage\n".encode("utf-32"), [":1: not UTF-8", "UTF-32", "iconv -f UTF-32 -t UTF-8"]),
         ("r.csv", "query,answer,passage\n".encode("utf-16-le"), ["UTF-16LE", "iconv -f UTF-16LE", "> r.utf8.csv"]),
         ("r.csv", "query,answer,passage\n".encode("utf-16-be"), ["UTF-16BE", "iconv -f UTF-16BE"]),
-        ("r.json", '{\n  "query": "q"\n}\n', [":1: a JSON object over several lines", "jq -c . ", "> r.lines.jsonl"]),
+        ("r.jsonl", '{\n  "query": "q"\n}\n', [":1: a JSON object over several lines", "jq -c . ", "> r.lines.jsonl"]),
+        ("r.tsv", "query,answer,passage\nw,m,i\n", [":1: not separated by tabs", "sep=,"]),
+        ("r.tsv", "query\tanswer\tpassage\nw\tm\n", [":2: 2 cells, expected 3"]),
+        ("r.csv.gz", b"query,answer,passage\n", ["cannot be read", "gzip"]),
+        ("r.jsonl.gz", gzip.compress(ROW.encode() * 99)[:-12], ["cannot be read"]),
+        ("r.csv.gz", gzip.compress("query,answer\nw,m\n".encode("utf-16")), ["UTF-16", "gunzip -c ", "> r.utf8.csv"]),
+        ("r.jsonl.gz", gzip.compress(ROW.encode() + b"\xff"), [":2: byte 0xff", f"byte offset {len(ROW)}"]),
+        ("r.md", b"# Title", ["unknown kind of file", "ds-rag chunk"]),
         ("r.jsonl", f"[{ROW}]", [":1: a JSON array", "> r.lines.jsonl"]),  # not > r.jsonl, which it would empty
         ("r.csv", b"query,answer,passage\nw,m,i\nw,\xfc,i\n", [":3: byte 0xfc", "byte offset 29"]),
         ("r.csv", 'query,answer,passage\nw,m,i\n"w"x,m,i\n', [":3: ", "quotes"]),

@@ -50,3 +50,20 @@ def test_so_does_one_that_is_found_when_the_engine_is_made(tmp_path, flag):
     models = parts.retriever, parts.generator
     with pytest.raises(UserError, match=f'^--{flag}: "auto" has no value'):
         make_engines(config, plans, models, learns, 1, tmp_path, parts.device)
+
+
+def test_a_scheduler_of_deepspeed_has_the_runs_steps_of_warm_up(tmp_path):
+    """As a number, or as a fraction of all steps; a number of the file's own beside a fraction is an error."""
+
+    def warmup(params: dict[str, Any], **given: Any) -> int:
+        config = build({"deepspeed": write(tmp_path, scheduler={"type": "WarmupLR", "params": params})} | given)
+        resolved, known = plan_engines(config)["retriever"].resolved(104, config.optim.warmup(104), 16)
+        assert resolved["scheduler"]["params"]["warmup_num_steps"] == known.warmup_steps or not known.warmup_steps
+        return resolved["scheduler"]["params"]["warmup_num_steps"]
+
+    assert warmup({"warmup_num_steps": "auto"}, warmup_ratio=0.1) == warmup({}, warmup_ratio=0.1) == 11
+    assert warmup({}, warmup_steps=20) == 20 and warmup({}) == 1
+    assert warmup({"warmup_num_steps": 7}) == 7
+    clash = {"warmup_ratio": 0.1, "deepspeed": str(tmp_path / "given.json")}
+    with pytest.raises(UserError, match="the file has its own scheduler"):
+        plan_engines(build(clash, frozenset(clash)))
