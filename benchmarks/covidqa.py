@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from folded_runs import ROOT, Line, Piece, complete_pieces, make_pieces, measure, show_table, systems_of
+from folded_runs import ROOT, Line, Piece, complete_pieces, kept_vectors, make_pieces, measure, show_table, systems_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "covidqa"
 RECIPE = "ds_configs/recipes/real_encoder.yaml"
@@ -41,6 +41,7 @@ def words_of(args: argparse.Namespace, method: str, fold: int, seed: int, place:
     """The command of a piece. place: the run's folder, or the JSON file of the evaluation."""
     rows, corpus = str(args.data / "rows.jsonl"), ["--corpus", str(args.data / "corpus.jsonl")]
     folds = [*corpus, "--folds", str(FOLDS), "--fold", str(fold), "--retriever", args.retriever]
+    folds += kept_vectors(args.vectors)
     if method == "reranked":
         flags = ["--generator", args.generator, "--rerank", str(READ), "--eval_answers", "false", "--json", str(place)]
         flags += ["--teacher_cache", str(args.teacher_cache)]
@@ -79,6 +80,7 @@ def names_of(args: argparse.Namespace) -> dict[object, str]:
         args.generator: "LM",
         args.runs: "runs",
         args.teacher_cache: "scores",
+        args.vectors: "vectors",
     }
 
 
@@ -100,6 +102,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "covidqa", help="where trainings are kept")
     parser.add_argument("--teacher_cache", type=Path, default=ROOT / "runs" / "scores", help="the generator's scores")
+    parser.add_argument("--vectors", type=Path, help="folder that keeps the vectors of the corpus (--vector_cache)")
     parser.add_argument("--method", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--fold", nargs="*", type=int, default=list(range(FOLDS)))
     parser.add_argument("--seed", nargs="*", type=int, default=[0], help="of trainings; the others have seed 0 alone")
@@ -117,6 +120,7 @@ def main() -> int:
         return 0
     args.results.mkdir(parents=True, exist_ok=True)
     args.data, args.runs, args.teacher_cache = (p.resolve() for p in (args.data, args.runs, args.teacher_cache))
+    args.vectors = args.vectors and args.vectors.resolve()
     methods = [name for name in args.method if args.generator or name != "reranked"]
     pieces = [Piece(m, f, s) for m in methods for s in ([0] if m == "reranked" else args.seed) for f in args.fold]
     make_pieces(pieces, lambda method: args.results, lambda p, scratch: piece(args, *p, scratch), LINES)

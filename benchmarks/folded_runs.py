@@ -103,6 +103,12 @@ def gated(tables: Mapping[str, Path]) -> int | None:
     return json.loads(results.read_text()).get("gated_queries") if results.exists() else None
 
 
+def kept_vectors(folder: Path | None) -> list[str]:
+    """The flag of `--vectors DIR`: the corpus is encoded once for all pieces that begin with one encoder, which takes
+    the time of it off their minutes."""
+    return ["--vector_cache", str(folder)] if folder is not None else []
+
+
 def as_text(words: Sequence[str], names: Mapping[object, str]) -> str:
     """A command as one line, with names in place of this machine's paths."""
     line = " ".join(["ds-rag", *words])

@@ -28,7 +28,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import teachers
 from covidqa import RESULTS as COVIDQA
-from folded_runs import ROOT, Line, Piece, complete_pieces, make_pieces, measure, run, show_table, systems_of
+from folded_runs import (
+    ROOT,
+    Line,
+    Piece,
+    complete_pieces,
+    kept_vectors,
+    make_pieces,
+    measure,
+    run,
+    show_table,
+    systems_of,
+)
 
 from ds_rag.config.flags import read_recipe
 from ds_rag.evaluation.comparison import Comparison
@@ -116,7 +127,7 @@ def words_of(args: argparse.Namespace, method: str, fold: int, seed: int) -> lis
     if how.recipe == "label_free" and how.teacher is None:
         words += ["--generator", args.generator, "--teacher_cache", str(args.teacher_cache)]
     words += ["--num_train_epochs", "1", "--warmup_steps", "20"]  # the recipes', when these were measured
-    return [*words, "--eval_fraction", "0", "--eval_answers", "false", *how.flags]
+    return [*words, *kept_vectors(args.vectors), "--eval_fraction", "0", "--eval_answers", "false", *how.flags]
 
 
 def place_of(args: argparse.Namespace, method: str, fold: int, seed: int) -> Path:
@@ -155,7 +166,8 @@ def rows_of_teacher(args: argparse.Namespace, teacher: str, fold: int) -> Path:
         words = ["score", "--config", str(RECIPES / "label_free.yaml"), "--corpus", str(args.data / "corpus.jsonl")]
         words += ["--train_data", str(args.data / "rows.jsonl"), "--folds", str(FOLDS), "--fold", str(fold)]
         words += ["--retriever", args.retriever, "--generator", args.generator, "--eval_fraction", "0"]
-        run([*words, "--teacher_cache", str(args.teacher_cache), "--out", str(scored)], folder / "log")
+        kept = ["--teacher_cache", str(args.teacher_cache), *kept_vectors(args.vectors)]
+        run([*words, *kept, "--out", str(scored)], folder / "log")
     if not out.exists():
         corpus = (args.data / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
         texts = [json.loads(line)["text"] for line in corpus]
@@ -181,7 +193,7 @@ def piece(args: argparse.Namespace, method: str, fold: int, seed: int, scratch: 
 def names_of(args: argparse.Namespace) -> dict[object, str]:
     """What stands for this machine's paths in a command that is kept."""
     named = {args.data: "covidqa", args.retriever: "ENCODER", args.generator: "LM", args.runs: "runs"}
-    return {**named, args.teacher_cache: "scores", f"{ROOT}/": ""}
+    return {**named, args.teacher_cache: "scores", args.vectors: "vectors", f"{ROOT}/": ""}
 
 
 def share_of_gain(of: System, base: System, whole: System, metric: str = "recall@1") -> tuple[float, float, float]:
@@ -252,6 +264,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--teacher_cache", type=Path, default=ROOT / "runs" / "scores", help="where its scores are kept"
     )
+    parser.add_argument("--vectors", type=Path, help="folder that keeps the vectors of the corpus (--vector_cache)")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "label_free", help="where trainings are kept")
     parser.add_argument("--method", nargs="*", choices=list(METHODS), default=list(METHODS))
@@ -274,8 +287,9 @@ def main() -> int:
         if args.json:
             args.json.write_text(json.dumps(found["judged"] | {"all": found["all"]}, indent=1) + "\n")
         return 0
-    for name in ("data", "runs", "teacher_cache"):
-        setattr(args, name, getattr(args, name).resolve())
+    for name in ("data", "runs", "teacher_cache", "vectors"):
+        if getattr(args, name) is not None:
+            setattr(args, name, getattr(args, name).resolve())
     args.results.mkdir(parents=True, exist_ok=True)
     pieces = [Piece(m, f, s) for m in args.method for s in args.seed for f in args.fold]
     make_pieces(pieces, lambda m: results_of(m, args.results), lambda p, scratch: piece(args, *p, scratch), LINES)

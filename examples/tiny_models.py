@@ -57,3 +57,10 @@ def new_pair(rows: Sequence[Mapping[str, str]] = ROWS, seed: int = 0) -> tuple[d
     lm = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **ids))
     settings = ds_rag.RetrieverSettings(max_query_length=32, max_passage_length=32, temperature=0.1)
     return ds_rag.Retriever(encoder, tokenizers[0], settings), ds_rag.Generator(lm, tokenizers[1])
+
+
+def open_run(run: Path | None) -> ds_rag.Index:
+    """The index of a finished run, with its retriever; without a run, one of the facts by a small new model."""
+    if run is None:
+        return ds_rag.Index.build(new_pair()[0], CORPUS)
+    return ds_rag.Index.open(run / "index", ds_rag.load_retriever(run / "retriever"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a mistyped path in a test asks no hub; hub_stand_in.py serves its own
 
 
 @pytest.fixture(scope="session")

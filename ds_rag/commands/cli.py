@@ -18,7 +18,7 @@ from ds_rag.runtime.launcher_env import adopt_srun, check_launch
 from ds_rag.runtime.safe_loading import forbid_pickles
 from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standard_streams, read_utf8
 
-# Name of a command and of its module -> the summary that --help shows.
+# Name of a command and of its module ('-' is '_' there) -> the summary that --help shows.
 COMMANDS = {
     "build": "from a folder of documents to a trained and measured system, in one folder",
     "train": "train retriever and generator together",
@@ -27,10 +27,13 @@ COMMANDS = {
     "compare": "is the difference between runs or systems more than chance? Question by question, by document",
     "index": "encode a corpus with a run's retriever and build its FAISS index",
     "merge": "add a run's adapters to the weights of their bases: models without adapters",
+    "push": "upload a finished run's models to the Hugging Face hub, to a private repository unless --public",
     "verify": "is a run, a checkpoint or an index complete? Every file is compared with its hash",
     "ask": "answer a question with a run's models and index",
     "serve": "answer over HTTP, in the form of chat completions, with a page to try it",
     "audit": "before training: can this generator teach this retriever on these rows? Figures, a verdict, settings",
+    "chunk": "passages of a folder of documents, as long as a retriever reads; a second call does what changed",
+    "qa-gen": "write questions and answers about passages with a language model, and keep those that pass filters",
     "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
     "split": "hold out whole documents of the rows, and leave out rows that lost their passage",
     "mine": "write rows with hard negatives, found by a retriever",
@@ -88,7 +91,7 @@ def parser_of(name: str) -> Parser:
 
 
 def module_of(name: str) -> ModuleType:
-    return import_module(f"ds_rag.commands.{name}")
+    return import_module(f"ds_rag.commands.{name.replace('-', '_')}")
 
 
 if __name__ == "__main__":

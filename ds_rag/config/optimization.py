@@ -43,7 +43,7 @@ class OptimConfig:
     num_train_epochs: float | str = option(
         LENGTH,
         1.0,
-        "passes over the rows, unless max_steps is set; auto: as many as give 50 steps, at most 10",
+        "passes over the rows; auto: those that give 50 steps, at most 10",
         bounds=above(0, 1e6, AUTO),
     )
     max_steps: int = option(LENGTH, -1, "optimizer steps; -1: from num_train_epochs", bounds=integer(1, MANY, -1))

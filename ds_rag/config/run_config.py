@@ -25,6 +25,7 @@ class RunConfig:
     run: RunSection = field(default_factory=RunSection)
     explicit: frozenset[str] = frozenset()  # settings given in a recipe or by a flag
     flags: frozenset[str] = frozenset()  # those of them given by a flag
+    named: dict[str, str] = field(default_factory=dict)  # names on the hub as they were given, see settle_names.py
 
     def flat(self) -> dict[str, Any]:
         """Setting -> value over all sections, like a recipe. Credentials in addresses are masked."""

@@ -20,7 +20,9 @@ class DataConfig:
     """Where rows come from, and how many tokens of each text are read."""
 
     train_data: str = option(
-        FREE, BUILTIN, "training rows: CSV, JSONL, Parquet, datasets folder or BEIR folder; 'builtin': the almanac"
+        FREE,
+        BUILTIN,
+        "training rows: CSV, JSONL, Parquet, BEIR or datasets folder, or org/name on the hub; 'builtin': the almanac",
     )
     eval_data: str | None = option(FREE, None, "evaluation rows with labelled passages, in the same formats")
     corpus: str | None = option(FREE, None, "the passages to retrieve from; default: the distinct passages of the rows")
@@ -81,10 +83,12 @@ class ModelConfig:
     retriever: str = option(
         FIXED,
         "config:ds_configs/models/tiny_encoder.json",
-        "encoder folder (Hugging Face or sentence-transformers), or config:FILE for a new model",
+        "encoder: a folder, org/name[@revision] on the hub, or config:FILE for a new one",
     )
     generator: str = option(
-        FIXED, "config:ds_configs/models/tiny_causal_lm.json", "causal LM folder, or config:FILE for a new one"
+        FIXED,
+        "config:ds_configs/models/tiny_causal_lm.json",
+        "causal LM: a folder, org/name[@revision] on the hub, or config:FILE for a new one",
     )
     encoders: str = option(FIXED, "shared", "one encoder for queries and passages, or two", ("shared", "two"))
     train_side: str = option(
@@ -159,6 +163,9 @@ class EvaluationConfig:
         FREE, 64, "texts encoded, or answers generated, per rank and batch", bounds=integer(1, ITEMS)
     )
     index_factory: str = option(INDEX, "Flat", "a faiss.index_factory string, or flat, hnsw, ivf, ivfpq; inner product")
+    vector_cache: str | None = option(
+        FREE, None, "folder that keeps the vectors of passages, so that no passage is encoded twice by the same weights"
+    )
     index_shards: str = option(
         FREE, "merge", "merge: one index on rank 0; keep: every rank searches its own shard", ("merge", "keep")
     )

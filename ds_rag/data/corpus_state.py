@@ -13,6 +13,7 @@ from typing import Any
 
 from ds_rag.data.format import with_split
 from ds_rag.data.formats import READERS, detect
+from ds_rag.data.hub_data import path_of
 from ds_rag.runtime.atomic_folders import measure
 from ds_rag.runtime.errors import UserError
 
@@ -44,7 +45,7 @@ class Source:
 def source_of(path: str | Path, flag: str = "--corpus") -> Source:
     """To be called before the files are read, so that changes during reading are noticed. `times` is empty where a file
     is not accessible; reading it will raise the error. Raises UserError as `detect` does."""
-    folder, split = with_split(Path(path).expanduser())
+    folder, split = with_split(path_of(path, flag))
     path = Path(os.path.realpath(folder))
     named = Path(f"{path}:{split}") if split else path
     kind = detect(named, flag)

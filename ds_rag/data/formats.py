@@ -14,7 +14,9 @@ from ds_rag.data.bad_rows import LOG, Faults, Reading
 from ds_rag.data.beir import BEIR
 from ds_rag.data.by_id import BY_ID, columns_by_id, with_passages
 from ds_rag.data.columns import BY_NAME, Columns, match_row_columns
+from ds_rag.data.documents.suffixes import documents_hint
 from ds_rag.data.format import with_split
+from ds_rag.data.hub_data import path_of
 from ds_rag.data.layouts import flat_rows
 from ds_rag.data.ms_marco import MS_MARCO
 from ds_rag.data.records import Passage, Record, Row, corpus_passages, field_names
@@ -32,8 +34,6 @@ FILES = {"csv": CSV, "tsv": TSV, "jsonl": JSONL, "parquet": PARQUET}  # each may
 # Every format, by the name that a manifest has for it. The first that recognises a path reads it.
 READERS = FILES | {"datasets": SAVED_DATASET, "beir": BEIR, "msmarco": MS_MARCO, "shards": shards_of(FILES.values())}
 KINDS = ", ".join(kind.what for kind in READERS.values())
-DOCUMENTS = (".md", ".markdown", ".txt", ".rst", ".html", ".htm", ".pdf", ".docx", ".pptx")  # what is no table of rows
-CHUNK = "ds-rag chunk {} --out passages.jsonl makes passages of documents"
 LOOK = 1000  # records read beyond a limit to find the columns
 
 
@@ -174,33 +174,28 @@ def detect(path: Path, flag: str) -> str:
             if split and not kind.has_splits:
                 raise UserError(f"{flag}: {path}: no split '{split}'", found=kind.what, expected=f"{path} alone")
             return name
+    hint = documents_hint(path)
     if not path.is_dir():
-        raise UserError(
-            f"{flag}: unknown kind of file {path}",
-            found=f"suffix '{path.suffix}'",
-            expected=KINDS,
-            fix=CHUNK.format(path) if path.suffix.lower() in DOCUMENTS else None,
-        )
+        found = f"suffix '{path.suffix}'"
+        raise UserError(f"{flag}: unknown kind of file {path}", found=found, expected=KINDS, fix=hint)
     inside = sorted(path.iterdir())
     files = [entry for entry in inside if format_of(entry, FILES.values())]
     likely = files or [entry for entry in inside if READERS["shards"].recognises(entry)]
-    texts = [entry for entry in inside if entry.suffix.lower() in DOCUMENTS]
-    chunk = CHUNK.format(path) if texts and not likely else None
     raise UserError(
         f"{flag}: {path} is neither a datasets folder nor a BEIR folder, nor one of numbered shards of one kind",
         found=", ".join(entry.name for entry in inside[:8]) or "an empty folder",
         expected=KINDS,
-        fix=f"did you mean {likely[0]}?" if len(likely) == 1 else chunk,
+        fix=f"did you mean {likely[0]}?" if len(likely) == 1 else hint,
     )
 
 
 def contains_corpus(path: str | Path, flag: str) -> bool:
     """Do these rows bring their own corpus, as a BEIR folder does? Raises UserError as `detect` does."""
-    return bool(READERS[detect(Path(path).expanduser(), flag)].corpus_files)
+    return bool(READERS[detect(path_of(path, flag), flag)].corpus_files)
 
 
 def _open(path: str | Path, flag: str, reading: Reading | None, most: int | None) -> tuple[str, Faults]:
-    path = Path(path).expanduser()
+    path = path_of(path, flag)
     folder, split = with_split(path)
     return detect(path, flag), Faults(flag, str(folder), reading or Reading(), most, split)
 

@@ -12,6 +12,7 @@ from ds_rag.data.columns import BY_NAME, CORPUS_NAMES, Columns, match_corpus_col
 from ds_rag.data.origin import NOWHERE, Origin, as_name, origin_in
 from ds_rag.data.written_lists import unfold
 
+HASH = "hash"  # column of what `ds-rag chunk` writes, for the next call
 INVISIBLE = ("Zs", "Zl", "Zp", "Cf")  # blanks and format characters: a text of these alone is empty to a tokenizer too
 
 
@@ -84,7 +85,7 @@ def corpus_passages(records: list[Record], faults: Faults, columns: Columns = BY
     found = field_names(records)
     with faults.first():
         names = match_corpus_columns(found, faults.source, columns)
-    faults.note_unused(name for name in found if name not in names.values())
+    faults.note_unused(name for name in found if name not in names.values() and name != HASH)
     seen: dict[str, tuple[Passage, str]] = {}
     merged = 0
     for count, record in enumerate(records, start=1):

@@ -22,6 +22,7 @@ from ds_rag.evaluation.retrieval import search_words
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.lexical import LexicalIndex, best_of
+from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.score_folder import open_scores
@@ -36,13 +37,15 @@ WORDS, OVERLAP, ASKED, BOTH = "question's words", "answer's words", "reader ques
 @dataclass(frozen=True)
 class AuditOptions:
     """K: candidates of a row. source: "index" or "bm25". labelled: whether labels are used. batch: texts that are
-    embedded at once. index_factory: the type of index that finds the candidates."""
+    embedded at once. index_factory: the type of index that finds the candidates. vectors: the folder of
+    `--vector_cache`."""
 
     K: int
     source: str
     labelled: bool
     batch: int
     index_factory: str
+    vectors: str | None = None
 
 
 def sample_rows(documents: Sequence[Hashable], count: int, seed: int) -> list[int]:
@@ -74,7 +77,9 @@ def find(
     every = range(data.corpus_size) if wanted.source == "index" else []
     if wanted.source == "index":
         tokens = tokenize_side(retriever, "passage", data.texts[: data.corpus_size], console, "passages")
-        corpus_ND = encode(retriever, tokens, "passage", *settings)
+        store = open_vector_store(wanted.vectors, retriever, console.say)
+        corpus_ND = encode(retriever, tokens, "passage", *settings, store)
+        say_account(store, console)
         part = build_part(corpus_ND, wanted.index_factory)
         found_QK = CorpusIndex([part] if part else [], data.corpus_size).search_here(query_QD, K)[1]
         if words is not None:

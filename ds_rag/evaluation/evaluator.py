@@ -30,6 +30,7 @@ from ds_rag.evaluation.signature import facts_of_data, facts_of_settings, precis
 from ds_rag.index import lexical
 from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex
+from ds_rag.index.vector_store import VectorStore
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.console import Console
@@ -48,7 +49,7 @@ class Sample:
     gold: list[str]
     answer: str
     passage: str  # the best one; empty if an approximate index found none
-    retrieved_gold: bool
+    retrieved_gold: bool | None  # None: no passage is labelled
 
 
 @dataclass
@@ -104,9 +105,10 @@ class Evaluator:
         wanted = settings.eval_answers and generator is not None
         self.with_answers = wanted and any(row.answers for row in data.evaluation)
 
-    def run(self, console: Console | None = None) -> Evaluation:
+    def run(self, console: Console | None = None, store: VectorStore | None = None) -> Evaluation:
         """Encodes the corpus into a temporary folder, builds an index and evaluates on it; all ranks call it together.
-        If there is an index of the same vectors already, use `measure`. console: shows the progress."""
+        If there is an index of the same vectors already, use `measure`. console: shows the progress. store: of vectors
+        that need not be encoded."""
         if self.retriever is None:
             found = self.found_by_words(console) if self.data.evaluation else None
             return self.judge(*found, lexical.TEMPERATURE) if found else Evaluation()
@@ -114,7 +116,7 @@ class Evaluator:
         with scratch() as folder:
             # Without a variable for the index, so that its files are closed: NFS keeps a folder while a file is open.
             return self.measure(
-                index_corpus(self.retriever, corpus, self.settings, folder, "", console=console).index, console=console
+                index_corpus(self.retriever, corpus, self.settings, folder, "", store, console).index, console=console
             )
 
     def measure(
@@ -233,7 +235,8 @@ class Evaluator:
     def _sample(self, asked: Question, answer: str) -> Sample:
         example, best = self.data.evaluation[asked.row], next(iter(asked.passages), None)
         passage = self.corpus[best] if best is not None else ""
-        return Sample(example.query, list(example.answers), answer, passage, best in example.positives)
+        labelled = best in example.positives if example.positives else None
+        return Sample(example.query, list(example.answers), answer, passage, labelled)
 
     @property
     def reader(self) -> AnswerReader:

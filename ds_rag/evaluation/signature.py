@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ds_rag
-from ds_rag.config import DataConfig, EvaluationConfig
+from ds_rag.config import DataConfig, EvaluationConfig, RunConfig
+from ds_rag.config.names import NAMED, pinned_name
 
 if TYPE_CHECKING:  # a signature is also read where there is no torch
     from torch import nn
@@ -83,6 +84,13 @@ def facts_of_split(data: DataConfig) -> dict[str, Any]:
     if data.eval_fraction and data.eval_data is None:
         return {"further": [f"{data.eval_fraction:g} of the rows held out"]}
     return {}
+
+
+def facts_of_names(config: RunConfig) -> dict[str, Any]:
+    """The names on the hub, with their commits, that rows, passages and the models before training came from."""
+    values = config.flat()
+    named = {key: values[key] for key, data in NAMED.items() if pinned_name(values[key], data)}
+    return {"sources": named} if named else {}
 
 
 def sign(facts: Mapping[str, Any], model_hashes: Mapping[str, str], seed: int | None) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import embed_rows, token_budget
 from ds_rag.index.partial_update import choose_rows, drift, estimate, fit_map, move, sample_rows
 from ds_rag.index.shards import Origin, ShardWriter, chunk_rows, merge_shards, open_shard, shard_of, shard_path, slices
+from ds_rag.index.vector_store import VectorStore, known_and_new, passage_keys
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
@@ -37,17 +38,24 @@ Watch = Callable[[int], None]  # called with the number of passages of every bat
 @dataclass
 class Encoder:
     """A retriever with the hash of its weights and their step. watch: called after every batch; alone: see
-    `embed_rows`."""
+    `embed_rows`; store: of vectors that need not be encoded."""
 
     retriever: Retriever
     model: str
     step: int
     watch: Watch = lambda count: None
     alone: bool = False
+    store: VectorStore | None = None
 
-    def embed(self, corpus: Corpus, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    def embed(self, corpus: Corpus, numbers: np.ndarray) -> Generator[np.ndarray]:
         """Vectors (b, D) of these passages, batch by batch."""
-        return embed_rows(self.retriever, corpus.tokens, numbers, "passage", corpus.budget, self.alone)
+
+        def embed(rows: np.ndarray) -> Generator[np.ndarray]:
+            return embed_rows(self.retriever, corpus.tokens, numbers[rows], "passage", corpus.budget, self.alone)
+
+        if self.store is None:
+            return embed(np.arange(len(numbers)))
+        return known_and_new(self.store, passage_keys(corpus.tokens, numbers), embed)
 
 
 @dataclass
@@ -103,9 +111,10 @@ def encode_shard(encoder: Encoder, corpus: Corpus, folder: Path) -> EncodedShard
     with ShardWriter(path, len(numbers), corpus.origin(encoder.model)) as writer:
         encoder.watch(writer.done)
         rest = numbers[writer.done :]  # chunks end where batches end, so the batches are those of an uninterrupted call
-        for rows_bD in encoder.embed(corpus, rest):
-            writer.append(rows_bD)
-            encoder.watch(len(rows_bD))
+        with closing(encoder.embed(corpus, rest)) as batches:  # so that a store has what was made when this is stopped
+            for rows_bD in batches:
+                writer.append(rows_bD)
+                encoder.watch(len(rows_bD))
     return EncodedShard(numbers, open_shard(path), np.full(len(numbers), encoder.step))
 
 
@@ -204,13 +213,13 @@ def index_corpus(
     settings: EvaluationConfig,
     folder: Path,
     model: str,
-    step: int = 0,
+    store: VectorStore | None = None,
     console: Console | None = None,
 ) -> Built:
     """Encodes the corpus and builds its index, all ranks together. Passages that an earlier, interrupted call encoded
-    with the same model are not encoded again."""
+    with the same model are not encoded again, nor are those of `store`."""
     with (console or Console(speaks=False)).progress(len(corpus.numbers_n), "encoding passages", unit="passage") as m:
-        shard = encode_shard(Encoder(retriever, model, step, m.advance), corpus, folder)
+        shard = encode_shard(Encoder(retriever, model, 0, m.advance, store=store), corpus, folder)
     return build_together(corpus, shard, folder, settings)
 
 

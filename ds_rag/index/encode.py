@@ -3,7 +3,7 @@ ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from ds_rag.data.batch import pad_right
 from ds_rag.data.dataset import TokenTable
 from ds_rag.index.shards import shard_of
+from ds_rag.index.vector_store import VectorStore, known_and_new, passage_keys
 from ds_rag.models.adapters import has_adapters
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime import collectives, fault_injection, stop_signals
@@ -23,17 +24,28 @@ PAUSE = 16  # forwards between two places where the ranks can agree to stop
 
 
 def encode(
-    retriever: Retriever, tokens: TokenTable, side: str, batch: int, console: Console | None = None
+    retriever: Retriever,
+    tokens: TokenTable,
+    side: str,
+    batch: int,
+    console: Console | None = None,
+    store: VectorStore | None = None,
 ) -> np.ndarray:
     """(N, D) float32 vectors of all texts, in their order, on every rank. Meant for queries, which are few.
 
     `side`: 'query' or 'passage'. Each rank encodes every world-th text of the length-sorted order, so that all have
-    equal work.
+    equal work. store: of passages; those that it knows are not encoded.
     """
     numbers = shard_of(tokens.lengths, collectives.rank(), collectives.world())
-    parts = []
+    budget, parts = token_budget(retriever, tokens, batch), []
+
+    def embed(rows: np.ndarray) -> Iterator[np.ndarray]:
+        return embed_rows(retriever, tokens, numbers[rows], side, budget)
+
+    every = np.arange(len(numbers))
+    batches = embed(every) if store is None else known_and_new(store, passage_keys(tokens, numbers), embed)
     with (console or Console(speaks=False)).progress(len(numbers), f"encoding {side}s", unit=side) as meter:
-        for vectors in embed_rows(retriever, tokens, numbers, side, token_budget(retriever, tokens, batch)):
+        for vectors in batches:
             parts.append(vectors)
             meter.advance(len(vectors))
     mine = np.concatenate(parts) if parts else np.zeros((0, retriever.hidden_size), np.float32)
@@ -68,7 +80,7 @@ def embed_rows(
     side: str,
     budget: int,
     alone: bool = False,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Vectors (b, D) float32 of the texts of these numbers, batch by batch, in their order (longest first).
 
     All ranks run equally many forwards, those that are done early on one token: a sharded module (ZeRO stage 3)

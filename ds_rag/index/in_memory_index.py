@@ -63,6 +63,11 @@ class Index:
         """The passages' ids."""
         return self.stored.ids
 
+    @property
+    def documents(self) -> list[str | None]:
+        """The document of each passage, None where it is not known."""
+        return [origin.document for origin in self.stored.origins] or [None] * len(self.texts)
+
     def __len__(self) -> int:
         return len(self.texts)
 

@@ -152,9 +152,8 @@ def read_passages(folder: Path) -> list[tuple[str, str]]:
     if not (folder / "ids.json").is_file() or not (folder / "texts.jsonl").is_file():
         raise UserError(f"{folder}: holds no passages", expected="ids.json and texts.jsonl", fix="pass --corpus FILE")
     # Checks only these files: an index with a damaged back end's file can be made again from them.
-    if wrong := [
-        d for d in atomic_folders.damages(folder) if d.file in ("ids.json", "texts.jsonl", atomic_folders.MANIFEST)
-    ]:
+    read = ("ids.json", "texts.jsonl", ORIGINS, atomic_folders.MANIFEST)
+    if wrong := [d for d in atomic_folders.damages(folder) if d.file in read]:
         raise atomic_folders.refuse(folder, wrong, "pass --corpus FILE")
     ids, texts = read_ids_and_texts(folder)
     return list(zip(ids, texts, strict=True))

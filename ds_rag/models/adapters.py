@@ -10,9 +10,11 @@ from torch import nn
 
 from ds_rag.config import ModelConfig
 from ds_rag.models.folder_safety import COPY_AGAIN
+from ds_rag.models.hub_models import base_name, cached_model
 from ds_rag.models.weights import named, stored_name
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
+from ds_rag.runtime.hub import name_of_snapshot
 
 ADAPTER_FILE = "adapter_config.json"
 # What peft adds to the name of a weight, in a model and in a file: pattern -> replacement.
@@ -26,7 +28,7 @@ def wanted_by(choice: str, name: str) -> bool:
 
 def add_adapters(model: Any, config: ModelConfig, base: Path) -> None:
     """Adds adapters to the linear layers, except the head, in place, and freezes all other parameters. base: the folder
-    of the weights; a saved adapter names it."""
+    of the weights; a saved adapter names it, or, where it is in the hub's cache, its name and revision."""
     from peft import LoraConfig
 
     target: Any = [t.strip() for t in config.lora_target_modules.split(",")]
@@ -45,7 +47,8 @@ def add_adapters(model: Any, config: ModelConfig, base: Path) -> None:
             found=str(error).splitlines()[0],
             expected="all-linear, or names of the model's linear layers, separated by commas",
         ) from None
-    settings.base_model_name_or_path = str(base.resolve())
+    on_hub = name_of_snapshot(base)
+    settings.base_model_name_or_path, settings.revision = on_hub or (str(base.resolve()), None)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
@@ -55,20 +58,24 @@ def has_adapters(module: nn.Module) -> bool:
 
 
 def base_folder(folder: Path, flag: str) -> Path:
-    """The folder with the full weights: `folder` itself, or the base model that its adapter names."""
+    """The folder with the full weights: `folder` itself, or the base model that its adapter names: a folder, or a name
+    on the hub that its cache has. Nothing is fetched for a name that the user has not given."""
     if not (folder / ADAPTER_FILE).is_file():
         return folder
     file = folder / ADAPTER_FILE
     named = json_files.read_json(file, dict, COPY_AGAIN).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise UserError(f"{file}: names no base", found=repr(named), expected="base_model_name_or_path", fix=COPY_AGAIN)
-    base = Path(named)
+    base, fix = Path(named), "put it back, or correct the path"
+    if name := base_name(folder):
+        cached, fix = cached_model(name, flag), f"hf download {name.repo} --revision {name.revision or 'main'}"
+        base = cached[1] if cached else base
     if not (base / "config.json").is_file():
         raise UserError(
             f"{flag} {folder}: an adapter whose base is not there",
-            found=f"no config.json in {base}",
-            expected=f"the model folder that {ADAPTER_FILE} names as base_model_name_or_path",
-            fix="put it back, or correct the path",
+            found=f"no config.json in {base}" + (f", and {name} is not in the hub's cache" if name else ""),
+            expected=f"the model that {ADAPTER_FILE} names as base_model_name_or_path",
+            fix=fix,
         )
     if (base / ADAPTER_FILE).is_file():  # from_pretrained would look for that one's base, on the hub too
         raise UserError(

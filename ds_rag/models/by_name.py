@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ds_rag.config import build
+from ds_rag.config.names import hub_name
 from ds_rag.models import from_settings
 from ds_rag.models.generator import Generator
+from ds_rag.models.hub_models import fetch_model
 from ds_rag.models.retriever import Retriever
 from ds_rag.runtime.errors import UserError, nearest
-
-# What of a repository is fetched: weights that run no code, configurations, tokenizers.
-FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-OTHER_FORMATS = ["onnx/*", "openvino/*", "original/*"]
 
 
 class GeneratorOptions(TypedDict, total=False):
@@ -46,7 +45,8 @@ def load_retriever(source: str | Path, **options: Unpack[RetrieverOptions]) -> R
     prompts and lengths are read. Any other encoder pools the mean of its tokens, a decoder takes the last. In float32
     on the CPU and in evaluation mode: `.to(device)` and `.train()` are yours.
 
-    Only a name that is no folder asks the hub; with HF_HUB_OFFLINE=1 its cache must have the model.
+    Only a name that is no folder asks the hub; with HF_HUB_OFFLINE=1 its cache must have the model. "org/name@revision"
+    is the option `revision`; a bare name is looked for below "sentence-transformers/" first.
 
     Args:
         source: a folder that `from_pretrained` opens, a run's `retriever` folder, or a name on the hub.
@@ -63,7 +63,8 @@ def load_retriever(source: str | Path, **options: Unpack[RetrieverOptions]) -> R
         ('mean', 16, False)
     """
     values = checked(dict(options), RetrieverOptions, "load_retriever")
-    folder = find_model(source, values.pop("revision", None))
+    trusted = bool(values.get("trust_remote_code", False))
+    folder = find_model(source, values.pop("revision", None), "--retriever", trusted)
     if "normalize" in values:
         values["normalize"] = str(values["normalize"]).lower()
     config = build({"retriever": str(folder)} | values)
@@ -85,7 +86,8 @@ def load_generator(source: str | Path, **options: Unpack[GeneratorOptions]) -> G
         (True, False)
     """
     values = checked(dict(options), GeneratorOptions, "load_generator")
-    folder = find_model(source, values.pop("revision", None))
+    trusted = bool(values.get("trust_remote_code", False))
+    folder = find_model(source, values.pop("revision", None), "--generator", trusted)
     config = build({"generator": str(folder)} | values)
     return from_settings.open_generator(config.model, list, folder).eval()
 
@@ -104,8 +106,9 @@ def checked(options: dict[str, Any], known: type, function: str) -> dict[str, An
     return options
 
 
-def find_model(source: str | Path, revision: str | None) -> Path:
-    """The model's folder; of a name on the hub its place in the hub's cache, fetched where it is not there."""
+def find_model(source: str | Path, revision: str | None, flag: str, trusted: bool = False) -> Path:
+    """The model's folder; of a name on the hub its place in the hub's cache, fetched where it is not there. revision:
+    an option's, in place of one in the name. Raises UserError."""
     if str(source).startswith("config:"):
         raise UserError(
             f"{source}: a new model", expected="a folder or a name on the hub", fix="Retriever(...) or Generator(...)"
@@ -113,26 +116,13 @@ def find_model(source: str | Path, revision: str | None) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if isinstance(source, Path) or folder.is_absolute() or source.count("/") != 1 or source.startswith((".", "~")):
+    name = hub_name(source) if isinstance(source, str) else None
+    if name is None:
         raise UserError(
-            f"{source}: no such folder", found=f"nothing there, from {Path.cwd()}", expected="a folder, or OWNER/NAME"
+            f"{source}: no such folder",
+            found=f"nothing there, from {Path.cwd()}",
+            expected="a folder, or a name on the hub: org/name, org/name@revision",
         )
-    return fetch(source, revision)
-
-
-def fetch(name: str, revision: str | None) -> Path:
-    """A repository's files in the hub's cache. `.bin` weights are fetched where there are no safetensors."""
-    from huggingface_hub import snapshot_download
-
-    def download(patterns: list[str]) -> Path:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=OTHER_FORMATS))
-
-    try:
-        folder = download(FILES)
-        return folder if any(folder.rglob("*.safetensors")) else download([*FILES, "*.bin"])
-    except (OSError, ValueError) as error:  # no network and not in the cache, no such repository, a name none can have
-        raise UserError(
-            f"{name}: neither a folder here nor a model on the hub",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            expected="a folder that from_pretrained opens, or OWNER/NAME that the hub or its cache has",
-        ) from None
+    if revision and name.revision:
+        raise UserError(f"{source}: two revisions", found=f"{name.revision} and {revision}", expected="one of them")
+    return fetch_model(str(replace(name, revision=revision or name.revision)), flag, trusted)[1]

@@ -1,4 +1,5 @@
-"""Opening models: a folder, or `config:FILE` for a new one whose tokenizer is trained on the corpus."""
+"""Opening models: a folder, a name on the hub, or `config:FILE` for a new one whose tokenizer is trained on the
+corpus."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from ds_rag.models.architecture import (
 from ds_rag.models.behaviour_checks import check_looks_back, check_states, rows_of
 from ds_rag.models.folder_safety import opening, out_of_reach
 from ds_rag.models.generator import Generator
+from ds_rag.models.hub_models import folder_of
 from ds_rag.models.retriever import PASSAGE_ENCODER, Retriever
 from ds_rag.models.sharded import forget_renamings, is_sharded, loading_sharded
 from ds_rag.models.size import check_counted, check_least, stored_bytes
@@ -58,7 +60,7 @@ def open_retriever(
         two = new_model(*place)[0] if model.encoders == "two" else None
         folder = None
     else:
-        folder = model_folder(model.retriever, "--retriever")
+        folder = model_folder(model.retriever, "--retriever", model.trust_remote_code)
         encoder = open_encoder(folder, model, pieces)
         tokenizer = open_tokenizer(transformer_folder(folder), PADDING_SIDE["--retriever"], model.trust_remote_code)
         own_second = folder / PASSAGE_ENCODER
@@ -87,7 +89,7 @@ def folder_settings(
 
 def retriever_texts(model: ModelConfig, data: DataConfig) -> tuple[Any, RetrieverSettings]:
     """The tokenizer and settings of a retriever's folder, without its weights."""
-    folder = model_folder(model.retriever, "--retriever")
+    folder = model_folder(model.retriever, "--retriever", model.trust_remote_code)
     place = transformer_folder(folder)
     base = base_folder(place, "--retriever")
     config = read_config(base, f"--retriever {folder}", model.trust_remote_code)
@@ -102,7 +104,7 @@ def open_generator(model: ModelConfig, texts: Texts, scratch: Path, pieces: dict
     if model.generator.startswith("config:"):
         lm, tokenizer = new_model("AutoModelForCausalLM", model.generator, "--generator", texts, scratch / "generator")
     else:
-        folder = model_folder(model.generator, "--generator")
+        folder = model_folder(model.generator, "--generator", model.trust_remote_code)
         lm = open_weights(lambda config: AutoModelForCausalLM, folder, "generator", model, pieces)
         tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
     check_ids(tokenizer, rows_of(lm), f"--generator {model.generator}")
@@ -177,14 +179,15 @@ def new_model(auto_class: str, source: str, flag: str, texts: Texts, tokenizer_f
         raise UserError(f"{what}: not a model that {auto_class} builds", found=f"model_type {kind}") from None
 
 
-def model_folder(path: str, flag: str) -> Path:
-    folder = Path(path)
+def model_folder(path: str, flag: str, trusted: bool = False) -> Path:
+    """The folder of a path or of a name on the hub, after checking that it is a model's. Raises UserError."""
+    folder = folder_of(path, flag, trusted)
     place = transformer_folder(folder) if flag == "--retriever" else folder
     if not (place / "config.json").is_file() and not (place / ADAPTER_FILE).is_file():
         raise UserError(
             f"{flag}: not a model folder",
             found=f"no config.json in {place}, nor {ADAPTER_FILE}",
-            expected="a folder that from_pretrained opens, or config:FILE (nothing is downloaded)",
+            expected="a folder that from_pretrained opens, a name on the hub such as org/name, or config:FILE",
         )
     check_readable(folder, flag)
     return folder

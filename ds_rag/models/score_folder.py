@@ -14,7 +14,7 @@ from typing import Any
 
 from ds_rag.config import DataConfig
 from ds_rag.data.prompt import Prompt
-from ds_rag.models.fingerprint import hash_weights
+from ds_rag.models.fingerprint import hash_configuration, hash_weights
 from ds_rag.models.generator import Generator
 from ds_rag.models.score_store import ScoreStore
 from ds_rag.models.sharded import is_sharded
@@ -25,7 +25,6 @@ from ds_rag.runtime.output_places import check_place
 
 # Nats a token between two layouts of one cell, by the bytes of a weight: 2 are bfloat16 or float16.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
-INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 
 
 def open_scores(
@@ -53,10 +52,9 @@ def key_of(generator: Generator, prompt: Prompt, lengths: DataConfig) -> dict[st
     hash of its weights depends on their number."""
     weights = collectives.gather_objects(hash_weights(generator) if is_sharded(generator) or is_first() else "")
     parts = weights if is_sharded(generator) else weights[:1]
-    settings = {name: v for name, v in generator.lm.config.to_dict().items() if name not in INCIDENTAL}
     return {
         "weights": hashlib.sha256("".join(parts).encode()).hexdigest(),
-        "configuration": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
+        "configuration": hash_configuration(generator.lm.config),
         "precision": str(next(generator.lm.parameters()).dtype).removeprefix("torch."),
         "prompt": [ids.tolist() for ids in prompt.literals],
         "max_length": prompt.max_length,

@@ -86,7 +86,7 @@ class Asker:
         stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
         if stored.stale:
             console.say(f"warning: {folder} is stale: it was made by other weights than this run's", style="yellow")
-        check_corpus(stored, folder, getattr(args, "corpus", None))
+        check_corpus(stored, folder, saved.config.data.corpus if "corpus" in args else None)
         return cls(saved, stored)
 
     def ask(self, question: str, max_new_tokens: int | None = None) -> Reply:

@@ -34,6 +34,7 @@ from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.models.tokenizer import check_token_ids
 from ds_rag.run.auto_length import settle_length
 from ds_rag.run.index_candidates import Candidates
+from ds_rag.run.settle_names import settle_names
 from ds_rag.run.split_file import split_of_run
 from ds_rag.run.word_candidates import passages_by_words
 from ds_rag.runtime import collectives
@@ -107,6 +108,7 @@ def assemble(
     needs["need_scores"] = objective.spec.reads == GIVEN
     for line in idle(config):
         console.say(f"note: {line}", style="yellow")
+    settle_names(config, console.say, resumed=resumed)
     from_index = config.objective.candidates_from != "batch"
     known = split_of_run(folder, resumed)
     data = read_data(config.data, config.is_builtin, **needs, from_index=from_index, known=known)

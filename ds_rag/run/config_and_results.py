@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import ds_rag
 from ds_rag.config import BOUNDS, OWNER, SECTIONS, RunConfig, build
+from ds_rag.run.moved_paths import PATHS, absolute_paths
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
 
@@ -19,6 +20,7 @@ def configuration(run: Path) -> dict[str, Any]:
     file = run / json_files.CONFIG
     values = json_files.read_json(file, dict, json_files.AGAIN)
     by = values.pop(json_files.VERSION, None)
+    values.pop(PATHS, None)
     json_files.check_known(values, OWNER, file, by)
     for section in SECTIONS.values():
         hints = get_type_hints(section)
@@ -44,8 +46,10 @@ def configuration(run: Path) -> dict[str, Any]:
 
 
 def configuration_text(config: RunConfig) -> str:
-    """The text of config.json: the version, and every setting."""
-    return json.dumps({json_files.VERSION: ds_rag.__version__, **config.flat()}, indent=1)
+    """The text of config.json: the version, every setting, and where the files that they name are."""
+    return json.dumps(
+        {json_files.VERSION: ds_rag.__version__, **config.flat(), PATHS: absolute_paths(config)}, indent=1
+    )
 
 
 def has_version(run: Path) -> bool:

@@ -17,9 +17,10 @@ from ds_rag.config import RunConfig
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.evaluation.intervals import trust
 from ds_rag.evaluation.per_question import write_per_question
-from ds_rag.evaluation.signature import facts_of_split, sign
+from ds_rag.evaluation.signature import facts_of_names, facts_of_split, sign
 from ds_rag.index.store import hash_model
 from ds_rag.models.fingerprint import hash_weights
+from ds_rag.models.hub_models import folder_of
 from ds_rag.run.model_cards import warmed
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.errors import not_written
@@ -40,7 +41,7 @@ class Measured:
         `signature` and `without_labels`. Raises OSError."""
         table = self.result.questions
         assert table is not None
-        facts = self.evaluator.facts() | facts_of_split(self.config.data)
+        facts = self.evaluator.facts() | facts_of_split(self.config.data) | facts_of_names(self.config)
         table.signature = sign(facts, model_hashes, self.config.optim.seed)
         write_per_question(table, stem)
         return {**trust(table), "without_labels": self.result.without_labels}
@@ -71,5 +72,5 @@ def starting_hashes(config: RunConfig, modules: Mapping[str, nn.Module]) -> dict
     for name, module in modules.items():
         source = getattr(config.model, name)
         new = source.startswith("config:") or (name == "generator" and warmed(config))
-        hashes[name] = hash_weights(module) if new else hash_model(Path(source).expanduser())
+        hashes[name] = hash_weights(module) if new else hash_model(folder_of(source, f"--{name}"))
     return hashes

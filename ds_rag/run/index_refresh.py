@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from ds_rag.index.building import (
 )
 from ds_rag.index.passage_vectors import Part
 from ds_rag.index.shards import remove_shards
+from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.models.fingerprint import fingerprint, passages_fingerprint
 from ds_rag.models.retriever import Retriever
 from ds_rag.run.assemble import Parts
@@ -130,15 +131,19 @@ class IndexStage:
         return self._land(step, self.parts.retriever, began, time.monotonic() - began)
 
     def encode(self, step: int, progress: bool = False, full: bool = True) -> None:
-        """`refresh` without the scoring of held-out queries."""
+        """`refresh` without the scoring of held-out queries. What must be full is of weights that stay, those of the
+        beginning or of the end, so its vectors are taken from `--vector_cache` and added there."""
         assert self.pending is None
         retriever = self.parts.retriever
-        model, full = self._made_by(retriever), full or not self._partial()
+        model, root = self._made_by(retriever), self.settings.vector_cache if full else None
+        full = full or not self._partial()
         if self._is_current(model):
             self._note_same_weights(step)
         else:
             console = self.console if progress else Console(speaks=False)
-            shard = self._encode(retriever, model, step, full, False, console)
+            store = open_vector_store(root, retriever, self.console.say)
+            shard = self._encode(Encoder(retriever, model, step, store=store), full, console)
+            say_account(store, self.console)
             self._swap(build_together(self.corpus, shard, self._folder(step), self.settings), step, model, full)
 
     def vectors(self) -> list[Part]:
@@ -177,7 +182,7 @@ class IndexStage:
 
         def work() -> EncodedShard | Built:
             with torch.cuda.stream(self.stream) if self.stream is not None else nullcontext():
-                shard = self._encode(retriever, model, step, full, True, Console(speaks=False))
+                shard = self._encode(Encoder(retriever, model, step, alone=True), full, Console(speaks=False))
             return build_from_shards(self.corpus, shard, self._folder(step), self.settings) if alone else shard
 
         job = Background(work)
@@ -214,12 +219,9 @@ class IndexStage:
                 False,
             )
 
-    def _encode(
-        self, retriever: Retriever, model: str, step: int, full: bool, alone: bool, console: Console
-    ) -> EncodedShard:
-        """This rank's shard. full: every passage is encoded, else only those that have drifted most. alone: without the
-        other ranks, as in a thread."""
-        where = self._folder(step)
+    def _encode(self, encoder: Encoder, full: bool, console: Console) -> EncodedShard:
+        """This rank's shard. full: every passage is encoded, else only those that have drifted most."""
+        where = self._folder(encoder.step)
 
         def watch(count: int) -> None:
             if self.cancel.is_set():
@@ -227,7 +229,7 @@ class IndexStage:
             meter.advance(count)
 
         with console.progress(len(self.corpus.numbers_n), "encoding passages", unit="passage") as meter:
-            encoder = Encoder(retriever, model, step, watch, alone)
+            encoder = replace(encoder, watch=watch)
             if full:
                 return encode_shard(encoder, self.corpus, where)
             assert self.built is not None

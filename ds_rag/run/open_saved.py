@@ -11,12 +11,17 @@ import torch
 
 from ds_rag.config import DataConfig, RunConfig, build
 from ds_rag.config.flags import settings_of
+from ds_rag.config.names import NAMED
 from ds_rag.data.prompt import Prompt, make_prompt
 from ds_rag.models.from_settings import open_generator, open_pair, open_retriever
 from ds_rag.models.generator import Generator
+from ds_rag.models.hub_models import folder_of
 from ds_rag.models.retriever import Retriever
 from ds_rag.run import config_and_results, export
-from ds_rag.runtime import json_files
+from ds_rag.run.moved_paths import located
+from ds_rag.run.settle_names import as_paths, bases_of, settle_names
+from ds_rag.runtime import collectives, json_files
+from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.library_messages import quiet_libraries
 
@@ -67,6 +72,11 @@ class Saved:
     generator: Generator | None
     prompt: Prompt | None
 
+    @property
+    def retriever_folder(self) -> Path:
+        """The folder of the retriever's weights."""
+        return self.run / "retriever" if self.run else folder_of(self.config.model.retriever, "--retriever")
+
 
 def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
     """Opens the models that the arguments name. The configuration is the run's own, overridden by flags. All ranks call
@@ -84,10 +94,13 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
         if clash := {"retriever", "generator"} & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
         values = config_and_results.configuration(run)
+        values |= located(run, values)
         if "eval_data" in given:  # other rows than the run's
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
         values.setdefault("prompt_version", "1")  # runs from before this setting existed
-        config = build(values | given)
+        values.pop("vector_cache", None)  # the folder that this call names is meant, not that of the training
+        config = build(as_paths(values, given) | given)
+        settle_names(config, say, {*bases_of(run, config), *NAMED.keys() & given.keys()})
         retriever, generator = open_pair(run, config.model, config.data, set(given))
         if export.ready(run, hashes=False) != manifest:
             raise UserError(f"{run}: another job has just replaced this run's models", fix="run the command again")
@@ -98,6 +111,7 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
             if str(given.get(name, "")).startswith("config:"):
                 raise UserError(f"--{name} {given[name]}: a new model", expected="the folder of one that was saved")
         run, config = None, build(given)
+        settle_names(config, say, NAMED.keys() & given.keys())
         retriever = open_retriever(config.model, config.data, list, Path("."))
         generator = open_generator(config.model, list, Path(".")) if "generator" in given else None
     retriever.eval().requires_grad_(False).to(device_of(args))
@@ -115,8 +129,14 @@ def open_reader(args: argparse.Namespace) -> WithoutRetriever:
     if "hybrid" in given:
         raise UserError("--hybrid together with --retriever bm25", fix="leave one of them out")
     config = build({name: value for name, value in given.items() if name != "retriever"})
+    settle_names(config, say, NAMED.keys() & given.keys() - {"retriever"})
     generator = open_generator(config.model, list, Path(".")) if "generator" in given else None
     return WithoutRetriever(config, generator, ready(generator, config, args))
+
+
+def say(text: str) -> None:
+    """Prints, on rank 0."""
+    Console(speaks=collectives.rank() == 0).say(text)
 
 
 def checked(args: argparse.Namespace) -> dict[str, Any]:

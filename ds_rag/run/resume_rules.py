@@ -19,6 +19,7 @@ from ds_rag.engines.setup import read_files
 from ds_rag.index.building import hash_tokens
 from ds_rag.index.store import hash_model
 from ds_rag.models.adapters import base_folder, has_adapters
+from ds_rag.models.hub_models import folder_of
 from ds_rag.run import checkpoint
 from ds_rag.run.assemble import Parts
 from ds_rag.run.checkpoint import TrainState
@@ -36,6 +37,7 @@ def run_facts(config: RunConfig, parts: Parts) -> dict[str, Any]:
         "unsaved": collectives.from_first(unsaved_weights(config, parts) if collectives.rank() == 0 else None),
         "prompt": parts.prompt is not None,
         "config": config.flat(),
+        "named": config.named,
         "versions": {
             "ds_rag": ds_rag.__version__,
             "torch": torch.__version__,
@@ -73,7 +75,7 @@ def unsaved_weights(config: RunConfig, parts: Parts) -> dict[str, str]:
         source = getattr(config.model, name)
         unsaved = name in frozen or name not in parts.engines.learning or has_adapters(module)
         if not source.startswith("config:") and unsaved:
-            found[name] = hash_model(base_folder(Path(source), f"--{name}"))
+            found[name] = hash_model(base_folder(folder_of(source, f"--{name}"), f"--{name}"))
     return found
 
 
@@ -187,7 +189,7 @@ def check_facts(folder: Path, then: dict[str, Any]) -> None:
     """Raises UserError if a manifest, of another version perhaps, lacks a fact that is compared here."""
     file = folder / atomic_folders.MANIFEST
     kinds: dict[str, Any] = {"config": dict, "data": str, "global_batch": int, "per_device_batch": int}
-    kinds |= {name: dict for name in ("versions", "unsaved") if name in then}
+    kinds |= {name: dict for name in ("versions", "unsaved", "named") if name in then}
     for name, kind in kinds.items():
         if not json_files.fits(then.get(name), kind):
             raise json_files.wrong_type(file, name, then.get(name), kind, "the version of ds_rag that wrote it")

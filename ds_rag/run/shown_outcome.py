@@ -40,7 +40,7 @@ def show_outcome(results: dict[str, Any], report: Path, console: Console) -> Non
         console.say("")
         console.say(f"question   {sample['query']}")
         console.say(
-            f"retrieved  {sample['passage'][:300]}{'' if sample['retrieved_gold'] else '   (not the labelled one)'}"
+            f"retrieved  {sample['passage'][:300]}{'   (not the labelled one)' * (sample['retrieved_gold'] is False)}"
         )
         console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
     console.say("")

@@ -28,6 +28,7 @@ from ds_rag.index.building import Corpus, index_corpus, scratch
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.store import describe, hash_model, read_index
+from ds_rag.index.vector_folder import open_vector_store
 from ds_rag.run import index_refresh
 from ds_rag.run.index_refresh import IndexStage
 from ds_rag.run.publish_index import publish
@@ -90,8 +91,8 @@ def test_all_ranks_run_equally_many_forwards():
         np.testing.assert_allclose(vectors, alone[2], atol=1e-6)
 
 
-def index_and_publish(folder: Path, shards: str) -> tuple[Found, Found]:
-    """Searched by all before it is written, and opened by each."""
+def index_and_publish(folder: Path, shards: str) -> tuple[Found, Found, Found, list[int]]:
+    """Searched by all before it is written, and opened by each; and made of a store that has had a part of it."""
     retriever, stage = small_retriever(), EvaluationConfig(index_shards=shards)
     tokens = tokenize(lambda t: retriever.tokenize(t, "passage"), TEXTS, SILENT, "texts")
     queries = encode(retriever, tokens, "query", 8)[:9]
@@ -103,17 +104,27 @@ def index_and_publish(folder: Path, shards: str) -> tuple[Found, Found]:
         publish(folder, built, [str(n) for n in range(61)], TEXTS, manifest)
         collectives.barrier()
     assert collectives.rank() == 0 or not work.exists()
-    return found, CorpusIndex(read_index(folder, "m").index.parts if collectives.rank() == 0 else [], 61).search(
-        queries, 20
-    )
+    opened = CorpusIndex(read_index(folder, "m").index.parts if collectives.rank() == 0 else [], 61)
+    counts: list[int] = []
+    for passages in (tokens.first(20), tokens, tokens):
+        collectives.barrier()  # the other ranks' vectors are on the disk
+        store = open_vector_store(str(folder.with_name("cache")), retriever, print)
+        assert store is not None
+        with scratch() as work:
+            built = index_corpus(retriever, Corpus(passages, retriever, 8), stage, work, "m", store)
+            stored = built.index.search(queries, 20)
+        counts.append(int(collectives.all_sum({"added": store.added})["added"]))
+    return found, opened.search(queries, 20), stored, counts
 
 
 @pytest.mark.parametrize("shards", ["merge", "keep"])
 def test_an_index_of_two_ranks_is_that_of_one(tmp_path, shards):
-    ((expected, _),) = run_ranks(index_and_publish, 1, tmp_path / "one", "merge")
+    ((expected, *_),) = run_ranks(index_and_publish, 1, tmp_path / "alone/one", "merge")
     found = run_ranks(index_and_publish, 2, tmp_path / "two", shards)
-    for before, opened in found:
-        assert same(before, opened)
+    for before, opened, stored, counts in found:
+        assert same(before, opened) and counts == [20, 41, 0], "each passage once, by whichever rank"
+        assert np.array_equal(before[1], stored[1])
+        np.testing.assert_allclose(stored[0], before[0], atol=1e-5)
         assert np.array_equal(before[1], expected[1])
         np.testing.assert_allclose(before[0], expected[0], atol=1e-6)
     names = {f.name for f in (tmp_path / "two").iterdir()}

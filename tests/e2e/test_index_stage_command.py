@@ -81,3 +81,18 @@ def test_two_ranks_each_with_its_shard(runs, tmp_path):
 def test_the_best_model_and_async_exclude_each_other(tmp_path):
     argv = [*TRAIN, "--output_dir", tmp_path / "run", "--refresh_mode", "async", "--load_best_model_at_end"]
     assert "--load_best_model_at_end" in execute(argv, code=2).stderr
+
+
+@pytest.mark.slow
+def test_a_second_run_takes_its_vectors_from_the_cache_and_so_does_an_evaluation(tmp_path):
+    """Of the weights at the beginning and at the end, which an evaluation opens from the run's folder."""
+    flags = ["--max_steps", "2", "--save_steps", "0", "--eval_answers", "false", "--vector_cache", tmp_path / "cache"]
+    first, second = (" ".join(train(tmp_path / name, *flags).stdout.split()) for name in ("one", "two"))
+    assert first.count("1,600 passages: 1,600 encoded, 0 vectors from") == 2
+    assert second.count("1,600 passages: vectors from") == 2 and "encoded, " not in second
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+    vectors = [np.load(tmp_path / name / "index/vectors.npy") for name in ("one", "two")]
+    assert np.array_equal(*vectors) and results(tmp_path / "one")["after"] == results(tmp_path / "two")["after"]
+    shutil.rmtree(tmp_path / "two/index")
+    said = call(["evaluate", "--run", tmp_path / "two", *flags[-4:]]).stdout
+    assert "1,600 passages: vectors from" in " ".join(said.split())

@@ -134,7 +134,7 @@ def test_the_console_is_ours_after_our_first_line(run):
         assert not re.search(pattern, ours), pattern
     for wanted in ("before", "after", "recall@1", "exact_match", "report.html", "held-out"):
         assert wanted in ours
-    assert ours.count("question ") == ours.count("retrieved ") == 3 and ours.count("answer ") >= 3
+    assert ours.count("question   ") == ours.count("retrieved  ") == 3 and ours.count("answer ") >= 3
     assert "Error" not in printed.stderr and "ds_rag" not in printed.stderr
 
 

@@ -19,7 +19,7 @@ from commands import ROOT, call, execute
 from slurm_stand_in import job, put_stand_ins
 
 from ds_rag.commands.cli import COMMANDS as KNOWN
-from ds_rag.commands.cli import parser_of
+from ds_rag.commands.cli import arguments, parser_of
 from ds_rag.config import ALIASES, OWNER
 from ds_rag.config.flags import parse
 from ds_rag.data.almanac import make_world
@@ -42,6 +42,7 @@ OTHER_FLAGS |= {
     "no_memory",
 }  # benchmarks
 OTHER_FLAGS |= {"parts", "ranks", "runs", "stage", "nnodes", "kills", "skip", "again", "budget_s", "tiny"}
+OTHER_FLAGS |= {"outfile", "outtype", "question", "served"}  # other programs, examples
 OTHER_FLAGS |= {o[2:] for name in KNOWN for a in parser_of(name)._actions for o in a.option_strings}
 PLACEHOLDERS = {"SEED": "1", "FLAGS": ""}
 LITTLE = ["--max_steps", "1", "--max_train_samples", "16", "--per_device_train_batch_size", "4"]
@@ -82,6 +83,9 @@ def put_place(folder: Path, rows: Path, run: Path) -> Path:
     for name, objects in (("corpus", corpus), ("queries", queries)):
         (folder / f"dev_beir/{name}.jsonl").write_text("".join(json.dumps(o) + "\n" for o in objects))
     (folder / "dev_beir/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    (folder / "docs").mkdir()
+    (folder / "docs/one.md").write_text("# One\n\nkelp grows in pool nine\n")
+    (folder / "README.md").write_text("read me\n")
     (folder / "covidqa").mkdir()
     for name, source in {"covidqa/train.jsonl": "train.jsonl", "covidqa/dev_beir": "dev_beir"}.items():
         (folder / name).symlink_to(folder / source)
@@ -125,10 +129,13 @@ def test_command(command, request):
         check_sbatch(rest, request)
     elif [first, rest[0]] == ["ds-rag", "train"]:
         finished(call([*rest, *LITTLE], cwd=request.getfixturevalue("fresh")).stdout)
+    elif [first, rest[0]] == ["ds-rag", "qa-gen"]:  # a generator of a few steps writes no question
+        arguments("qa-gen", rest[1:])
     elif first == "ds-rag":
         some = ["--max_eval_samples", "3"]
         more = {"evaluate": some, "audit": some, "score": ["--max_train_samples", "16"], "build": ["--dry_run"]}
         more["split"] = ["--ignore_labels"]  # few labelled passages of these rows are in their corpus
+        more["chunk"] = ["--out", "chunked.jsonl"]  # passages.jsonl is the corpus of the other commands
         call([*rest, *more.get(rest[0], [])], cwd=request.getfixturevalue("place"))
     else:
         assert command in ("source .venv/bin/activate",), f"{COMMANDS[command]}: no test knows how to run this"

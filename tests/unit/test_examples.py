@@ -87,3 +87,23 @@ def test_the_readme_s_code_runs(folders, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert torch.isfinite(names["loss"]) and all(p.grad is not None for p in names["generator"].parameters())
     assert isinstance(names["found"], ds_rag.Evaluation)
+
+
+@pytest.mark.parametrize(
+    ("name", "library"), [("langchain_retriever", "langchain_core"), ("llama_index_retriever", "llama_index.core")]
+)
+def test_a_trained_retriever_in_other_libraries(name, library, folders, tmp_path, capsys):
+    """The same passages in the same order as `Index.search`."""
+    pytest.importorskip(library)
+    from tiny_models import CORPUS
+
+    retriever = ds_rag.load_retriever(folders / "path/to/encoder")
+    index = ds_rag.Index.build(retriever, CORPUS)
+    retriever.save(tmp_path / "run/retriever")
+    index.save(tmp_path / "run/index")
+    question = f"what is the emblem of {CORPUS[5].split()[3]} ?"
+    found = run(f"{name}.py", ["--run", str(tmp_path / "run"), "--question", question])
+    texts = [item.page_content if hasattr(item, "page_content") else item.get_content() for item in found]
+    assert texts == [index.texts[n] for n in index.search([question], 4)[1][0]]
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in texts)

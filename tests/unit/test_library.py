@@ -15,6 +15,7 @@ import deepspeed  # noqa: F401  what it says at its first import is no part of a
 import numpy as np
 import pytest
 import torch
+from hub_stand_in import files_of
 from small import TEXTS, finished_run, small_generator, small_retriever
 
 import ds_rag
@@ -282,28 +283,15 @@ def test_a_model_that_is_not_there_is_an_error(source, options, word):
         ds_rag.load_retriever(source, **options)
 
 
-def test_a_name_on_the_hub_is_fetched_once_into_its_cache(tmp_path, monkeypatch):
-    """huggingface_hub's own way, with a download that copies; `.bin` only where there are no safetensors."""
-    import huggingface_hub
-
+def test_a_name_on_the_hub_is_fetched_once_into_its_cache(hub, tmp_path, set_hub):
     small_retriever().save(tmp_path / "stored")
-    asked = []
-
-    def download(name, revision, allow_patterns, ignore_patterns):
-        asked.append((name, revision, "*.bin" in allow_patterns))
-        return str(tmp_path / ("stored" if name == "someone/model" else "empty"))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub.put("someone/model", files_of(tmp_path / "stored"), ref="v1")
     assert ds_rag.load_retriever("someone/model", revision="v1").hidden_size == 16
-    assert asked == [("someone/model", "v1", False)]
-    with pytest.raises(ds_rag.UserError, match="not a model folder"):
-        ds_rag.load_generator("someone/pickled")
-    assert asked[1:] == [("someone/pickled", None, False), ("someone/pickled", None, True)]
+    set_hub(HF_HUB_OFFLINE="1")
+    assert ds_rag.load_retriever("someone/model@v1").hidden_size == 16
 
 
-def test_a_name_that_the_hub_does_not_give_is_an_error(monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ds_rag.UserError, match="neither a folder here nor a model on the hub"):
+def test_a_name_that_the_hub_does_not_give_is_an_error():
+    """Here the hub is not asked (tests/conftest.py)."""
+    with pytest.raises(ds_rag.UserError, match="neither a path here nor in the hub's cache"):
         ds_rag.load_generator("nobody-at-all/no-such-model")

@@ -31,7 +31,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--ignore_labels", action="store_true", help="audit as if no passage were labelled")
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--plot", help="also write a picture (PNG) to this file")
-    add_reading_flags(parser, own=("retriever", "generator", "corpus"))
+    add_reading_flags(parser, own=("retriever", "generator", "corpus", "vector_cache"))
     add_teacher_cache(parser)
 
 

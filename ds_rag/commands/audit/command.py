@@ -60,6 +60,7 @@ def gather(args: argparse.Namespace, saved: Saved, data: RagData, console: Conso
         labelled,
         stage.per_device_eval_batch_size,
         stage.index_factory,
+        stage.vector_cache,
     )
     reader = AuditReader(generator, prompt, config.data, teacher_cache(args))
     scores, sample = collect(saved.retriever, reader, data, rows, wanted, console)

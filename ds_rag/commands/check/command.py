@@ -16,6 +16,7 @@ from ds_rag.data.by_id import ids_of
 from ds_rag.data.data_settings import check_described, columns_of, corpus_source
 from ds_rag.data.dataset import CHUNK, build_table
 from ds_rag.data.formats import Passage, Row, contains_corpus, passages_of, scan_corpus, scan_rows
+from ds_rag.data.lost_labels import lost_labels, lost_note
 from ds_rag.data.matching import texts_of
 from ds_rag.data.near_repeats import almost_repeated
 from ds_rag.data.prompt import Prompt, make_prompt
@@ -23,6 +24,7 @@ from ds_rag.data.statistics import documents, labels, overlap, per_row, repeated
 from ds_rag.evaluation.power import needed_line
 from ds_rag.models.from_settings import PADDING_SIDE, model_folder, retriever_texts
 from ds_rag.models.tokenizer import open_tokenizer
+from ds_rag.run.settle_names import settle_names
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.library_messages import quiet_libraries
@@ -42,6 +44,7 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     given = settings_of(args)
     config = build(given, frozenset(given))
+    settle_names(config, console.say)
     data = config.data
     if "train_data" not in given and (data.corpus is None or data.eval_data is not None):
         raise UserError("nothing to check", expected="rows (DATA), or --corpus FILE by itself", fix="ds-rag check DATA")
@@ -59,6 +62,9 @@ def main(args: argparse.Namespace) -> int:
     say_notices([*between, *together.needed], console)
     if refused:
         console.say(refused, style="red")
+    lost = lost_labels(rows + evaluation, corpus) if corpus and not refused else []
+    if lost:
+        console.say(f"note: {lost_note(lost, sum(bool(row.positives) for row in rows + evaluation))}", style="yellow")
     if shared:
         lines = [[what, str(shared[what]), str(shared[f"of {what}"])] for what in ("queries", "labelled passages")]
         console.table("evaluation", ["what", "in training too", "of"], lines)
@@ -70,6 +76,7 @@ def main(args: argparse.Namespace) -> int:
     wrong = bool(bad or empty or refused)
     console.say(verdict, style="red" if wrong else "green")
     found = {"documents": named, "lengths": lengths, "overlap": shared, "bad_rows": bad, "empty": empty}
+    found |= {"lost": [row.id for row in lost]}
     found |= {"questions": together.needed, "notices": between, "refused": refused}
     write_json(args.json, {**parts, **found})
     return 1 if wrong else 0
@@ -211,7 +218,7 @@ def names_a_model(model: str, config: RunConfig) -> bool:
 
 
 def prompt_of(model: ModelConfig) -> Prompt:
-    folder = model_folder(model.generator, "--generator")
+    folder = model_folder(model.generator, "--generator", model.trust_remote_code)
     tokenizer = open_tokenizer(folder, PADDING_SIDE["--generator"], model.trust_remote_code)
     return make_prompt(model, tokenizer)
 

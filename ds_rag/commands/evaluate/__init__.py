@@ -15,8 +15,9 @@ def add_flags(parser: Parser) -> None:
         action="store_true",
         help="also answer without a passage, from a random one, from the gold one, and without the first retrieved",
     )
+    parser.add_argument("--index", help="folder of an index of this retriever and corpus (default: RUN/index)")
     parser.add_argument("--json", help="also write the figures to this file")
-    add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank"))
+    add_reading_flags(parser, own=("retriever", "generator", "corpus", "hybrid", "rerank", "vector_cache"))
     add_settings(parser, ("objective",), only=("answer_logprob", "answer_exponent", "answer_weight"), own=())
     add_teacher_cache(parser)
 

@@ -6,78 +6,38 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
+from ds_rag.commands.evaluate.index_to_search import already_encoded
 from ds_rag.commands.evaluate.results import check_places, sign_result, write_and_show
 from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.config import BUILTIN, RunConfig
-from ds_rag.config.flags import check_builtin
+from ds_rag.config.flags import check_builtin, settings_of
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.data_settings import splits
-from ds_rag.data.dataset import RagData, TokenTable, read_evaluation
+from ds_rag.data.dataset import RagData, read_evaluation
 from ds_rag.data.splits import FOLDS
 from ds_rag.data.token_tables import tokenize_evaluation, tokenize_for_reader
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.evaluation.reranking import AnswerScoring, rerank
 from ds_rag.index.back_ends import check_factory
-from ds_rag.index.building import hash_tokens
-from ds_rag.index.corpus_index import CorpusIndex, build_part
-from ds_rag.index.encode import precision_of
 from ds_rag.index.lexical import ABOUT, K1, METHOD, B
-from ds_rag.index.store import hash_model, read_index
+from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.models.score_folder import open_scores
 from ds_rag.models.shared_prefix.support import share_prefixes
+from ds_rag.run.moved_paths import check_found
 from ds_rag.run.open_saved import BY_WORDS, Saved, WithoutRetriever, open_reader, open_saved
+from ds_rag.run.settle_names import read_by, settle_names
 from ds_rag.run.split_file import read_split
-from ds_rag.runtime import atomic_folders, collectives
+from ds_rag.runtime import collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.step.objectives.over_candidates import temper_from
 
 
-def already_encoded(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
-    """The run's own index, if the same weights made its vectors from the same passages in the same precision, so that
-    the corpus need not be encoded again; else None. All ranks call it together; only rank 0's index has vectors."""
-    index = own_index(saved, passages, console) if collectives.rank() == 0 else None
-    if not collectives.from_first(index is not None):
-        return None
-    console.say(f"using the passages' vectors in {saved.run}/index, which the same weights made")
-    return index or CorpusIndex([], len(passages))
-
-
-def own_index(saved: Saved, passages: TokenTable, console: Console) -> CorpusIndex | None:
-    """The same on one rank. If another type of index is asked for, it is built from the stored vectors."""
-    if saved.run is None:
-        return None
-    folder, stage, settings = saved.run / "index", saved.config.evaluation, saved.retriever.settings
-    found = atomic_folders.read_manifest(folder) or {}
-    wanted = {
-        "tokens": hash_tokens(passages),
-        "precision": precision_of(saved.retriever),
-        "pooling": settings.pooling,
-        "normalize": settings.normalize,
-    }
-    same_kind = found.get("factory") == stage.index_factory
-    if any(found.get(key) != value for key, value in wanted.items()) or not (same_kind or found.get("shards") == 0):
-        return None
-    model = hash_model(saved.run / "retriever")
-    if found.get("model_hash") != model:
-        return None
-    try:
-        stored = read_index(folder, model, retriever=saved.retriever).index
-    except UserError as error:
-        console.say(f"note: the run's index is not used: {error.message}", style="yellow")
-        return None
-    if same_kind:
-        return stored
-    part = build_part(np.load(folder / "vectors.npy", mmap_mode="r"), stage.index_factory)
-    return CorpusIndex([part] if part else [], len(passages))
-
-
 def measure(
-    saved: Saved | WithoutRetriever, opened: Saved | None, data: RagData, console: Console
+    saved: Saved | WithoutRetriever, opened: Saved | None, data: RagData, named: str | None, console: Console
 ) -> tuple[Evaluator, Evaluation]:
-    """What the models that were opened find and answer; without a retriever passages are found by BM25."""
+    """What the models that were opened find and answer; without a retriever passages are found by BM25. named: the
+    index to search."""
     config, generator, prompt = saved.config, saved.generator, saved.prompt
     settings = replace(config.evaluation, lexical_lines=False)
     if generator and config.scoring.share_prefixes and (reason := share_prefixes(generator)):
@@ -89,8 +49,12 @@ def measure(
     check_factory(config.evaluation.index_factory, opened.retriever.hidden_size, data.corpus_size)
     tokens = tokenize_evaluation(opened.retriever, prompt, data, config.data, console)
     evaluator = Evaluator(opened.retriever, generator, prompt, data, tokens, settings)
-    index = already_encoded(opened, tokens.passages, console)
-    return evaluator, evaluator.measure(index) if index is not None else evaluator.run(console)
+    if (index := already_encoded(opened, tokens.passages, named, console)) is not None:
+        return evaluator, evaluator.measure(index)
+    store = open_vector_store(settings.vector_cache, opened.retriever, console.say)
+    result = evaluator.run(console, store)
+    say_account(store, console)
+    return evaluator, result
 
 
 def rerank_blocks(
@@ -123,6 +87,8 @@ def main(args: argparse.Namespace) -> int:
     collectives.start_if_several()
     console = Console(speaks=collectives.rank() == 0)
     by_words = getattr(args, "retriever", None) == BY_WORDS
+    if by_words and args.index:
+        raise UserError("--index together with --retriever bm25", fix="leave one of them out: BM25 searches texts")
     saved: Saved | WithoutRetriever = open_reader(args) if by_words else open_saved(args)
     config, opened = saved.config, None if isinstance(saved, WithoutRetriever) else saved
     builtin = config.data.train_data == BUILTIN and config.data.eval_data is None and bool(opened and opened.run)
@@ -130,9 +96,13 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
     if builtin:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
+    if opened and opened.run and not builtin:
+        check_found(opened.run, config.data, settings_of(args))
+    if not builtin:
+        settle_names(config, console.say, read_by(config))
     data = held_out_rows(config, builtin, opened.run if opened else None, console)
     say_notices(data.notices, console)
-    evaluator, result = measure(saved, opened, data, console)
+    evaluator, result = measure(saved, opened, data, args.index, console)
     figures = {"retrieval": result.retrieval, "answers": result.answers, "without_labels": result.without_labels}
     if args.controls:
         figures |= {f"answers_{name}": values for name, values in evaluator.controls(result).items()}

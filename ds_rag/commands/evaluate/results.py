@@ -9,8 +9,9 @@ from typing import Any
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.evaluation.intervals import show_interval, trust
 from ds_rag.evaluation.per_question import RUN, TABLE, read_per_question, write_per_question
-from ds_rag.evaluation.signature import facts_of_split, sign
+from ds_rag.evaluation.signature import facts_of_names, facts_of_split, sign
 from ds_rag.index.store import hash_model
+from ds_rag.models.hub_models import folder_of
 from ds_rag.run.open_saved import Saved, WithoutRetriever
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -49,13 +50,14 @@ def sign_result(evaluator: Evaluator, saved: Saved | WithoutRetriever, result: E
         return
     run = None if isinstance(saved, WithoutRetriever) else saved.run
     folders = {
-        name: run / name if run else Path(getattr(saved.config.model, name)).expanduser()
+        name: run / name if run else folder_of(getattr(saved.config.model, name), f"--{name}")
         for name, module in (("retriever", evaluator.retriever), ("generator", evaluator.generator))
         if module is not None
     }
     hashes = {name: hash_model(folder) for name, folder in folders.items()}
     seed = saved.config.optim.seed if run else None
-    result.questions.signature = sign(evaluator.facts() | facts_of_split(saved.config.data), hashes, seed)
+    facts = evaluator.facts() | facts_of_split(saved.config.data) | facts_of_names(saved.config)
+    result.questions.signature = sign(facts, hashes, seed)
 
 
 def write_and_show(

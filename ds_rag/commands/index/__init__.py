@@ -9,8 +9,8 @@ from ds_rag.config.flags import Parser
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("--out", help="folder of the index (default: RUN/index, which is replaced)")
-    add_reading_flags(parser, own=("corpus", "index_factory"))
+    parser.add_argument("--out", help="folder of the index, which is replaced (default: RUN/index)")
+    add_reading_flags(parser, own=("retriever", "corpus", "index_factory", "vector_cache"))
 
 
 def main(args: argparse.Namespace) -> int:

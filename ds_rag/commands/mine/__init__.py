@@ -29,7 +29,7 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     parser.add_argument("--json", help="also write the counts to this file")
-    add_reading_flags(parser, own=("retriever", "generator", "corpus"))
+    add_reading_flags(parser, own=("retriever", "generator", "corpus", "vector_cache"))
     add_teacher_cache(parser)
 
 

@@ -35,6 +35,7 @@ from ds_rag.index.corpus_check import check_corpus
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.store import StoredIndex, hash_model, open_vectors, read_index
+from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.index.vector_parts import VectorParts, Vectors
 from ds_rag.models.score_folder import open_scores
 from ds_rag.models.shared_prefix.support import share_prefixes
@@ -196,7 +197,9 @@ def encode_corpus(
         check_factory(settings.index_factory, saved.retriever.hidden_size, table.corpus_size)
     known = len(corpus) if stored else 0
     tokens = tokenize_side(saved.retriever, "passage", table.texts[known:], console, "passages")
-    vectors_nD = encode(saved.retriever, tokens, "passage", settings.per_device_eval_batch_size, console)
+    store = open_vector_store(settings.vector_cache, saved.retriever, console.say)
+    vectors_nD = encode(saved.retriever, tokens, "passage", settings.per_device_eval_batch_size, console, store)
+    say_account(store, console)
     if stored and saved.run:
         own = open_vectors(saved.run / "index", stored.manifest.shards)
         return table, VectorParts([*own, (vectors_nD, np.arange(known, len(table.texts)))]), stored.index

@@ -14,7 +14,11 @@ from typing import Any
 from ds_rag.commands.plan.families import FAMILIES, SIZES, Family
 from ds_rag.commands.plan.presets import MODELS
 from ds_rag.config import find_file
+from ds_rag.config.names import hub_name, spellings
 from ds_rag.runtime.errors import UserError, choose, nearest
+from ds_rag.runtime.hub import MODEL, Repository
+
+UNKNOWN = "ds-rag plan asks no hub; `hf download NAME config.json` puts what it needs into the cache"
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class ModelShape:
 
 
 def read_shape(source: str, flag: str, head: bool) -> ModelShape:
-    """The shape of a preset, of a folder with config.json, or of `config:FILE`. head: read it as a generator.
+    """The shape of a preset, of a folder with config.json, of a name on the hub whose config.json is in the cache (the
+    hub itself is not asked), or of `config:FILE`. head: read it as a generator.
 
     Raises UserError if `source` is none of these, and for a configuration without the necessary sizes.
     """
@@ -123,13 +128,27 @@ def read_shape(source: str, flag: str, head: bool) -> ModelShape:
         return shape_from(read_model_json(file, flag), source, flag, head)
     if source in MODELS:
         return shape_from(MODELS[source], source, flag, head)
+    if cached := cached_config(source, flag):
+        return shape_from(read_model_json(cached, flag), source, flag, head)
     close = nearest(source, MODELS)
     raise UserError(
         f"{flag}: no such model",
         found=source,
         expected=f"{' | '.join(MODELS)}, a folder with config.json, or config:FILE",
-        fix=f"did you mean '{close}'?" if close else None,
+        fix=f"did you mean '{close}'?" if close else UNKNOWN if hub_name(source) else None,
     )
+
+
+def cached_config(source: str, flag: str) -> Path | None:
+    """The config.json that the hub's cache has for a name; None where it has none."""
+    if (name := hub_name(source)) is None:
+        return None
+    for one in spellings(name, flag):
+        repository = Repository(one.repo, one.revision, MODEL, flag)
+        folder = repository.snapshot(repository.cached_commit())
+        if folder is not None and (folder / "config.json").is_file():
+            return folder / "config.json"
+    return None
 
 
 def read_model_json(file: Path, flag: str) -> Any:

@@ -10,8 +10,8 @@ from ds_rag.runtime.errors import UserError
 
 SHOWN = (  # by `--help`
     *("train_data", "corpus", "max_train_samples", "max_query_length", "max_passage_length", "max_answer_length"),
-    *("retriever", "generator", "prompt_template", "freeze", "objective", "candidates_from", "index_candidates"),
-    *("teacher_cache", "deepspeed"),
+    *("retriever", "generator", "prompt_template", "objective", "candidates_from", "index_candidates"),
+    *("teacher_cache", "vector_cache", "deepspeed"),
 )
 
 

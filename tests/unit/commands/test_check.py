@@ -101,7 +101,8 @@ def test_a_file_without_rows_is_not_good(empty, tmp_path, capsys):
         (["--eval_data", "r.jsonl", "--corpus", "r.jsonl"], "nothing to check"),
         (["missing.jsonl"], "does not exist"),
         (["r.jsonl", "--corpsu", "c.jsonl"], "did you mean --corpus?"),
-        (["r.jsonl", "--generator", "nowhere"], "not a model folder"),
+        (["r.jsonl", "--generator", "./nowhere"], "not a model folder"),
+        (["rows", "--generator", "./nowhere"], "neither a path here nor in the hub's cache"),
     ],
 )
 def test_what_a_user_can_mend_is_code_2(argv, words, tmp_path, monkeypatch, capsys):
@@ -124,6 +125,7 @@ def test_what_training_would_say_is_said(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert all(" ".join(notice.split()) in printed for notice in said)
     assert "note: --corpus" in printed and "note: warning" not in printed
+    assert found["lost"] == ["1-4"] and "corpus: 1-4 (q3)" in printed, "the row is named"
 
 
 def test_rows_of_texts_and_ids_are_no_good_rows(tmp_path, capsys):

@@ -105,6 +105,7 @@ def test_a_file_is_no_folder(here):
         (["report", "nowhere"], "a run's folder"),
         (["report", "nowhere", "--jason"], "unknown flag: --jason"),
         (["verify"], "the following arguments are required: path"),
+        (["push", "run"], "the following arguments are required: --to"),
     ],
 )
 def test_mistakes_are_exit_code_2_and_a_message(here, capsys, monkeypatch, argv, says):
@@ -177,7 +178,8 @@ def test_help_imports_no_heavy_library(argv):
     elif command[0] in COMMANDS:
         assert f"usage: ds-rag {command[0]}" in done.stdout
         assert (
-            command[0] in ("verify", "report", "compare", "errors", "split") or "--max_passage_length" in done.stdout
+            command[0] in ("verify", "push", "report", "compare", "errors", "split")
+            or "--max_passage_length" in done.stdout
         ), "it reads rows"
 
 
@@ -192,7 +194,7 @@ def test_help_shows_a_commands_own_flags_and_all_of_them_when_asked(capsys, name
         shown[len(words)] = capsys.readouterr().out
     assert not any(f"\n  {flag} " in shown[1] for flag in of_training) and all(flag in shown[2] for flag in of_training)
     assert ("--help all shows" in " ".join(shown[1].split())) == bool(of_training)
-    assert bool(of_training) == (name not in ("verify", "report", "compare", "errors"))
+    assert bool(of_training) == (name not in ("verify", "push", "report", "compare", "errors"))
     assert len(shown[1].splitlines()) <= (75 if name == "train" else 60), "on one screen"
 
 
@@ -217,7 +219,7 @@ def test_flags_alone_import_no_heavy_library(name):
     done = run_quietly("-c", code)
     assert done.returncode == 0, done.stderr[-2000:]
     modules = set(done.stdout.split())
-    assert f"ds_rag.commands.{name}" in modules
+    assert f"ds_rag.commands.{name.replace('-', '_')}" in modules
     assert not modules & {"torch", "numpy", "transformers", "deepspeed", "datasets", "faiss", "safetensors"}
 
 

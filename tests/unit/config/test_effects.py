@@ -34,7 +34,7 @@ ALWAYS = """train_data eval_data corpus query_column answer_column positive_colu
     objective pool retriever_chunk
     per_device_train_batch_size gradient_accumulation_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
     max_bad_steps max_grad_norm max_steps lr_scheduler_type bf16 fp16 seed
-    per_device_eval_batch_size index_factory index_shards top_k
+    per_device_eval_batch_size index_factory vector_cache index_shards top_k
     output_dir deepspeed_retriever resume save_steps collective_timeout report_to detect_collapse
     debug"""
 

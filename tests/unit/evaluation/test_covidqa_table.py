@@ -83,10 +83,12 @@ def test_commands_are_kept_without_this_machines_paths(tmp_path: Path) -> None:
     args = argparse.Namespace(
         data=tmp_path / "d", retriever="/models/e", generator=None, runs=tmp_path / "runs", teacher_cache=None
     )
+    args.vectors = tmp_path / "v"
     words = covidqa.words_of(args, "infonce_gold", 2, 1, args.runs / "x")
     line = folded_runs.as_text(words, covidqa.names_of(args))
     assert str(tmp_path) not in line and "/models" not in line
     assert line.startswith("ds-rag train --config") and "--folds 5 --fold 2" in line and "--seed 1" in line
+    assert "--vector_cache vectors" in line
 
 
 def test_a_piece_that_is_there_is_not_made_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

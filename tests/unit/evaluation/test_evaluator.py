@@ -128,7 +128,7 @@ def test_rows_without_a_label_are_left_out_of_retrieval_alone(parrot):
     assert result.retrieval["recall@1"] == pytest.approx(1 / 2)  # over rows 1 and 2
     assert result.answers["exact_match"] == pytest.approx(1 / 2)  # over rows 0 and 1
     assert [s.answer for s in result.samples] == ["1 0", "0 1"]
-    assert [s.retrieved_gold for s in result.samples] == [False, True]
+    assert [s.retrieved_gold for s in result.samples] == [None, True]
     assert [s.passage for s in result.samples] == ["text 1", "text 0"]
     assert result.metrics == result.retrieval | result.answers
 

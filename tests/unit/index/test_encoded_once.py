@@ -157,6 +157,31 @@ def test_weights_that_stand_are_not_encoded_again(tmp_path: Path, encoded: list[
     assert sum(encoded) == count and stage.step == 4
 
 
+def test_a_second_run_of_the_same_weights_takes_its_vectors_from_the_cache(
+    tmp_path: Path, encoded: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the first step and at the last; not those of the refreshes between, whose weights go away."""
+    cache = str(tmp_path / "cache")
+
+    def vectors(name: str, said: Console) -> list[np.ndarray]:
+        parts, stage, _ = stage_of(tmp_path / name, vector_cache=cache)
+        stage.console, found = said, []
+        for step, full in ((0, True), (2, False), (4, True)):
+            stage.refresh(step, full=full)
+            found.append(np.array(stage.built.vectors_ND))  # type: ignore[union-attr]
+            shift(parts, 0.125)
+        return found
+
+    first, count = vectors("first", Console(speaks=False)), stage_of(tmp_path / "x")[2]
+    assert sum(encoded) == 3 * count and len(list((tmp_path / "cache").iterdir())) == 2
+    encoded.clear()
+    again = vectors("again", Console())
+    assert sum(encoded) == count, "the refresh in between alone"
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one, other)
+    assert capsys.readouterr().out.count(f"{count} passages: vectors from") == 2
+
+
 @pytest.mark.parametrize("best_is_wanted", [True, False])
 def test_the_best_step_s_vectors_are_still_there_at_the_end(
     tmp_path: Path, encoded: list[int], best_is_wanted: bool

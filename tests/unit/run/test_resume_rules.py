@@ -23,7 +23,7 @@ from ds_rag.runtime import atomic_folders
 from ds_rag.runtime.errors import UserError
 
 # Nothing of these changes what is learned, or it is checked otherwise (data, weights, rows a step), or said (lengths).
-MAY_CHANGE = """title_column place_column cluster_column hybrid rerank lexical_lines teacher_cache
+MAY_CHANGE = """title_column place_column cluster_column hybrid rerank lexical_lines teacher_cache vector_cache
     output_dir resume resume_changed save_steps save_total_limit report_to debug corpus train_data eval_data
     max_eval_samples deepspeed deepspeed_retriever deepspeed_generator memory_budget micro_cells retriever_chunk
     gradient_checkpointing per_device_train_batch_size gradient_accumulation_steps collective_timeout

@@ -1,0 +1,62 @@
+"""Mistakes in the arguments of `ds-rag qa-gen`, found before any model is opened."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ds_rag.evaluation.questions.judged import WORDS
+from ds_rag.evaluation.questions.sieve import FILTERS
+from ds_rag.run.open_saved import BY_WORDS
+from ds_rag.run.output_dir import check_beside_run
+from ds_rag.runtime import collectives
+from ds_rag.runtime.errors import UserError, choose
+from ds_rag.runtime.output_places import check_file, check_json, place_of
+
+KEYS = ("questions", "filters")  # of the JSON, by which it is known again
+
+
+def generations_file(out: str) -> Path:
+    """Where the generations are: beside `--out`."""
+    place = place_of(out, "--out")
+    return place.with_name(place.name + ".generations.jsonl")
+
+
+def skipped(args: argparse.Namespace) -> set[str]:
+    """The names in `--skip_filters`. Raises UserError for an unknown one."""
+    names = {name.strip() for name in args.skip_filters.split(",")} - {""}
+    for name in names:
+        choose(FILTERS, name, "filter of --skip_filters")
+    return names
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that contradict each other, and for places that cannot be written."""
+    skip, by_words = skipped(args), getattr(args, "retriever", BY_WORDS) == BY_WORDS
+    if by_words and args.round_trip_by not in (None, WORDS) and "round_trip" not in skip:
+        raise UserError(
+            f"--round_trip_by {args.round_trip_by} without a retriever",
+            expected=f"--retriever FOLDER, or --round_trip_by {WORDS}",
+        )
+    if args.qa_temperature == 0 and args.questions_per_passage > 1:
+        raise UserError(
+            "--temperature 0: all questions about a passage would be the same",
+            found=f"--questions_per_passage {args.questions_per_passage}",
+            fix="--questions_per_passage 1, or a temperature above 0",
+        )
+    if collectives.rank() != 0:
+        return
+    out = check_file(args.out, "--out", args.overwrite or generations_file(args.out).exists())
+    check_beside_run(out, "--out")
+    check_json(args.json, KEYS)
+    places = {"--out": out}
+    for flag, path in (("--rejected", args.rejected), ("--eval_out", args.eval_out)):
+        if path is not None:
+            places[flag] = check_file(path, flag)
+            check_beside_run(places[flag], flag)
+    if args.json is not None:
+        places["--json"] = place_of(args.json, "--json")
+    places["the passages"] = place_of(args.passages, "passages")
+    if len(set(places.values())) < len(places):
+        twice = [flag for flag, place in places.items() if list(places.values()).count(place) > 1]
+        raise UserError(f"{' and '.join(twice)}: the same file", expected="a file for each")

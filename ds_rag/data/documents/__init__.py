@@ -1,0 +1,1 @@
+"""Documents of the user, of many kinds, as passages of a corpus."""
