@@ -94,8 +94,8 @@ def flops_of(name: str, wanted: Wanted, size: Sizes, work: Workload, shapes: tup
         prompts = Load(asked * tokens, asked * tokens**2 / 2, size.written * WRITTEN)
         return forward_flops(generator, prompts) + corpus + read_cells(size.written * SCORED)
     if name == "audit":
-        rows, each = audited(wanted, size)
-        return corpus + read_cells(rows * each)
+        rows, passages = audited(wanted, size)
+        return corpus + read_cells(rows * passages)
     if name == "index":
         return corpus
     way = teaching(wanted)

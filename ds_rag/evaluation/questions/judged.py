@@ -23,6 +23,7 @@ from ds_rag.evaluation.questions.sieve import Question, Reasons
 from ds_rag.evaluation.retrieval import search_words
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
+from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.score_folder import open_scores
@@ -65,12 +66,13 @@ class Found:
 @dataclass(frozen=True)
 class SearchWanted:
     """by: INDEX, WORDS or EITHER. depth: passages for each question. batch: texts that are embedded at once.
-    index_factory: the type of index."""
+    index_factory: the type of index. vectors: the folder of `--vector_cache`."""
 
     by: str
     depth: int
     batch: int
     index_factory: str
+    vectors: str | None = None
 
 
 def search_for(
@@ -82,7 +84,9 @@ def search_for(
     if retriever is not None:
         settings = (wanted.batch, console)
         passages = tokenize_side(retriever, "passage", texts, console, "passages")
-        corpus_ND = encode(retriever, passages, "passage", *settings)
+        store = open_vector_store(wanted.vectors, retriever, console.say)
+        corpus_ND = encode(retriever, passages, "passage", *settings, store=store)
+        say_account(store, console)
         asked = tokenize_side(retriever, "query", queries, console, "questions")
         found.vectors_QD = encode(retriever, asked, "query", *settings)
         part = build_part(corpus_ND, wanted.index_factory)
