@@ -67,8 +67,6 @@ def put_place(folder: Path, rows: Path, run: Path) -> Path:
     for name in ("train.jsonl", "dev.jsonl", "passages.jsonl"):
         shutil.copy(rows / name, folder / name)
     (folder / "recipe.yaml").write_text("objective: rag_sequence\neval_data: dev.jsonl\nmax_new_tokens: 4\n")
-    (folder / "docs").mkdir()
-    (folder / "docs/zor.md").write_text("# Zor\n\nThe chancellor of zor via is basalt.\n")
     (folder / "sweep.txt").write_text("--seed 1\n--seed 2\n")
     shutil.copytree(run / "retriever", folder / "path/to/encoder")
     shutil.copytree(run / "generator", folder / "path/to/lm")
