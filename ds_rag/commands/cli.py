@@ -20,6 +20,7 @@ from ds_rag.runtime.standard_streams import flush_standard_streams, guard_standa
 
 # Name of a command and of its module ('-' is '_' there) -> the summary that --help shows.
 COMMANDS = {
+    "build": "from a folder of documents to a trained and measured system, in one folder",
     "train": "train retriever and generator together",
     "evaluate": "score a run, or a pair of model folders, on held-out rows",
     "errors": "the questions that an evaluation got wrong, likely false negatives first",
@@ -34,6 +35,7 @@ COMMANDS = {
     "chunk": "passages of a folder of documents, as long as a retriever reads; a second call does what changed",
     "qa-gen": "write questions and answers about passages with a language model, and keep those that pass filters",
     "check": "bad rows, duplicates, labels and lengths of data, before training; returns 1 if rows are bad or missing",
+    "split": "hold out whole documents of the rows, and leave out rows that lost their passage",
     "mine": "write rows with hard negatives, found by a retriever",
     "score": "score rows' passages with a frozen generator ahead of training, into --teacher_cache",
     "plan": "what a run will need (memory, GPUs, time, the index), and the flags for it",

@@ -136,11 +136,12 @@ def passages_in(value: object, column: str, ids: Mapping[str, Passage]) -> list[
         if not is_word(one) and not isinstance(one, str):
             raise Bad(f"'{column}' holds {short(one)}, expected ids of passages")
         id_ = str(one).strip()
-        if id_ not in ids:
+        try:
+            found.append(ids[id_])
+        except KeyError:
             close = nearest(id_, like(id_, ids))
             hint = f", did you mean '{close}'?" if close else ""
-            raise Bad(f"'{column}' names {short(id_)}, and no passage of the corpus has this id{hint}")
-        found.append(ids[id_])
+            raise Bad(f"'{column}' names {short(id_)}, and no passage of the corpus has this id{hint}") from None
     return found
 
 

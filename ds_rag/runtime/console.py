@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import time
@@ -17,6 +18,8 @@ from ds_rag.runtime.credentials import one_line, printable
 from ds_rag.runtime.standard_streams import guarded
 
 BORDER = 3  # cells of the terminal that a column of a table takes beside its content
+WIDTH = 110  # characters of a line without a terminal
+COLUMNS = "DS_RAG_COLUMNS"  # variable with another width: that of the terminal of a process that shows our output
 QUIET_LINE_SECONDS = 10.0  # without a terminal, seconds between two lines of progress
 
 
@@ -25,7 +28,8 @@ class Console:
 
     def __init__(self, stream: IO[str] | None = None, speaks: bool = True):
         out = guarded(stream or sys.stdout)
-        self.rich = RichConsole(file=out, width=None if out.isatty() else 110, quiet=not speaks, highlight=False)
+        width = None if out.isatty() else int(os.environ.get(COLUMNS, WIDTH))
+        self.rich = RichConsole(file=out, width=width, quiet=not speaks, highlight=False)
         self.speaks = speaks
 
     def say(self, text: str, style: str | None = None, lines: bool = False) -> None:

@@ -112,6 +112,12 @@ def release(folder: Path) -> None:
     let_go(str(folder.resolve() / FILE), os.getpid())
 
 
+def descriptor(folder: Path) -> int | None:
+    """Of the lock of `folder` that this process holds: a child process that inherits it keeps the lock until it ends
+    too. None where there is none."""
+    return _held.get(str(folder.resolve() / FILE))
+
+
 def open_file(path: str) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

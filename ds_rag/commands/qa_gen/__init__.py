@@ -14,15 +14,8 @@ SETTINGS = (  # of data, models and evaluation: what reading, searching and scor
     *SHOWN,
     *("max_query_length", "max_answer_length", "on_bad_row", "document_column", "place_column"),
     *("query_column", "answer_column", "positive_column", "prompt_template", "trust_remote_code", "load_in_4bit"),
-    *(
-        "pooling",
-        "normalize",
-        "query_prefix",
-        "passage_prefix",
-        "per_device_eval_batch_size",
-        "index_factory",
-        "vector_cache",
-    ),
+    *("pooling", "normalize", "query_prefix", "passage_prefix", "per_device_eval_batch_size", "index_factory"),
+    "vector_cache",
 )
 ADVANCED = {
     "min_words",

@@ -61,8 +61,8 @@ def search(setup: Setup, questions: Sequence[Question], skip: set[str]) -> Found
     if not questions or not wanted:
         return None
     depth = max(args.round_trip_k, args.gain_candidates + 1)
-    batch, kind = stage.per_device_eval_batch_size, stage.index_factory
-    how = SearchWanted(chosen_search(setup), depth, batch, kind, stage.vector_cache)
+    size, vectors = stage.per_device_eval_batch_size, stage.vector_cache
+    how = SearchWanted(chosen_search(setup), depth, size, stage.index_factory, vectors)
     return search_for([q.query for q in questions], setup.texts, setup.retriever, how, setup.console)
 
 

@@ -66,7 +66,7 @@ class Found:
 @dataclass(frozen=True)
 class SearchWanted:
     """by: INDEX, WORDS or EITHER. depth: passages for each question. batch: texts that are embedded at once.
-    index_factory: the type of index. vectors: the folder that keeps those of passages; None: none does."""
+    index_factory: the type of index. vectors: the folder of `--vector_cache`."""
 
     by: str
     depth: int
@@ -85,7 +85,7 @@ def search_for(
         settings = (wanted.batch, console)
         passages = tokenize_side(retriever, "passage", texts, console, "passages")
         store = open_vector_store(wanted.vectors, retriever, console.say)
-        corpus_ND = encode(retriever, passages, "passage", *settings, store)
+        corpus_ND = encode(retriever, passages, "passage", *settings, store=store)
         say_account(store, console)
         asked = tokenize_side(retriever, "query", queries, console, "questions")
         found.vectors_QD = encode(retriever, asked, "query", *settings)

@@ -178,7 +178,8 @@ def test_help_imports_no_heavy_library(argv):
     elif command[0] in COMMANDS:
         assert f"usage: ds-rag {command[0]}" in done.stdout
         assert (
-            command[0] in ("verify", "push", "report", "compare", "errors") or "--max_passage_length" in done.stdout
+            command[0] in ("verify", "push", "report", "compare", "errors", "split")
+            or "--max_passage_length" in done.stdout
         ), "it reads rows"
 
 
