@@ -18,6 +18,8 @@ def spans_of(text: str, kind: str, count: Callable[[str], int], most: int) -> li
     """Parts of a text with at most `most` tokens each; between them are only blanks. count: tokens of a part."""
     readable = unwrapped(text) if kind == TEXT else text
     parts = [span for window in windows(readable) for span in _cut(readable, window, count, most)]
+    if readable is not text:  # to some tokenizers a line's end is longer than a blank
+        parts = [half for span in parts for half in _halved(text, span, count, most)]
     return packed(text, parts, count, most)
 
 
@@ -47,6 +49,7 @@ def _halved(text: str, span: Span, count: Callable[[str], int], most: int) -> It
     begin, end = span
     if end - begin > 1 and count(text[begin:end]) > most:
         middle = (begin + end) // 2
+        middle = next((at + 1 for at in (text.rfind(mark, begin, middle) for mark in "\n ") if at > begin), middle)
         yield from _halved(text, (begin, middle), count, most)
         yield from _halved(text, (middle, end), count, most)
     elif text[begin:end].strip():

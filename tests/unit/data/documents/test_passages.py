@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from reading import read, words_and_two
 
-from ds_rag.data.documents.document import CODE, Block, Document
+from ds_rag.data.documents.document import CODE, TEXT, Block, Document
 from ds_rag.data.documents.passages import Chunk, Cutting, chunks_of
 from ds_rag.data.documents.sizes import Sizes, joined
+from ds_rag.data.documents.splitting import spans_of
 
 NOTHING_JOINS = Cutting(min_tokens=0)
 
@@ -118,3 +119,16 @@ def test_a_title_that_is_too_long_loses_its_middle_then_words_and_none_is_lost()
     first, *others = cut(long)
     assert first.title == numbered(0, 7)
     assert " ".join(" ".join(c.text.split()) for c in (first, *others)) == numbered(0, 32)
+
+
+def test_a_tokenizer_to_which_line_ends_are_longer_than_blanks() -> None:
+    """Wrapped prose is cut as if its line ends were blanks; the parts are measured as they are."""
+
+    def count(text: str) -> int:
+        return len(text.split()) + 2 * text.count("\n")
+
+    text = "\n".join("these are nine words of prose in a line." for _ in range(40))
+    spans = spans_of(text, TEXT, count, 30)
+    parts = [text[begin:end] for begin, end in spans]
+    assert max(map(count, parts)) <= 30 and " ".join(" ".join(parts).split()) == " ".join(text.split())
+    assert min(map(count, parts[:-1])) > 15, "they are filled"
