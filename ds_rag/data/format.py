@@ -57,13 +57,13 @@ def holds(*names: str) -> Callable[[Path], bool]:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The content of a file, decompressed where its name ends in `.gz`."""
-    return gzip.open(path) if path.suffix.lower() == GZIP else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if path.suffix.lower() == GZIP else path.open("rb")  # type: ignore[return-value]
 
 
 def open_text(path: Path, newline: str | None = "") -> IO[str]:
     """The text of a UTF-8 file, decompressed where its name ends in `.gz`; a byte that is not UTF-8 becomes a lone
     surrogate. newline: as of `open`; by default lines keep their ends, LF, CRLF or CR."""
-    return io.TextIOWrapper(open_bytes(path), "utf-8", "surrogateescape", newline)
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="surrogateescape", newline=newline)
 
 
 def with_split(path: Path) -> tuple[Path, str | None]:

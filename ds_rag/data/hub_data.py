@@ -72,6 +72,9 @@ def fetch_data(source: str, flag: str) -> tuple[HubName, Path]:
             raise unreachable(repository, answer) from None
         if "is a gated dataset" in str(error):
             raise refused(repository, error) from None
+        if is_of_network(error):
+            fix = "the same command again, which continues it"
+            raise UserError(f"{what}: the download broke off", found=one_line(str(error)), fix=fix) from None
         raise unreadable(what, error) from error
     return name, place_of(name)
 

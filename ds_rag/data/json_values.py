@@ -82,8 +82,17 @@ def read_values(path: Path, faults: Faults) -> Iterator[Record]:
             else:
                 what = "bytes that are not UTF-8" if isinstance(found, dict) else f"JSON {type(found).__name__}"
                 faults.add(number, where, f"{what}, expected an object")
+        where = f"{path}:{values.line}"
         if listed and not mark:
-            faults.add(values.line, f"{path}:{values.line}", "the JSON list does not end: is the file cut off?", True)
+            faults.add(values.line, where, "the JSON list does not end: is the file cut off?", True)
+            return
+        if listed:
+            values.move(values.at + 1)
+            mark = values.mark()
+        if mark:
+            faults.add(
+                values.line, f"{path}:{values.line}", "more after the end of the JSON list, expected one list", True
+            )
 
 
 def unreadable(found: object) -> bool:

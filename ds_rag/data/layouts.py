@@ -38,7 +38,7 @@ def flat_rows(records: Iterable[Record], columns: Columns, faults: Faults, need_
     need_answers |= faults.of_training
     named = {name for name in asdict(columns).values() if name}
     for record in records:
-        layout = layout_of(record.fields, named)
+        layout = layout_of(record.fields, named, columns.query)
         if layout is None:
             yield record
             continue
@@ -52,15 +52,18 @@ def flat_rows(records: Iterable[Record], columns: Columns, faults: Faults, need_
             faults.add(record.number, record.where, str(bad))
 
 
-def layout_of(fields: Fields, named: set[str]) -> Callable[[Record, Faults], Iterator[Record]] | None:
+def layout_of(
+    fields: Fields, named: set[str], query: str | None
+) -> Callable[[Record, Faults], Iterator[Record]] | None:
     """What makes flat records of this one; None where it is flat."""
-    queries = any(name.strip().lower() in ROW_NAMES["query"] for name in fields)
+    queries = query in fields or any(name.strip().lower() in ROW_NAMES["query"] for name in fields)
     chat = fields.get("messages") or fields.get("conversations")
     if not queries and not named & {"messages", "conversations"} and isinstance(chat, list | str):
         return of_chat
     if not queries and {"prompt", "completion"} <= fields.keys() and not named & {"prompt", "completion"}:
         return of_prompt
-    if isinstance(fields.get("data"), list) or isinstance(fields.get("paragraphs"), list):
+    nested = isinstance(fields.get("data"), list) or isinstance(fields.get("paragraphs"), list)
+    if nested and not queries and not named & {"data", "paragraphs"}:
         return of_squad
     if isinstance(fields.get("answers"), Mapping) and "answer_start" in fields["answers"] and "answers" not in named:
         return of_spans

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ds_rag.data.by_id import flat
 from ds_rag.data.matching import find_in_corpus
 from ds_rag.data.records import Passage, Row
 
@@ -50,8 +51,7 @@ def lost_labels(rows: Iterable[Row | Mapping[str, Any]], corpus: Sequence[Passag
 def labelled_ids(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The ids of a row's labelled passages, each once."""
     values = [row[name] for name in ID_FIELDS if row.get(name) is not None]
-    flat = [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
-    return tuple(dict.fromkeys(map(str, flat)))
+    return tuple(dict.fromkeys(str(one).strip() for value in values for one in flat(value)))
 
 
 def objects_by_id(path: str | Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ds_rag.config.names import HubName, hub_name, near_path, spellings
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.hub import MODEL, NotOnHub, Repository, ask, download, unreachable
+from ds_rag.runtime.hub import MODEL, NotOnHub, Repository, ask, download, is_offline, unreachable
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 OTHER_FORMATS = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
@@ -64,7 +64,7 @@ def fetch_alone(source: str, flag: str, trusted: bool) -> tuple[HubName, Path]:
     """The same, without the base of an adapter."""
     name = hub_name(source)
     assert name is not None
-    if name.pinned and not trusted and (found := cached_model(name, flag)):
+    if name.pinned and not trusted and (found := cached_model(name, flag)) and says_how(found[1], flag):
         return found
     wrong: UserError | None = None
     for one in spellings(name, flag):
@@ -91,14 +91,19 @@ def fetch_files(repository: Repository, trusted: bool) -> Path:
     return folder if any(folder.rglob("*.safetensors")) else download(repository, [*wanted, "*.bin"], OTHER_FORMATS)
 
 
+def says_how(folder: Path, flag: str) -> bool:
+    """Does a cached copy say how a retriever pools, or can the hub not be asked whether it should? Another program that
+    fetched the encoder alone has left `modules.json` out."""
+    return flag != "--retriever" or (folder / "modules.json").is_file() or is_offline(MODEL)
+
+
 def base_name(folder: Path) -> HubName | None:
     """The name on the hub, with its revision, that an adapter's configuration has as its base; None where it names a
     folder, cannot be read, or is not there."""
     try:
         settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         base, revision = settings["base_model_name_or_path"], settings.get("revision")
-        name = hub_name(base)
-        return replace(name, revision=revision or name.revision) if name else None
+        return hub_name(f"{base}@{revision}") if revision else hub_name(base)  # one with a commit is no folder
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -125,7 +130,9 @@ def is_complete(folder: Path) -> bool:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         parts |= {index.parent / file for file in of_index}
-    weights = [f for pattern in ("*.safetensors", "*.bin") for f in folder.rglob(pattern) if f.is_file()]
-    by_kind = [[p for p in parts if p.suffix == kind] for kind in (".safetensors", ".bin")]
-    whole = [kind for kind in by_kind if kind and all(p.is_file() for p in kind)]
-    return configured and bool(whole if parts else weights)
+
+    def whole(kind: str) -> bool:
+        of_kind = [part for part in parts if part.suffix == kind]
+        return all(map(Path.is_file, of_kind)) if of_kind else any(f.is_file() for f in folder.rglob(f"*{kind}"))
+
+    return configured and any(map(whole, (".safetensors", ".bin")))

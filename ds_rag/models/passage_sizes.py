@@ -69,7 +69,11 @@ def of_generator(config: RunConfig) -> tuple[Count, int, str]:
     def count(texts: list[str]) -> list[int]:
         return [prompt.own_length("passage", ids) for ids in prompt.encode("passage", texts, UNCUT)] if texts else []
 
-    return count, config.data.max_passage_length, f"{fingerprint(tokenizer)} {model.prompt_template!r}"
+    return (
+        count,
+        config.data.max_passage_length,
+        f"{fingerprint(tokenizer)} {model.prompt_template!r} {model.chat_template} {model.prompt_version}",
+    )
 
 
 def fingerprint(tokenizer: Any) -> str:

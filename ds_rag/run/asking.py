@@ -78,7 +78,7 @@ class Asker:
             )
 
     @classmethod
-    def open(cls, args: argparse.Namespace, console: Console) -> Asker:
+    def of_run(cls, args: argparse.Namespace, console: Console) -> Asker:
         """Opens what the arguments name: `run`, and perhaps `index` and `allow_stale`. Raises UserError."""
         saved = open_saved(args, hashes=False)  # hashing the weights would take longer than the answer
         run = Path(args.run)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.config import BUILTIN, DataConfig, RunConfig
+from ds_rag.data.format import with_split
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
 
@@ -22,7 +23,12 @@ def absolute_paths(config: RunConfig) -> dict[str, str]:
     """The entry for config.json, of the files that exist; made in the working directory of the training."""
     named = {name: getattr(config.data, name) for name in OF_ROWS} | {"output_dir": config.run.output_dir}
     places = {name: Path(path).expanduser() for name, path in named.items() if path and path != BUILTIN}
-    return {name: os.path.abspath(place) for name, place in places.items() if place.exists()}
+    return {name: os.path.abspath(place) for name, place in places.items() if is_there(place)}
+
+
+def is_there(place: Path) -> bool:
+    """Is there such a file or folder, or FOLDER:SPLIT?"""
+    return with_split(place)[0].exists()
 
 
 def recorded(run: Path) -> dict[str, str]:
@@ -52,9 +58,9 @@ def located(run: Path, values: Mapping[str, Any]) -> dict[str, str]:
     for name in OF_ROWS:
         typed = values.get(name)
         if typed and typed != BUILTIN:
-            there = [place for place in places(run, name, typed, known) if place.exists()]
+            there = [place for place in places(run, name, typed, known) if is_there(place)]
             here = Path(typed).expanduser()
-            if there and not (here.exists() and here.samefile(there[0])):
+            if there and not (is_there(here) and with_split(here)[0].samefile(with_split(there[0])[0])):
                 found[name] = str(there[0])
     return found
 
@@ -66,7 +72,7 @@ def check_found(run: Path, data: DataConfig, given: Collection[str] = ()) -> Non
     for name in OF_ROWS:
         typed = getattr(data, name)
         own = name in known and name not in given and not (name == "train_data" and data.eval_data)
-        if not own or not typed or typed == BUILTIN or Path(typed).expanduser().exists():
+        if not own or not typed or typed == BUILTIN or is_there(Path(typed).expanduser()):
             continue
         tried = [str(place) for place in dict.fromkeys(places(run, name, typed, known))]
         raise UserError(

@@ -100,4 +100,5 @@ def facts_of(run: Run, result: Evaluation) -> Facts:
         state.step * run.parts.loader.global_batch,
         tuple(run.watchers.memory["said"]),
         dict_of(audit.get("verdict")).get("advice"),
+        "generator" in run.parts.engines.modules,
     )

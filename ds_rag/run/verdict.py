@@ -5,17 +5,17 @@ Everything here is read from the results per question and from results.json; not
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ds_rag.evaluation import audit_verdict
 from ds_rag.evaluation.comparison import ALPHA, Options, Pair, compare
 from ds_rag.evaluation.per_question import PerQuestion
 from ds_rag.evaluation.seeds_and_folds import join
+from ds_rag.runtime.errors import UserError
 
 BETTER, WORSE, NOT_SHOWN, NOT_KNOWN = "better", "worse", "no difference shown", "not known"
 FIGURES = ("recall@1", "answer_in_top@1", "exact_match")  # the first that both evaluations have decides
@@ -53,6 +53,7 @@ class Facts:
         gated, read: queries that taught nothing because of a gate, and all queries that training has read.
         warned: kinds of collapse that were warned of (collapse.py).
         audit: `advice` of the run's audit, if it has one.
+        answers: the run has a generator.
     """
 
     before: PerQuestion | None
@@ -64,6 +65,7 @@ class Facts:
     read: int = 0
     warned: tuple[str, ...] = ()
     audit: str | None = None
+    answers: bool = False
 
 
 def verdict(facts: Facts, run: str) -> Verdict:
@@ -90,7 +92,10 @@ def improvement(facts: Facts) -> Verdict:
         if prefix + figure in facts.after.metrics:
             tables[name] = _only(facts.after, figure, prefix)
     systems = [join(name, [table]) for name, table in tables.items()]
-    result = compare(systems, Options(figure, different_data=True))
+    try:
+        result = compare(systems, Options(figure))
+    except UserError as error:  # a resumed run has other held-out rows, or another corpus
+        return Verdict(NOT_KNOWN, [f"the evaluations before and after training cannot be compared: {error.message}"])
     pairs = {(pair.a, pair.b): pair for pair in result.figures[figure].pairs}
     about = f"{result.figures[figure].n} questions"
     if any(facts.after.documents):
@@ -183,9 +188,12 @@ def same_answers(table: PerQuestion) -> list[str]:
 
 
 def next_steps(facts: Facts, run: str) -> list[tuple[str, str]]:
+    run = shlex.quote(run)
     steps = [(f'ds-rag ask {run} "a question of yours"', "an answer with its passages")]
+    if facts.answers:
+        steps.append((f"ds-rag serve {run}", "the same over HTTP, with a page to try it"))
     if facts.after is not None:
         steps.append((f"ds-rag errors {run}", "the questions that it gets wrong"))
-    if facts.after is not None and facts.before is not None and np.size(facts.after.ids):
+    if facts.after is not None and facts.before is not None and len(facts.after.ids):
         steps.append((f"ds-rag compare {run} ANOTHER_RUN", "is another run better, by more than chance?"))
     return steps

@@ -6,7 +6,7 @@ import os
 import sys
 import textwrap
 import time
-from typing import IO
+from typing import IO, Literal
 
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
@@ -48,14 +48,17 @@ class Console:
         """Figures stand to the right, texts to the left. No word and no figure is cut: a table that is too wide becomes
         several, each with the first column."""
         cells = [[one_line(cell) for cell in row] for row in rows]
-        needed = [longest_word(name, *(row[n] for row in cells)) for n, name in enumerate(columns)]
+        texts = [[name, *(row[n] for row in cells)] for n, name in enumerate(columns)]
+        most = max(1, (self.rich.width - 1) // 2 - BORDER)  # so that any two columns fit; longer words are folded
+        needed = [min(longest_word(*column), most) for column in texts]
+        natural = [max(map(cell_len, column)) for column in texts]
         for number, part in enumerate(parts_of(needed, self.rich.width)):
             table = Table(title=title if number == 0 else None, title_justify="left")
-            for n in part:
+            widths = widths_of([needed[n] for n in part], [natural[n] for n in part], self.rich.width)
+            for n, width in zip(part, widths, strict=True):
                 figures = n > 0 and all(is_figure(row[n]) for row in cells)
-                table.add_column(
-                    escape(columns[n]), justify="right" if figures else "left", min_width=needed[n], overflow="fold"
-                )
+                side: Literal["left", "right"] = "right" if figures else "left"
+                table.add_column(escape(columns[n]), justify=side, width=max(1, width), overflow="fold")
             for row in cells:
                 table.add_row(*(escape(row[n]) for n in part))
             self.rich.print(table)
@@ -85,6 +88,16 @@ def parts_of(needed: list[int], width: int) -> list[list[int]]:
             parts.append(columns)
         parts[-1] = columns
     return parts
+
+
+def widths_of(needed: list[int], natural: list[int], width: int) -> list[int]:
+    """The width of each column: what it needs, and of the room that is left as much as it can use, in turn."""
+    widths, room = list(needed), width - 1 - sum(n + BORDER for n in needed)
+    while room > 0 and (short := [n for n, wide in enumerate(widths) if wide < natural[n]]):
+        for n in short[:room]:
+            widths[n] += 1
+        room -= len(short[:room])
+    return widths
 
 
 class Meter:

@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs the command."""
     check_json(args.json, ("question", "passages"))
     console = Console()
-    asker = Asker.open(args, console)
+    asker = Asker.of_run(args, console)
     if args.question is None:
         return session(asker, console)
     reply = asker.ask(args.question)

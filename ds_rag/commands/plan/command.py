@@ -29,6 +29,12 @@ def main(args: argparse.Namespace) -> int:
     request = read_request(args)
     check_json(request.json, ("models", "ways"))
     console = Console()
+    if request.unknown_gpu:
+        console.say(
+            f"note: this machine's GPU is not in the table, so this is for an {request.rates.gpu.name}; --gpu NAME "
+            "--gpu_memory GB says what it is",
+            style="yellow",
+        )
     if request.setup.device == "cpu":
         console = ForProcessor()
         memory = f"{request.rates.gpu.memory:.3g} GB"
@@ -68,7 +74,8 @@ def main(args: argparse.Namespace) -> int:
             f"\nRun on each of {nodes} machines, with its --node_rank; node1 stands for the name of the first machine:",
             lines=True,
         )
-    console.say("\n" + command_line(best, request.limits.gpus_per_node, index, request.data), lines=True)
+    line = command_line(best, request.limits.gpus_per_node, index, request.data)
+    Console.say(console, f"\n{line}", lines=True)  # literally, whatever its paths are called
     write_json(request.json, figures)
     return 0
 

@@ -68,6 +68,8 @@ def this_machine(driver: Path = DRIVER) -> Gpu | None:
     if not files:
         return None if Path("/dev/kfd").exists() else processor()
     words = set(re.findall(r"[a-z0-9]+", files[0].read_text(encoding="utf-8", errors="replace").lower()))
+    if "laptop" in words:  # less memory under the same name
+        return None
     return next((gpu for name, gpu in GPUS.items() if set(name.split("-")) <= words), None)
 
 

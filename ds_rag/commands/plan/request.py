@@ -66,6 +66,7 @@ class Request:
     rows: int
     json: str | None
     data: dict[str, str]  # flags of rows and corpus as given, which the recommended command repeats
+    unknown_gpu: bool = False  # this machine has one that the table lacks
 
 
 def add_flags(parser: Parser) -> None:
@@ -109,7 +110,9 @@ def read_request(arguments: argparse.Namespace) -> Request:
         )
     limits = Limits((args["gpu_memory"] or gpu.memory) * 1e9, args["host_memory"] * 1e9, args["gpus_per_node"])
     data = {name: flag_text(args[name]) for name in OF_ROWS if args.get(name) is not None}
-    return Request(setup, fixed_by(args, given), rates, limits, args["passages"] or 0, args["rows"], args["json"], data)
+    unknown = not args["gpu"] and this_machine() is None
+    fixed, passages = fixed_by(args, given), args["passages"] or 0
+    return Request(setup, fixed, rates, limits, passages, args["rows"], args["json"], data, unknown)
 
 
 def device_of(name: str | None) -> Gpu:

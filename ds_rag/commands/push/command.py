@@ -24,10 +24,12 @@ from ds_rag.runtime.console import Console
 from ds_rag.runtime.credentials import masked
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.hub import is_of_network, one_line
+from ds_rag.runtime.own_files import listed
 
 MANIFEST, CARD = atomic_folders.MANIFEST, export.CARD
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # whose entries may look like anything
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+OF_MODELS = ("config.json", "modules.json", ".safetensors", ".bin")  # ends of the names of a model's files
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 Files = dict[str, Path | bytes]  # path in the repository -> a file, or its content
 
@@ -35,7 +37,7 @@ Files = dict[str, Path | bytes]  # path in the repository -> a file, or its cont
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
     run, console = Path(args.run), Console()
-    if not REPOSITORY.fullmatch(args.to):
+    if not REPOSITORY.fullmatch(args.to) or not is_valid(args.to):
         raise UserError(f"--to {args.to}: no name of a repository", expected="org/name, or your own user/name")
     parts = chosen(run, args.part)
     files = files_of(run, parts, args.to)
@@ -54,6 +56,18 @@ def main(args: argparse.Namespace) -> int:
         return 0
     console.say(f"pushed     {upload(files, args.to, args.public, str(run.resolve().name))}")
     return 0
+
+
+def is_valid(name: str) -> bool:
+    """Does the hub's own client take it as a name?"""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def chosen(run: Path, wanted: Collection[str] | None) -> list[str]:
@@ -145,6 +159,16 @@ def upload(files: Mapping[str, Path | bytes], to: str, public: bool, name: str) 
     api = HfApi(library_name="ds_rag")
     try:
         address = str(api.create_repo(to, private=not public, exist_ok=True))
+        if public and api.repo_info(to).private:
+            raise UserError(f"--to {to}: that repository is private", fix="without --public, or change it on its page")
+        others = set(api.list_repo_files(to)) - set(files)
+        models = any(place.endswith(OF_MODELS) for place in files)
+        if models and (stale := sorted(f for f in others if f.endswith(OF_MODELS))):
+            raise UserError(
+                f"--to {to}: it has files of another model, which would be mixed with these",
+                found=listed(stale),
+                fix="another name, or delete them there",
+            )
         if not public and not api.repo_info(to).private:
             raise UserError(
                 f"--to {to}: that repository is public", expected="a private one", fix="another name, or --public"

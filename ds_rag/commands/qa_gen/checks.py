@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ds_rag.evaluation.questions.judged import WORDS
+from ds_rag.evaluation.questions.rows import split_file
 from ds_rag.evaluation.questions.sieve import FILTERS
 from ds_rag.run.open_saved import BY_WORDS
 from ds_rag.run.output_dir import check_beside_run
@@ -46,17 +47,15 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if collectives.rank() != 0:
         return
-    out = check_file(args.out, "--out", args.overwrite or generations_file(args.out).exists())
-    check_beside_run(out, "--out")
     check_json(args.json, KEYS)
-    places = {"--out": out}
-    for flag, path in (("--rejected", args.rejected), ("--eval_out", args.eval_out)):
-        if path is not None:
-            places[flag] = check_file(path, flag)
-            check_beside_run(places[flag], flag)
-    if args.json is not None:
-        places["--json"] = place_of(args.json, "--json")
-    places["the passages"] = place_of(args.passages, "passages")
+    store, split = generations_file(args.out), split_file(Path(args.eval_out)) if args.eval_out else None
+    ours = {"--out": (args.out, store), "--rejected": (args.rejected, store), "--eval_out": (args.eval_out, split)}
+    given = {flag: path for flag, (path, _) in ours.items()} | {"--json": args.json, "the passages": args.passages}
+    given |= {"--examples": args.examples, "the generations": store, "the split": split}
+    places = {flag: place_of(path, flag) for flag, path in given.items() if path is not None}
     if len(set(places.values())) < len(places):
         twice = [flag for flag, place in places.items() if list(places.values()).count(place) > 1]
         raise UserError(f"{' and '.join(twice)}: the same file", expected="a file for each")
+    for flag, (path, beside) in ours.items():
+        if path is not None and beside is not None:  # replaced if an earlier call of this command wrote it
+            check_beside_run(check_file(path, flag, args.overwrite or beside.exists()), flag)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection
@@ -105,10 +106,16 @@ async def answer(request: Request, turns: Turns, model: str) -> Response:
     from fastapi.responses import JSONResponse, Response
 
     try:
-        asked = parse(await body_of(request, turns.limits), turns.limits.max_tokens)
+        body = await asyncio.wait_for(body_of(request, turns.limits), turns.limits.max_seconds)
+        asked = parse(body, turns.limits.max_tokens)
         reply = await turns.ask(asked)
     except ChatError as error:
         return failed(error.status, error.text)
+    except TimeoutError:
+        return failed(408, f"the request did not arrive within {turns.limits.max_seconds:g} seconds")
+    except Exception:
+        logging.getLogger("ds_rag").exception("a question that could not be answered")
+        return failed(500, "the question could not be answered; the server's console says why")
     about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
     if asked.stream:
         return Response("".join(events(reply, about)), media_type="text/event-stream")

@@ -45,9 +45,20 @@ def parse(body: Any, most_tokens: int) -> ChatRequest:
     question = text_of(users[-1].get("content"))
     if not question.strip():
         raise ChatError(400, "the last message of the user has no text")
+    if not is_text(question):
+        raise ChatError(400, "the last message of the user is not valid Unicode")
     if body.get("n", 1) not in (1, None):
         raise ChatError(400, "n: only one answer is given")
     return ChatRequest(question.strip(), tokens_of(body, most_tokens), bool(body.get("stream")))
+
+
+def is_text(text: str) -> bool:
+    """Can it be written? JSON may hold half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_of(content: Any) -> str:

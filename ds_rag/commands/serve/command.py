@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import uvicorn
 
@@ -17,13 +18,13 @@ def main(args: argparse.Namespace) -> int:
     """Runs the command until it is interrupted."""
     console = Console()
     hosts = allowed_hosts(args.host, args.allow_host)
-    asker = Asker.open(args, console)
+    asker = Asker.of_run(args, console)
     if asker.saved.generator is None:
         raise UserError(
             f"{args.run}: no generator, so there are no answers to serve", fix=f'ds-rag ask {args.run} "a question"'
         )
     limits = Limits(args.max_body, args.max_waiting, args.max_seconds, asker.settings.max_new_tokens)
-    app = make_app(asker, str(args.run), hosts, limits)
+    app = make_app(asker, Path(args.run).resolve().name, hosts, limits)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

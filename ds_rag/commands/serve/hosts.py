@@ -17,9 +17,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def allowed_hosts(address: str, named: Sequence[str]) -> frozenset[str]:
     """The names, lower-cased and without a port, by which requests may call the server. Raises UserError where others
     can reach it and no name is given."""
-    given = [name.strip().lower().rstrip(".") for name in named]
-    if wrong := [name for name in given if not name or any(c in name for c in "/ *,@")]:
-        raise UserError("--allow_host: not a host's name", found=repr(wrong[0]), expected="a name such as box.example")
+    given = [name if name.count(":") > 1 and "[" not in name else host_of(name) for name in named]  # IPv6 as it is
+    if wrong := [n for n, name in enumerate(given) if not name or any(c in name for c in "/ *,@")]:
+        found = repr(named[wrong[0]])
+        raise UserError("--allow_host: not a host's name", found=found, expected="a name such as box.example")
     if is_loopback(address):
         return frozenset({*LOOPBACK, *given})
     if is_unspecified(address) and not given:

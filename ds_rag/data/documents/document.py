@@ -99,7 +99,8 @@ class Outline:
         begins with it; else `otherwise`, else the name of the file."""
         self.keep_bare()
         title = " ".join(tidy(title).split())
-        highest = [text for level, text in self.every if level == min(self.every)[0]]
+        top = min((level for level, _ in self.every), default=0)
+        highest = [text for level, text in self.every if level == top]
         leads = self.begins_with_heading and len(highest) == 1 and self.every[0][1] == highest[0]
         if not title:
             title = highest[0] if leads else " ".join(tidy(otherwise).split()) or PurePosixPath(self.path).stem

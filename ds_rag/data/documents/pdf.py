@@ -34,13 +34,17 @@ class Bookmark(NamedTuple):
 def read_pdf(data: bytes, path: str) -> list[Document]:
     try:
         from pypdf import PdfReader
+        from pypdf.errors import DependencyError
     except ImportError:
         raise Unreadable("PDF needs pypdf, which is not installed", EXTRA) from None
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it repairs much, and remarks on it
-    reader = PdfReader(io.BytesIO(data))
-    if reader.is_encrypted:
-        unlock(reader, path)
-    pages = [[line.strip() for line in tidy(page.extract_text() or "").split("\n")] for page in reader.pages]
+    try:
+        reader = PdfReader(io.BytesIO(data))
+        if reader.is_encrypted:
+            unlock(reader, path)
+        pages = [[line.strip() for line in tidy(page.extract_text() or "").split("\n")] for page in reader.pages]
+    except DependencyError:
+        raise Unreadable("encrypted by AES, which needs cryptography", "pip install cryptography") from None
     check_text(pages, path)
     notes = []
     running = running_lines(pages)
@@ -58,8 +62,12 @@ def read_pdf(data: bytes, path: str) -> list[Document]:
 
 def unlock(reader: Any, path: str) -> None:
     """Many files are encrypted with an empty password, against changes alone."""
+    from pypdf.errors import DependencyError
+
     try:
         opened = bool(reader.decrypt(""))
+    except DependencyError:
+        raise
     except Exception:
         opened = False
     if not opened:

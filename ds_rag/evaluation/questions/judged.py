@@ -93,7 +93,8 @@ def search_for(
         index = CorpusIndex([part] if part else [], len(texts))
         found.numbers[INDEX] = index.search_here(found.vectors_QD, depth)[1]
     if retriever is None or wanted.by in (WORDS, EITHER):
-        found.numbers[WORDS] = search_words(texts, queries, depth, console)[1]
+        scores, numbers = search_words(texts, queries, depth, console)
+        found.numbers[WORDS] = np.where(scores > 0, numbers, -1)  # one without any word of the question is not found
     return found
 
 

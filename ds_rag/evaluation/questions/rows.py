@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from ds_rag.data.splits import FRACTION, HELD_OUT, Split, SplitOptions, Unit, sp
 from ds_rag.evaluation.questions.sieve import Question
 from ds_rag.runtime.json_files import read_json
 
+NUMBERED = re.compile(r"passage-\d+")  # what a passage without an id is called (data/records.py)
+
 
 def row_of(question: Question, corpus: Sequence[Passage]) -> dict[str, Any]:
     """A row whose label is the passage's id. Its own id depends on that of the passage and the question's number, so
@@ -21,13 +24,19 @@ def row_of(question: Question, corpus: Sequence[Passage]) -> dict[str, Any]:
         "id": f"{passage.id}-q{question.number}",
         "query": question.query,
         "answer": question.answer,
-        "positive_ids": [passage.id],
+        **label_of(passage),
         "document": passage.origin.document,
         "place": passage.origin.place,
         "rank": question.rank,
         "gain": None if question.gain is None else round(question.gain, 4),
     }
     return {name: value for name, value in row.items() if value is not None}
+
+
+def label_of(passage: Passage) -> dict[str, Any]:
+    """By id, but by text where the corpus gives no ids: a line's number is that of another passage once lines are
+    inserted."""
+    return {"positive": passage.text} if NUMBERED.fullmatch(passage.id) else {"positive_ids": [passage.id]}
 
 
 def rejected_row(question: Question, corpus: Sequence[Passage]) -> dict[str, Any]:
@@ -54,4 +63,6 @@ def hold_out(
             known = None
     units = [Unit(corpus[q.passage].origin.document, q.query, (q.passage,)) for q in questions]
     split, folds = split_rows(units, wanted, known)
+    if known:  # what has no question in this call stays where it was
+        split.documents, split.queries = known.documents | split.documents, known.queries | split.queries
     return split, [fold == HELD_OUT for fold in folds]

@@ -15,9 +15,9 @@ def lead_html(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     about = dict_of(results.get("about"))
     if not config and not about:
         return ""
-    models = [
-        model_text(name, config, dict_of(dict_of(about.get("models")).get(name))) for name in ("retriever", "generator")
-    ]
+    known = dict_of(about.get("models"))
+    names = [name for name in ("retriever", "generator") if not known or name in known]
+    models = [model_text(name, config, dict_of(known.get(name))) for name in names]
     lines = [f"Trained with <b>{escape(config.get('objective', '?'))}</b>: {' and '.join(filter(None, models))}."]
     counts = {
         "rows": f"rows of {source(config, 'train_data')}",
@@ -39,7 +39,7 @@ def lead_html(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 def model_text(name: str, config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     given = config.get(name)
-    if not given or (about == {} and name == "generator" and config.get("objective") == "infonce"):
+    if not given:
         return ""
     size = f"{about['parameters'] / 1e6:,.1f}M parameters" if is_number(about.get("parameters")) else ""
     learns = "" if "trained" not in about else "trained" if about["trained"] else "frozen"

@@ -43,6 +43,8 @@ def write_report(run_dir: Path) -> Path:
 
 def page(run: Path, metrics: list[dict[str, Any]], results: dict[str, Any], config: dict[str, Any]) -> str:
     name, (before, after) = escape(run.resolve().name), tables_of(run)
+    if before and after and before.signature.get("data_hash") != after.signature.get("data_hash"):
+        before = None  # of other rows, which a resumed run was given
     body = [
         f"<h1>{name}</h1>\n{MADE_HERE}",
         lead_html(config, results),

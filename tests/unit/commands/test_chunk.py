@@ -114,7 +114,14 @@ def test_mistakes(models, docs, capsys, argv, says):
     assert not Path("p.jsonl").exists()
 
 
-@pytest.mark.parametrize("argv", [["check", "docs"], ["train", "--train_data", "docs"], ["check", "docs/a.md"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["check", "docs"],
+        ["score", "--teacher_cache", "cache", "--freeze", "generator", "--train_data", "docs"],
+        ["check", "docs/a.md"],
+    ],
+)
 def test_documents_in_place_of_rows_lead_here(docs, capsys, argv):
     assert cli.main(argv) == 2
     assert f"ds-rag chunk {argv[-1]} --out passages.jsonl" in capsys.readouterr().err

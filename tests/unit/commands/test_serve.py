@@ -33,6 +33,9 @@ class StandIn:
         assert self.at_once == 1, "one question at a time"
         if question == "wait":
             self.go.wait(20)
+        if question == "fail":
+            self.at_once -= 1
+            raise ValueError("a model that fails")
         self.asked.append((question, max_new_tokens))
         self.at_once -= 1
         return Reply(
@@ -138,6 +141,7 @@ def test_who_may_ask(server, headers, status):
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, 'role "user"'),
         (asking("  "), 400, "no text"),
         (asking({"a": 1}), 400, "no text"),
+        (asking("\ud800"), 400, "not valid Unicode"),
         (asking("x", n=2), 400, "one answer"),
         (asking("x", max_tokens=0), 400, "max_tokens"),
         (asking("x", max_tokens=True), 400, "max_tokens"),
@@ -147,6 +151,12 @@ def test_who_may_ask(server, headers, status):
 def test_what_is_no_request(server, body, status, said):
     found, error, _ = call(server, body=body)
     assert found == status and said in error["error"]["message"]
+
+
+def test_a_model_that_fails_is_an_error_of_the_same_form(server):
+    status, error, headers = call(server, body=asking("fail"))
+    assert status == 500 and "console says why" in error["error"]["message"] and headers["x-content-type-options"]
+    assert call(server, body=asking("who?"))[0] == 200
 
 
 def test_parts_of_a_message_are_joined():
@@ -196,6 +206,7 @@ def test_a_question_that_takes_too_long_is_given_up():
 
 
 def test_names_by_which_a_server_is_known():
+    assert "box" in allowed_hosts("127.0.0.1", ["Box:8000"]) and "fe80::1" in allowed_hosts("127.0.0.1", ["fe80::1"])
     assert allowed_hosts("127.0.0.1", []) == {"localhost", "127.0.0.1", "::1"}
     assert "box" in allowed_hosts("0.0.0.0", ["Box."]) and "0.0.0.0" not in allowed_hosts("0.0.0.0", ["box"])
     assert "10.0.0.5" in allowed_hosts("10.0.0.5", [])

@@ -70,7 +70,9 @@ def test_a_search_finds_what_all_products_find() -> None:
     assert found.numbers[INDEX].tolist() == np.argsort(-scores_QN, axis=1, kind="stable")[:, :4].tolist()
     index = LexicalIndex(TEXTS)
     for query, numbers in zip(queries, found.numbers[WORDS], strict=True):
-        assert numbers.tolist() == np.argsort(-index.scores(query), kind="stable")[:4].tolist()
+        best = np.argsort(-index.scores(query), kind="stable")[:4]
+        assert numbers.tolist() == [n if index.scores(query)[n] > 0 else -1 for n in best.tolist()]
+    assert found.numbers[WORDS].min() == -1 < found.numbers[WORDS].max(), "a passage without a word is not found"
     words_alone = search_for(queries, TEXTS, None, SearchWanted(WORDS, 99, 8, "Flat"), QUIET)
     assert words_alone.vectors_QD is None and words_alone.numbers.keys() == {WORDS}
     assert words_alone.numbers[WORDS].shape == (3, len(TEXTS))

@@ -49,6 +49,19 @@ def test_without_two_evaluations_nothing_is_claimed(before: PerQuestion | None, 
     assert found.kind == NOT_KNOWN and ("--eval_fraction" in found.lines[0]) == (after is None)
 
 
+def test_evaluations_of_other_rows_are_not_compared() -> None:
+    """As a resumed run has them: other questions, questions of other documents, the same ids of other rows."""
+    other = table(24)
+    other.ids = [f"new {n}" for n in range(COUNT)]
+    elsewhere = table(24, documents=7)
+    signed = [table(8), table(24)]
+    for n, each in enumerate(signed):
+        each.signature = {"data_hash": str(n)}
+    for before, after in ((table(8), other), (table(8), elsewhere), signed):
+        found = verdict(facts(before, after), "run")
+        assert found.kind == NOT_KNOWN and "cannot be compared" in found.lines[0]
+
+
 def test_rows_without_labels_are_judged_by_contained_answers() -> None:
     plain = [PerQuestion(t.ids, t.documents, {"answer_in_top@1": t.metrics["recall@1"]}) for t in (table(5), table(30))]
     found = verdict(facts(*plain), "run")
@@ -96,9 +109,12 @@ def test_a_generator_that_answers_the_same_to_everything() -> None:
 
 
 def test_the_next_commands_name_the_run() -> None:
-    commands = [command for command, _ in verdict(facts(table(8), table(24)), "runs/one").next]
+    commands = [command for command, _ in verdict(facts(table(8), table(24), answers=True), "runs/one").next]
     assert [command.split()[:3] for command in commands] == [
         ["ds-rag", "ask", "runs/one"],
+        ["ds-rag", "serve", "runs/one"],
         ["ds-rag", "errors", "runs/one"],
         ["ds-rag", "compare", "runs/one"],
     ]
+    quoted = verdict(facts(table(8), table(24)), "my runs/one").next
+    assert all("'my runs/one'" in command for command, _ in quoted) and len(quoted) == 3

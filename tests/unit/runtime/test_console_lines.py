@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import random
 
 import pytest
 
@@ -102,3 +103,34 @@ def test_texts_of_a_table_are_broken_between_words(console):
     text = printed(console)
     assert max(map(len, text.splitlines())) <= 80 and set(sentence.split()) <= set(text.split())
     assert "│  12.5 │ passages" in text and "│     - │ short" in text, "figures to the right, texts to the left"
+
+
+def test_no_table_loses_a_word(console):
+    """Whatever is in it: long names, sentences and figures, at 80 columns."""
+    console.rich.width = 80
+    draw = random.Random(0)
+    kinds = [
+        "1041 of 2000 or so",
+        "0.120 0.126 0.130",
+        "label-free-covidqa-fold-0-of-5-seed-1",
+        "a few words",
+        "-",
+        "12.5",
+    ]
+    for _ in range(60):
+        columns = [f"column{n}" for n in range(draw.randint(1, 9))]
+        rows = [[draw.choice(kinds) for _ in columns] for _ in range(3)]
+        console.rich.file.seek(0)
+        console.rich.file.truncate()
+        console.table("title", columns, rows)
+        text = printed(console)
+        assert max(map(len, text.splitlines())) <= 80
+        found = "".join(text.replace("│", " ").split())
+        joined = [word for row in rows for cell in row for word in cell.split()]
+        assert all(word in text or word[:20] in found for word in joined), text
+
+
+def test_a_long_first_column_leaves_room_for_the_others(console):
+    console.rich.width = 80
+    console.table("title", ["path", "figure", "n"], [["/" + "a" * 100, "0.120 0.126 0.130", "1041"]])
+    assert {"0.120", "0.126", "0.130", "1041"} <= set(printed(console).split())
