@@ -19,6 +19,7 @@ from ds_rag.commands.qa_gen.opening import Setup, open_setup
 from ds_rag.commands.qa_gen.sifting import sift
 from ds_rag.commands.qa_gen.tables import show, show_expectation
 from ds_rag.config import DataConfig
+from ds_rag.data.dataset import TokenTable
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_field
 from ds_rag.evaluation.questions.asking import Style, writing_prompt
@@ -39,6 +40,8 @@ from ds_rag.runtime import collectives, folder_lock
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.output_places import write_json, writing
+
+LEAST_ROOM = 16  # tokens of a passage
 
 
 def main(args: argparse.Namespace) -> int:
@@ -82,6 +85,7 @@ def write_questions(setup: Setup, file: Path) -> tuple[dict[str, Any], list[Ques
     writer = Writer(generator, prompt, style, drawing)
     if writer.misfit:
         console.say(f"note: this generator reads every prompt from its beginning: {writer.misfit}", "yellow")
+    check_room(writer, tokens, console)
     began = time.monotonic()
     new, made = write_missing(writer.write, tokens, batches, generations, console)
     seconds = time.monotonic() - began
@@ -99,6 +103,23 @@ def write_questions(setup: Setup, file: Path) -> tuple[dict[str, Any], list[Ques
         "generator_parameters": size,
     }
     return figures, questions
+
+
+def check_room(writer: Writer, passages: TokenTable, console: Console) -> None:
+    """Says how many passages are cut because the prompt's examples leave no more room. Raises UserError where they
+    leave next to none."""
+    room, most = writer.room, writer.prompt.max_length
+    if room < LEAST_ROOM:
+        raise UserError(
+            "no room for a passage beside the prompt's examples",
+            found=f"{max(0, room)} of the generator's {most} tokens",
+            expected=f"at least {LEAST_ROOM}",
+            fix="fewer --shots, a smaller --max_tokens, or a generator that reads more",
+        )
+    lengths = [writer.prompt.own_length("passage", passages[n]) for n in range(len(passages))]
+    if cut := sum(length > room for length in lengths):
+        text = f"{cut:,} passages are cut at {room} tokens beside the prompt's examples, of {most} in all"
+        console.say(f"note: {text}: fewer --shots leaves more", "yellow")
 
 
 def settings_of_writing(setup: Setup, prompt: Prompt, style: Style, drawing: Drawing) -> dict[str, Any]:

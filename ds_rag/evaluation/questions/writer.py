@@ -79,6 +79,11 @@ class Writer:
         self.misfit = misfit(generator)
         self.then = after_word(generator.tokenizer, ORDER[EXTRACTIVE][1]) if style.answers == EXTRACTIVE else None
 
+    @property
+    def room(self) -> int:
+        """Tokens of a passage that fit into the prompt, beside its examples and what is to be written."""
+        return self.prompt.room(len(self.hint_ids), len(self.lead_ids) + self.drawing.max_tokens)
+
     @torch.no_grad()
     def write(self, passages: Sequence[Ids], asks: Sequence[Ask]) -> list[Generation]:
         """One generation for each of `asks`. passages: ids, as the prompt's `encode` makes them."""
@@ -108,7 +113,7 @@ class Writer:
         if not self.then:
             return []
         around = self.prompt.around["passage"]
-        texts = [ids[around.head : len(ids) - len(around.tail)] for ids in passages]
+        texts = [ids[around.head : len(ids) - len(around.tail)][: self.room] for ids in passages]  # as it is read
         # One word more than an answer may have: what is cut there is rejected as too long.
         spans = Spans(self.generator.tokenizer, texts, self.drawing.max_answer_words + 1, self.then)
         begins = [float(uniform(ask, self.drawing, "part")[0]) if ask.number else None for ask in asks]

@@ -38,6 +38,7 @@ class Prepared:
     many passages were asked about, call by call."""
 
     misfit = None
+    room = 4096
     asked: ClassVar[list[int]] = []
 
     def __init__(self, generator: Any, prompt: Any, style: Any, drawing: Any):
@@ -191,3 +192,13 @@ def test_another_commands_file_is_replaced_only_when_asked(call: Call, capsys: p
     assert call(*NO_GAIN) == 2 and "--overwrite" in capsys.readouterr().err
     assert Path("rows.jsonl").read_text() == "my rows\n"
     assert call(*NO_GAIN, "--overwrite") == 0 and len(lines("rows.jsonl")) == 12
+
+
+@pytest.mark.parametrize(("room", "says"), [(17, "12 passages are cut at 17 tokens"), (3, "fewer --shots")])
+def test_passages_that_the_examples_leave_no_room_for_are_told(
+    call: Call, room: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Prepared, "room", room)
+    assert call(*NO_GAIN) == (2 if room < 16 else 0)
+    shown = capsys.readouterr()
+    assert says in " ".join((shown.out + shown.err).split())
