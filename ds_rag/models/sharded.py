@@ -26,9 +26,9 @@ def shape_of(p: torch.Tensor) -> torch.Size:
     return getattr(p, "ds_shape", p.shape)
 
 
-def count_of(module: nn.Module) -> int:
-    """The number of parameters of the full module."""
-    return sum(shape_of(p).numel() for p in module.parameters())
+def count_of(module: nn.Module, trained: bool = False) -> int:
+    """The number of parameters of the full module. trained: only of those that have a gradient."""
+    return sum(shape_of(p).numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
 def full_copy_notice(name: str, source: str, module: nn.Module | None, config: dict[str, Any] | None) -> str | None:

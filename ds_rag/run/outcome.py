@@ -55,7 +55,11 @@ def about(run: Run) -> dict[str, Any]:
         "passages": parts.data.corpus_size,
         "held_out": len(parts.data.evaluation),
         "models": {
-            name: {"parameters": count_of(module), "trained": name in learning}
+            name: {
+                "parameters": count_of(module),
+                "trained": name in learning,
+                "trained_parameters": count_of(module, trained=True) if name in learning else 0,
+            }
             for name, module in parts.engines.modules.items()
         },
         "device": str(parts.device),

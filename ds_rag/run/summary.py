@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ds_rag.config import RunConfig
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
@@ -30,9 +32,7 @@ from ds_rag.runtime.errors import not_written
 def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
     """Prints what the run is about to do, in four lines, and writes the resolved configuration to the run's folder."""
     optim, data = config.optim, parts.data
-    sizes = {n: count_of(m) / 1e6 for n, m in parts.engines.modules.items()}
-    learning = parts.engines.learning
-    models = ", ".join(f"{n} {s:.1f}M ({'trained' if n in learning else 'frozen'})" for n, s in sizes.items())
+    models = ", ".join(model_text(n, m, n in parts.engines.learning) for n, m in parts.engines.modules.items())
     batch = f"{optim.per_device_train_batch_size} x {optim.gradient_accumulation_steps} x {collectives.world()}"
     console.say(
         f"data       {len(data.train)} rows, {data.corpus_size} passages, {len(data.evaluation)} held-out queries"
@@ -61,10 +61,17 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
     console.say(f"run        {folder} (libraries' messages: run.log)")
     if not config.is_builtin:
         for name in ("retriever", "generator"):
-            if getattr(config.model, name).startswith("config:") and name in sizes:
+            if getattr(config.model, name).startswith("config:") and name in parts.engines.modules:
                 console.say(f"note: the {name} starts untrained, from {getattr(config.model, name)}", style="yellow")
     if collectives.rank() == 0 and not export.exported(folder):  # else config.json belongs to the exported models
         write_complete(folder / json_files.CONFIG, config_and_results.configuration_text(config))
+
+
+def model_text(name: str, module: nn.Module, learns: bool) -> str:
+    """A model's size, and how much of it is trained: of one with adapters a small part."""
+    size, trained = count_of(module), count_of(module, trained=True) if learns else 0
+    part = "frozen" if not trained else "trained" if trained > size / 2 else f"{trained / 1e6:.2f}M of them trained"
+    return f"{name} {size / 1e6:.1f}M ({part})"
 
 
 def write_results(run: Run, result: Evaluation, began: float) -> None:

@@ -43,6 +43,9 @@ def model_text(name: str, config: Mapping[str, Any], about: Mapping[str, Any]) -
         return ""
     size = f"{about['parameters'] / 1e6:,.1f}M parameters" if is_number(about.get("parameters")) else ""
     learns = "" if "trained" not in about else "trained" if about["trained"] else "frozen"
+    part, whole = number(about.get("trained_parameters")), number(about.get("parameters"))
+    if part and whole and part < whole / 2:  # adapters
+        learns = f"{part / 1e6:,.2f}M of them trained"
     beside = ", ".join(filter(None, (size, learns)))
     return f"{name} <code>{escape(given)}</code>{f' ({beside})' if beside else ''}"
 
