@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ds_rag.config import RunConfig
 from ds_rag.data.bad_rows import say_notices
+from ds_rag.data.by_id import ids_of
 from ds_rag.data.data_settings import columns_of, reading_of
 from ds_rag.data.formats import read_corpus
 from ds_rag.data.prompt import Prompt
@@ -59,8 +60,9 @@ def open_setup(args: argparse.Namespace, console: Console) -> Setup:
         reading.note(f"{len(read) - len(corpus)} passages repeat another's text and are not asked about again")
     shots = BUILT_IN[args.answers][: args.shots]
     if args.examples:
-        known, wanted = {p.id: p.text for p in read}, ShotsWanted(args.answers, args.shots, args.qa_seed)
-        shots = read_shots(args.examples, columns_of(config.data), known, reading, wanted)
+        reading.corpus_by_id = lambda: ids_of(read)
+        wanted = ShotsWanted(args.answers, args.shots, args.qa_seed)
+        shots = read_shots(args.examples, columns_of(config.data), reading, wanted)
     say_notices(reading.notices, console)
     if retriever is not None:
         check_factory(config.evaluation.index_factory, retriever.hidden_size, len(corpus))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from ds_rag.data.bad_rows import Faults, Reading
+from ds_rag.data.bad_rows import Reading
 from ds_rag.data.columns import Columns
-from ds_rag.data.formats import READERS, Row, detect, read_rows, rows_of_records
-from ds_rag.data.records import Record
+from ds_rag.data.formats import Row, read_rows
 from ds_rag.evaluation.containment import contains, framed
 from ds_rag.runtime.errors import UserError
 
@@ -75,31 +73,11 @@ class ShotsWanted:
     seed: int
 
 
-def read_shots(
-    path: str, columns: Columns, known: Mapping[str, str], reading: Reading, wanted: ShotsWanted
-) -> list[Shot]:
-    """Examples from a file of rows. known: passage id -> text, of the corpus. Raises UserError as `read_rows` and
-    `shots_of_rows` do."""
-    return shots_of_rows(read_labelled(path, columns, known, reading), wanted)
-
-
-def read_labelled(path: str, columns: Columns, known: Mapping[str, str], reading: Reading) -> list[Row]:
-    """The rows of a file; those that name passages in `positive_ids` have the first one that is known as positive."""
-    file, faults = Path(path).expanduser(), Faults(FLAG, path, reading)
-    records = list(READERS[detect(file, FLAG)].read(file, "rows", faults))
-    if not any("positive_ids" in record.fields for record in records):
-        return read_rows(path, columns, FLAG, need_passages=False, need_answers=True, reading=reading)
-    rows = rows_of_records([with_text(r, known) for r in records], iter(()), columns, faults, (False, True))
-    faults.settle(len(rows))
-    return rows
-
-
-def with_text(record: Record, known: Mapping[str, str]) -> Record:
-    """The record with the text of a passage in place of the ids."""
-    fields = {name: value for name, value in record.fields.items() if name != "positive_ids"}
-    ids = record.fields.get("positive_ids") or []
-    texts = [known[id_] for id_ in (ids if isinstance(ids, list) else [ids]) if id_ in known]
-    return record._replace(fields={"positive": texts[0], **fields} if texts else fields)
+def read_shots(path: str, columns: Columns, reading: Reading, wanted: ShotsWanted) -> list[Shot]:
+    """Examples from a file of rows, whose labels may be ids of the corpus that `reading` knows. Raises UserError as
+    `read_rows` and `shots_of_rows` do."""
+    rows = read_rows(path, columns, FLAG, need_passages=False, need_answers=True, reading=reading)
+    return shots_of_rows(rows, wanted)
 
 
 def shots_of_rows(rows: Sequence[Row], wanted: ShotsWanted) -> list[Shot]:

@@ -164,6 +164,9 @@ def test_examples_of_own_rows_name_their_passage_by_id(call: Call, capsys: pytes
     Path("mine.jsonl").write_text(json.dumps(example | {"positive_ids": ["gone"]}) + "\n")
     capsys.readouterr()
     assert call(*NO_GAIN, "--examples", "mine.jsonl") == 2
+    assert "no passage of the corpus has this id" in capsys.readouterr().err
+    Path("mine.jsonl").write_text(json.dumps(example | {"answer": "nothing of it"}) + "\n")
+    assert call(*NO_GAIN, "--examples", "mine.jsonl") == 2
     assert "--examples: no row can be an example" in capsys.readouterr().err
 
 
