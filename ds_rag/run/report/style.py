@@ -1,4 +1,4 @@
-"""The look of the report, and its script: filters of the questions, and everything unfolded for printing. Both stand in
+"""The look of the report, and its script: filters of the questions, and what is unfolded for printing. Both stand in
 the page itself."""
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ meter { width: 60px; height: 10px; vertical-align: middle; }
 .label { display: inline-block; min-width: 110px; margin-right: 8px; color: var(--dim); }
 .answers p { margin: 4px 0; overflow-wrap: anywhere; }
 @media print { :root { --page: #fff; } body { font-size: 12px; } main { padding: 0; max-width: none; }
-  .tools { display: none; } .card { break-inside: avoid; } .question { break-inside: auto; } }
+  .tools { display: none; } .card { break-inside: avoid; }
+  .question { break-inside: auto; padding: 5px 12px; margin-bottom: 4px; } .scroll { break-inside: auto; }
+  h2 { break-after: avoid; } .grid { grid-template-columns: 1fr 1fr; } }
 """
 
 SCRIPT = """
@@ -74,7 +76,7 @@ const wanted = buttons.find(b => '#' + b.dataset.state === location.hash);  /* r
 if (wanted) wanted.click();
 let opened = [];
 addEventListener('beforeprint', () => {
-  opened = [...document.querySelectorAll('details:not([open])')];
+  opened = [...document.querySelectorAll('details:not([open]):not(.question)')];  /* questions: as they are unfolded */
   for (const d of opened) d.open = true;
 });
 addEventListener('afterprint', () => { for (const d of opened) d.open = false; });
