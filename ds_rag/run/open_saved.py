@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,10 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
         manifest = export.ready(run, hashes)
         if not (run / json_files.CONFIG).is_file() or not (run / "retriever").is_dir():
             raise UserError("--run: not a finished run", found=run, expected="config.json and retriever/ in it")
-        if clash := {"retriever", "generator"} & set(given):
+        own = {name for name in ("retriever", "generator") if (run / name).is_dir()}
+        if clash := own & set(given):
             raise UserError("--run together with model folders", found=", ".join(f"--{c}" for c in sorted(clash)))
+        refuse_new(given)
         values = config_and_results.configuration(run)
         values |= located(run, values)
         if "eval_data" in given:  # other rows than the run's
@@ -102,20 +105,27 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
         config = build(as_paths(values, given) | given)
         settle_names(config, say, {*bases_of(run, config), *NAMED.keys() & given.keys()})
         retriever, generator = open_pair(run, config.model, config.data, set(given))
+        if generator is None and "generator" in given:  # a retriever trained alone, and a generator to answer with it
+            generator = open_generator(config.model, list, Path("."))
         if export.ready(run, hashes=False) != manifest:
             raise UserError(f"{run}: another job has just replaced this run's models", fix="run the command again")
     else:
         if "retriever" not in given:
             raise UserError("no models", expected="--run RUN, or --retriever FOLDER (and --generator FOLDER)")
-        for name in ("retriever", "generator"):  # a new model has no tokenizer yet, and here are no texts to train one
-            if str(given.get(name, "")).startswith("config:"):
-                raise UserError(f"--{name} {given[name]}: a new model", expected="the folder of one that was saved")
+        refuse_new(given)
         run, config = None, build(given)
         settle_names(config, say, NAMED.keys() & given.keys())
         retriever = open_retriever(config.model, config.data, list, Path("."))
         generator = open_generator(config.model, list, Path(".")) if "generator" in given else None
     retriever.eval().requires_grad_(False).to(device_of(args))
     return Saved(run, config, retriever, generator, ready(generator, config, args))
+
+
+def refuse_new(given: Mapping[str, Any]) -> None:
+    """Raises UserError for a new model: it has no tokenizer yet, and here are no texts to train one."""
+    for name in ("retriever", "generator"):
+        if str(given.get(name, "")).startswith("config:"):
+            raise UserError(f"--{name} {given[name]}: a new model", expected="the folder of one that was saved")
 
 
 def open_reader(args: argparse.Namespace) -> WithoutRetriever:

@@ -93,11 +93,16 @@ def test_a_resumed_run_keeps_its_split(run, data):
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5]
 
 
-def test_a_held_out_fraction(data, tmp_path):
+def test_a_held_out_fraction(data, tmp_path, quickstart):
     held = ["--eval_fraction", "0.5", "--objective", "infonce", "--max_steps", "1"]
     said = train(tmp_path / "run", data / "rows.jsonl", *held)
     assert "20 of 40 rows are held out" in " ".join(said.split())
     assert json.loads((tmp_path / "run/folds.json").read_text())["kind"] == "eval_fraction"
     assert "recall@1" in results(tmp_path / "run")["after"]
+    question = ["ask", tmp_path / "run", "who leads zor via ?", "--json", tmp_path / "answer.json"]
+    call(question)  # of a retriever that was trained alone
+    assert json.loads((tmp_path / "answer.json").read_text())["answer"] is None
+    call([*question, "--generator", quickstart / "generator", "--max_new_tokens", "3"])
+    assert json.loads((tmp_path / "answer.json").read_text())["answer"] is not None
     said = train(tmp_path / "none", data / "rows.jsonl", "--eval_fraction", "0.1", code=2)
     assert "40 rows, of which 4 would be held out" in " ".join(said.split())

@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> int:
     asker = Asker.of_run(args, console)
     if asker.saved.generator is None:
         raise UserError(
-            f"{args.run}: no generator, so there are no answers to serve", fix=f'ds-rag ask {args.run} "a question"'
+            f"{args.run}: no generator, so there are no answers to serve", fix="--generator MODEL names one"
         )
     limits = Limits(args.max_body, args.max_waiting, args.max_seconds, asker.settings.max_new_tokens)
     app = make_app(asker, Path(args.run).resolve().name, hosts, limits)
