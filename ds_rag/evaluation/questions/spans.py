@@ -92,9 +92,10 @@ class Spans:
         return answer[last] if fits and answer[last] in self.begins else None
 
     def _is_answer(self, begun: list[int]) -> bool:
-        """Not before a function word has its noun, nor within brackets."""
+        """Not before there is a word, nor before a function word has its noun, nor within brackets."""
         text = self.tokenizer.decode(begun)
-        return not is_function_word(text.split()[-1]) and text.count("(") == text.count(")")
+        words = text.split()  # none where a blank is a token of its own
+        return bool(words) and not is_function_word(words[-1]) and text.count("(") == text.count(")")
 
 
 class OnlySpans:

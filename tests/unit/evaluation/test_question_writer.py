@@ -398,3 +398,15 @@ def test_a_real_model_writes_questions_about_four_passages() -> None:
         assert contains(framed(passages[ask.place]), framed(written.answer))
     assert sum(written.complete and written.query.endswith("?") for written in found) >= 6
     assert open_tokenizer(SMOLLM2, "left").chat_template
+
+
+def test_a_blank_that_is_a_token_of_its_own_is_no_answer(generator: Generator) -> None:
+    """As a passage has it before a table's cell, or between two blanks: an answer does not end there."""
+    tokenizer = generator.tokenizer
+    then = after_word(tokenizer, "Question:")
+    assert then
+    blank = next(n for n in range(len(tokenizer)) if tokenizer.decode([n]) and not tokenizer.decode([n]).strip())
+    (word, *_) = Prompt(tokenizer, TEMPLATE).pieces.ids(["kelp"], fresh=True)[0]
+    spans = Spans(tokenizer, [np.array([blank, word], np.int32)], 3, then)
+    allowed = spans.allowed(0, [blank], [0])
+    assert allowed == [word], "and not the end of the answer"
