@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ds_rag.config import DataConfig
 from ds_rag.data.dataset import RagData
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_field, tokenize_side
 from ds_rag.evaluation.audit_scores import AuditScores
+from ds_rag.evaluation.cached_reader import CachedReader
 from ds_rag.evaluation.containment import answers_in_passages
 from ds_rag.evaluation.lexical_sum import weighted_words
 from ds_rag.evaluation.retrieval import search_words
@@ -23,7 +23,6 @@ from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.lexical import LexicalIndex, best_of
 from ds_rag.index.vector_folder import open_vector_store, say_account
-from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.score_folder import open_scores
 from ds_rag.runtime.console import Console
@@ -105,16 +104,6 @@ def find(
 
 
 @dataclass(frozen=True)
-class AuditReader:
-    """The generator with its prompt and the lengths at which texts are cut. cache: the folder of `--teacher_cache`."""
-
-    generator: Generator
-    prompt: Prompt
-    lengths: DataConfig
-    cache: str | None = None
-
-
-@dataclass(frozen=True)
 class AuditSample:
     """Rows with their candidates. numbers_QW: of `passages`, whose last one is empty: no passage; -1: none."""
 
@@ -135,7 +124,7 @@ class AuditSample:
 
 
 def read_answers(
-    reader: AuditReader, sample: AuditSample, console: Console
+    reader: CachedReader, sample: AuditSample, console: Console
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(answer_QW, nothing_Q, lengths_Q) of `AuditScores`: log p(y|x,z), log p(y|x) with the prompt of an empty passage,
     and an answer's tokens, its end-of-sequence token included as in training. All ranks together."""
@@ -147,7 +136,7 @@ def read_answers(
     return sample.spread(scored.sums_P[: len(given)]), rest, scored.counts_P[len(given) :]
 
 
-def read_questions(reader: AuditReader, sample: AuditSample, console: Console) -> np.ndarray:
+def read_questions(reader: CachedReader, sample: AuditSample, console: Console) -> np.ndarray:
     """(Q, W): log p(question | passage), which needs no answer (ART: Sachan et al. 2022, arXiv 2206.10658), with the
     prompt "Passage: {passage}", a new line and "Question:"."""
     prompt = Prompt(reader.prompt.tokenizer, "Passage: {passage}\n{query}", max_length=reader.prompt.max_length)
@@ -159,7 +148,7 @@ def read_questions(reader: AuditReader, sample: AuditSample, console: Console) -
 
 
 def score(
-    reader: AuditReader, sample: AuditSample, targets: Sequence[str], pairs: Sequence[Pair], console: Console
+    reader: CachedReader, sample: AuditSample, targets: Sequence[str], pairs: Sequence[Pair], console: Console
 ) -> PairScores:
     """log p(target | passage, query) of each pair; the passage after the last is the empty one."""
 
@@ -197,7 +186,7 @@ def right_ones(data: RagData, rows: Sequence[int], numbers_QW: np.ndarray, label
 
 def collect(
     retriever: Retriever,
-    reader: AuditReader,
+    reader: CachedReader,
     data: RagData,
     rows: Sequence[int],
     wanted: AuditOptions,

@@ -9,7 +9,6 @@ cut has the same vector under another length.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from ds_rag.models.fingerprint import hash_configuration, hash_encoder
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.sharded import is_sharded
 from ds_rag.runtime import collectives
-from ds_rag.runtime.atomic_files import replacing
 from ds_rag.runtime.console import Console
-from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.output_places import check_place
+from ds_rag.runtime.keyed_folder import KEY, keyed_folder, write_key
+
+FLAG = "--vector_cache"
 
 
 def open_vector_store(root: str | None, retriever: Retriever, say: Callable[[str], None]) -> VectorStore | None:
@@ -31,16 +30,10 @@ def open_vector_store(root: str | None, retriever: Retriever, say: Callable[[str
     final weights, precision and device. say: called with warnings. Raises UserError where nothing can be written."""
     if root is None:
         return None
-    place = check_place(root, "--vector_cache")
-    text = json.dumps(key_of(retriever), indent=1, sort_keys=True) + "\n"
-    folder = place / hashlib.sha256(text.encode()).hexdigest()[:32]
-    store = VectorStore(retriever.hidden_size, folder, say)
-    if collectives.rank() == 0 and not (folder / "key.json").exists():
-        try:
-            with replacing(folder / "key.json", store.beside("key.json")) as stream:
-                stream.write(text)
-        except OSError as error:
-            raise UserError(f"--vector_cache: {folder} cannot be written", found=error, expected="a folder") from None
+    key = key_of(retriever)
+    store = VectorStore(retriever.hidden_size, keyed_folder(root, FLAG, key), say)
+    if collectives.rank() == 0 and store.folder is not None:
+        write_key(store.folder, key, store.beside(KEY), FLAG)
     return store
 
 

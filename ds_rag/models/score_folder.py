@@ -8,7 +8,6 @@ words. The texts are in the keys of the cells (score_store.py).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +18,11 @@ from ds_rag.models.generator import Generator
 from ds_rag.models.score_store import ScoreStore
 from ds_rag.models.sharded import is_sharded
 from ds_rag.runtime import collectives
-from ds_rag.runtime.atomic_files import replacing
-from ds_rag.runtime.errors import UserError
-from ds_rag.runtime.output_places import check_place
+from ds_rag.runtime.keyed_folder import KEY, keyed_folder, write_key
 
 # Nats a token between two layouts of one cell, by the bytes of a weight: 2 are bfloat16 or float16.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+FLAG = "--teacher_cache"
 
 
 def open_scores(
@@ -32,18 +30,11 @@ def open_scores(
 ) -> ScoreStore:
     """The store of this generator below `root`, on every rank. The generator has its final weights, precision and
     device. say: called with warnings. Raises UserError where nothing can be written."""
-    place = check_place(root, "--teacher_cache")
     key = key_of(generator, prompt, lengths)
-    text = json.dumps(key, indent=1, sort_keys=True) + "\n"
-    folder = place / hashlib.sha256(text.encode()).hexdigest()[:32]
     half = next(generator.lm.parameters()).element_size() == 2
-    store = ScoreStore(folder, HALF_TOLERANCE if half else TOLERANCE, say)
-    if collectives.rank() == 0 and not (folder / "key.json").exists():
-        try:
-            with replacing(folder / "key.json", store.beside("key.json")) as stream:
-                stream.write(text)
-        except OSError as error:
-            raise UserError(f"--teacher_cache: {folder} cannot be written", found=error, expected="a folder") from None
+    store = ScoreStore(keyed_folder(root, FLAG, key), HALF_TOLERANCE if half else TOLERANCE, say)
+    if collectives.rank() == 0:
+        write_key(store.folder, key, store.beside(KEY), FLAG)
     return store
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ds_rag.run.report.parts import dict_of, shown
+
 COMPARED = ("recall@1", "recall@10", "mrr@10")
 
 
@@ -14,7 +16,7 @@ def lexical_table(results: dict[str, Any]) -> list[list[str]]:
     if not lexical:
         return []
     before, after = results.get("before"), results.get("after")
-    bm25, hybrid = (_dict(lexical.get(name)) for name in ("bm25", "hybrid"))
+    bm25, hybrid = (dict_of(lexical.get(name)) for name in ("bm25", "hybrid"))
     rankings = {
         "BM25": bm25.get("after"),
         "retriever before": before,
@@ -24,12 +26,4 @@ def lexical_table(results: dict[str, Any]) -> list[list[str]]:
     }
     if not hybrid:  # BM25 is in the retriever's own scores
         rankings = {name: figures for name, figures in rankings.items() if not name.endswith("+ BM25")}
-    return [[name, *(_cell(_dict(figures).get(metric)) for metric in COMPARED)] for name, figures in rankings.items()]
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, (int, float)) else "-"
+    return [[name, *(shown(dict_of(figures).get(metric)) for metric in COMPARED)] for name, figures in rankings.items()]

@@ -104,12 +104,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text.decode("utf-8"))
         except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and is_step(line.get("step")):
+        if isinstance(line, dict) and is_number(line.get("step")):
             lines.append(line)
     if every and not lines:
         raise UserError(f"{path}: damaged", found=f"{len(every)} lines, and no JSON object with a step among them")
     return lines
 
 
-def is_step(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

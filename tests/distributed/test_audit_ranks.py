@@ -16,8 +16,9 @@ from ds_rag.config import DataConfig
 from ds_rag.data.almanac import make_world
 from ds_rag.data.dataset import build_table
 from ds_rag.data.prompt import Prompt
-from ds_rag.evaluation.audit_pool import AuditOptions, AuditReader, collect
+from ds_rag.evaluation.audit_pool import AuditOptions, collect
 from ds_rag.evaluation.audit_scores import AuditScores
+from ds_rag.evaluation.cached_reader import CachedReader
 from ds_rag.runtime.console import Console
 
 
@@ -25,7 +26,7 @@ def scores() -> AuditScores:
     world = make_world(0)
     data = build_table(world.corpus[:40], [], world.evaluation[:5])
     generator = small_generator(seed=1)
-    reader = AuditReader(generator, Prompt(generator.tokenizer, max_length=generator.max_length), DataConfig())
+    reader = CachedReader(generator, Prompt(generator.tokenizer, max_length=generator.max_length), DataConfig())
     wanted = AuditOptions(K=4, source="index", labelled=True, batch=8, index_factory="Flat")
     return collect(small_retriever(seed=2), reader, data, range(5), wanted, Console(speaks=False))[0]
 

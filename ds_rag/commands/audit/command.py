@@ -13,9 +13,10 @@ from ds_rag.commands.saved_run import teacher_cache
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_evaluation
 from ds_rag.evaluation.audit import audit
-from ds_rag.evaluation.audit_pool import ASKED, BOTH, AuditOptions, AuditReader, collect, read_questions, sample_rows
+from ds_rag.evaluation.audit_pool import ASKED, BOTH, AuditOptions, collect, read_questions, sample_rows
 from ds_rag.evaluation.audit_scores import AuditScores
 from ds_rag.evaluation.audit_verdict import verdict
+from ds_rag.evaluation.cached_reader import CachedReader
 from ds_rag.index.back_ends import check_factory
 from ds_rag.models.shared_prefix.support import share_prefixes
 from ds_rag.run.open_saved import BY_WORDS, Saved, open_saved
@@ -62,7 +63,7 @@ def gather(args: argparse.Namespace, saved: Saved, data: RagData, console: Conso
         stage.index_factory,
         stage.vector_cache,
     )
-    reader = AuditReader(generator, prompt, config.data, teacher_cache(args))
+    reader = CachedReader(generator, prompt, config.data, teacher_cache(args))
     scores, sample = collect(saved.retriever, reader, data, rows, wanted, console)
     if args.question_likelihood:
         asked_QW = read_questions(reader, sample, console)

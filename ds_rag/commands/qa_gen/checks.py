@@ -12,7 +12,7 @@ from ds_rag.run.open_saved import BY_WORDS
 from ds_rag.run.output_dir import check_beside_run
 from ds_rag.runtime import collectives
 from ds_rag.runtime.errors import UserError, choose
-from ds_rag.runtime.output_places import check_file, check_json, place_of
+from ds_rag.runtime.output_places import check_file, check_json, is_stream, place_of
 
 KEYS = ("questions", "filters")  # of the JSON, by which it is known again
 
@@ -48,6 +48,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     if collectives.rank() != 0:
         return
     check_json(args.json, KEYS)
+    if is_stream(args.out):
+        raise UserError(
+            "--out: a device or a pipe", found=args.out, expected="a file, for what is written is kept beside it"
+        )
     store, split = generations_file(args.out), split_file(Path(args.eval_out)) if args.eval_out else None
     ours = {"--out": (args.out, store), "--rejected": (args.rejected, store), "--eval_out": (args.eval_out, split)}
     given = {flag: path for flag, (path, _) in ours.items()} | {"--json": args.json, "the passages": args.passages}

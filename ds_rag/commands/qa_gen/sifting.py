@@ -8,13 +8,13 @@ from functools import partial
 from ds_rag.commands.qa_gen.checks import skipped
 from ds_rag.commands.qa_gen.opening import Setup
 from ds_rag.commands.saved_run import teacher_cache
+from ds_rag.evaluation.cached_reader import CachedReader
 from ds_rag.evaluation.questions.duplicates import by_vectors, by_words
 from ds_rag.evaluation.questions.examples import EXTRACTIVE
 from ds_rag.evaluation.questions.judged import (
     INDEX,
     WORDS,
     Found,
-    GainReader,
     GainRule,
     SearchWanted,
     reader_gain,
@@ -90,6 +90,6 @@ def gained(setup: Setup, questions: Sequence[Question], found: Found | None) -> 
         setup.console.say(
             f"note: this generator cannot share prefixes, so it reads plain sequences: {reason}", "yellow"
         )
-    reader = GainReader(setup.generator, setup.prompt, setup.config.data, teacher_cache(args))
+    reader = CachedReader(setup.generator, setup.prompt, setup.config.data, teacher_cache(args))
     rule = GainRule(args.gain_margin, args.gain_candidates)
     return reader_gain(questions, setup.texts, found, reader, rule, setup.console)

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ds_rag.config import DataConfig
-from ds_rag.data.prompt import Prompt
 from ds_rag.data.token_tables import tokenize_field, tokenize_side
+from ds_rag.evaluation.cached_reader import CachedReader
 from ds_rag.evaluation.questions.sieve import Question, Reasons
 from ds_rag.evaluation.retrieval import search_words
 from ds_rag.index.corpus_index import CorpusIndex, build_part
 from ds_rag.index.encode import encode
 from ds_rag.index.vector_folder import open_vector_store, say_account
-from ds_rag.models.generator import Generator
 from ds_rag.models.retriever import Retriever
 from ds_rag.models.score_folder import open_scores
 from ds_rag.runtime.console import Console
@@ -110,17 +108,6 @@ def round_trip(questions: Sequence[Question], found: Found, by: str, k: int) -> 
 
 
 @dataclass(frozen=True)
-class GainReader:
-    """The generator as training reads with it: its prompt, and the lengths at which texts are cut. cache: the folder of
-    `--teacher_cache`."""
-
-    generator: Generator
-    prompt: Prompt
-    lengths: DataConfig
-    cache: str | None = None
-
-
-@dataclass(frozen=True)
 class GainRule:
     """margin: the least gain of the source passage, nats a token. candidates: other passages that must gain less."""
 
@@ -132,7 +119,7 @@ def reader_gain(
     questions: Sequence[Question],
     texts: Sequence[str],
     found: Found | None,
-    reader: GainReader,
+    reader: CachedReader,
     rule: GainRule,
     console: Console,
 ) -> Reasons:

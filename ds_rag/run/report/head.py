@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ds_rag.run.report.parts import dict_of, escape, is_number, list_of, number
+from ds_rag.run.metrics_file import is_number
+from ds_rag.run.report.parts import dict_of, escape, list_of, number
 
 KINDS = ("better", "worse")  # of a verdict, that have a colour
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from ds_rag.run.metrics_file import is_number
 from ds_rag.runtime.credentials import printable
 
 
@@ -39,10 +39,6 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[object]], caption: str 
 
 def shown(value: object) -> str:
     return f"{value:.3f}" if is_number(value) else "-"
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: object) -> float | None:

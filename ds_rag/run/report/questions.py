@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.evaluation.per_question import TABLE, PerQuestion, read_per_question
-from ds_rag.run.report.parts import card, escape, is_number, list_of
+from ds_rag.run.metrics_file import is_number
+from ds_rag.run.report.parts import card, escape, list_of
 from ds_rag.runtime.errors import UserError
 
 SHOWN = 30

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ds_rag.run.report.parts import card, dict_of, escape, is_number, list_of, shown, table
+from ds_rag.run.metrics_file import is_number
+from ds_rag.run.report.parts import card, dict_of, escape, list_of, shown, table
 from ds_rag.runtime import json_files
 
 AUDIT, PICTURE = "audit.json", "audit.png"  # in the run's folder

@@ -18,7 +18,8 @@ from ds_rag.config import build
 from ds_rag.data.dataset import build_table
 from ds_rag.data.formats import Passage, Row
 from ds_rag.data.prompt import Prompt
-from ds_rag.evaluation.audit_pool import QUESTION, AuditOptions, AuditReader, collect, read_questions, sample_rows
+from ds_rag.evaluation.audit_pool import QUESTION, AuditOptions, collect, read_questions, sample_rows
+from ds_rag.evaluation.cached_reader import CachedReader
 from ds_rag.index.lexical import LexicalIndex
 from ds_rag.run.report.page import write_report
 from ds_rag.runtime.console import Console
@@ -34,14 +35,14 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def models() -> tuple[Any, AuditReader]:
+def models() -> tuple[Any, CachedReader]:
     generator = small_generator(seed=3)
     prompt = Prompt(generator.tokenizer, max_length=generator.max_length)
-    return small_retriever(seed=4), AuditReader(generator, prompt, build({}).data)
+    return small_retriever(seed=4), CachedReader(generator, prompt, build({}).data)
 
 
 def by_one_forward(
-    reader: AuditReader, passage: str, query: str, answer: str, prompt: Prompt, end: bool = True
+    reader: CachedReader, passage: str, query: str, answer: str, prompt: Prompt, end: bool = True
 ) -> float:
     """One sequence through the language model itself."""
     ids = {

@@ -13,13 +13,13 @@ from ds_rag.config import DataConfig
 from ds_rag.data.almanac import make_world
 from ds_rag.data.prompt import Prompt
 from ds_rag.data.records import Passage, Row
+from ds_rag.evaluation.cached_reader import CachedReader
 from ds_rag.evaluation.questions.examples import EXTRACTIVE, MOST_WORDS, SHORT, ShotsWanted, excerpt, shots_of_rows
 from ds_rag.evaluation.questions.judged import (
     EITHER,
     INDEX,
     WORDS,
     Found,
-    GainReader,
     GainRule,
     SearchWanted,
     judge,
@@ -89,7 +89,7 @@ def test_gains_by_one_plain_forward_a_cell(shared: bool, tmp_path: Path) -> None
         Question(3, 0, "what ?", "x"),
     ]
     found = Found({INDEX: np.array([[0, 1, 2], [1, 2, 5], [3, 4, 6]])})
-    reader = GainReader(generator, prompt, DataConfig(), str(tmp_path))
+    reader = CachedReader(generator, prompt, DataConfig(), str(tmp_path))
     lowest = GainRule(-1e9, candidates=2)
     reasons = reader_gain(questions, TEXTS, found, reader, lowest, QUIET)
 
