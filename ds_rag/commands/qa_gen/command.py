@@ -77,11 +77,12 @@ def write_questions(setup: Setup, file: Path) -> tuple[dict[str, Any], list[Ques
     drawing = Drawing(args.qa_temperature, args.top_p, args.max_tokens, words, args.qa_seed)
     size = show_expectation(generator, console)
     generations = Generations(file, settings_of_writing(setup, prompt, style, drawing), console.say)
-    texts = [setup.texts[n] for n in chosen]
+    passages = [setup.corpus[n] for n in chosen]
+    texts = [passage.text for passage in passages]
     tokens = tokenize_field(prompt, "passage", texts, config.data, console, f"{len(texts):,} passages")
     each, rows = args.questions_per_passage, config.evaluation.per_device_eval_batch_size
     on_cpu = generator.lm.device.type == "cpu"
-    batches = make_batches(texts, tokens, each, min(rows, CPU_ROWS) if on_cpu else rows)
+    batches = make_batches(passages, tokens, each, min(rows, CPU_ROWS) if on_cpu else rows)
     writer = Writer(generator, prompt, style, drawing)
     if writer.misfit:
         console.say(f"note: this generator reads every prompt from its beginning: {writer.misfit}", "yellow")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ds_rag.data.batch import Ids
 from ds_rag.data.dataset import TokenTable
@@ -36,7 +36,7 @@ class Batch:
         """What is still to be written, with the passages that it needs."""
         missing = [ask for ask in self.asks if (ask.hash, ask.number) not in known.known]
         places = sorted({ask.place for ask in missing})
-        moved = [Ask(places.index(ask.place), ask.hash, ask.number) for ask in missing]
+        moved = [replace(ask, place=places.index(ask.place)) for ask in missing]
         return Batch([self.passages[place] for place in places], moved)
 
 
@@ -58,14 +58,15 @@ def choose_passages(corpus: Sequence[Passage], most: int | None, min_words: int,
     return sorted(drawn[:most])
 
 
-def make_batches(texts: Sequence[str], tokens: TokenTable, each: int, rows: int) -> list[Batch]:
+def make_batches(passages: Sequence[Passage], tokens: TokenTable, each: int, rows: int) -> list[Batch]:
     """All batches: passages of about the same length beside each other, the longest first, `each` questions about each,
     and about `rows` questions in a batch."""
-    order = sorted(range(len(texts)), key=lambda n: (-len(tokens[n]), texts[n]))
+    order = sorted(range(len(passages)), key=lambda n: (-len(tokens[n]), passages[n].text))
     step = max(1, rows // each)
     parts = [order[start : start + step] for start in range(0, len(order), step)]
+    hashes = [hash_text(passage.text) for passage in passages]
     return [
-        Batch(part, [Ask(place, hash_text(texts[n]), k) for place, n in enumerate(part) for k in range(each)])
+        Batch(part, [Ask(m, hashes[n], k, passages[n].lead) for m, n in enumerate(part) for k in range(each)])
         for part in parts
     ]
 

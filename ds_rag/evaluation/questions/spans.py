@@ -26,20 +26,29 @@ FEW = 3  # beginnings of words from which a passage is taken as one that is writ
 
 
 class Spans:
-    """The spans of passages as token ids. passages: the ids of each passage's own text. most: words of a span.
+    """The spans of passages as token ids. passages: the ids of each passage's own text, and how many characters its
+    title has, in which no span begins. most: words of a span.
 
     then: the ids of what follows a span, `after_word` of the next label; its first is the end of a line.
     """
 
-    def __init__(self, tokenizer: Any, passages: Sequence[Ids], most: int, then: Sequence[int]):
+    def __init__(self, tokenizer: Any, passages: Sequence[tuple[Ids, int]], most: int, then: Sequence[int]):
         self.tokenizer, self.most, self.then = tokenizer, most, list(then)
         self.end = self.then[0]
-        self.passages = [ids.tolist() for ids in passages]
+        self.passages = [ids.tolist() for ids, _ in passages]
         known = {token for ids in self.passages for token in ids}
         self.begins = {token for token in known if str(tokenizer.convert_ids_to_tokens(token)).startswith(MARKS)}
         self.letters = {token for token in known if tokenizer.decode([token]).strip()[:1].isalnum()}
         self.blanks = [sum(token in self.begins for token in ids) >= FEW for ids in self.passages]
-        self.starts = [self._starts(ids, blanks) for ids, blanks in zip(self.passages, self.blanks, strict=True)]
+        self.starts = []
+        for ids, blanks, (_, lead) in zip(self.passages, self.blanks, passages, strict=True):
+            body = self._after(ids, lead)
+            self.starts.append([n for n in self._starts(ids, blanks) if n >= body])
+
+    def _after(self, ids: list[int], characters: int) -> int:
+        """The first place at which that many characters are written, but for a blank at their end."""
+        places = (n for n in range(len(ids)) if len(self.tokenizer.decode(ids[:n]).lstrip()) >= characters - 1)
+        return next(places, len(ids)) if characters else 0
 
     def _starts(self, ids: list[int], blanks: bool) -> list[int]:
         """Places at which a word begins that may begin an answer; without blanks each place with a letter."""

@@ -45,11 +45,13 @@ class Drawing:
 @dataclass(frozen=True)
 class Ask:
     """One question to write. place: of its passage in the batch; hash: of the passage's text; number: of the question,
-    from 0, which is the likeliest one; the others are drawn."""
+    from 0, which is the likeliest one; the others are drawn. lead: characters of the passage's title, in which no
+    answer begins."""
 
     place: int
     hash: str
     number: int
+    lead: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class Writer:
         around = self.prompt.around["passage"]
         texts = [ids[around.head : len(ids) - len(around.tail)][: self.room] for ids in passages]  # as it is read
         # One word more than an answer may have: what is cut there is rejected as too long.
-        spans = Spans(self.generator.tokenizer, texts, self.drawing.max_answer_words + 1, self.then)
+        leads = {ask.place: ask.lead for ask in asks}
+        titled = [(ids, leads.get(place, 0)) for place, ids in enumerate(texts)]
+        spans = Spans(self.generator.tokenizer, titled, self.drawing.max_answer_words + 1, self.then)
         begins = [float(uniform(ask, self.drawing, "part")[0]) if ask.number else None for ask in asks]
         return [OnlySpans(spans, list(zip([ask.place for ask in asks], begins, strict=True)), width)]
 

@@ -153,7 +153,7 @@ def test_which_spans_there_are(generator: Generator) -> None:
     (ids,) = Prompt(tokenizer, TEMPLATE).pieces.ids([text], fresh=True)
     then = after_word(tokenizer, "Question:")
     assert then and tokenizer.decode(then) == "\nQuestion:"
-    spans = Spans(tokenizer, [np.array(ids, np.int32)], 3, then)
+    spans = Spans(tokenizer, [(np.array(ids, np.int32), 0)], 3, then)
     words = text.split()
     wanted = {
         " ".join(words[i:j])
@@ -182,8 +182,24 @@ def test_which_spans_there_are(generator: Generator) -> None:
     ):
         assert spans.forbidden([*answer, *then, *asked]) == token
     assert spans.forbidden([*grows, *in_]) is None, "the answer itself may go on"
-    chinese = Spans(tokenizer, [np.array(tokenizer("新冠病毒")["input_ids"], np.int32)], 3, then)
+    chinese = Spans(tokenizer, [(np.array(tokenizer("新冠病毒")["input_ids"], np.int32), 0)], 3, then)
     assert len(chinese.starts[0]) == 0 or chinese.blanks == [False]
+
+
+def test_no_span_begins_in_the_title(generator: Generator) -> None:
+    """Neither in `Spans`, nor in what is written: every answer is in the body of a passage whose title is long."""
+    title, body = "kelp of the zor", "opal grows in pools"
+    (ids,) = Prompt(generator.tokenizer, TEMPLATE).pieces.ids([f"{title} {body}"], fresh=True)
+    then = after_word(generator.tokenizer, "Question:")
+    assert then
+    spans = Spans(generator.tokenizer, [(np.array(ids, np.int32), len(title) + 1)], 3, then)
+    first = {span.split()[0] for span in every_span(spans, spans.starts[0])}
+    assert first == {"opal", "grows", "in", "pools"}
+    writer, _ = make(generator, Style(EXTRACTIVE, chat=False))
+    passages = [np.array(x, np.int32) for x in writer.prompt.encode("passage", [f"{title} {body}"], 60)]
+    wanted = [Ask(0, "hash", k, lead=len(title) + 1) for k in range(6)]
+    answers = [parse(g.text, g.ended, writer.style).answer for g in writer.write(passages, wanted)]
+    assert all(contains(framed(body), framed(answer)) for answer in answers), answers
 
 
 SHOTS = [Shot("{kelp} grows in pool nine", "Where does kelp grow?", "pool nine")]
@@ -256,11 +272,15 @@ def test_a_generation_stops_as_soon_as_it_can_be_read() -> None:
     assert is_complete(" no\n\nPassage:", Style(SHORT, chat=False)), "it goes on to the next passage"
 
 
+def corpus_of(texts: Sequence[str]) -> list[Passage]:
+    return [Passage(str(n), text) for n, text in enumerate(texts)]
+
+
 def fixed(texts: Sequence[str]) -> tuple[TokenTable, list[batches.Batch]]:
     """A table of passages of different lengths, and batches of two passages with two questions each."""
     lengths = np.array([3, 9, 9, 5, 1][: len(texts)])
     return (table := TokenTable(np.zeros(lengths.sum(), np.int32), lengths.cumsum())), batches.make_batches(
-        texts, table, each=2, rows=4
+        corpus_of(texts), table, each=2, rows=4
     )
 
 
@@ -297,7 +317,7 @@ def test_a_second_call_writes_what_is_missing(tmp_path: Path) -> None:
     }
     other = Generations(file, {"temperature": 0.5})
     assert not other.known and len(Generations(file, settings).known) == 10, "other settings have their own"
-    more = batches.make_batches(TEXTS, table, each=3, rows=4)
+    more = batches.make_batches(corpus_of(TEXTS), table, each=3, rows=4)
     assert batches.write_missing(Stub(), table, more, Generations(file, settings), quiet)[0] == 5
 
 
@@ -322,7 +342,7 @@ def test_two_ranks_write_what_one_writes(generator: Generator, tmp_path: Path, m
     """Two threads as ranks: each writes every second batch."""
     writer, ids = make(generator)
     table = TokenTable(np.concatenate(ids), np.cumsum([len(x) for x in ids]))
-    made = batches.make_batches(TEXTS, table, each=2, rows=2)
+    made = batches.make_batches(corpus_of(TEXTS), table, each=2, rows=2)
     quiet = Console(speaks=False)
     alone = Generations(tmp_path / "one.jsonl", {})
     batches.write_missing(writer.write, table, made, alone, quiet)
@@ -407,6 +427,6 @@ def test_a_blank_that_is_a_token_of_its_own_is_no_answer(generator: Generator) -
     assert then
     blank = next(n for n in range(len(tokenizer)) if tokenizer.decode([n]) and not tokenizer.decode([n]).strip())
     (word, *_) = Prompt(tokenizer, TEMPLATE).pieces.ids(["kelp"], fresh=True)[0]
-    spans = Spans(tokenizer, [np.array([blank, word], np.int32)], 3, then)
+    spans = Spans(tokenizer, [(np.array([blank, word], np.int32), 0)], 3, then)
     allowed = spans.allowed(0, [blank], [0])
     assert allowed == [word], "and not the end of the answer"
