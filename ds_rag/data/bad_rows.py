@@ -55,6 +55,7 @@ class Faults:
     merged: int = 0  # rows that repeat an earlier one, id and content
     unscored: list[str] = field(default_factory=list)  # rows whose scores were looked for, and why they are not read
     left_out: dict[str, list[str]] = field(default_factory=dict)  # why rows of other toolkits are not read -> where
+    away: list[str] = field(default_factory=list)  # what was said about those
     broken: bool = False  # rows after a fault cannot be separated, so more than one row may be bad
 
     @property
@@ -87,7 +88,8 @@ class Faults:
     def note_left_out(self) -> None:
         """Counts the records that `left_out` names, and names the first of each kind."""
         for why, where in self.left_out.items():
-            self.note(f"{len(where)} {why}, the first at {where[0]}")
+            self.away.append(f"{len(where)} {why}, the first at {where[0]}")
+            self.note(self.away[-1])
         self.left_out.clear()
 
     @contextmanager

@@ -6,9 +6,10 @@ To add a format: a file with its reader and its `Format`, which says how it is r
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from ds_rag.data.bad_rows import LOG, Faults, Reading
 from ds_rag.data.beir import BEIR
@@ -56,7 +57,8 @@ def read_rows(
     rows, faults = scan_rows(path, columns, flag, need_passages, need_answers, reading, limit)
     faults.settle(len(rows))
     if not rows:
-        raise UserError(f"{faults.source} holds no rows", expected="at least one row")
+        found = "; ".join(faults.away) or None
+        raise UserError(f"{faults.source} holds no rows", found=found, expected="at least one row")
     return rows
 
 
@@ -84,6 +86,13 @@ def scan_rows(
     fixed = READERS[kind].fixed_columns
     need = need_passages, need_answers
     return rows_of_records(records, stream, BY_NAME if fixed else columns, faults, need, fixed=fixed), faults
+
+
+def fields_of_rows(path: str | Path, flag: str) -> list[Mapping[str, Any]]:
+    """The fields of each row as its file holds them, unchecked; none of a format with fixed columns (BEIR). What is
+    no record is left out. Raises UserError for a path that cannot be read."""
+    kind, faults = _open(path, flag, Reading(skip=True), None)
+    return [] if READERS[kind].fixed_columns else [record.fields for record in _records(kind, "rows", faults)]
 
 
 def rows_of_records(

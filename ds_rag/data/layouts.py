@@ -35,6 +35,7 @@ def flat_rows(records: Iterable[Record], columns: Columns, faults: Faults, need_
     """The records, those of a layout as flat ones. Questions that have no answer, as their data set says, are left out
     and counted, if answers are needed or the rows are to train on: their passages do not answer them. What is wrong
     with single records goes to `faults`."""
+    replies, answer_columns = need_answers, {*ROW_NAMES["answers"], columns.answer}
     need_answers |= faults.of_training
     named = {name for name in asdict(columns).values() if name}
     for record in records:
@@ -44,6 +45,8 @@ def flat_rows(records: Iterable[Record], columns: Columns, faults: Faults, need_
             continue
         try:
             for flat in layout(record, faults):
+                if replies and layout is of_chat and not answer_columns & flat.fields.keys():
+                    raise Bad("the chat ends with its question, expected the reply to it (role 'assistant')")
                 if need_answers and flat.fields.get("answers", True) == []:
                     faults.left_out.setdefault(UNANSWERED, []).append(flat.where)
                 else:

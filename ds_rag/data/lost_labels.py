@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ds_rag.data.by_id import flat
+from ds_rag.data.columns import ROW_NAMES
+from ds_rag.data.formats import fields_of_rows
 from ds_rag.data.matching import find_in_corpus
 from ds_rag.data.records import Passage, Row
 
-ID_FIELDS = ("positive_ids", "positive_id", "passage_id")  # of a row as an object, which labels passages by their id
+ID_FIELDS = ROW_NAMES["positive_ids"]  # of a row as an object, which labels passages by their id
 FEW = 3  # rows that a message names
 
 
@@ -28,8 +29,8 @@ class Lost(NamedTuple):
 def lost_labels(rows: Iterable[Row | Mapping[str, Any]], corpus: Sequence[Passage]) -> list[Lost]:
     """The rows of which a labelled passage is not in the corpus, in their order; rows without a label are never lost.
 
-    rows: as they are read, whose labels are texts; or the objects of a JSONL file that label passages by id
-    (ID_FIELDS). A text counts as found as `build_table` finds it: without regard to case, blanks and titles.
+    rows: as they are read, whose labels are texts; or the fields of rows that label passages by id (ID_FIELDS). A text
+    counts as found as `build_table` finds it: without regard to case, blanks and titles.
     """
     rows = list(rows)
     read = [row for row in rows if isinstance(row, Row)]
@@ -41,7 +42,7 @@ def lost_labels(rows: Iterable[Row | Mapping[str, Any]], corpus: Sequence[Passag
             id_, query, labels = row.id, row.query, row.positives
             lost = tuple(label for label in labels if label not in texts)
         else:
-            id_, query, labels = str(row.get("id", "")), str(row.get("query", "")), labelled_ids(row)
+            id_, query, labels = first_of(row, ("id", "_id")), first_of(row, ROW_NAMES["query"]), labelled_ids(row)
             lost = tuple(label for label in labels if label not in ids)
         if lost:
             found.append(Lost(id_, query, lost, len(lost) == len(labels)))
@@ -54,21 +55,15 @@ def labelled_ids(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(one).strip() for value in values for one in flat(value)))
 
 
-def objects_by_id(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file that label passages by id, as objects; empty for other files. Raises OSError."""
-    file = Path(path).expanduser()
-    if file.suffix != ".jsonl" or not file.is_file():
-        return []
-    found = []
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:  # reading the rows says what is wrong with it
-                continue
-            if isinstance(row, dict) and labelled_ids(row):
-                found.append(row)
-    return found
+def first_of(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first of these fields that the row has, as text; empty where it has none."""
+    return next((str(row[name]) for name in names if row.get(name) is not None), "")
+
+
+def rows_by_id(path: str | Path, flag: str) -> list[Mapping[str, Any]]:
+    """The rows of a file that label passages by id, as their fields. Raises UserError for a path that cannot be
+    read."""
+    return [row for row in fields_of_rows(path, flag) if labelled_ids(row)]
 
 
 def lost_note(lost: Sequence[Lost], labelled: int, then: str = "") -> str:

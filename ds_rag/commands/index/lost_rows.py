@@ -6,7 +6,7 @@ from ds_rag.config import BUILTIN
 from ds_rag.data.bad_rows import Reading
 from ds_rag.data.data_settings import columns_of, read_given_corpus
 from ds_rag.data.formats import read_rows
-from ds_rag.data.lost_labels import lost_labels, lost_note, objects_by_id
+from ds_rag.data.lost_labels import lost_labels, lost_note, rows_by_id
 from ds_rag.run.open_saved import Saved
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
@@ -21,7 +21,7 @@ def say_lost_rows(saved: Saved, console: Console) -> None:
         if not path or path == BUILTIN:
             continue
         try:
-            corpus, by_id = read_given_corpus(data, flag, Reading(skip=True)), objects_by_id(path)
+            corpus, by_id = read_given_corpus(data, flag, Reading(skip=True)), rows_by_id(path, flag)
             rows = [] if by_id else read_rows(path, columns_of(data), flag, False, False, Reading(skip=True), None)
         except (OSError, UserError):  # the rows are not those of this call: indexing needs none
             continue

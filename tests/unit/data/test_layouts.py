@@ -78,8 +78,8 @@ def test_chats(name: str, files: Any) -> None:
     ("record", "words"),
     [
         ({"messages": [turn("assistant", "me")]}, "holds no message of role 'user'"),
-        ({"messages": [turn("user", "who")]}, "holds no answer"),
-        ({"messages": [turn("user", "who"), turn("assistant", "me"), turn("user", "and")]}, "holds no answer"),
+        ({"messages": [turn("user", "who")]}, "expected the reply to it"),
+        ({"messages": [turn("user", "who"), turn("assistant", "me"), turn("user", "and")]}, "expected the reply to it"),
         ({"messages": [turn("user", 7)]}, "'messages[0]' is dict"),
         ({"messages": ["who", "me"]}, "'messages[0]' is str 'who'"),
         ({"messages": "who"}, "'messages' is str 'who', expected a list of messages"),
@@ -92,6 +92,15 @@ def test_what_is_no_chat_is_a_bad_row(record: dict[str, Any], words: str, files:
     message = files.error(path, need_passages=False)
     assert f"{path}:2: " in message and words in message
     assert len(read_rows(path, need_passages=False, reading=Reading(skip=True))) == 1
+
+
+def test_chats_without_any_reply(files: Any) -> None:
+    """The error is about the replies, not about columns that the user does not have; labels may train without them."""
+    path = files.jsonl("r.jsonl", [{"messages": [turn("user", "who")], "passage": "I am"}] * 2)
+    assert "the chat ends with its question" in files.error(path)
+    assert shown(read_rows(path, need_answers=False)) == [("who", (), ("I am",))] * 2
+    path = files.jsonl("r.jsonl", [{"messages": [turn("user", "who")], "passage": "I am", "answer": "me"}])
+    assert shown(read_rows(path)) == [("who", ("me",), ("I am",))]
 
 
 def test_columns_that_a_flag_names_are_no_layout(files: Any) -> None:
@@ -343,3 +352,10 @@ def test_a_list_of_objects_is_read_object_by_object(files: Any, monkeypatch: pyt
     assert [row.query.split()[0] for row in read_rows(path, limit=2)] == ["q0", "q1"]
     over = files.put("o.json", "\n".join(json.dumps(row, indent=2) for row in rows))
     assert [row.where for row in read_rows(over)][:2] == [f"{over}:1 (item 1)", f"{over}:6 (item 2)"]
+
+
+def test_squad_without_any_answer_says_why_no_row_is_left(files: Any) -> None:
+    asked = {"id": "2", "question": "Who leads Mel?", "answers": [], "is_impossible": True}
+    path = files.jsonl("r.jsonl", [{"data": [{"paragraphs": [{"context": "Ann leads Zor.", "qas": [asked]}]}]}])
+    message = files.error(path)
+    assert "holds no rows" in message and "1 questions have no answer and are left out" in message

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
-from ds_rag.data.lost_labels import Lost, lost_labels, lost_note, objects_by_id
+import pytest
+
+from ds_rag.data.lost_labels import Lost, lost_labels, lost_note, rows_by_id
 from ds_rag.data.records import Passage, Row
+from ds_rag.runtime.errors import UserError
 
 
 def row(id_: str, *positives: str, **more: tuple[Passage, ...]) -> Row:
@@ -52,11 +56,17 @@ def test_labels_by_id() -> None:
 
 
 def test_rows_by_id_are_read_as_they_are(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
     lines = ['{"id": "a", "positive_ids": ["p1"]}', '{"id": "b", "positive": "a text"}', "no JSON", "[1]"]
-    file.write_text("\n".join([*lines, '{"id": "c", "passage_id": 3}']))
-    assert [row["id"] for row in objects_by_id(file)] == ["a", "c"]
-    assert objects_by_id(tmp_path) == objects_by_id(tmp_path / "other.csv") == []
+    text = "\n".join([*lines, '{"_id": "c", "question": "q c", "passage_id": 7}'])
+    (tmp_path / "rows.jsonl").write_text(text)
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as stream:
+        stream.write(text)
+    (tmp_path / "rows.csv").write_text("id,question,passage_id\na,q a,p1\nc,q c,7\n")
+    for name in ("rows.jsonl", "rows.jsonl.gz", "rows.csv"):
+        found = rows_by_id(tmp_path / name, "--train_data")
+        assert lost_labels(found, CORPUS) == [Lost("c", "q c", ("7",), True)] and len(found) == 2, name
+    with pytest.raises(UserError, match="does not exist"):
+        rows_by_id(tmp_path / "other.csv", "--train_data")
 
 
 def test_the_notice_counts_and_names_the_first() -> None:
