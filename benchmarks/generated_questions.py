@@ -73,14 +73,16 @@ def piece(args: argparse.Namespace, method: str, fold: int, seed: int, scratch: 
 
 
 def of_fold(found: Row, data: Path, fold: int) -> Row:
-    """The piece with the questions of one fold's articles alone."""
+    """The piece with the questions of one fold's articles alone. Where there were others, the hash of all rows is no
+    longer theirs."""
     fold_of = json.loads((data / "folds.json").read_text())["documents"]
     evaluations = {}
     for when, table in found["evaluations"].items():
         keep = [n for n, document in enumerate(table["documents"]) if fold_of[document] == fold]
         metrics = {name: [values[n] for n in keep] for name, values in table["metrics"].items()}
         lists = {key: [table[key][n] for n in keep] for key in ("ids", "documents")}
-        evaluations[when] = table | lists | {"metrics": metrics}
+        signature = table["signature"] | ({} if len(keep) == len(table["ids"]) else {"data_hash": None})
+        evaluations[when] = table | lists | {"metrics": metrics, "signature": signature}
     return found | {"evaluations": evaluations}
 
 

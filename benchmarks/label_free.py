@@ -69,6 +69,7 @@ METHODS = {
     "gold_same_candidates": Method(
         "real_encoder", (*GOLD, "--candidates_from", "index,bm25", "--index_candidates", "1")
     ),
+    "infonce_gold_2_epochs": Method("real_encoder", (*GOLD, "--num_train_epochs", "2")),
     # gold, and the two passages that label-free has
     "gold_and_teacher": Method(
         "label_free",
@@ -84,6 +85,7 @@ NAMES = {
     "infonce_gold": "InfoNCE with gold",
     "label_free": "label-free",
     "gold_same_candidates": "InfoNCE with gold, one found passage beside it",
+    "infonce_gold_2_epochs": "InfoNCE with gold, two epochs",
     "gold_and_teacher": "gold and teacher",
     "reader_scores": "label-free, scores in the rows",
     "permuted_teacher": "teacher's scores permuted",
