@@ -28,10 +28,12 @@ Context = tuple[Ids, Ids]  # a prompt in two parts: what all cells of one passag
 
 @dataclass
 class Answer:
-    """A decoded text and its log-probability in nats: under rag_sequence that of the marginal over the passages."""
+    """A decoded text and its log-probability in nats: under rag_sequence that of the marginal over the passages.
+    ended: by the generator; False: cut at the most tokens."""
 
     text: str
     logprob: float
+    ended: bool = True
 
 
 class Answerer:
@@ -127,6 +129,9 @@ class Answerer:
     def text(self, ids: Ids) -> str:
         return self.generator.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
+    def ended(self, ids: Ids) -> bool:
+        return bool(len(ids) and ids[-1] == self.generator.tokenizer.eos_token_id)
+
 
 def plain_greedy(tokenizer: Any, max_new_tokens: int) -> Any:
     """A configuration of greedy search alone. The model folder's own may have a repetition penalty, say, which would
@@ -152,7 +157,8 @@ def decode_top1(
     """The greedy answer from the best passage."""
     contexts = [self.contexts(q, p[:1])[0] for q, p in zip(queries, passages, strict=True)]
     answers = self.greedy(contexts)
-    return [Answer(self.text(a), s) for a, s in zip(answers, self.log_probs(contexts, answers), strict=True)]
+    scores = self.log_probs(contexts, answers)
+    return [Answer(self.text(a), s, self.ended(a)) for a, s in zip(answers, scores, strict=True)]
 
 
 def decode_rag_sequence(
@@ -173,7 +179,7 @@ def decode_rag_sequence(
     for row, answers, log_prior_K in zip(contexts, distinct, log_priors, strict=True):
         scores = [np.logaddexp.reduce(log_prior_K + [next(G) for _ in row]) for _ in answers]
         best = int(np.argmax(scores))
-        results.append(Answer(self.text(answers[best]), float(scores[best])))
+        results.append(Answer(self.text(answers[best]), float(scores[best]), self.ended(answers[best])))
     return results
 
 

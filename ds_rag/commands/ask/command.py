@@ -74,6 +74,8 @@ def show(reply: Reply, console: Console) -> None:
     """The answer, then each passage on lines of its own, whole words, so that 80 columns are enough."""
     if reply.answer is not None:
         console.say(f"answer    {reply.answer.text}")
+        if not reply.answer.ended:
+            console.say("note: the answer was cut: --max_new_tokens allows more", style="yellow")
     console.say("passages")
     for number, passage in enumerate(reply.passages, start=1):
         console.say(

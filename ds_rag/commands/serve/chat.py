@@ -86,14 +86,14 @@ def tokens_of(body: Mapping[str, Any], most: int) -> int | None:
 def completion(reply: Reply, about: Mapping[str, Any]) -> dict[str, Any]:
     """about: `id`, `created` and `model`."""
     message = {"role": "assistant", "content": reply.answer.text if reply.answer else ""}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason(reply)}
     return {"object": "chat.completion", **about, "choices": [choice], "sources": sources(reply)}
 
 
 def events(reply: Reply, about: Mapping[str, Any]) -> Iterator[str]:
     """The same as server-sent events: the answer at once, then its end."""
     text = reply.answer.text if reply.answer else ""
-    deltas = [({"role": "assistant", "content": text}, None), ({}, "stop")]
+    deltas = [({"role": "assistant", "content": text}, None), ({}, finish_reason(reply))]
     for delta, reason in deltas:
         chunk: dict[str, Any] = {"object": "chat.completion.chunk", **about}
         chunk["choices"] = [{"index": 0, "delta": delta, "finish_reason": reason}]
@@ -101,6 +101,11 @@ def events(reply: Reply, about: Mapping[str, Any]) -> Iterator[str]:
             chunk["sources"] = sources(reply)
         yield f"data: {json.dumps(chunk)}\n\n"
     yield "data: [DONE]\n\n"
+
+
+def finish_reason(reply: Reply) -> str:
+    """ "length" where the answer was cut at the most tokens."""
+    return "length" if reply.answer and not reply.answer.ended else "stop"
 
 
 def sources(reply: Reply) -> list[dict[str, Any]]:

@@ -50,7 +50,9 @@ form.addEventListener('submit', async event => {
       body: JSON.stringify({ messages: [{ role: 'user', content: question }] }) });
     const found = await reply.json();
     if (!reply.ok) throw new Error(found.error.message);
-    answer.textContent = found.choices[0].message.content || '(no answer)';
+    const choice = found.choices[0];
+    answer.textContent = choice.message.content || '(no answer)';
+    if (choice.finish_reason === 'length') add(card, 'p', 'cut at the most tokens', 'dim');
     const sources = add(card, 'ol', '');
     for (const s of found.sources) {
       const item = add(sources, 'li', '');

@@ -17,7 +17,7 @@ LONG = "a word " * 60
 class StandIn:
     def ask(self, question: str) -> Reply:
         passages = [FoundPassage("p1", LONG, 0.5, 0.75, "a.md", "page 3"), FoundPassage("p2", "second", 0.25, 0.25)]
-        return Reply(question, Answer(f"to {question}", -1.0), passages)
+        return Reply(question, Answer(f"to {question}", -1.0, ended=question != "long"), passages)
 
 
 def session(monkeypatch: pytest.MonkeyPatch, typed: str) -> str:
@@ -31,6 +31,10 @@ def test_each_line_is_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
     said = session(monkeypatch, "who?\n\n  where? \n:again\n")
     assert said.index("answer    to who?") < said.index("answer    to where?")
     assert said.endswith("who?   to who?\nwhere?   to where?\n"), "what was asked so far"
+
+
+def test_an_answer_that_was_cut_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert session(monkeypatch, "who?\nlong\nwhere?\n").count("--max_new_tokens") == 1
 
 
 def test_passages_have_their_documents_and_are_shown_in_full_when_asked_for(

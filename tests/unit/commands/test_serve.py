@@ -38,9 +38,8 @@ class StandIn:
             raise ValueError("a model that fails")
         self.asked.append((question, max_new_tokens))
         self.at_once -= 1
-        return Reply(
-            question, Answer(f"<b>{question}", -1.0), [FoundPassage("p1", "a text", 0.5, 1.0, "a.md", "page 3")]
-        )
+        answer = Answer(f"<b>{question}", -1.0, ended=question != "a long one")
+        return Reply(question, answer, [FoundPassage("p1", "a text", 0.5, 1.0, "a.md", "page 3")])
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +92,13 @@ def test_a_question_has_an_answer_and_its_sources(server):
     assert not [name for name in headers if name.lower().startswith("access-control")], "no other site may read it"
     call(server, body=asking("many", max_tokens=10_000))
     assert server.models.asked[-1] == ("many", 32), "no more tokens than the server's own"
+
+
+def test_an_answer_that_was_cut_says_so(server):
+    assert call(server, body=asking("a long one"))[1]["choices"][0]["finish_reason"] == "length"
+    _, text, _ = call(server, body=asking("a long one", stream=True))
+    last = json.loads(text.split("\n\n")[1].removeprefix("data: "))
+    assert last["choices"][0]["finish_reason"] == "length"
 
 
 def test_a_stream_is_the_answer_and_its_end(server):

@@ -91,7 +91,7 @@ def thorough(generator: Generator, query: np.ndarray, passages: list[np.ndarray]
         parts = [float(z) + sequence_logp(generator, c, candidate) for z, c in zip(prior, contexts, strict=True)]
         score = float(np.log(np.exp(parts).sum()))
         if score > best.logprob:
-            best = Answer(Numbers().decode(candidate, True), score)
+            best = Answer(Numbers().decode(candidate, True), score, END in candidate)
     return best
 
 
@@ -100,6 +100,7 @@ def test_rag_sequence_rescores_every_answer_under_every_passage(generator):
     found = make(generator).answer(queries, passages, priors)
     expected = [thorough(generator, *row) for row in zip(queries, passages, priors, strict=True)]
     assert [a.text for a in found] == [a.text for a in expected]
+    assert [a.ended for a in found] == [a.ended for a in expected]
     assert [a.logprob for a in found] == pytest.approx([a.logprob for a in expected], abs=1e-4)
 
 
@@ -110,6 +111,7 @@ def test_top1_is_the_greedy_answer_from_the_first_passage(generator):
         context = Joined().context(row[0], query, 0)
         expected = greedy(generator, context)
         assert answer.text == Numbers().decode(expected, True)
+        assert answer.ended == (END in expected)
         assert answer.logprob == pytest.approx(sequence_logp(generator, context, expected), abs=1e-4)
 
 
