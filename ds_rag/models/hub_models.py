@@ -97,6 +97,13 @@ def says_how(folder: Path, flag: str) -> bool:
     return flag != "--retriever" or (folder / "modules.json").is_file() or is_offline(MODEL)
 
 
+def pooling_is_guessed(source: str, flag: str) -> bool:
+    """Does the cached copy of a retriever not say how it pools, while the hub, which may, cannot be asked?"""
+    name = hub_name(source)
+    found = cached_model(name, flag) if name is not None and is_offline(MODEL) and flag == "--retriever" else None
+    return found is not None and not (found[1] / "modules.json").is_file()
+
+
 def base_name(folder: Path) -> HubName | None:
     """The name on the hub, with its revision, that an adapter's configuration has as its base; None where it names a
     folder, cannot be read, or is not there."""

@@ -18,7 +18,7 @@ from ds_rag.config.names import NAMED, hub_name, pinned_name
 from ds_rag.data.data_settings import splits
 from ds_rag.data.hub_data import fetch_data
 from ds_rag.models.adapters import ADAPTER_FILE
-from ds_rag.models.hub_models import fetch_model
+from ds_rag.models.hub_models import fetch_model, pooling_is_guessed
 from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.errors import UserError
 from ds_rag.runtime.long_waits import together
@@ -62,6 +62,11 @@ def settle_names(
         say(f"{key:10} {name}")
         setattr(getattr(config, OWNER[key]), key, name)
         config.named[key] = wanted[key]
+        if config.model.pooling == "auto" and pooling_is_guessed(name, f"--{key}"):
+            say(
+                f"note: the cached copy of {name} does not say how its vectors are pooled (no modules.json): the usual "
+                "way is taken. --pooling names another, or fetch it once with a network"
+            )
 
 
 def setting(config: RunConfig, key: str) -> Any:

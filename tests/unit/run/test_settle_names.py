@@ -110,3 +110,14 @@ def test_what_an_evaluation_reads():
     assert read_by(build({"eval_data": "a", "train_data": "b"})) == ["eval_data", "corpus"]
     assert read_by(build({"train_data": "b", "eval_fraction": 0.1})) == ["train_data", "corpus"]
     assert read_by(build({"train_data": "b"})) == ["corpus"]
+
+
+def test_a_copy_that_does_not_say_how_it_pools_is_noticed(named, set_hub):
+    """Another program has fetched the encoder without modules.json, and the hub cannot be asked for it."""
+    commit = named.repos["models", "sentence-transformers/enc"].commits
+    whole = commit[head(named, "sentence-transformers/enc")]
+    named.put("sentence-transformers/enc", {name: data for name, data in whole.items() if name != "modules.json"})
+    for offline, pooling, notices in ((False, "auto", 0), (True, "auto", 1), (True, "mean", 0)):
+        set_hub(**({"HF_HUB_OFFLINE": "1"} if offline else {}))
+        _, said = settled({"retriever": "enc", "generator": "org/lm", "pooling": pooling}, only=["retriever"])
+        assert sum("--pooling" in line for line in said) == notices
