@@ -16,6 +16,7 @@ pieces, when the recipe or a model changes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -228,6 +229,7 @@ def table(results: Path, folds: Sequence[int]) -> dict[str, Any]:
     systems = {system.name: system for system in systems_of(pieces, LINES)}
     result = show_table(list(systems.values()), ("zero-shot", NAMES["infonce_gold"], "BM25", NAMES["label_free"]))
     found = figures(result, pieces)
+    found["label_free_against"] = planned(result)
     shares = {m: systems[NAMES[m]] for m in METHODS if NAMES[m] in systems and m != "infonce_gold"}
     for method, system in shares.items():
         share, low, high = share_of_gain(system, systems["zero-shot"], systems[NAMES["infonce_gold"]])
@@ -236,6 +238,30 @@ def table(results: Path, folds: Sequence[int]) -> dict[str, Any]:
             "share": share,
             "interval": [low, high],
         }
+    return found
+
+
+def planned(result: Comparison) -> dict[str, Any]:
+    """Label-free against each other method, alone and with BM25: the comparisons for which the controls are there,
+    so that p is that of each by itself. Prints a table."""
+    found: dict[str, Any] = {}
+    print("\n| label-free minus | recall@1 | MRR@10 | with BM25: recall@1 | MRR@10 |\n|---|---|---|---|---|")
+    for method in (m for m in METHODS if m != "label_free"):
+        cells = []
+        for more, metric in itertools.product(("", " + BM25"), ("recall@1", "mrr@10")):
+            names = {NAMES[method] + more, NAMES["label_free"] + more}
+            for pair in result.figures[metric].pairs:
+                if {pair.a, pair.b} == names and pair.interval:
+                    sign = 1 if pair.b == NAMES["label_free"] + more else -1
+                    low, high = sorted(sign * end for end in pair.interval)
+                    cells.append(f"{sign * pair.difference:+.3f} ({low:+.3f} to {high:+.3f}), p {pair.p:.4f}")
+                    found.setdefault(method, {})[f"{'hybrid/' if more else ''}{metric}"] = {
+                        "difference": sign * pair.difference,
+                        "interval": [low, high],
+                        "p": pair.p,
+                    }
+        if cells:
+            print(f"| {NAMES[method]} | {' | '.join(cells)} |")
     return found
 
 
