@@ -1,13 +1,14 @@
 """A retriever trained on questions that a language model wrote about the passages, judged by human ones (COVID-QA).
 
     python benchmarks/covidqa_folds.py COVIDQA FOLDER --folds 5
-    ds-rag qa-gen FOLDER/corpus.jsonl --generator LM --retriever ENCODER --out generated.jsonl --json counts.json
-    python benchmarks/generated_questions.py --data FOLDER --retriever ENCODER --generated generated.jsonl
+    ds-rag qa-gen FOLDER/corpus.jsonl --generator LM --retriever ENC --out new.jsonl --rejected bad.jsonl
+    python benchmarks/generated_questions.py --data FOLDER --retriever ENC --generated new.jsonl --rejected bad.jsonl
     python benchmarks/generated_questions.py --table
 
 No human question is used in training. `own`: one training on all generated questions, also those about the articles
 that judge, as a user has it whose own documents are asked about. `others`: for each fold a training on questions about
-the articles of the other folds alone. Windows and labels are always COVID-QA's. A piece is kept and not repeated.
+the articles of the other folds alone. `others_by_text`: the same, and with the questions that only the filters which
+search or read have rejected. Windows and labels are always COVID-QA's. A piece is kept and not repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from folded_runs import ROOT, Line, Piece, complete_pieces, kept_vectors, make_p
 
 RESULTS = ROOT / "benchmarks" / "results" / "generated_questions"
 FOLDS = 5
-METHODS = ("own", "others")
+METHODS = ("own", "others", "others_by_text")
+SEARCHED = ("round_trip", "duplicate", "gain")  # filters that search or read
 LINES = {
     "BM25": Line("infonce_gold", "before", "bm25/"),
     "zero-shot": Line("infonce_gold", "before"),
@@ -35,6 +37,8 @@ LINES = {
     "generated, own articles + BM25": Line("own", "after", "hybrid/"),
     "generated, other articles": Line("others"),
     "generated, other articles + BM25": Line("others", "after", "hybrid/"),
+    "generated, other articles, filters of the text alone": Line("others_by_text"),
+    "generated, other articles, filters of the text alone + BM25": Line("others_by_text", "after", "hybrid/"),
     "human questions": Line("infonce_gold"),
     "human questions + BM25": Line("infonce_gold", "after", "hybrid/"),
 }
@@ -47,13 +51,15 @@ def read_lines(path: Path) -> list[Row]:
 
 def piece(args: argparse.Namespace, method: str, fold: int, seed: int, scratch: Path) -> Row:
     """One piece. `own` is trained once, and measured on all rows, of which each fold takes its own."""
-    trained_on = fold if method == "others" else 0
+    trained_on = 0 if method == "own" else fold
     place = args.runs / f"{method}-fold-{trained_on}-seed-{seed}"
     kept = place / "piece.json"
     if not kept.exists():
         fold_of = json.loads((args.data / "folds.json").read_text())["documents"]
         rows, asked = read_lines(args.generated), read_lines(args.data / "rows.jsonl")
-        if method == "others":
+        if method == "others_by_text":
+            rows += [row for row in read_lines(args.rejected) if row["filter"] in SEARCHED]
+        if method != "own":
             rows = [row for row in rows if fold_of[row["document"]] != fold]
             asked = [row for row in asked if fold_of[row["document"]] == fold]
         files = {"train": rows, "eval": asked}
@@ -91,6 +97,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="the folder that covidqa_folds.py made")
     parser.add_argument("--retriever", help="folder of an encoder")
     parser.add_argument("--generated", type=Path, help="what `ds-rag qa-gen` wrote")
+    parser.add_argument("--rejected", type=Path, help="what its --rejected wrote, for others_by_text")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "generated", help="where trainings are kept")
     parser.add_argument("--vectors", type=Path, help="folder that keeps the vectors of the corpus (--vector_cache)")
@@ -101,6 +108,8 @@ def parsed() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.table and None in (args.data, args.retriever, args.generated):
         parser.error("--data, --retriever and --generated are needed")
+    if not args.table and "others_by_text" in args.method and args.rejected is None:
+        parser.error("others_by_text needs --rejected")
     return args
 
 
