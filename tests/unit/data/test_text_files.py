@@ -48,9 +48,13 @@ ROW = '{"query": "who", "answer": "me", "passage": "I am"}\n'
         ("r.tsv", "query,answer,passage\nw,m,i\n", [":1: not separated by tabs", "sep=,"]),
         ("r.tsv", "query\tanswer\tpassage\nw\tm\n", [":2: 2 cells, expected 3"]),
         ("r.csv.gz", b"query,answer,passage\n", ["cannot be read", "gzip"]),
-        ("r.jsonl.gz", gzip.compress(ROW.encode() * 99)[:-12], ["cannot be read"]),
-        ("r.csv.gz", gzip.compress("query,answer\nw,m\n".encode("utf-16")), ["UTF-16", "gunzip -c ", "> r.utf8.csv"]),
-        ("r.jsonl.gz", gzip.compress(ROW.encode() + b"\xff"), [":2: byte 0xff", f"byte offset {len(ROW)}"]),
+        ("r.jsonl.gz", gzip.compress(ROW.encode() * 99, mtime=0)[:-12], ["cannot be read"]),
+        (
+            "r.csv.gz",
+            gzip.compress("query,answer\nw,m\n".encode("utf-16"), mtime=0),
+            ["UTF-16", "gunzip -c ", "> r.utf8.csv"],
+        ),
+        ("r.jsonl.gz", gzip.compress(ROW.encode() + b"\xff", mtime=0), [":2: byte 0xff", f"byte offset {len(ROW)}"]),
         ("r.md", b"# Title", ["unknown kind of file", "ds-rag chunk"]),
         ("r.jsonl", f"[{ROW}]", [":1: a JSON array", "> r.lines.jsonl"]),  # not > r.jsonl, which it would empty
         ("r.csv", b"query,answer,passage\nw,m,i\nw,\xfc,i\n", [":3: byte 0xfc", "byte offset 29"]),
