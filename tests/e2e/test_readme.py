@@ -40,6 +40,7 @@ OTHER_FLAGS |= {
     "count",
     "texts",
     "no_memory",
+    "generated",
 }  # benchmarks
 OTHER_FLAGS |= {"parts", "ranks", "runs", "stage", "nnodes", "kills", "skip", "again", "budget_s", "tiny"}
 OTHER_FLAGS |= {"outfile", "outtype", "question", "served"}  # other programs, examples
