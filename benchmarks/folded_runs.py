@@ -183,11 +183,27 @@ def show_table(systems: Sequence[System], bases: Sequence[str]) -> Comparison:
     return result
 
 
-def against(result: Comparison, base: str, name: str) -> str:
-    """The difference of a line to another's recall@1, with its interval and Holm's p."""
-    for pair in result.figures[result.figure].pairs:
+class Difference(NamedTuple):
+    """p: by itself; p_holm: corrected for all pairs of the comparison."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+
+def difference(result: Comparison, metric: str, base: str, name: str) -> Difference | None:
+    """How far the line `name` is above the line `base`; None where they are not compared."""
+    for pair in result.figures[metric].pairs:
         if {pair.a, pair.b} == {base, name} and pair.interval:
             sign = 1 if pair.a == base else -1
             low, high = sorted(sign * end for end in pair.interval)
-            return f"{sign * pair.difference:+.3f} ({low:+.3f} to {high:+.3f}), p {pair.p_holm:.4f}"
-    return ""
+            return Difference(sign * pair.difference, low, high, pair.p, pair.p_holm)
+    return None
+
+
+def against(result: Comparison, base: str, name: str) -> str:
+    """The difference of a line to another's recall@1, with its interval and Holm's p."""
+    found = difference(result, result.figure, base, name)
+    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f}), p {found.p_holm:.4f}" if found else ""

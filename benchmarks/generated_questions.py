@@ -8,13 +8,15 @@
 No human question is used in training. `own`: one training on all generated questions, also those about the articles
 that judge, as a user has it whose own documents are asked about. `others`: for each fold a training on questions about
 the articles of the other folds alone. `others_by_text`: the same, and with the questions that only the filters which
-search or read have rejected. Windows and labels are always COVID-QA's. A piece is kept and not repeated.
+search or read have rejected. `as_many_human`: labelled human questions in place of those of `others`, as many, drawn at
+random. Windows and labels are always COVID-QA's. A piece is kept and not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from folded_runs import ROOT, Line, Piece, complete_pieces, kept_vectors, make_p
 
 RESULTS = ROOT / "benchmarks" / "results" / "generated_questions"
 FOLDS = 5
-METHODS = ("own", "others", "others_by_text")
+METHODS = ("own", "others", "others_by_text", "as_many_human")
 SEARCHED = ("round_trip", "duplicate", "gain")  # filters that search or read
 LINES = {
     "BM25": Line("infonce_gold", "before", "bm25/"),
@@ -39,6 +41,8 @@ LINES = {
     "generated, other articles + BM25": Line("others", "after", "hybrid/"),
     "generated, other articles, filters of the text alone": Line("others_by_text"),
     "generated, other articles, filters of the text alone + BM25": Line("others_by_text", "after", "hybrid/"),
+    "as many human questions": Line("as_many_human"),
+    "as many human questions + BM25": Line("as_many_human", "after", "hybrid/"),
     "human questions": Line("infonce_gold"),
     "human questions + BM25": Line("infonce_gold", "after", "hybrid/"),
 }
@@ -61,7 +65,11 @@ def piece(args: argparse.Namespace, method: str, fold: int, seed: int, scratch: 
             rows += [row for row in read_lines(args.rejected) if row["filter"] in SEARCHED]
         if method != "own":
             rows = [row for row in rows if fold_of[row["document"]] != fold]
+            human = [row for row in asked if fold_of[row["document"]] != fold]
             asked = [row for row in asked if fold_of[row["document"]] == fold]
+        if method == "as_many_human":
+            random.Random(0).shuffle(human)
+            rows = human[: len(rows)]
         files = {"train": rows, "eval": asked}
         for name, lines in files.items():
             (scratch / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")

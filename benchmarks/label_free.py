@@ -34,6 +34,7 @@ from folded_runs import (
     Line,
     Piece,
     complete_pieces,
+    difference,
     kept_vectors,
     make_pieces,
     measure,
@@ -49,6 +50,7 @@ from ds_rag.evaluation.significance import cluster_sums, drawn_means, effective_
 
 RESULTS = ROOT / "benchmarks" / "results" / "label_free"
 RECIPES = ROOT / "ds_configs" / "recipes"
+TUNED = "infonce_gold_2_epochs"  # the best of InfoNCE with gold on fold 0
 FOLDS, JUDGES = 5, (1, 2, 3, 4)  # fold 0 chose the settings
 GOLD = ("--objective", "infonce", "--contrastive_weight", "0", "--eval_fraction", "0", "--refresh_index", "0")
 
@@ -70,7 +72,7 @@ METHODS = {
     "gold_same_candidates": Method(
         "real_encoder", (*GOLD, "--candidates_from", "index,bm25", "--index_candidates", "1")
     ),
-    "infonce_gold_2_epochs": Method("real_encoder", (*GOLD, "--num_train_epochs", "2")),
+    TUNED: Method("real_encoder", (*GOLD, "--num_train_epochs", "2")),
     # gold, and the two passages that label-free has
     "gold_and_teacher": Method(
         "label_free",
@@ -86,7 +88,7 @@ NAMES = {
     "infonce_gold": "InfoNCE with gold",
     "label_free": "label-free",
     "gold_same_candidates": "InfoNCE with gold, one found passage beside it",
-    "infonce_gold_2_epochs": "InfoNCE with gold, two epochs",
+    TUNED: "InfoNCE with gold, two epochs",
     "gold_and_teacher": "gold and teacher",
     "reader_scores": "label-free, scores in the rows",
     "permuted_teacher": "teacher's scores permuted",
@@ -229,39 +231,38 @@ def table(results: Path, folds: Sequence[int]) -> dict[str, Any]:
     systems = {system.name: system for system in systems_of(pieces, LINES)}
     result = show_table(list(systems.values()), ("zero-shot", NAMES["infonce_gold"], "BM25", NAMES["label_free"]))
     found = figures(result, pieces)
-    found["label_free_against"] = planned(result)
-    shares = {m: systems[NAMES[m]] for m in METHODS if NAMES[m] in systems and m != "infonce_gold"}
-    for method, system in shares.items():
-        share, low, high = share_of_gain(system, systems["zero-shot"], systems[NAMES["infonce_gold"]])
-        print(f"\nShare of the gain with gold in recall@1, {NAMES[method]}: {share:.2f} ({low:.2f} to {high:.2f})")
-        found["share_of_gold_gain" if method == "label_free" else f"share_of_gold_gain_{method}"] = {
-            "share": share,
-            "interval": [low, high],
-        }
+    found["label_free_against"] = against_controls(result)
+    keys = {(m, "infonce_gold"): f"share_of_gold_gain_{m}" for m in METHODS if m != "infonce_gold"}
+    keys["label_free", "infonce_gold"] = "share_of_gold_gain"
+    keys["label_free", TUNED] = "share_of_tuned_gold_gain"
+    for (method, gold), key in keys.items():
+        if NAMES[method] not in systems or NAMES[gold] not in systems:
+            continue
+        share, low, high = share_of_gain(systems[NAMES[method]], systems["zero-shot"], systems[NAMES[gold]])
+        print(
+            f"\nShare of the gain of {NAMES[gold]} in recall@1, {NAMES[method]}: {share:.2f} ({low:.2f} to {high:.2f})"
+        )
+        found[key] = {"share": share, "interval": [low, high]}
     return found
 
 
-def planned(result: Comparison) -> dict[str, Any]:
-    """Label-free against each other method, alone and with BM25: the comparisons for which the controls are there,
-    so that p is that of each by itself. Prints a table."""
+def against_controls(result: Comparison) -> dict[str, Any]:
+    """Label-free minus each other method, alone and with BM25: the comparisons for which the controls are there, so
+    that p is that of each by itself. Prints a table."""
     found: dict[str, Any] = {}
     print("\n| label-free minus | recall@1 | MRR@10 | with BM25: recall@1 | MRR@10 |\n|---|---|---|---|---|")
     for method in (m for m in METHODS if m != "label_free"):
-        cells = []
+        cells = {}
         for more, metric in itertools.product(("", " + BM25"), ("recall@1", "mrr@10")):
-            names = {NAMES[method] + more, NAMES["label_free"] + more}
-            for pair in result.figures[metric].pairs:
-                if {pair.a, pair.b} == names and pair.interval:
-                    sign = 1 if pair.b == NAMES["label_free"] + more else -1
-                    low, high = sorted(sign * end for end in pair.interval)
-                    cells.append(f"{sign * pair.difference:+.3f} ({low:+.3f} to {high:+.3f}), p {pair.p:.4f}")
-                    found.setdefault(method, {})[f"{'hybrid/' if more else ''}{metric}"] = {
-                        "difference": sign * pair.difference,
-                        "interval": [low, high],
-                        "p": pair.p,
-                    }
+            above = difference(result, metric, NAMES[method] + more, NAMES["label_free"] + more)
+            if above:
+                cells[f"{'hybrid/' if more else ''}{metric}"] = above
         if cells:
-            print(f"| {NAMES[method]} | {' | '.join(cells)} |")
+            texts = (f"{c.value:+.3f} ({c.low:+.3f} to {c.high:+.3f}), p {c.p:.4f}" for c in cells.values())
+            print(f"| {NAMES[method]} | {' | '.join(texts)} |")
+            found[method] = {
+                key: {"difference": c.value, "interval": [c.low, c.high], "p": c.p} for key, c in cells.items()
+            }
     return found
 
 

@@ -88,11 +88,12 @@ def scan_rows(
     return rows_of_records(records, stream, BY_NAME if fixed else columns, faults, need, fixed=fixed), faults
 
 
-def fields_of_rows(path: str | Path, flag: str) -> list[Mapping[str, Any]]:
-    """The fields of each row as its file holds them, unchecked; none of a format with fixed columns (BEIR). What is
-    no record is left out. Raises UserError for a path that cannot be read."""
+def fields_of_rows(path: str | Path, flag: str) -> Iterator[Mapping[str, Any]]:
+    """The fields of one row after the other as its file holds them, unchecked; none of a format with fixed columns
+    (BEIR). What is no record is left out. Raises UserError for a path that cannot be read."""
     kind, faults = _open(path, flag, Reading(skip=True), None)
-    return [] if READERS[kind].fixed_columns else [record.fields for record in _records(kind, "rows", faults)]
+    if not READERS[kind].fixed_columns:
+        yield from (record.fields for record in _records(kind, "rows", faults))
 
 
 def rows_of_records(

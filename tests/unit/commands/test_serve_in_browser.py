@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, QUIET
 from test_serve import server  # noqa: F401
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 ASK = """
 document.querySelector('input').value = QUESTION;
 document.querySelector('form').requestSubmit();
@@ -82,7 +80,7 @@ def browsing(url: str, profile: Path) -> Iterator[Page]:
     from_browser, out_child = os.pipe()
     # The shell puts the pipes where the browser looks for them.
     line = f'exec "$0" "$@" 3<&{in_child} 4>&{out_child}'
-    command = ["bash", "-c", line, str(CHROMIUM), *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+    command = ["bash", "-c", line, str(CHROMIUM), *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     browser = subprocess.Popen(command, pass_fds=(in_child, out_child), **quiet)  # type: ignore[call-overload]
     try:

@@ -41,7 +41,12 @@ def test_folds_that_chose_nothing_judge(folder: Path, capsys: pytest.CaptureFixt
     assert found["label_free"]["minutes"] == 1.0 and set(found["label_free"]["interval"]) == {"recall@1", "mrr@10"}
     assert found["share_of_gold_gain"]["share"] == pytest.approx(0.5)
     assert 0 < found["p_label_free_vs_zero_shot"] <= 1
-    assert "Share of the gain with gold in recall@1, label-free: 0.50" in capsys.readouterr().out
+    above = found["label_free_against"]["infonce_gold"]
+    assert above["recall@1"]["difference"] == pytest.approx(-0.25), "label-free minus the other, in this order"
+    assert above["hybrid/recall@1"]["difference"] == pytest.approx(0.25)
+    said = capsys.readouterr().out
+    assert "Share of the gain of InfoNCE with gold in recall@1, label-free: 0.50" in said
+    assert "| InfoNCE with gold | -0.250 (" in said
 
 
 def test_the_share_is_of_the_same_documents(folder: Path) -> None:

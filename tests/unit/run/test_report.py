@@ -7,11 +7,11 @@ import hashlib
 import json
 import random
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
+from browser import CHROMIUM, QUIET
 
 from ds_rag.evaluation.per_question import PerQuestion, write_per_question
 from ds_rag.run.lexical_table import lexical_table
@@ -302,11 +302,6 @@ def test_rankings_beside_a_search_by_words(tmp_path):
     assert "<h2>Retrieval</h2>" in page and "<td>retriever after + BM25</td><td class=number>0.500</td>" in page
     (tmp_path / "results.json").write_text(json.dumps(results | {"lexical": {}}))
     assert lexical_table({"after": retriever}) == [] and "<h2>Retrieval" not in write_report(tmp_path).read_text()
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync", "--disable-quic"]
 
 
 def browse(page, profile, *flags):
