@@ -68,6 +68,7 @@ class Method(NamedTuple):
 METHODS = {
     "infonce_gold": Method("real_encoder", GOLD),
     "label_free": Method("label_free"),
+    "label_free_lexical": Method("label_free", ("--lexical_prior", "1")),  # the sum is what is measured, alone
     # gold and one passage that index and BM25 find: as many passages a row as label-free, and as hard ones
     "gold_same_candidates": Method(
         "real_encoder", (*GOLD, "--candidates_from", "index,bm25", "--index_candidates", "1")
@@ -87,6 +88,7 @@ METHODS = {
 NAMES = {
     "infonce_gold": "InfoNCE with gold",
     "label_free": "label-free",
+    "label_free_lexical": "label-free, BM25 in the prior",
     "gold_same_candidates": "InfoNCE with gold, one found passage beside it",
     TUNED: "InfoNCE with gold, two epochs",
     "gold_and_teacher": "gold and teacher",
