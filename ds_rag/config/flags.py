@@ -50,7 +50,10 @@ def config_of(known: argparse.Namespace) -> RunConfig:
                 expected="--train_data, as a flag or in the recipe",
             )
         check_builtin(recipe | given)
-        recipe = layered(read_recipe(QUICKSTART), recipe)
+        below = read_recipe(QUICKSTART)
+        if {"retriever", "generator"} & explicit:  # a run of the user's own models, which the next quickstart keeps
+            del below["output_dir"]
+        recipe = layered(below, recipe)
     config = build(layered(recipe, given), explicit, frozenset(given))
     check_contrary(config)
     return config

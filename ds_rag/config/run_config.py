@@ -35,6 +35,11 @@ class RunConfig:
     def is_builtin(self) -> bool:
         return self.data.train_data == BUILTIN
 
+    @property
+    def is_quickstart(self) -> bool:
+        """The run without flags that name models or a folder: its folder may be replaced by the next one."""
+        return self.is_builtin and not self.explicit & {"output_dir", "retriever", "generator"}
+
 
 SECTIONS = {
     "data": DataConfig,

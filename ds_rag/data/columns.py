@@ -243,7 +243,7 @@ def _require(
     else:
         what = f"no column for the {roles[0]}"
     hint = f"did you mean '{close}'? " if close else ""
-    retrieve = ", or let the index find passages: --candidates_from index --corpus FILE" * ("positives" in roles)
+    retrieve = f", or let the index find passages: {retrieved(source)}" * ("positives" in roles)
     raise UserError(
         f"{source}: {what}",
         found=f"columns {_quoted(found)}",
@@ -254,6 +254,12 @@ def _require(
         ),
         fix=f"{hint}name the column with {flags}{retrieve}" if flags else f"{hint}rename the column to '{wanted[0]}'",
     )
+
+
+def retrieved(source: str) -> str:
+    """The flags by which rows without passages are used. source: begins with the flag that names the rows: those to
+    evaluate on need a corpus alone."""
+    return f"{'--candidates_from index ' * source.startswith('--train_data')}--corpus FILE"
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -51,6 +51,9 @@ __all__ = [
 ]
 
 NO_SCORES = "--teacher scores: a teacher's scores of each row's passages are needed"
+UNLABELLED = (
+    "no evaluation row has a labelled passage: recall is not measured, only whether a passage found contains the answer"
+)
 CHUNK = 512  # texts per call of a tokenizer
 
 
@@ -75,14 +78,15 @@ def read_data(
         world = make_world(data.world_seed)
         train, evaluation, corpus = world.train, world.evaluation, world.corpus
     else:
-        columns, need_passages = columns_of(data), not (from_index and has_corpus(data, "--eval_data"))
+        columns, any_corpus = columns_of(data), has_corpus(data, "--eval_data")
+        need_passages = not (from_index and any_corpus)
         source = source_of(name) if (name := corpus_source(data)) else None
         given = GivenCorpus(data, "--eval_data", reading)
         most = data.max_train_samples
         train = read_rows(data.train_data, columns, "--train_data", need_passages, need_answers, reading, most)
         if data.eval_data:
             most = evaluation_limit(data, "--eval_data")
-            evaluation = read_rows(data.eval_data, columns, "--eval_data", need_passages, False, reading, most)
+            evaluation = read_rows(data.eval_data, columns, "--eval_data", not any_corpus, False, reading, most)
         corpus = given.passages or passages_of(train + evaluation)
         check_described(columns, train + evaluation, corpus)
     train, split = train[: data.max_train_samples], None
@@ -94,8 +98,8 @@ def read_data(
     table.source, table.split = source, split
     if split and split.wanted.kind == FOLDS and data.fold_corpus == "train":
         keep_training_folds(table, split)
-    if evaluation and from_index and not table.labelled:
-        table.notices.append("no evaluation row has a labelled passage, so retrieval is not measured")
+    if evaluation and not table.labelled:
+        table.notices.append(UNLABELLED)
     if not data.train_labels:
         without_labels(table, from_index, folded=split is not None)
     if data.assume_first_positive:

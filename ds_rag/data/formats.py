@@ -184,7 +184,7 @@ def detect(path: Path, flag: str) -> str:
             if split and not kind.has_splits:
                 raise UserError(f"{flag}: {path}: no split '{split}'", found=kind.what, expected=f"{path} alone")
             return name
-    hint = documents_hint(path)
+    hint = documents_hint(path, rows=flag != "--corpus")
     if not path.is_dir():
         found = f"suffix '{path.suffix}'"
         raise UserError(f"{flag}: unknown kind of file {path}", found=found, expected=KINDS, fix=hint)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ds_rag.data.bad_rows import Bad, Faults
 from ds_rag.data.by_id import BY_ID
-from ds_rag.data.columns import DESCRIBING, Names, is_id_name
+from ds_rag.data.columns import DESCRIBING, Names, is_id_name, retrieved
 from ds_rag.data.origin import NOWHERE, Origin, as_name, origin_in
 from ds_rag.data.records import Passage, Record, Row, clean, items, short, single, to_id
 from ds_rag.data.teacher_scores import read_scores
@@ -61,7 +61,7 @@ def _plain_rows(
             row = _to_row(record, names, count, need_answers, faults)
             if need_passages and not (row.positives or row.passages or row.judged):
                 empty = " and ".join(f"'{name}'" for role in ("positives", "passages") for name in names.get(role, ()))
-                other = "or --candidates_from index --corpus FILE"
+                other = f"or {retrieved(faults.flag)}"
                 raise Bad(f"neither labelled nor unlabelled passages, expected some in {empty}, {other}")
             if "id" not in names and "query_id" in names:
                 same = times.setdefault(row.id, [])

@@ -179,6 +179,12 @@ def deal(sizes: Mapping[Group, int], count: int, before: Mapping[Group, int] | N
     return folds
 
 
+def ways_to_hold_out(rows: int) -> str:
+    """The settings that give so many training rows held-out ones."""
+    enough = max(0.1, math.ceil(100 * LEAST / rows) / 100) if rows else 1.0
+    return "--eval_data FILE" + (f", or --eval_fraction {enough:g}" if enough <= 0.5 else "")
+
+
 def choose_held_out(sizes: Mapping[Group, int], fraction: float) -> set[Group]:
     """The groups that are held out: in the order of a hash of their names, as long as they fit into `fraction` of the
     rows; then the smallest of the others, as long as that number is not reached.

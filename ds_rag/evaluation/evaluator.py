@@ -19,7 +19,7 @@ from ds_rag.evaluation.answer_rows import AnswerReader, Question, answer_rows
 from ds_rag.evaluation.collapse import Retrieved
 from ds_rag.evaluation.containment import answer_in_top
 from ds_rag.evaluation.controls import CONTROLS, contexts, control_metrics, named, rows_of_controls
-from ds_rag.evaluation.found_table import enter, found_table
+from ds_rag.evaluation.found_table import answers_among, enter, found_table
 from ds_rag.evaluation.lexical_sum import CorpusWords, Queries, search_by_sum
 from ds_rag.evaluation.metrics import answer_metrics_per_row, retrieval_metrics_per_query
 from ds_rag.evaluation.per_question import PerQuestion
@@ -153,7 +153,8 @@ class Evaluator:
 
     @property
     def with_lines(self) -> bool:
-        return self.settings.lexical_lines and len(self.corpus) <= FEW_PASSAGES and bool(self.data.labelled)
+        measured = bool(self.data.labelled) or any(row.answers for row in self.data.evaluation)
+        return self.settings.lexical_lines and len(self.corpus) <= FEW_PASSAGES and measured
 
     def found_by_words(self, console: Console | None = None) -> Found:
         """What BM25 finds, searched once: the corpus stays. All ranks together."""
@@ -163,9 +164,10 @@ class Evaluator:
         return self.words
 
     def lexical_lines(self, result: Evaluation) -> dict[str, dict[str, float]]:
-        """Retrieval metrics of BM25 alone, and, unless it is in `result`'s ranking already, of both fused: what a user
-        would try first, and what a user would run. Their values for each question are added to the result's table, as
-        `bm25/recall@1`. Empty where retrieval is not measured or the corpus is large. All ranks together."""
+        """Retrieval metrics, and answer_in_top, of BM25 alone, and, unless it is in `result`'s ranking already, of both
+        fused: what a user would try first, and what a user would run. Their values for each question are added to the
+        result's table, as `bm25/recall@1`. Empty where the corpus is large or the rows have neither labels nor answers.
+        All ranks together."""
         if not self.with_lines or result.ranked is None or result.questions is None:
             return {}
         words = self.found_by_words()
@@ -174,7 +176,9 @@ class Evaluator:
             lines["hybrid"] = fusion.fuse((result.ranked.scores_QK, result.ranked.numbers_QK), words, self.depth)
         figures: dict[str, dict[str, float]] = {}
         for line, found in lines.items():
+            contained = answer_in_top(answers_among(self.data, found[1]), KS)
             means = enter(result.questions, self.data.labelled, named(line, self._retrieval(*found)))
+            means |= enter(result.questions, range(len(contained["answer_in_top@1"])), named(line, contained))
             figures[line] = {name.removeprefix(f"{line}/"): mean for name, mean in means.items()}
         return figures
 

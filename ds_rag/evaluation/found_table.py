@@ -31,7 +31,6 @@ def found_table(data: RagData, scores_QK: np.ndarray, numbers_QK: np.ndarray) ->
     rows, found = data.evaluation, [row[row >= 0].tolist() for row in numbers_QK]
     scores = [s[n >= 0].astype(np.float64).tolist() for s, n in zip(scores_QK, numbers_QK, strict=True)]
     ids = [[data.ids[n] for n in row] for row in found]
-    contained = answers_in_passages(data.texts, [row[:LOOKED_AT] for row in found], [row.answers for row in rows])
     ranks = [
         gold_rank(data.qrels(row), i, s, data.corpus_size) if row.positives else None
         for row, i, s in zip(rows, ids, scores, strict=True)
@@ -41,12 +40,19 @@ def found_table(data: RagData, scores_QK: np.ndarray, numbers_QK: np.ndarray) ->
         "answers": [list(row.answers) for row in rows],
         "gold": [[data.ids[p] for p in row.positives] for row in rows],
         "gold_rank": ranks,
-        "answer_in": contained,
+        "answer_in": answers_among(data, numbers_QK),
         "passages": [[shown(data.texts[n]) for n in row[:SHOWN]] for row in found],
         "sources": [[source(data.passage(n)) for n in row[:SHOWN]] for row in found],
         "gold_text": [shown(data.texts[row.positives[0]]) if row.positives else None for row in rows],
     }
     return PerQuestion(question_ids(rows), documents_of(data), {}, ids, scores, details)
+
+
+def answers_among(data: RagData, numbers_QK: np.ndarray) -> list[list[bool] | None]:
+    """For each evaluation row, whether each of the first passages found for it contains an answer. numbers_QK: as in
+    `found_table`."""
+    first = [row[row >= 0][:LOOKED_AT].tolist() for row in numbers_QK]
+    return answers_in_passages(data.texts, first, [row.answers for row in data.evaluation])
 
 
 def source(passage: PassageRecord) -> str:

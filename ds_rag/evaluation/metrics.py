@@ -97,6 +97,18 @@ def retrieval_metrics(
     return _means(retrieval_metrics_per_query(top_ids, top_scores, qrels, corpus_size=corpus_size, ks=ks))
 
 
+def without_repeats(*results: Mapping[str, float | None]) -> list[str]:
+    """The names of the metrics of some results, in their order, without each hit@k that is the same number as recall@k
+    in all of them, as it is where every question has one labelled passage. For tables that people read."""
+
+    def repeats(name: str) -> bool:
+        other = name.replace("hit@", "recall@")
+        of = [found for found in results if name in found]
+        return other != name and all(other in found and found[name] == found[other] for found in of)
+
+    return [name for name in dict.fromkeys(name for found in results for name in found) if not repeats(name)]
+
+
 def answer_metrics_per_row(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """exact_match, f1 and rougeL, one value in 0..1 per row, the best over the row's references.
 

@@ -82,11 +82,12 @@ class Miner:
 
         found: passage numbers, best first. A row without labelled positives is mined by the posterior alone: passages
         above its limit, and always the likeliest one, become unlabelled candidates. Without a posterior the row is not
-        changed.
+        changed. Passages are written as the corpus has them, with its titles, so that each stays one passage.
         """
+        texts = self.table.texts
         self.counts["rows"] += 1
         self.counts["labelled_rows"] += bool(example.positives)
-        passages = list(row.passages)
+        passages = [texts[n] for n in (*example.listed, *example.others) if n not in example.negatives]
         mined: list[int] = []
         if example.positives or self.posterior:
             found = self.with_words(example.query, query_D, found)
@@ -94,7 +95,7 @@ class Miner:
             self.counts.update(f"dropped_{reason}" for reason in reasons.values() if reason)
             mined = [n for n, reason in reasons.items() if not reason][: self.negatives]
             if not example.positives:
-                passages += [self.table.texts[n] for n, reason in reasons.items() if reason == "posterior"]
+                passages += [texts[n] for n, reason in reasons.items() if reason == "posterior"]
         else:
             self.counts["rows_as_they_were"] += 1
         self.counts["mined"] += len(mined)
@@ -102,12 +103,12 @@ class Miner:
         if not row.positives and not passages:
             self.counts["rows_left_out"] += 1
             return None
-        negatives = dict.fromkeys([*row.negatives, *(self.table.texts[n] for n in mined)])
+        negatives = dict.fromkeys(texts[n] for n in (*example.negatives, *mined))
         written = {
             "id": row.id,
             "query": row.query,
             "answers": list(row.answers),
-            "positives": list(row.positives),
+            "positives": [texts[n] for n in example.positives],
             "passages": [text for text in dict.fromkeys(passages) if text not in negatives],
             "negatives": list(negatives),
             **row.origin._asdict(),

@@ -70,10 +70,11 @@ def hash_prompt(prompt: Prompt) -> str:
 
 
 def precision(modules: Mapping[str, nn.Module | None]) -> str:
-    """The types and the device of the models' parameters."""
+    """The types and the device of the models' parameters; "no model" where there are none."""
     parameters = [p for module in modules.values() if module is not None for p in module.parameters()]
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
-    return " and ".join(kinds) + f" on {' and '.join(sorted({p.device.type for p in parameters}))}"
+    devices = sorted({p.device.type for p in parameters})
+    return f"{' and '.join(kinds)} on {' and '.join(devices)}" if kinds else "no model"
 
 
 def facts_of_split(data: DataConfig) -> dict[str, Any]:

@@ -66,9 +66,10 @@ def open_earlier(folder: Path, model: str, retriever: Retriever, console: Consol
 def differs(manifest: dict[str, Any], model: str, retriever: Retriever) -> str | None:
     """In what the vectors of an index differ from those that this retriever would make; None: in nothing that the
     manifest knows. model: the hash of the retriever's weights."""
+    here = precision_of(retriever)
     wanted = {
         "model_hash": (model, "other weights"),
-        "precision": (precision_of(retriever), "another precision"),
+        "precision": (here, f"another precision ({manifest.get('precision')}, here {here})"),
         "pooling": (retriever.settings.pooling, "another pooling"),
         "normalize": (retriever.settings.normalize, "another normalisation"),
         "dimension": (retriever.hidden_size, "another dimension"),

@@ -11,6 +11,7 @@ from torch import nn
 from ds_rag.config import ModelConfig
 from ds_rag.models.folder_safety import COPY_AGAIN
 from ds_rag.models.hub_models import base_name, cached_model
+from ds_rag.models.size import stored_bytes
 from ds_rag.models.weights import named, stored_name
 from ds_rag.runtime import json_files
 from ds_rag.runtime.errors import UserError
@@ -70,10 +71,11 @@ def base_folder(folder: Path, flag: str) -> Path:
     if name := base_name(folder):
         cached, fix = cached_model(name, flag), f"hf download {name.repo} --revision {name.revision or 'main'}"
         base = cached[1] if cached else base
-    if not (base / "config.json").is_file():
+    lacking = "config.json" if not (base / "config.json").is_file() else "" if stored_bytes(base) else "weights"
+    if lacking:
         raise UserError(
             f"{flag} {folder}: an adapter whose base is not there",
-            found=f"no config.json in {base}" + (f", and {name} is not in the hub's cache" if name else ""),
+            found=f"no {lacking} in {base}" + (f", and {name} is not in the hub's cache" if name else ""),
             expected=f"the model that {ADAPTER_FILE} names as base_model_name_or_path",
             fix=fix,
         )

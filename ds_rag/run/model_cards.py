@@ -8,6 +8,7 @@ from typing import Any
 import ds_rag
 from ds_rag.config import RunConfig
 from ds_rag.config.names import pinned_name
+from ds_rag.evaluation.metrics import without_repeats
 from ds_rag.runtime.credentials import one_line
 
 RETRIEVER = """from sentence_transformers import SentenceTransformer
@@ -72,7 +73,7 @@ def card(name: str, config: RunConfig, steps: int, metrics: dict[str, float], fa
     prompt."""
     source = getattr(config.model, name)
     frozen = config.model.freeze == name
-    rows = "\n".join(f"| {key} | {value:.3f} |" for key, value in metrics.items())
+    rows = "\n".join(f"| {key} | {metrics[key]:.3f} |" for key in without_repeats(metrics))
     lines = "\n".join(f"- {key}: {code(repr(value))}" for key, value in facts.items())
     return f"""{KIND[name].removesuffix("---")}{named_in(name, config)}---
 

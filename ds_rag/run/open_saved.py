@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from ds_rag.runtime.library_messages import quiet_libraries
 OF_ITS_ROWS = {"corpus", "max_eval_samples", "on_bad_row", "folds", "fold", "eval_fraction"} | {
     f.name for f in fields(DataConfig) if f.name.endswith("_column")
 }
+
+# Of these, the settings that describe the run's corpus, in which other rows may be searched too (corpus_to_search.py).
+OF_ITS_CORPUS = {"corpus", "document_column", "title_column", "place_column"}
 
 # Settings of data, models and evaluation that only training uses.
 OF_TRAINING = {
@@ -65,13 +68,15 @@ class WithoutRetriever:
 
 @dataclass
 class Saved:
-    """Opened models, and the configuration to use them with. run: the run's folder; None for plain model folders."""
+    """Opened models, and the configuration to use them with. run: the run's folder; None for plain model folders.
+    of_corpus: settings of the run's corpus that do not apply, as other rows than its own are named."""
 
     run: Path | None
     config: RunConfig
     retriever: Retriever
     generator: Generator | None
     prompt: Prompt | None
+    of_corpus: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def retriever_folder(self) -> Path:
@@ -87,6 +92,7 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
     """
     quiet_libraries()
     given = checked(args)
+    of_corpus: dict[str, Any] = {}
     if args.run:
         run = Path(args.run)
         manifest = export.ready(run, hashes)
@@ -99,6 +105,7 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
         values = config_and_results.configuration(run)
         values |= located(run, values)
         if "eval_data" in given:  # other rows than the run's
+            of_corpus = {k: v for k, v in as_paths(values, given).items() if k in OF_ITS_CORPUS - set(given)}
             values = {k: v for k, v in values.items() if k not in OF_ITS_ROWS}
         values.setdefault("prompt_version", "1")  # runs from before this setting existed
         values.pop("vector_cache", None)  # the folder that this call names is meant, not that of the training
@@ -118,7 +125,7 @@ def open_saved(args: argparse.Namespace, hashes: bool = True) -> Saved:
         retriever = open_retriever(config.model, config.data, list, Path("."))
         generator = open_generator(config.model, list, Path(".")) if "generator" in given else None
     retriever.eval().requires_grad_(False).to(device_of(args))
-    return Saved(run, config, retriever, generator, ready(generator, config, args))
+    return Saved(run, config, retriever, generator, ready(generator, config, args), of_corpus)
 
 
 def refuse_new(given: Mapping[str, Any]) -> None:

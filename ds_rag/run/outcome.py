@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag import __version__
+from ds_rag.data.splits import ways_to_hold_out
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.evaluation.per_question import TABLE, read_per_question
 from ds_rag.index.store import hash_model
@@ -91,7 +92,7 @@ def facts_of(run: Run, result: Evaluation) -> Facts:
     """What the verdict is drawn from; on one rank."""
     state, before, audit = run.state, None, {}
     with suppress(UserError):  # a file that somebody has damaged keeps no models from being saved
-        before = read_per_question(run.folder / f"{BEFORE}{TABLE}") if state.before else None
+        before = read_per_question(run.folder / f"{BEFORE}{TABLE}") if state.before is not None else None
     with suppress(UserError):
         audit = json_files.read_json(run.folder / AUDIT, dict, json_files.AGAIN)
     return Facts(
@@ -105,4 +106,5 @@ def facts_of(run: Run, result: Evaluation) -> Facts:
         tuple(run.watchers.memory["said"]),
         dict_of(audit.get("verdict")).get("advice"),
         "generator" in run.parts.engines.modules,
+        ways_to_hold_out(len(run.parts.data.train)),
     )

@@ -109,7 +109,7 @@ def may_be_cleared(folder: Path, config: RunConfig) -> bool:
             )
         return False
     done = standing(folder)
-    if config.is_builtin and "output_dir" not in config.explicit and is_run(folder):
+    if config.is_quickstart and is_run(folder):
         if done == BEGUN:
             raise UserError(
                 "--output_dir: the run there has not ended, so it is not replaced",

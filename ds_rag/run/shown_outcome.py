@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ds_rag.evaluation.intervals import show_interval
+from ds_rag.evaluation.metrics import without_repeats
 from ds_rag.evaluation.signature import unlike
 from ds_rag.run.active_run import Run
-from ds_rag.run.lexical_table import COMPARED, lexical_table
+from ds_rag.run.lexical_table import compared, lexical_table
 from ds_rag.runtime.console import Console
 
 
@@ -27,15 +28,14 @@ def say_gate(run: Run) -> None:
 def show_outcome(results: dict[str, Any], report: Path, console: Console) -> None:
     """Prints the metrics before and after training, the sample questions, and the path of the report."""
     before, after, known = results["before"], results["after"], results["evaluation"]
-    if after:
-        rows = figure_rows(before, after, known)
+    if rows := figure_rows(before, after, known):
         console.table("held-out queries", ["metric", "before", "after", "95 % interval", "n"], rows)
         if known["after"].get("signature"):
             console.say(f"signature  {known['after']['signature']['line']}")
         if warning := unlike(known):
             console.say(f"warning: {warning}", style="yellow")
     if table := lexical_table(results):
-        console.table("retrieval, beside a search by words (BM25)", ["ranking", *COMPARED], table)
+        console.table("retrieval, beside a search by words (BM25)", ["ranking", *compared(results)], table)
     for sample in results["samples"]:
         console.say("")
         console.say(f"question   {sample['query']}")
@@ -54,7 +54,7 @@ def show_verdict(found: dict[str, Any], console: Console) -> None:
         for n, line in enumerate(lines):
             console.say(f"{head if n == 0 else '':10} {line}")
     for n, (command, purpose) in enumerate(found["next"]):
-        console.say(f"{'next' if n == 0 else '':10} {command}   ({purpose})")
+        console.command("next" if n == 0 else "", command, purpose)
 
 
 def figure_rows(before: dict[str, float], after: dict[str, float], known: dict[str, Any]) -> list[list[str]]:
@@ -63,13 +63,14 @@ def figure_rows(before: dict[str, float], after: dict[str, float], known: dict[s
     before = before | known["before"].get("without_labels", {})
     after = after | known["after"].get("without_labels", {})
     ends, counts = known["after"].get("intervals", {}), known["after"].get("n", {})
+    names = [name for name in without_repeats(before, after) if name in after]
     return [
         [
             name,
             f"{before[name]:.3f}" if name in before else "-",
-            f"{value:.3f}",
+            f"{after[name]:.3f}",
             show_interval(ends.get(name)),
             str(counts.get(name, "-")),
         ]
-        for name, value in after.items()
+        for name in names
     ]

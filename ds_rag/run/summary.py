@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ds_rag.config import RunConfig
+from ds_rag.data.splits import ways_to_hold_out
 from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.evaluation.power import needed_line
@@ -23,6 +24,7 @@ from ds_rag.run.outcome import lexical_lines, outcome, write_figures
 from ds_rag.run.publish_index import describe_and_publish
 from ds_rag.run.report.page import write_report
 from ds_rag.run.shown_outcome import say_gate, show_outcome
+from ds_rag.run.verdict import FEW_STEPS, MORE_STEPS
 from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_files, stop_signals
 from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.console import Console
@@ -34,12 +36,17 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
     optim, data = config.optim, parts.data
     models = ", ".join(model_text(n, m, n in parts.engines.learning) for n, m in parts.engines.modules.items())
     batch = f"{optim.per_device_train_batch_size} x {optim.gradient_accumulation_steps} x {collectives.world()}"
+    built_in = "the built-in world, not rows of yours (--train_data FILE): " if config.is_builtin else ""
     console.say(
-        f"data       {len(data.train)} rows, {data.corpus_size} passages, {len(data.evaluation)} held-out queries"
+        f"data       {built_in}{len(data.train)} rows, {data.corpus_size} passages, {len(data.evaluation)} held-out "
+        "queries"
     )
     if data.labelled and not config.is_builtin:
         line, few = needed_line([data.cluster_of(data.evaluation[n]) for n in data.labelled])
         console.say(f"{'note: ' * few}{line}", style="yellow" if few else None)
+    if not data.evaluation:
+        ways = ways_to_hold_out(len(data.train))
+        console.say(f"note: no rows are held out, so whether training helps will not be known: {ways}", style="yellow")
     console.say(f"models     {models}")
     o = config.objective
     beside = {
@@ -56,6 +63,8 @@ def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Consol
         f"objective  {o.objective}, {o.candidates} candidates a query{source}; "
         f"{parts.total_steps} steps of {batch} queries (batch x accumulation x ranks) on {parts.device}"
     )
+    if parts.total_steps < FEW_STEPS and not config.is_builtin:
+        console.say(f"note: only {parts.total_steps} steps: {MORE_STEPS}", style="yellow")
     if parts.retriever.reads_words:
         console.say(f"words      BM25 is in the retriever's scores, with weight {weight_of_words(parts)}")
     console.say(f"run        {folder} (libraries' messages: run.log)")

@@ -23,6 +23,7 @@ BEFORE, AFTER, WORDS, BOTH = "before training", "after training", "BM25", "after
 DETECTED = 2.8  # standard errors of the smallest difference that is found with power 0.8 at 5 %: 1.96 + 0.84
 WIDTH = 3.92  # standard errors between the ends of a 95 % interval
 FEW_STEPS = 50
+MORE_STEPS = "more rows, a larger --num_train_epochs, or auto"
 FEW_FOUND = 0.5  # of the questions with a labelled passage among the first 10
 SAME_ANSWER = 0.8  # of the questions with the same answer
 LEAST_ANSWERS = 5
@@ -54,6 +55,7 @@ class Facts:
         warned: kinds of collapse that were warned of (collapse.py).
         audit: `advice` of the run's audit, if it has one.
         answers: the run has a generator.
+        to_measure: the settings by which rows are held out.
     """
 
     before: PerQuestion | None
@@ -66,6 +68,7 @@ class Facts:
     warned: tuple[str, ...] = ()
     audit: str | None = None
     answers: bool = False
+    to_measure: str = "--eval_data FILE"
 
 
 def verdict(facts: Facts, run: str) -> Verdict:
@@ -79,7 +82,7 @@ def verdict(facts: Facts, run: str) -> Verdict:
 def improvement(facts: Facts) -> Verdict:
     """Whether the last evaluation is better than the first, by the first of FIGURES that both have."""
     if facts.after is None:
-        line = "no rows were held out, so whether training helped is not known: --eval_data, or --eval_fraction 0.1"
+        line = f"no rows were held out, so whether training helped is not known: {facts.to_measure}"
         return Verdict(NOT_KNOWN, [line])
     if facts.before is None:
         return Verdict(NOT_KNOWN, ["nothing was evaluated before training, so whether it helped is not known"])
@@ -147,7 +150,7 @@ def held_back(facts: Facts) -> list[str]:
     if facts.audit in (audit_verdict.WEAK, audit_verdict.REFUSE):
         lines.append(f"the audit's verdict on the teacher is {facts.audit}: a larger generator, or labelled passages")
     if facts.steps < FEW_STEPS:
-        lines.append(f"only {facts.steps} steps: more rows, a larger --num_train_epochs, or auto")
+        lines.append(f"only {facts.steps} steps: {MORE_STEPS}")
     if facts.warmup and facts.warmup >= facts.steps / 2:
         text = f"in {min(facts.warmup, facts.steps)} of {facts.steps} steps the learning rates were still rising"
         lines.append(f"{text}: --warmup_ratio 0.1 in place of --warmup_steps")

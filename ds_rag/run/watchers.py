@@ -59,5 +59,6 @@ class Watchers:
         self.collapse.after_evaluation(step, retrieved)
 
     def warn(self, kind: str, text: str) -> None:
-        self.console.say(text, style="yellow", lines=True)
+        for line in text.split("\n"):
+            self.console.say(line, style="yellow")
         self.metrics.write("warning", self.step, {"about": kind, "text": text})

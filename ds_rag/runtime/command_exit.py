@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from ds_rag.runtime.errors import LaunchError, RankError, UserError
 from ds_rag.runtime.log_capture import into_log, log_file, terminal_error
 from ds_rag.runtime.output_places import NO_WAY, no_way
 from ds_rag.runtime.standard_streams import guarded
+from ds_rag.runtime.wrapping import wrapped
 
 INTERRUPTED = 128 + signal.SIGINT  # a shell's exit code for it
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
@@ -54,7 +56,9 @@ def tell(text: str, by_all: bool = False) -> None:
     if terminal_error():
         into_log(message)
     if by_all or os.environ.get("RANK", "0") == "0":
-        print(message, file=terminal_error() or guarded(sys.stderr))
+        stream = terminal_error() or guarded(sys.stderr)
+        width = shutil.get_terminal_size().columns if stream.isatty() else 0
+        print(wrapped(message, width) if width else message, file=stream)
 
 
 def of_the_disk(error: OSError) -> RankError:

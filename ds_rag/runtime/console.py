@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ds_rag.runtime.credentials import one_line, printable
 from ds_rag.runtime.standard_streams import guarded
+from ds_rag.runtime.wrapping import wrapped
 
 BORDER = 3  # cells of the terminal that a column of a table takes beside its content
 WIDTH = 110  # characters of a line without a terminal
@@ -28,14 +29,30 @@ class Console:
 
     def __init__(self, stream: IO[str] | None = None, speaks: bool = True):
         out = guarded(stream or sys.stdout)
+        self.narrow = out.isatty() or COLUMNS in os.environ  # lines have to fit
         width = None if out.isatty() else int(os.environ.get(COLUMNS, WIDTH))
         self.rich = RichConsole(file=out, width=width, quiet=not speaks, highlight=False)
         self.speaks = speaks
 
     def say(self, text: str, style: str | None = None, lines: bool = False) -> None:
         """Prints text literally: brackets and control codes in data are not interpreted, and line ends in data are
-        replaced. lines: the line ends in the text are the program's own, and are kept."""
-        self.rich.print(escape(printable(text) if lines else one_line(text)), style=style, soft_wrap=True)
+        replaced. lines: the line ends in the text are the program's own, and the lines are kept as they are. On a
+        terminal other lines are broken between words; elsewhere they are not, so that they can be searched."""
+        text = printable(text) if lines else self.fitted(one_line(text))
+        self.rich.print(escape(text), style=style, soft_wrap=True)
+
+    def fitted(self, text: str) -> str:
+        return wrapped(text, self.rich.width) if self.narrow else text
+
+    def command(self, label: str, command: str, purpose: str = "") -> None:
+        """Prints a command to copy, which is never broken; what it is for stands below it where there is no room."""
+        line = f"{label:10} {one_line(command)}"
+        beside = f"{line}   ({one_line(purpose)})" if purpose else line
+        if not self.narrow or cell_len(beside) <= self.rich.width:
+            line, purpose = beside, ""
+        self.rich.print(escape(line), soft_wrap=True)
+        if purpose:
+            self.block(f"({purpose})", 13)
 
     def block(self, text: str, indent: int) -> None:
         """Prints a text of data as a paragraph of whole words, each line with a margin of `indent` blanks."""

@@ -10,6 +10,7 @@ from typing import Any
 from ds_rag.commands.audit.picture import check_picture, write_picture
 from ds_rag.commands.audit.tables import show
 from ds_rag.commands.saved_run import teacher_cache
+from ds_rag.config.flags import settings_of
 from ds_rag.data.bad_rows import say_notices
 from ds_rag.data.dataset import RagData, read_evaluation
 from ds_rag.evaluation.audit import audit
@@ -19,6 +20,7 @@ from ds_rag.evaluation.audit_verdict import verdict
 from ds_rag.evaluation.cached_reader import CachedReader
 from ds_rag.index.back_ends import check_factory
 from ds_rag.models.shared_prefix.support import share_prefixes
+from ds_rag.run.corpus_to_search import choose_corpus
 from ds_rag.run.open_saved import BY_WORDS, Saved, open_saved
 from ds_rag.run.report.page import MADE_HERE, write_report
 from ds_rag.run.report.teaching import AUDIT, PICTURE
@@ -116,6 +118,7 @@ def main(args: argparse.Namespace) -> int:
     saved = open_saved(args)
     if saved.generator is None:
         raise UserError("no generator to audit", expected="--generator FOLDER, or a --run that has one")
+    choose_corpus(saved, settings_of(args), console)
     data = read_evaluation(saved.config.data, False, from_index=True)
     say_notices(data.notices, console)
     check_factory(saved.config.evaluation.index_factory, saved.retriever.hidden_size, data.corpus_size)

@@ -185,9 +185,9 @@ def conclude(wanted: Wanted, state: State, console: Console) -> None:
 def say_next(wanted: Wanted, page: Path | None, console: Console) -> None:
     generator = "" if (wanted.run / "generator").exists() else f" --generator {wanted.setting('generator')}"
     console.say("")
-    console.say(f'next       ds-rag ask {wanted.run} "a question"{generator}')
+    console.command("next", f'ds-rag ask {wanted.run} "a question"{generator}')
     if wanted.eval_rows.exists():
-        console.say(f"           ds-rag errors {wanted.run}")
+        console.command("", f"ds-rag errors {wanted.run}")
     if page is not None:
         console.say(f"report     {page}   (of the training: {wanted.run / 'report.html'})")
     console.say(f"stages     {wanted.out / FILE}")

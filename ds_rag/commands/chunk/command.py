@@ -104,12 +104,11 @@ def say_unread(summary: Summary, console: Console) -> int:
         say_note(f"JSON lines that are no documents are left out: {named(summary.not_documents)}", console)
     if not summary.unreadable:
         return 0
-    lines = [f"{len(summary.unreadable):,} files could not be read:"]
+    console.say(f"{len(summary.unreadable):,} files could not be read:", style="red")
     for name, error in list(summary.unreadable.items())[:LISTED]:
-        lines.append(f"  {name!r}: {error}" + (f" (to fix: {error.fix})" if error.fix else ""))
+        console.say(f"  {name!r}: {error}" + (f" (to fix: {error.fix})" if error.fix else ""), style="red")
     if (more := len(summary.unreadable) - LISTED) > 0:
-        lines.append(f"  and {more:,} more")
-    console.say("\n".join(lines), style="red", lines=True)
+        console.say(f"  and {more:,} more", style="red")
     return 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ds_rag.commands.compare.picture import check_picture, write_picture
 from ds_rag.evaluation.comparison import Comparison, Ends, Options, compare
+from ds_rag.evaluation.metrics import without_repeats
 from ds_rag.evaluation.per_question import TABLE, read_per_question
 from ds_rag.evaluation.seeds_and_folds import join
 from ds_rag.runtime.console import Console
@@ -86,7 +87,12 @@ def table_of(path: Path, when: str) -> Path:
 
 def show(result: Comparison, console: Console) -> None:
     """Tables of means and of differences, then the notes and the verdicts."""
-    figures, first = result.figures, result.figures[result.figure]
+    first = result.figures[result.figure]
+    by_system = [
+        {name: figure.systems[system].mean for name, figure in result.figures.items() if system in figure.systems}
+        for system in first.systems
+    ]
+    figures = {name: result.figures[name] for name in without_repeats(*by_system)}
     means = [
         [name, system, f"{m.mean:.3f}", spell(m.interval, ".3f"), spell_seeds(m.seeds), str(figure.n)]
         for name, figure in figures.items()

@@ -23,6 +23,7 @@ from ds_rag.index.lexical import ABOUT, K1, METHOD, B
 from ds_rag.index.vector_folder import open_vector_store, say_account
 from ds_rag.models.score_folder import open_scores
 from ds_rag.models.shared_prefix.support import share_prefixes
+from ds_rag.run.corpus_to_search import choose_corpus
 from ds_rag.run.moved_paths import check_found
 from ds_rag.run.open_saved import BY_WORDS, Saved, WithoutRetriever, open_reader, open_saved
 from ds_rag.run.settle_names import read_by, settle_names
@@ -72,12 +73,13 @@ def rerank_blocks(
 
 
 def held_out_rows(config: RunConfig, builtin: bool, run: Path | None, console: Console) -> RagData:
-    """The rows to evaluate on. Where a run has folds, its own division of the documents holds."""
+    """The rows to evaluate on. Where a run has folds, its own division of the documents holds. With a corpus, rows need
+    no passages."""
     data, known = config.data, read_split(run)
     same_folds = known is not None and known.wanted.kind == FOLDS and known.wanted.count == data.folds
     if known and same_folds and known.wanted.fold != data.fold:
         console.say(f"warning: this run held out fold {known.wanted.fold}, not this one", style="bold yellow")
-    return read_evaluation(data, builtin, config.objective.candidates_from != "batch", known)
+    return read_evaluation(data, builtin, from_index=True, known=known)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -96,6 +98,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("no rows to evaluate on", expected="--data FILE or folder")
     if builtin:
         check_builtin(vars(args), "--data FILE evaluates on your own rows")
+    if not builtin:
+        choose_corpus(saved, settings_of(args), console)
     if opened and opened.run and not builtin:
         check_found(opened.run, config.data, settings_of(args))
     if not builtin:

@@ -14,6 +14,8 @@ from ds_rag.runtime import atomic_folders, collectives
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import UserError
 
+ABSENT = "no index is there"
+
 
 def already_encoded(saved: Saved, passages: TokenTable, named: str | None, console: Console) -> CorpusIndex | None:
     """The index in the folder `named`, or else the run's own, if the same weights made its vectors from the same
@@ -35,8 +37,8 @@ def already_encoded(saved: Saved, passages: TokenTable, named: str | None, conso
             expected="the same weights, settings and corpus",
             fix="ds-rag index with them and --out; or leave --index out: the corpus is encoded",
         )
-    if reason.startswith("damaged"):
-        console.say(f"note: the run's index is not used: {reason}", style="yellow")
+    if reason != ABSENT:
+        console.say(f"note: the run's index is not used, the corpus is encoded: {reason}", style="yellow")
     return None
 
 
@@ -46,7 +48,7 @@ def open_it(saved: Saved, passages: TokenTable, folder: Path) -> tuple[CorpusInd
     stage, found = saved.config.evaluation, atomic_folders.read_manifest(folder) or {}
     same_kind = found.get("factory") == stage.index_factory
     if found.get("kind") != "index":
-        return None, "no index is there"
+        return None, ABSENT
     if found.get("tokens") != hash_tokens(passages):
         return None, "it is of other passages, or of another prefix, length or tokenizer"
     if not (same_kind or found.get("shards") == 0):

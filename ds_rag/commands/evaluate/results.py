@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ds_rag.data.dataset import UNLABELLED
 from ds_rag.evaluation.evaluator import Evaluation, Evaluator
 from ds_rag.evaluation.intervals import show_interval, trust
+from ds_rag.evaluation.metrics import without_repeats
 from ds_rag.evaluation.per_question import RUN, TABLE, read_per_question, write_per_question
 from ds_rag.evaluation.signature import facts_of_names, facts_of_split, sign
 from ds_rag.index.store import hash_model
@@ -71,7 +73,8 @@ def write_and_show(
     beside = trust(result.questions) if result.questions is not None else {"n": {}, "intervals": {}, "signature": {}}
     rows = []
     for block, values in figures.items():
-        for name, value in values.items():
+        for name in without_repeats(values):
+            value = values[name]
             key = name if block in BLOCKS else f"{block.removeprefix('answers_')}/{name}"
             ends, count = beside["intervals"].get(key), beside["n"].get(key, "-")
             labelled = result.retrieval.get(name.replace("answer_in_top", "hit")) if block == "without_labels" else None
@@ -81,7 +84,7 @@ def write_and_show(
     if beside["signature"]:
         console.say(f"signature  {beside['signature']['line']}")
     if not result.retrieval:
-        console.say("note: no row has a labelled passage, so retrieval cannot be measured", style="yellow")
+        console.say(f"note: {UNLABELLED}", style="yellow")
     write_json(path, {**figures, "setting": setting, **beside})
     if (stem := stem_of(path)) is not None and result.questions is not None:
         table, run = write_per_question(result.questions, stem)

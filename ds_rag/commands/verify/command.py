@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ds_rag.index.corpus_check import source_note
 from ds_rag.index.store import hash_model
+from ds_rag.models.adapters import base_folder
 from ds_rag.run import config_and_results, export
 from ds_rag.run.checkpoint import LATEST, checkpoints, named_by
 from ds_rag.run.metrics_file import read_metrics
@@ -51,6 +52,8 @@ def main(args: argparse.Namespace) -> int:
         console.say(f"--resume auto resumes from {sound[-1]}" if sound else "no checkpoint is left to resume from")
     if any(f.kind in ("run", "file") for f in damaged):
         console.say(json_files.AGAIN)
+    if any(f.kind == "base of an adapter" for f in damaged):
+        console.say("put the base model back where the adapter names it; the run's own files are not the cause")
     if any(f.kind == "index" for f in damaged):
         console.say("ds-rag index --run RUN builds the index again")
     report = [{"part": str(f.part), "kind": f.kind, "damage": f.wrong, "note": f.note} for f in findings]
@@ -97,6 +100,7 @@ def of_run(run: Path) -> list[Finding]:
         found.append(
             Finding(run, "run", wrong, "" if wrong else "made before runs had a manifest: there are no hashes to check")
         )
+    found += of_bases(run)
     damaged = {line.split(":")[0] for f in found for line in f.wrong}
     readers = {json_files.CONFIG: config_and_results.configuration, json_files.RESULTS: config_and_results.figures}
     for name, read in readers.items():
@@ -124,6 +128,13 @@ def of_models(run: Path) -> list[str]:
             if file.suffix == ".safetensors":
                 wrong += [f"{file.relative_to(run)}: {text}" for text in met(lambda f=file: safe_open(f, "pt"))]
     return wrong
+
+
+def of_bases(run: Path) -> list[Finding]:
+    """A finding for each adapter of the run whose base model is not where it says, so that it cannot be opened."""
+    folders = [(run / name, f"--{name}") for name in ("retriever", "generator") if (run / name).is_dir()]
+    wrong = [(folder, met(lambda f=folder, flag=flag: base_folder(f, flag))) for folder, flag in folders]
+    return [Finding(folder, "base of an adapter", lines) for folder, lines in wrong if lines]
 
 
 def met(read: Callable[..., object], *args: Path) -> list[str]:

@@ -21,13 +21,16 @@ KIND_OF = {suffix: kind for kind, several in KINDS.items() for suffix in several
 LOOK = 2000  # files looked at in a folder
 
 
-def documents_hint(path: Path) -> str | None:
+def documents_hint(path: Path, rows: bool) -> str | None:
     """The next step where `path` is a document, or a folder that contains some; None where it is neither. JSON lines
-    are rows or passages there already, so they are not documents here."""
+    are rows or passages there already, so they are not documents here. rows: rows were expected there, not passages."""
     names = islice(names_in(path), LOOK) if path.is_dir() else [path.name]
     if not any(map(is_document, names)):
         return None
-    return f"ds-rag chunk {quote(str(path))} --out passages.jsonl --retriever MODEL, then --corpus passages.jsonl"
+    place = quote(str(path))
+    if rows:
+        return f"ds-rag build {place} makes passages, questions and a trained pair of documents (ds-rag build --help)"
+    return f"ds-rag chunk {place} --out passages.jsonl --retriever MODEL, then --corpus passages.jsonl"
 
 
 def is_document(name: str) -> bool:

@@ -26,6 +26,7 @@ Curve = tuple[list[float], list[float]]  # steps, values
 PANELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Loss": ("train", ("loss",)),
     "Retrieval, held-out questions": ("eval", ("recall@", "mrr@", "ndcg@")),
+    "Answer in the passages found, held-out questions": ("eval", ("answer_in_top@",)),
     "Answers, held-out questions": ("eval", ("exact_match", "f1", "rougeL")),
     "Entropy over the passages (nats)": ("train", ("prior_entropy", "posterior_entropy")),
     "Embedding spread": ("train", ("embedding_spread",)),
@@ -34,7 +35,7 @@ PANELS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), "-.", (0, (8, 2, 1, 2)))
-FRACTIONS = ("recall@", "mrr@", "ndcg@", "hit@", "exact_match", "f1", "rougeL", "grad_share/")
+FRACTIONS = ("recall@", "mrr@", "ndcg@", "hit@", "answer_in_top@", "exact_match", "f1", "rougeL", "grad_share/")
 MARGINS = {"left": 0.12, "right": 0.98, "bottom": 0.16, "top": 0.84}
 GREY = "#808690"  # legible on a light and on a dark page
 
@@ -89,6 +90,14 @@ def curves_html(metrics: list[dict[str, Any]]) -> str:
     return f'<div class="grid">{"".join(pictures)}</div>' if pictures else ""
 
 
+def joined(lines: Mapping[str, Curve]) -> dict[str, Curve]:
+    """The curves, equal ones once, under all their names."""
+    names: dict[tuple[tuple[float, ...], tuple[float, ...]], list[str]] = {}
+    for name, (steps, values) in lines.items():
+        names.setdefault((tuple(steps), tuple(values)), []).append(name)
+    return {" = ".join(same): (list(steps), list(values)) for (steps, values), same in names.items()}
+
+
 def in_words(title: str, lines: Mapping[str, Curve]) -> str:
     """What a picture shows, for those who hear it: the first and the last value of each line."""
     ends = [f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, (_, values) in lines.items()]
@@ -103,10 +112,14 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
 
 
 def _draw(axes: Axes, lines: dict[str, Curve]) -> None:
-    """Draws the curves: long, noisy ones pale with a smoothed curve on top, short ones with markers. Lines differ in
-    their dashes, so that equal ones are all seen. Fractions have an axis from 0 to 1, others begin at 0 if they can."""
+    """Draws the curves: long, noisy ones pale with a smoothed curve on top, short ones with markers. Equal ones are one
+    line, with all their names. Fractions have an axis from 0 to 1, others begin at 0 if they can."""
     from matplotlib.ticker import MaxNLocator
 
+    fractions = all(name.startswith(FRACTIONS) for name in lines)
+    highest = max(max(values) for _, values in lines.values())
+    lowest = min(min(values) for _, values in lines.values())
+    lines = joined(lines)
     for colour, style, (name, (steps, values)) in zip(cycle(COLOURS), cycle(DASHES), lines.items(), strict=False):
         look: dict[str, Any] = {"color": colour, "linewidth": 1.8, "linestyle": style, "label": name}
         if len(steps) > 60:
@@ -114,10 +127,10 @@ def _draw(axes: Axes, lines: dict[str, Curve]) -> None:
             axes.plot(steps, _smooth(values), **look)
         else:
             axes.plot(steps, values, marker="o", markersize=3.5, **look)
-    if all(name.startswith(FRACTIONS) for name in lines):
+    if fractions:
         axes.set_ylim(-0.03, 1.03)
-    elif min(min(values) for _, values in lines.values()) >= 0:
-        axes.set_ylim(bottom=0)
+    elif lowest >= 0 and highest > 0:
+        axes.set_ylim(0, 1.05 * highest)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step", color=GREY, fontsize=9)
     axes.tick_params(colors=GREY, labelsize=9)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ds_rag.evaluation.intervals import show_interval
+from ds_rag.evaluation.metrics import without_repeats
 from ds_rag.evaluation.signature import unlike
-from ds_rag.run.lexical_table import COMPARED, lexical_table
+from ds_rag.run.lexical_table import compared, lexical_table
 from ds_rag.run.report.parts import card, dict_of, escape, number, shown, table
 
 MEANINGS = {
@@ -26,9 +27,10 @@ def rankings_html(results: Mapping[str, Any]) -> str:
     not measured beside BM25."""
     rows = lexical_table(dict(results))
     counts = dict_of(dict_of(dict_of(results.get("evaluation")).get("after")).get("n"))
-    questions = counts.get("recall@1")
+    names = compared(dict(results))
+    questions = counts.get(names[0])
     about = f"{questions} held-out questions" if questions is not None else ""
-    return card(table(["ranking", *COMPARED], rows, about)) if rows else ""
+    return card(table(["ranking", *names], rows, about)) if rows else ""
 
 
 def answers_html(results: Mapping[str, Any]) -> str:
@@ -47,13 +49,11 @@ def all_html(results: Mapping[str, Any]) -> str:
         {**dict_of(results.get(when)), **dict_of(facts.get("without_labels"))}
         for when, facts in zip(("before", "after"), about, strict=True)
     )
-    names = list(dict.fromkeys([*before, *after]))
+    names = without_repeats(before, after)
     if not names:
         return ""
     rows = []
     for name in names:
-        if name.startswith("hit@") and same(name, name.replace("hit@", "recall@"), before, after):
-            continue  # one labelled passage a question
         old, new = number(before.get(name)), number(after.get(name))
         change = "" if old is None or new is None else f"{new - old:+.3f}"
         ends, count = dict_of(about[1].get("intervals")).get(name), dict_of(about[1].get("n")).get(name)
@@ -66,10 +66,6 @@ def all_html(results: Mapping[str, Any]) -> str:
     return (
         card(table(["metric", "before", "after", "change", "95 % interval of after", "n"], rows) + below) + meanings()
     )
-
-
-def same(one: str, other: str, *of: Mapping[str, Any]) -> bool:
-    return all(other in values and values.get(one) == values[other] for values in of if one in values)
 
 
 def meanings() -> str:

@@ -16,7 +16,7 @@ from ds_rag.runtime import json_files
 AUDIT, PICTURE = "audit.json", "audit.png"  # in the run's folder
 PNG = b"\x89PNG"
 TIMES = ("before", "after")  # training
-FEW = 10  # steps whose mean is shown, at the beginning and at the end
+FEW = 10  # steps whose mean is shown, at the beginning and at the end; of a short run half of its steps
 AGREEMENT = "prior_posterior_agreement"
 SAME_FIRST = "first passage by prior and posterior the same, held-out"
 OF_STEPS = {  # key of a step's line -> what it is called
@@ -31,18 +31,19 @@ def posterior_html(metrics: Sequence[Mapping[str, Any]], results: Mapping[str, A
 
     metrics: the lines of metrics.jsonl; results: of results.json.
     """
-    rows = []
+    rows, steps = [], 0
     for key, name in OF_STEPS.items():
         values = [line[key] for line in metrics if line.get("kind") == "train" and is_number(line.get(key))]
-        if values:
-            rows.append([name, shown(fmean(values[:FEW])), shown(fmean(values[-FEW:]))])
+        if few := min(FEW, len(values) // 2):
+            rows.append([name, shown(fmean(values[:few])), shown(fmean(values[-few:]))])
+            steps = few
     held = [dict_of(dict_of(dict_of(results.get("evaluation")).get(when)).get("without_labels")) for when in TIMES]
     if any(AGREEMENT in figures for figures in held):
         rows.append([SAME_FIRST, *(shown(figures.get(AGREEMENT)) for figures in held)])
     if not rows:
         return ""
     gated = results.get("gated_queries")
-    below = f"Of steps: means of the first and the last {FEW}."
+    below = f"Of steps: means of the first and the last {steps}." if steps else ""
     if is_number(gated) and gated:
         below += f" In all, {gated:,.0f} questions taught nothing."
     return card(table(["", *TIMES], rows) + f'<p class="dim">{below}</p>')

@@ -345,3 +345,4 @@ def test_rows_by_id_and_by_text_without_the_title_keep_their_passage(tmp_path):
             mined = miner.mine(row, example, vectors_ND[n], [n, *(m for m in range(4) if m != n)])
             assert mined is not None and len(mined["negatives"]) == 3
             assert not any(f"number {n} " in text for text in mined["negatives"])
+            assert mined["positives"] == [table.texts[n]], "with the title, as the negatives are: one passage, not two"

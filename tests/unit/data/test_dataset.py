@@ -215,7 +215,7 @@ def test_rows_of_queries_and_answers_alone_where_the_index_supplies_passages(wri
     data = read_data(config, builtin=False, from_index=True)
     assert [(e.positives, e.others, e.negatives) for e in data.train] == [((), (), ()), ((), (2,), (2,))]
     assert (data.corpus_size, data.labelled) == (2, [])
-    assert any("retrieval is not measured" in n for n in data.notices)
+    assert any("recall is not measured" in n for n in data.notices)
     assert len(read_evaluation(config, builtin=False, from_index=True).evaluation) == 1
     for refused in (
         lambda: read_data(config, builtin=False),
@@ -224,7 +224,8 @@ def test_rows_of_queries_and_answers_alone_where_the_index_supplies_passages(wri
     ):
         with pytest.raises(UserError, match="no column for either") as error:
             refused()
-        assert "--candidates_from index --corpus FILE" in error.value.fix
+        ways = "--candidates_from index --corpus FILE" if "--train_data" in error.value.message else ": --corpus FILE"
+        assert ways in error.value.fix
 
 
 def test_one_bare_row_among_others_needs_the_index_too(write):

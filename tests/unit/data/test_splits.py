@@ -25,6 +25,7 @@ from ds_rag.data.splits import (
     group_rows,
     split_of_json,
     split_rows,
+    ways_to_hold_out,
 )
 from ds_rag.data.statistics import documents, effective_number
 from ds_rag.runtime.errors import UserError
@@ -89,6 +90,21 @@ def test_one_large_document_cannot_be_divided():
     with pytest.raises(UserError, match="the rows cannot be divided"):
         choose_held_out(sizes_of(a=300, b=5), 0.1)
     assert choose_held_out(sizes_of(a=300, b=40), 0.1) == {Group("document", "b")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (1000, ", or --eval_fraction 0.1"),
+        (199, ", or --eval_fraction 0.11"),
+        (40, ", or --eval_fraction 0.5"),
+        (30, ""),
+    ],
+)
+def test_the_way_to_hold_rows_out_is_one_that_works(rows: int, said: str) -> None:
+    assert ways_to_hold_out(rows) == f"--eval_data FILE{said}"
+    if said:
+        choose_held_out({Group("query", str(n)): 1 for n in range(rows)}, float(said.split()[-1]))
 
 
 def test_a_known_split_stays_and_what_is_new_is_added():

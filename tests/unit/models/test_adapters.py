@@ -94,6 +94,12 @@ def test_an_adapter_without_its_base(model_folder: MakeFolder) -> None:
     (base / "saved" / ADAPTER_FILE).write_text(json.dumps(settings | {"base_model_name_or_path": "gone"}))
     with pytest.raises(UserError, match="an adapter whose base is not there"):
         open_generator(ModelConfig(generator=str(base / "saved")), list, base)
+    (base / "saved" / ADAPTER_FILE).write_text(json.dumps(settings))
+    for file in [*base.glob("*.safetensors"), *base.glob("*.bin")]:
+        file.unlink()
+    with pytest.raises(UserError, match="an adapter whose base is not there") as lacking:
+        open_generator(ModelConfig(generator=str(base / "saved")), list, base)
+    assert "no weights in" in str(lacking.value.found)
 
 
 def test_an_adapter_on_an_adapter_is_refused(model_folder: MakeFolder) -> None:

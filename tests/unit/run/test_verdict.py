@@ -46,7 +46,7 @@ def test_the_same_difference_from_few_documents_is_not_shown() -> None:
 @pytest.mark.parametrize(("before", "after"), [(None, None), (None, table(3)), (table(3), None)])
 def test_without_two_evaluations_nothing_is_claimed(before: PerQuestion | None, after: PerQuestion | None) -> None:
     found = verdict(facts(before, after), "run")
-    assert found.kind == NOT_KNOWN and ("--eval_fraction" in found.lines[0]) == (after is None)
+    assert found.kind == NOT_KNOWN and ("--eval_data" in found.lines[0]) == (after is None)
 
 
 def test_evaluations_of_other_rows_are_not_compared() -> None:
