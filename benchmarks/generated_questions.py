@@ -8,8 +8,10 @@
 No human question is used in training. `own`: one training on all generated questions, also those about the articles
 that judge, as a user has it whose own documents are asked about. `others`: for each fold a training on questions about
 the articles of the other folds alone. `others_by_text`: the same, and with the questions that only the filters which
-search or read have rejected. `as_many_human`: labelled human questions in place of those of `others`, as many, drawn at
-random. Windows and labels are always COVID-QA's. A piece is kept and not repeated.
+search or read have rejected. `others_found`: of these the questions whose passage the untrained retriever finds (the
+round trip passes them), `others_not_found`: those whose passage it does not find. `as_many_human`: labelled human
+questions in place of those of `others`, as many, drawn at random. Windows and labels are always COVID-QA's. A piece is
+kept and not repeated.
 """
 
 from __future__ import annotations
@@ -29,8 +31,13 @@ from folded_runs import ROOT, Line, Piece, complete_pieces, kept_vectors, make_p
 
 RESULTS = ROOT / "benchmarks" / "results" / "generated_questions"
 FOLDS = 5
-METHODS = ("own", "others", "others_by_text", "as_many_human")
-SEARCHED = ("round_trip", "duplicate", "gain")  # filters that search or read
+# Method -> filters of `ds-rag qa-gen` whose rejected questions are trained on too: of those that search or read.
+READ_TOO = {
+    "others_by_text": ("round_trip", "duplicate", "gain"),
+    "others_found": ("duplicate", "gain"),
+    "others_not_found": ("round_trip",),  # these alone
+}
+METHODS = ("own", "others", *READ_TOO, "as_many_human")
 LINES = {
     "BM25": Line("infonce_gold", "before", "bm25/"),
     "zero-shot": Line("infonce_gold", "before"),
@@ -41,6 +48,10 @@ LINES = {
     "generated, other articles + BM25": Line("others", "after", "hybrid/"),
     "generated, other articles, filters of the text alone": Line("others_by_text"),
     "generated, other articles, filters of the text alone + BM25": Line("others_by_text", "after", "hybrid/"),
+    "generated, other articles, found by zero-shot": Line("others_found"),
+    "generated, other articles, found by zero-shot + BM25": Line("others_found", "after", "hybrid/"),
+    "generated, other articles, not found by zero-shot": Line("others_not_found"),
+    "generated, other articles, not found by zero-shot + BM25": Line("others_not_found", "after", "hybrid/"),
     "as many human questions": Line("as_many_human"),
     "as many human questions + BM25": Line("as_many_human", "after", "hybrid/"),
     "human questions": Line("infonce_gold"),
@@ -61,8 +72,9 @@ def piece(args: argparse.Namespace, method: str, fold: int, seed: int, scratch: 
     if not kept.exists():
         fold_of = json.loads((args.data / "folds.json").read_text())["documents"]
         rows, asked = read_lines(args.generated), read_lines(args.data / "rows.jsonl")
-        if method == "others_by_text":
-            rows += [row for row in read_lines(args.rejected) if row["filter"] in SEARCHED]
+        if method in READ_TOO:
+            kept_by_all = [] if method == "others_not_found" else rows
+            rows = kept_by_all + [row for row in read_lines(args.rejected) if row["filter"] in READ_TOO[method]]
         if method != "own":
             rows = [row for row in rows if fold_of[row["document"]] != fold]
             human = [row for row in asked if fold_of[row["document"]] != fold]
@@ -116,8 +128,8 @@ def parsed() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.table and None in (args.data, args.retriever, args.generated):
         parser.error("--data, --retriever and --generated are needed")
-    if not args.table and "others_by_text" in args.method and args.rejected is None:
-        parser.error("others_by_text needs --rejected")
+    if not args.table and READ_TOO.keys() & set(args.method) and args.rejected is None:
+        parser.error(f"{', '.join(READ_TOO)} need --rejected")
     return args
 
 

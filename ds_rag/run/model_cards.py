@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import ds_rag
@@ -58,6 +59,14 @@ def named_in(name: str, config: RunConfig) -> str:
     return lines + (f"datasets: [{rows.repo}]\n" if rows else "")
 
 
+def base_of(source: str) -> str:
+    """What a model started from: a name on the hub, a new model's configuration, or a folder of the trainer's machine,
+    of which the card of a model that goes elsewhere says the name alone (config.json of the run has the path)."""
+    if pinned_name(source) or source.startswith("config:"):
+        return code(source)
+    return f"the local folder {code(Path(source).name or source)}"
+
+
 def usage(name: str, config: RunConfig) -> str:
     """Python code that uses a saved model as it was trained: a retriever with its index, a generator with its
     prompt."""
@@ -79,7 +88,7 @@ def card(name: str, config: RunConfig, steps: int, metrics: dict[str, float], fa
 
 # A {name} {"kept frozen" if frozen else "trained"} by ds_rag {ds_rag.__version__}
 
-Started from {code(source)}; {steps} optimizer steps of `{config.objective.objective}`
+Started from {base_of(source)}; {steps} optimizer steps of `{config.objective.objective}`
 ({config.objective.candidates} candidates a query, {config.optim.per_device_train_batch_size} queries a rank and
 micro-batch) on {code(config.data.train_data)}.
 {

@@ -8,7 +8,7 @@ import textwrap
 from rich.cells import cell_len
 
 # What stands before a line's text: a margin, a label ("verdict    ", "  found:    "), each with its blanks.
-LEAD = re.compile(r" *(?:[\w-]+(?: [\w-]+)?:? {2,})?")
+LEAD = re.compile(r" *(?:\S+(?: \S+){0,3} {2,})?")
 LONGEST_LEAD = 24  # cells by which further lines are indented at most
 
 
