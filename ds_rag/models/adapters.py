@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,14 @@ from ds_rag.runtime.hub import name_of_snapshot
 ADAPTER_FILE = "adapter_config.json"
 # What peft adds to the name of a weight, in a model and in a file: pattern -> replacement.
 WITHIN = {r"^base_model\.model\.": "", r"\.default(?=\.|$)": ""}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """peft's use of what transformers is about to rename is no concern of the user's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def wanted_by(choice: str, name: str) -> bool:
@@ -41,7 +52,8 @@ def add_adapters(model: Any, config: ModelConfig, base: Path) -> None:
         exclude_modules=r".*pooler.*",  # the output of a pooler is not used, so its adapters would get no gradient
     )
     try:
-        model.add_adapter(settings)
+        with quiet():
+            model.add_adapter(settings)
     except ValueError as error:
         raise UserError(
             f"--lora_target_modules {config.lora_target_modules}: no such layers",
@@ -95,12 +107,14 @@ def apply_adapters(model: Any, folder: Path, merge: bool) -> Any:
     if not (folder / ADAPTER_FILE).is_file():
         return model
     if not merge:
-        model.load_adapter(str(folder))
+        with quiet():
+            model.load_adapter(str(folder))
         check_adapter(model, folder)
         return model
     from peft import PeftModel
 
-    merged: Any = PeftModel.from_pretrained(model, str(folder))
+    with quiet():
+        merged: Any = PeftModel.from_pretrained(model, str(folder))
     check_adapter(merged, folder)
     return merged.merge_and_unload()
 

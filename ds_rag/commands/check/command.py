@@ -52,11 +52,12 @@ def main(args: argparse.Namespace) -> int:
     rows, evaluation, corpus, parts = read.rows, read.evaluation, read.corpus, read.parts
     check_described(columns_of(data), rows + evaluation, corpus)
     shared = overlap(rows, evaluation) if evaluation else None
-    lengths = measure_all(rows + evaluation, corpus, config, console)
+    together = examine_together(rows, evaluation, corpus) if "rows" in parts else Together()
+    passages = together.texts or sorted({passage.text for passage in corpus} | texts_of(rows + evaluation))
+    lengths = measure_all(rows + evaluation, passages, config, console)
     for name, part in parts.items():
         show_part(name, part, console)
     show_lengths(lengths, console)
-    together = examine_together(rows, evaluation, corpus) if "rows" in parts else Together()
     between, refused, named = together.notices + too_long(lengths), together.refused, together.documents
     show_documents(named, console)
     say_notices([*between, *together.needed], console)
@@ -137,12 +138,14 @@ def too_long(lengths: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
 @dataclass
 class Together:
     """What rows and corpus are together. notices, refused: what training would say of them, None where it accepts them.
-    documents: of both sets of rows. needed: how many questions show a difference of two systems, one line or none."""
+    documents: of both sets of rows. needed: how many questions show a difference of two systems, one line or none.
+    texts: of all passages, those of rows that the corpus has with its title counted once; empty where not known."""
 
     notices: list[str] = field(default_factory=list)
     refused: str | None = None
     documents: dict[str, dict[str, float]] = field(default_factory=dict)
     needed: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
 
 def examine_together(rows: Sequence[Row], evaluation: Sequence[Row], corpus: Sequence[Passage]) -> Together:
@@ -156,7 +159,7 @@ def examine_together(rows: Sequence[Row], evaluation: Sequence[Row], corpus: Seq
     what = "evaluation rows with labels" if evaluation else "rows with labels, if all of them were held out"
     line, few = needed_line([table.cluster_of(row) for row in measured], what)
     needed = [f"{WARNING * (few and bool(evaluation))}{line}"] if measured else []
-    return Together(table.notices, None, named, needed)
+    return Together(table.notices, None, named, needed, table.texts)
 
 
 def check_rows(path: str, data: DataConfig, flag: str, by_id: ById | None) -> tuple[list[Row], dict[str, Any]]:
@@ -224,13 +227,12 @@ def prompt_of(model: ModelConfig) -> Prompt:
 
 
 def measure_all(
-    rows: Sequence[Row], corpus: Sequence[Passage], config: RunConfig, console: Console
+    rows: Sequence[Row], passages: Sequence[str], config: RunConfig, console: Console
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Side -> unit -> statistics of lengths, and how many texts are truncated at which length. Each passage of corpus
-    and rows counts once."""
+    """Side -> unit -> statistics of lengths, and how many texts are truncated at which length."""
     texts = {
         "query": [row.query for row in rows],
-        "passage": sorted({passage.text for passage in corpus} | texts_of(rows)),
+        "passage": passages,
         "answer": [answer for row in rows for answer in row.answers],
     }
     sides, cuts = measures(config)
@@ -241,7 +243,7 @@ def measure_all(
             for start in range(0, len(several), CHUNK):
                 chunk = several[start : start + CHUNK]
                 for unit, measure in sides[side].items():
-                    lengths[unit] += measure(chunk)
+                    lengths[unit] += measure(list(chunk))
                 meter.advance(len(chunk))
             for unit, numbers in lengths.items():
                 found[side][unit] = {"texts": len(numbers), **spread(numbers)}

@@ -28,9 +28,10 @@ def documents_hint(path: Path, rows: bool) -> str | None:
     if not any(map(is_document, names)):
         return None
     place = quote(str(path))
+    cut = f"ds-rag chunk {place} --out passages.jsonl --retriever MODEL"
     if rows:
-        return f"ds-rag build {place} makes passages, questions and a trained pair of documents (ds-rag build --help)"
-    return f"ds-rag chunk {place} --out passages.jsonl --retriever MODEL, then --corpus passages.jsonl"
+        return f"ds-rag build {place} makes passages, questions and a trained pair of them; {cut} passages alone"
+    return f"{cut}, then --corpus passages.jsonl"
 
 
 def is_document(name: str) -> bool:

@@ -324,11 +324,27 @@ def test_the_lines_beside_the_retriever():
     result = work.run()
     lines = work.lexical_lines(result)
     assert lines["bm25"]["recall@1"] == lines["hybrid"]["recall@1"] == 1.0 and result.retrieval["recall@1"] == 0.0
-    assert set(lines["bm25"]) == set(result.retrieval)
+    assert set(lines["bm25"]) == {*result.retrieval, *(n for n in result.without_labels if n.startswith("answer_in"))}
     assert result.questions.metrics["bm25/recall@1"].tolist() == [1.0, 1.0]
     assert result.questions.metrics["recall@1"].tolist() == [0.0, 0.0]
     off = asked(np.eye(4)[:2], lexical_lines=False)
     assert off.lexical_lines(off.run()) == {}
+
+
+def test_rows_without_labels_have_lines_of_the_passages_that_contain_their_answers():
+    work = asked([[0.0, 0.2, 0.0, 1.0], [1.0, 0.0, 0.0, 0.9]])
+    answers = (("kelp",), ("nowhere",))
+    work.data.evaluation = [
+        replace(row, positives=(), answers=wanted) for row, wanted in zip(work.data.evaluation, answers, strict=True)
+    ]
+    result = work.run()
+    lines = work.lexical_lines(result)
+    assert result.retrieval == {} and "kelp" in work.data.texts[1]
+    assert lines["bm25"]["answer_in_top@1"] == 0.5 and result.without_labels["answer_in_top@1"] == 0.0
+    assert "recall@1" not in lines["bm25"]
+    assert result.questions.metrics["bm25/answer_in_top@1"].tolist() == [1.0, 0.0]
+    work.data.evaluation = [replace(row, answers=()) for row in work.data.evaluation]
+    assert work.lexical_lines(work.run()) == {}, "neither labels nor answers: nothing to measure"
 
 
 def test_the_lines_of_a_large_corpus_are_left_out(monkeypatch):

@@ -13,8 +13,17 @@ from ds_rag.evaluation.metrics import (
     pessimistic_ranking,
     retrieval_metrics,
     retrieval_metrics_per_query,
+    without_repeats,
 )
 from ds_rag.runtime.errors import UserError
+
+
+def test_hit_at_k_is_left_out_where_it_repeats_recall_in_all_results() -> None:
+    one = {"recall@1": 0.5, "hit@1": 0.5, "mrr@10": 0.5, "hybrid/recall@1": 0.7, "hybrid/hit@1": 0.7}
+    assert without_repeats(one) == ["recall@1", "mrr@10", "hybrid/recall@1"]
+    assert without_repeats(one, one | {"hit@1": 0.75}) == ["recall@1", "hit@1", "mrr@10", "hybrid/recall@1"]
+    assert without_repeats({"hit@1": 0.5}, {}) == ["hit@1"] and without_repeats() == []
+
 
 N = 40
 CORPUS = [f"d{i}" for i in range(N)]

@@ -107,11 +107,11 @@ def says_else(place: Path, **changes: Any) -> None:
     ids=["other weights", "another precision", "of the version before"],
 )
 def test_an_index_that_does_not_say_the_same_is_not_taken(
-    place: Path, encoded: list[int], changes: dict[str, Any]
+    place: Path, encoded: list[int], changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     says_else(place, **changes)
     evaluate(place)
-    assert sum(encoded) == 3
+    assert sum(encoded) == 3 and "not used, the corpus is encoded: it is of " in capsys.readouterr().out
 
 
 def test_a_damaged_index_is_said_and_not_taken(

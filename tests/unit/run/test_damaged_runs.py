@@ -25,7 +25,7 @@ from ds_rag.commands import cli
 from ds_rag.config import RunConfig, build
 from ds_rag.config.flags import parse
 from ds_rag.index.store import hash_model, read_index
-from ds_rag.models.adapters import base_folder
+from ds_rag.models.adapters import ADAPTER_FILE, base_folder
 from ds_rag.run import checkpoint, config_and_results, resume_rules
 from ds_rag.run.checkpoint import TrainState
 from ds_rag.run.metrics_file import Metrics, read_metrics
@@ -440,3 +440,15 @@ def test_what_a_record_takes() -> None:
 def test_versions_are_compared_by_number() -> None:
     assert json_files.is_newer("0.10.0") and json_files.is_newer("1.0") and not json_files.is_newer("0.0.9")
     assert not any(map(json_files.is_newer, (None, "", "unknown", [], "0.1.0")))
+
+
+def test_an_adapter_whose_base_is_gone_is_no_sound_run(made: Path, tmp_path: Path, capsys: Any) -> None:
+    """Its own files are whole, so that nothing but the missing base keeps it from being opened."""
+    run = copy(made, tmp_path, sealed=False)
+    named = {"base_model_name_or_path": str(tmp_path / "gone"), "peft_type": "LORA"}
+    (run / "generator" / ADAPTER_FILE).write_text(json.dumps(named))
+    assert cli.main(["verify", str(run)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "an adapter whose base is not there" in said and "put the base model back" in said
+    shutil.copytree(made / "run/retriever", tmp_path / "gone")
+    assert cli.main(["verify", str(run)]) == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_an_own_run_that_has_ended_or_never_begun_is_replaced(state: dict[str, i
     claim(parse([]))
     assert names() == {"config.json", "lock"}
     folder_lock.release(OWN)
+
+
+def test_a_run_of_the_users_models_has_another_folder_and_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse(["--retriever", "encoder"])
+    assert config.is_builtin and config.run.output_dir == "runs/train" and parse([]).run.output_dir == str(OWN)
+    monkeypatch.setattr(sys.modules[__name__], "OWN", Path("runs/train"))
+    run(ended=5, last=5)
+    with pytest.raises(UserError, match="not empty"):
+        claim(config)
+    assert (OWN / "results.json").exists()
 
 
 @pytest.mark.parametrize("state", STAYS.values(), ids=STAYS)

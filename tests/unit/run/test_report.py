@@ -16,7 +16,7 @@ from browser import CHROMIUM, QUIET
 from ds_rag.evaluation.per_question import PerQuestion, write_per_question
 from ds_rag.run.lexical_table import lexical_table
 from ds_rag.run.metrics_file import read_metrics
-from ds_rag.run.report.curves import PANELS, _smooth, curves, plot_curves
+from ds_rag.run.report.curves import PANELS, _smooth, curves, joined, plot_curves
 from ds_rag.run.report.page import write_report
 from ds_rag.run.report.teaching import audit_html, posterior_html
 from ds_rag.runtime.errors import UserError
@@ -40,7 +40,7 @@ def write_run(folder, *, metrics=True, results=True, config=True, seed=0):
         line |= {"tokens_per_s": 1200.0, "queries_per_s": 31.5, "memory_gb": step / 100}
         lines.append(line)
         if step % 20 == 0:
-            names = ("recall@1", "recall@5", "mrr@10", "ndcg@10", "exact_match", "f1", "rougeL")
+            names = ("recall@1", "recall@5", "mrr@10", "ndcg@10", "answer_in_top@1", "exact_match", "f1", "rougeL")
             lines.append({"kind": "eval", "step": step} | {name: random.random() for name in names})
     if metrics:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -229,6 +229,12 @@ def test_sparse_metrics_and_odd_values_are_tolerated(tmp_path):
     assert page.count("<figure") == 2 and "Questions" not in page
 
 
+def test_equal_curves_are_one_line_under_all_their_names():
+    rising, level = ([0.0, 1.0], [0.1, 0.2]), ([0.0, 1.0], [0.2, 0.2])
+    drawn = joined({"recall@1": rising, "recall@5": level, "mrr@10": rising})
+    assert drawn == {"recall@1 = mrr@10": rising, "recall@5": level}
+
+
 def test_plot_curves_writes_a_png_that_follows_its_metrics(tmp_path):
     one, two = (write_run(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
     for run in (one, two):
@@ -297,6 +303,9 @@ def test_rankings_beside_a_search_by_words(tmp_path):
         ["retriever after", "0.300", "0.250", "0.250"],
         ["retriever after + BM25", "0.500", "0.500", "0.500"],
     ]
+    contained = {f"answer_in_top@{k}": k / 10 for k in (1, 5, 10)}
+    bare = {"evaluation": {"before": {}, "after": {"without_labels": contained}}, "lexical": {"bm25": {"after": {}}}}
+    assert lexical_table({"before": {}, "after": {}} | bare)[-1] == ["retriever after", "0.100", "0.500", "1.000"]
     (tmp_path / "results.json").write_text(json.dumps(results))
     page = write_report(tmp_path).read_text()
     assert "<h2>Retrieval</h2>" in page and "<td>retriever after + BM25</td><td class=number>0.500</td>" in page

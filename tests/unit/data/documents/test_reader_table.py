@@ -43,8 +43,10 @@ def test_the_next_step_of_a_user_with_documents(tmp_path):
     docs = tmp_path / "my docs"
     (docs / "in").mkdir(parents=True)
     (docs / "in/rows.jsonl").write_text("{}")
-    assert documents_hint(docs) is None, "JSON lines are rows there"
+    assert documents_hint(docs, rows=True) is None, "JSON lines are rows there"
     (docs / "in/a.md").write_text("x")
     wanted = f"ds-rag chunk '{docs}' --out passages.jsonl --retriever MODEL, then --corpus passages.jsonl"
-    assert documents_hint(docs) == wanted
-    assert "a.md' --out" in (documents_hint(docs / "in/a.md") or "") and documents_hint(Path("x.csv")) is None
+    assert documents_hint(docs, rows=False) == wanted
+    assert f"ds-rag build '{docs}' makes" in (documents_hint(docs, rows=True) or "")
+    assert "a.md' --out" in (documents_hint(docs / "in/a.md", rows=True) or "")
+    assert documents_hint(Path("x.csv"), rows=True) is None
