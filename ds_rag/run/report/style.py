@@ -76,7 +76,8 @@ const wanted = buttons.find(b => '#' + b.dataset.state === location.hash);  /* r
 if (wanted) wanted.click();
 let opened = [];
 addEventListener('beforeprint', () => {
-  opened = [...document.querySelectorAll('details:not([open]):not(.question)')];  /* questions: as they are unfolded */
+  /* questions, and the settings left at their defaults: as they are unfolded */
+  opened = [...document.querySelectorAll('details:not([open]):not(.question):not(.defaults)')];
   for (const d of opened) d.open = true;
 });
 addEventListener('afterprint', () => { for (const d of opened) d.open = false; });
