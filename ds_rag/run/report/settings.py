@@ -19,7 +19,8 @@ def settings_html(config: Mapping[str, Any]) -> str:
     left = {key: value for key, value in flat.items() if key not in changed}
     page = f'<div class="card scroll">{rows(changed)}</div>' if changed else ""
     if left:
-        page += f'<details class="card defaults"><summary>{len(left)} left at their defaults</summary>{rows(left)}</details>'
+        head = f"<summary>{len(left)} left at their defaults</summary>"
+        page += f'<details class="card defaults">{head}{rows(left)}</details>'
     return page
 
 
