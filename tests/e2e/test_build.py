@@ -29,12 +29,14 @@ def stages(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_from_documents_to_an_answer(tmp_path, quickstart):
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_from_documents_to_an_answer(tmp_path, quickstart, ranks):
     write_documents(tmp_path / "docs")
     asked = [{"query": r.query, "answer": r.answers[0]} for r in make_world(1).train[:50]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     models = ["--retriever", quickstart / "retriever", "--generator", quickstart / "generator"]
     build = ["build", "docs", "--rows", "rows.jsonl", *models, "--out", "mine", "--force", "--max_steps", "2"]
+    build += ["--nproc_per_node", ranks]
     said = call(build, cwd=tmp_path, timeout=600).stdout
     assert stages(tmp_path / "mine") == dict.fromkeys(("chunk", "split", "audit", "train"), "complete")
     assert "stage 5 of 5, train" in said and "held-out questions: mean (95 % interval)" in said
