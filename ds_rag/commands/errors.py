@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from ds_rag.config.bounds import ITEMS, integer
@@ -47,10 +48,10 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     counts = {kind: sum(entry["kind"] == kind for entry in every) for kind in KINDS}
     wrong = counts["missed"] + counts["false_negatives"]
-    console.say(
-        f"{wrong} of {len(every)} questions missed by {figure}, of {counts['false_negatives']} of them a passage above "
-        f"the labelled one contains an answer; {len(table.ids) - len(every)} without a value"
-    )
+    said = f"{wrong} of {len(every)} questions missed by {figure}"
+    if any(entry.get("gold") for entry in every):
+        said += f", of {counts['false_negatives']} of them a passage above the labelled one contains an answer"
+    console.say(f"{said}; {len(table.ids) - len(every)} without a value")
     for entry in listed:
         show(entry, console)
     if len(listed) < len(chosen):
@@ -114,11 +115,12 @@ def entry_of(id_: str, value: float, details: dict[str, Any], retrieved: list[st
 def show(entry: dict[str, Any], console: Console) -> None:
     """One question, for people to read."""
     rank = entry["gold_rank"]
-    place = f"labelled passage at rank {rank}" if rank else "labelled passage not found" if entry.get("gold") else ""
+    labelled = f"at rank {rank}" if rank else "not found" if entry.get("gold") else ""
+    place = f"; labelled passage {labelled}" if labelled else ""
     console.say("")
-    console.say(f"{entry['id']}   {entry.get('query', '')}   ({entry['kind'].replace('_', ' ').rstrip('s')}; {place})")
+    console.say(f"{entry['id']}   {entry.get('query', '')}   ({entry['kind'].replace('_', ' ').rstrip('s')}{place})")
     wanted = " | ".join(entry.get("answers") or [])
-    answer = f"   answered: {entry['answer']}" if entry.get("answer") is not None else ""
+    answer = f"   answered: {entry['answer'] or '(empty)'}" if entry.get("answer") is not None else ""
     if wanted or answer:
         console.say(f"    wanted: {wanted}{answer}")
     inside, posterior = entry.get("answer_in") or [], entry.get("posterior") or []
@@ -127,7 +129,9 @@ def show(entry: dict[str, Any], console: Console) -> None:
         marks = ["labelled"] if passage in (entry.get("gold") or []) else []
         marks += ["contains an answer"] if n < len(inside) and inside[n] else []
         marks += [f"posterior {posterior[n]:.2f}"] if n < len(posterior) else []
-        text = texts[n][:WIDTH] if n < len(texts) else ""
-        console.say(f"    {n + 1}. {passage}{' (' + ', '.join(marks) + ')' if marks else ''}: {text}")
+        text = shorten(texts[n], WIDTH, placeholder=" ...") if n < len(texts) else ""
+        sources = [*(entry.get("sources") or []), *[""] * SHOWN]
+        where = f", {sources[n]}" if sources[n] else ""
+        console.say(f"    {n + 1}. {passage}{where}{' (' + ', '.join(marks) + ')' if marks else ''}: {text}")
     if entry.get("gold_text") and (rank is None or rank > SHOWN):
-        console.say(f"    labelled: {entry['gold_text'][:WIDTH]}")
+        console.say(f"    labelled: {shorten(entry['gold_text'], WIDTH, placeholder=' ...')}")

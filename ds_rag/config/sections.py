@@ -24,7 +24,7 @@ class DataConfig:
         BUILTIN,
         "training rows: CSV, JSONL, Parquet, BEIR or datasets folder, or org/name on the hub; 'builtin': the almanac",
     )
-    eval_data: str | None = option(FREE, None, "evaluation rows with labelled passages, in the same formats")
+    eval_data: str | None = option(FREE, None, "evaluation rows, in the same formats")
     corpus: str | None = option(FREE, None, "the passages to retrieve from; default: the distinct passages of the rows")
     query_column: str | None = option(FIXED, None, "name of the query column, if it is not recognised")
     answer_column: str | None = option(FIXED, None, "name of the answer column")

@@ -61,6 +61,7 @@ class RagData:
     origins: list[Origin] = field(default_factory=list)  # of the passages; empty where none is known
     leads: np.ndarray | None = None  # int32: characters of each corpus passage's title; None where none has a title
     split: Split | None = None  # where evaluation rows are held out of the training rows
+    added: int = 0  # passages at the end of the corpus that only evaluation rows have, as their labelled ones
     allowed: np.ndarray | None = None  # bool: the passages that training rows may have as candidates; None: all
 
     @property
@@ -116,7 +117,8 @@ def build_table(
         refuse_ids_as_texts(corpus, rows_of, missing)
     notices += missing_note(train, missing, "training", "")
     notices += missing_note(evaluation, missing, "evaluation", " and were added to it")
-    for text in sorted({t for row in evaluation for t in row.positives} & missing):
+    added = sorted({t for row in evaluation for t in row.positives} & missing)
+    for text in added:
         number[text] = len(number)
     corpus_size = len(number)
 
@@ -150,7 +152,8 @@ def build_table(
     rows = with_also([example(r) for r in train]), [example(r) for r in evaluation]
     ids += [f"{ROW_PASSAGE}{n}" for n in range(len(ids), len(number))]
     origins = origins_of(corpus, every, place, len(number))
-    return RagData(list(number), ids, corpus_size, *rows, notices, origins=origins, leads=title_lengths(corpus, number))
+    leads = title_lengths(corpus, number)
+    return RagData(list(number), ids, corpus_size, *rows, notices, origins=origins, leads=leads, added=len(added))
 
 
 def title_lengths(corpus: Sequence[Passage], number: Mapping[str, int]) -> np.ndarray | None:

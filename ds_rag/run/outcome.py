@@ -53,7 +53,8 @@ def about(run: Run) -> dict[str, Any]:
     return {
         "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "rows": len(parts.data.train),
-        "passages": parts.data.corpus_size,
+        "passages": parts.data.corpus_size - parts.data.added,
+        "added": parts.data.added,
         "held_out": len(parts.data.evaluation),
         "models": {
             name: {
@@ -99,7 +100,7 @@ def facts_of(run: Run, result: Evaluation) -> Facts:
         before,
         result.questions,
         state.step,
-        run.config.optim.warmup(run.parts.total_steps),
+        run.config.optim.warmup_steps,
         state.skipped,
         state.gated,
         state.step * run.parts.loader.global_batch,
@@ -107,4 +108,5 @@ def facts_of(run: Run, result: Evaluation) -> Facts:
         dict_of(audit.get("verdict")).get("advice"),
         "generator" in run.parts.engines.modules,
         ways_to_hold_out(len(run.parts.data.train)),
+        run.parts.data.added,
     )

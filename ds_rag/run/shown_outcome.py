@@ -12,6 +12,8 @@ from ds_rag.run.active_run import Run
 from ds_rag.run.lexical_table import compared, lexical_table
 from ds_rag.runtime.console import Console
 
+EMPTY = "(empty)"  # in place of an answer without a word
+
 
 def say_gate(run: Run) -> None:
     """Says how many of the queries read in training taught nothing because of `--gate_gain` and `--gate_margin`."""
@@ -42,7 +44,7 @@ def show_outcome(results: dict[str, Any], report: Path, console: Console) -> Non
         console.say(
             f"retrieved  {sample['passage'][:300]}{'   (not the labelled one)' * (sample['retrieved_gold'] is False)}"
         )
-        console.say(f"answer     {sample['answer']}   (wanted: {' | '.join(sample['gold'])})")
+        console.say(f"answer     {sample['answer'] or EMPTY}   (wanted: {' | '.join(sample['gold'])})")
     console.say("")
     show_verdict(results["verdict"], console)
     console.say(f"report     {report}   ({results['steps']} steps, {results['seconds']:.0f} s in all)")

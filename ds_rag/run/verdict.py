@@ -49,13 +49,14 @@ class Facts:
 
     Attributes:
         before, after: the first and the last evaluation's results per question; None where there was none.
-        steps, warmup: optimizer steps of the run, and how many of them the learning rates rose.
+        steps, warmup: optimizer steps of the run, and `--warmup_steps`, in which the learning rates rise.
         skipped: steps that were skipped because something was not finite.
         gated, read: queries that taught nothing because of a gate, and all queries that training has read.
         warned: kinds of collapse that were warned of (collapse.py).
         audit: `advice` of the run's audit, if it has one.
         answers: the run has a generator.
         to_measure: the settings by which rows are held out.
+        added: labelled passages of the held-out rows that the corpus does not have.
     """
 
     before: PerQuestion | None
@@ -69,6 +70,7 @@ class Facts:
     audit: str | None = None
     answers: bool = False
     to_measure: str = "--eval_data FILE"
+    added: int = 0
 
 
 def verdict(facts: Facts, run: str) -> Verdict:
@@ -124,7 +126,7 @@ def of_pair(figure: str, means: Mapping[str, float], pair: Pair, about: str) -> 
     line = f"not shown to differ from before training: {change}"
     if pair.interval and pair.interval[1] > pair.interval[0]:
         least = DETECTED * (pair.interval[1] - pair.interval[0]) / WIDTH
-        line += f"; so many questions show a difference of {least:.3f} four times in five"
+        line += f"; with so many questions a difference of {least:.3f} would be found four times in five"
     return NOT_SHOWN, line
 
 
@@ -149,6 +151,11 @@ def held_back(facts: Facts) -> list[str]:
     lines = []
     if facts.audit in (audit_verdict.WEAK, audit_verdict.REFUSE):
         lines.append(f"the audit's verdict on the teacher is {facts.audit}: a larger generator, or labelled passages")
+    if facts.added:
+        lines.append(
+            f"{facts.added} labelled passages of held-out rows are not in the corpus and were added to it, where they "
+            "may be easier to find than what they were taken from: label whole passages of the corpus"
+        )
     if facts.steps < FEW_STEPS:
         lines.append(f"only {facts.steps} steps: {MORE_STEPS}")
     if facts.warmup and facts.warmup >= facts.steps / 2:
@@ -186,7 +193,8 @@ def same_answers(table: PerQuestion) -> list[str]:
         return []
     shown = text if len(text) <= 40 else f"{text[:40]}..."
     return [
-        f"the generator answers {times} of {len(answers)} questions with the same words ({shown!r}): a pretrained one"
+        f"the generator answers {times} of {len(answers)} questions with the same words ({shown!r}): take a pretrained "
+        "one"
     ]
 
 

@@ -160,8 +160,8 @@ class Meter:
     def line(self, now: float) -> str:
         """The line: what, how far, how fast, time left, and the note."""
         rate = (self.done - self.first) / max(now - self.begin, 1e-9)
-        left = duration((self.total - self.done) / max(rate, 1e-9))
-        return f"{self.what} {self.done}/{self.total}  {rate:.1f}{self.unit}/s  {left} left  {self.note}".rstrip()
+        how = f"{rate:.1f}{self.unit}/s  {duration((self.total - self.done) / rate)} left  " if rate else ""
+        return f"{self.what} {self.done}/{self.total}  {how}{self.note}".rstrip()
 
 
 def duration(seconds: float) -> str:

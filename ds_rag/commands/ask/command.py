@@ -73,7 +73,7 @@ def lines_of_input() -> Iterator[str]:
 def show(reply: Reply, console: Console) -> None:
     """The answer, then each passage on lines of its own, whole words, so that 80 columns are enough."""
     if reply.answer is not None:
-        console.say(f"answer    {reply.answer.text}")
+        console.say(f"answer    {reply.answer.text or '(empty)'}")
         if not reply.answer.ended:
             console.say("note: the answer was cut: --max_new_tokens allows more", style="yellow")
     console.say("passages")

@@ -171,9 +171,9 @@ def way_of(wanted: Wanted, audited: bool = True) -> Way:
     audited: False before the audit. Raises RunError where the audit advises against the only way that is left."""
     counts = read(wanted.row_counts)
     if wanted.rows and not wanted.label_free:
-        if counts is None:
+        if counts is None and all_labelled(wanted) is not False:
             return Way(LABELS, "if all rows have labels", known=False)
-        if counts["train"]["labelled"] == counts["train"]["rows"]:
+        if counts is not None and counts["train"]["labelled"] == counts["train"]["rows"]:
             return Way(LABELS, "all rows have labels")
     advice = ((read(wanted.audit) or {}).get("verdict") or {}) if audited else {}
     if not advice:
@@ -191,6 +191,22 @@ def way_of(wanted: Wanted, audited: bool = True) -> Way:
         expected="a language model that tells a passage with the answer from one without",
         fix="a larger --generator, rows with labelled passages (positives or positive_ids), or --force",
     )
+
+
+def all_labelled(wanted: Wanted) -> bool | None:
+    """Have all of the user's rows labels, before the stage that counts them? None where that cannot be told yet: labels
+    by id need the passages."""
+    from ds_rag.config import build
+    from ds_rag.data.bad_rows import Reading
+    from ds_rag.data.data_settings import columns_of
+    from ds_rag.data.formats import scan_rows
+
+    named = {name: value for name, value in (wanted.given or {}).items() if name in COLUMNS}
+    try:
+        rows, _ = scan_rows(str(wanted.rows), columns_of(build(named).data), "--rows", False, False, Reading())
+    except UserError:
+        return None
+    return all(row.positives for row in rows) if rows else None
 
 
 def read(file: Path) -> dict[str, Any] | None:

@@ -80,7 +80,9 @@ def write_and_show(
             labelled = result.retrieval.get(name.replace("answer_in_top", "hit")) if block == "without_labels" else None
             rows.append([block, name, f"{value:.3f}", show_interval(ends), str(count), show(labelled)])
     title = f"{setting['queries']} queries against {setting['passages']} passages"
-    console.table(title, ["part", "metric", "value", "95 % interval", "n", "with labels"], rows)
+    titles = ["part", "metric", "value", "95 % interval", "n", "with labels"]
+    shown_to = 6 if any(row[5] for row in rows) else 5  # without labels there is nothing to stand beside
+    console.table(title, titles[:shown_to], [row[:shown_to] for row in rows])
     if beside["signature"]:
         console.say(f"signature  {beside['signature']['line']}")
     if not result.retrieval:

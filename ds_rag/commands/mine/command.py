@@ -87,7 +87,8 @@ def main(args: argparse.Namespace) -> int:
             expected="a column positive, passage or positives, or --posterior P with a generator",
         )
     if labelled < len(rows):
-        how = "are mined by the posterior alone" if limits.posterior else "are not changed: --posterior mines them"
+        kept = "stay as they are, and those without candidates are left out: --posterior mines them"
+        how = "are mined by the posterior alone" if limits.posterior else kept
         console.say(f"note: {len(rows) - labelled} rows have no labelled positive and {how}", style="yellow")
     table, vectors_ND, index = encode_corpus(given, rows, reading, console)
     posterior = posterior_of(saved, table.texts, teacher_cache(args), console) if limits.posterior else None

@@ -75,9 +75,11 @@ def machines(world: int, gpus_per_node: int) -> int:
 
 def command_line(setup: Setup, gpus_per_node: int, index: IndexPlan | None, data: dict[str, str]) -> str:
     """The command to run on the machine; with several machines, to run on each with its --node_rank."""
+    words = [word for name, value in training_flags(setup, index, data).items() for word in (f"--{name}", value)]
+    if setup.world == 1:
+        return f"ds-rag train {shlex.join(words)}"
     nodes = machines(setup.world, gpus_per_node)
     launcher = f"torchrun --nproc_per_node {setup.world // nodes}"
     if nodes > 1:
         launcher += f" --nnodes {nodes} --node_rank 0 --master_addr node1"
-    words = [word for name, value in training_flags(setup, index, data).items() for word in (f"--{name}", value)]
     return f"{launcher} launch/train.py {shlex.join(words)}"

@@ -119,7 +119,7 @@ def _draw(axes: Axes, lines: dict[str, Curve]) -> None:
     fractions = all(name.startswith(FRACTIONS) for name in lines)
     highest = max(max(values) for _, values in lines.values())
     lowest = min(min(values) for _, values in lines.values())
-    lines = joined(lines)
+    several, lines = len(lines) > 1, joined(lines)
     for colour, style, (name, (steps, values)) in zip(cycle(COLOURS), cycle(DASHES), lines.items(), strict=False):
         look: dict[str, Any] = {"color": colour, "linewidth": 1.8, "linestyle": style, "label": name}
         if len(steps) > 60:
@@ -137,7 +137,7 @@ def _draw(axes: Axes, lines: dict[str, Curve]) -> None:
     axes.grid(color=GREY, alpha=0.18, linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
-    if len(lines) > 1:  # above the curves, where it hides none
+    if several:  # above the curves, where it hides none
         place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderaxespad": 0.1}
         axes.legend(frameon=False, fontsize=8, labelcolor=GREY, handlelength=2.6, **place)
 

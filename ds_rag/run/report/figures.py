@@ -8,7 +8,7 @@ from typing import Any
 from ds_rag.evaluation.intervals import show_interval
 from ds_rag.evaluation.metrics import without_repeats
 from ds_rag.evaluation.signature import unlike
-from ds_rag.run.lexical_table import compared, lexical_table
+from ds_rag.run.lexical_table import LABELLED, compared, lexical_table
 from ds_rag.run.report.parts import card, dict_of, escape, number, shown, table
 
 MEANINGS = {
@@ -30,6 +30,8 @@ def rankings_html(results: Mapping[str, Any]) -> str:
     names = compared(dict(results))
     questions = counts.get(names[0])
     about = f"{questions} held-out questions" if questions is not None else ""
+    if about and names is LABELLED:
+        about += " with labels"
     return card(table(["ranking", *names], rows, about)) if rows else ""
 
 

@@ -25,6 +25,8 @@ def lead_html(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         "passages": f"passages of {source(config, 'corpus', 'the rows')}",
         "held_out": "held-out questions" + (f" of {source(config, 'eval_data')}" if config.get("eval_data") else ""),
     }
+    if is_number(about.get("added")) and about["added"]:
+        counts["passages"] += f" and {about['added']:,} that only the held-out rows have"
     numbers = [f"{about[key]:,} {text}" for key, text in counts.items() if is_number(about.get(key))]
     if numbers:
         lines.append(f"{', '.join(numbers)}.")

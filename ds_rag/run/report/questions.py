@@ -89,7 +89,10 @@ def questions_html(before: PerQuestion | None, after: PerQuestion | None) -> str
     totals = ", ".join(f"{len(of)} {STATES[state]}" for state, of in counts.items() if of)
     if before is None:
         totals = f"{len(counts[RIGHT])} right, {len(counts[WRONG])} wrong"
-    right = "a labelled passage first" if any(list_of(g) for g in after.details["gold"]) else "an answer in the first"
+    labelled = [bool(list_of(gold)) for gold in after.details["gold"]]
+    right = "a labelled passage first" if any(labelled) else "an answer in the first"
+    if any(labelled) and not all(labelled):
+        right += f", or, for the {labelled.count(False)} questions without a label, an answer in the first"
     about = f'<p class="dim">Of {len(after.ids)} questions: {totals}. Right: {right}. {len(pairs)} of them:</p>'
     return about + tools + "".join(question_html(*pair) for pair in pairs)
 
@@ -138,7 +141,8 @@ def question_html(state: str, before: Side | None, after: Side) -> str:
     sides = [("before", before), ("after", after)] if before else [("after", after)]
     answers = [str(answer) for answer in list_of(after.detail("answers"))]
     lines = [("expected", " | ".join(answers))]
-    lines += [(f"answer {when}", side.detail("answer")) for when, side in sides if side and side.detail("answer")]
+    given = [(when, side.detail("answer")) for when, side in sides if side]
+    lines += [(f"answer {when}", answer or "(empty)") for when, answer in given if answer is not None]
     text = "".join(f'<p><span class="label">{label}</span>{escape(value)}</p>' for label, value in lines)
     columns = "".join(
         f'<section aria-label="found {when}"><h3>found {when}</h3>{found_html(side, answers)}</section>'
