@@ -237,6 +237,7 @@ def table(results: Path, folds: Sequence[int]) -> dict[str, Any]:
     found = figures(result, pieces)
     found["label_free_against"] = above(result, "label_free", [m for m in METHODS if m != "label_free"])
     found["gold_and_teacher_against"] = above(result, "gold_and_teacher", ["infonce_gold", TUNED])
+    found["hybrids_against"] = hybrids(result)
     keys = {(m, "infonce_gold"): f"share_of_gold_gain_{m}" for m in METHODS if m != "infonce_gold"}
     keys["label_free", "infonce_gold"] = "share_of_gold_gain"
     keys["label_free", TUNED] = "share_of_tuned_gold_gain"
@@ -271,6 +272,21 @@ def above(result: Comparison, one: str, others: Sequence[str]) -> dict[str, Any]
                 key: {"difference": c.value, "interval": [c.low, c.high], "p": c.p, "detects": detects(c)}
                 for key, c in cells.items()
             }
+    return found
+
+
+def hybrids(result: Comparison) -> dict[str, Any]:
+    """Label-free with BM25, both ways, minus BM25 and minus zero-shot with BM25, p by itself. Prints a table."""
+    found: dict[str, Any] = {}
+    for name, base in itertools.product((NAMES[SUM], "label-free + BM25"), ("BM25", "zero-shot + BM25")):
+        cells = {metric: difference(result, metric, base, name) for metric in ("recall@1", "mrr@10")}
+        if not all(cells.values()):
+            continue
+        if not found:
+            print("\n| | minus | recall@1 | MRR@10 |\n|---|---|---|---|")
+        texts = (f"{c.value:+.3f} ({c.low:+.3f} to {c.high:+.3f}), p {c.p:.4f}" for c in cells.values() if c)
+        print(f"| {name} | {base} | {' | '.join(texts)} |")
+        found[f"{name} minus {base}"] = {key: {"difference": c.value, "p": c.p} for key, c in cells.items() if c}
     return found
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import unicodedata
+from pathlib import Path
 
 import pytest
 from commands import TRAIN, call, execute, results
@@ -120,7 +121,7 @@ def test_row_33_code_spans(text, wanted):
 def test_row_33_paths_in_a_card_are_code_too():
     config = build({"train_data": "<script>`x`", "generator": SCRIPT})
     text = card("generator", config, 1, {}, {})
-    assert "`` <script>`x` ``" in text and f"`{SCRIPT}`" in text
+    assert "`` <script>`x` ``" in text and f"folder `{Path(SCRIPT).name}`;" in text
 
 
 def test_row_33_what_is_replaced():
