@@ -25,13 +25,14 @@ MEANINGS = {
 def rankings_html(results: Mapping[str, Any]) -> str:
     """The retriever before and after, BM25, and both together, with the number of questions; empty where retrieval was
     not measured beside BM25."""
-    rows = lexical_table(dict(results))
+    rows = lexical_table(dict(results), with_intervals=True)
     counts = dict_of(dict_of(dict_of(results.get("evaluation")).get("after")).get("n"))
     names = compared(dict(results))
     questions = counts.get(names[0])
     about = f"{questions} held-out questions" if questions is not None else ""
     if about and names is LABELLED:
         about += " with labels"
+    about += ", 95 % intervals" if any("(" in cell for row in rows for cell in row[1:]) else ""
     return card(table(["ranking", *names], rows, about)) if rows else ""
 
 

@@ -303,6 +303,9 @@ def test_rankings_beside_a_search_by_words(tmp_path):
         ["retriever after", "0.300", "0.250", "0.250"],
         ["retriever after + BM25", "0.500", "0.500", "0.500"],
     ]
+    ends = {"hybrid/recall@1": [0.4, 0.6], "recall@1": [0.2, 0.4]}
+    beside = lexical_table(results | {"evaluation": {"after": {"intervals": ends}}}, with_intervals=True)
+    assert [row[1] for row in beside] == ["0.375", "0.250", "-", "0.300 (0.200–0.400)", "0.500 (0.400–0.600)"]
     contained = {f"answer_in_top@{k}": k / 10 for k in (1, 5, 10)}
     bare = {"evaluation": {"before": {}, "after": {"without_labels": contained}}, "lexical": {"bm25": {"after": {}}}}
     assert lexical_table({"before": {}, "after": {}} | bare)[-1] == ["retriever after", "0.100", "0.500", "1.000"]
