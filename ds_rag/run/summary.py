@@ -15,6 +15,7 @@ from ds_rag.engines.engine_pair import Engines
 from ds_rag.evaluation.evaluator import Evaluation
 from ds_rag.evaluation.power import needed_line
 from ds_rag.index.store import hash_model
+from ds_rag.models.adapters import wanted_by
 from ds_rag.models.sharded import count_of
 from ds_rag.run import config_and_results, export
 from ds_rag.run.active_run import Run
@@ -29,6 +30,8 @@ from ds_rag.runtime import atomic_folders, collectives, fault_injection, json_fi
 from ds_rag.runtime.atomic_files import write_complete
 from ds_rag.runtime.console import Console
 from ds_rag.runtime.errors import not_written
+
+ADAPTERS = "LoRA: the base's weights are needed to open them; ds-rag merge makes one folder of both"
 
 
 def say_beginning(parts: Parts, config: RunConfig, folder: Path, console: Console) -> None:
@@ -147,15 +150,20 @@ def export_models(place: Path, engines: Engines, cards: dict[str, str]) -> None:
 
 def card_lines(name: str, parts: Parts, config: RunConfig) -> dict[str, Any]:
     """Lines of a model's card that say how to use it in the way it was trained."""
+    adapters = {"adapters": ADAPTERS} if wanted_by(config.model.lora, name) else {}
     if name == "retriever":
         s = parts.retriever.settings
-        return {
-            "pooling": s.pooling,
-            "normalize": s.normalize,
-            "query prefix": s.query_prefix,
-            "passage prefix": s.passage_prefix,
-        } | ({"weight of BM25 in its scores": weight_of_words(parts)} if parts.retriever.reads_words else {})
-    return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template}
+        return (
+            {
+                "pooling": s.pooling,
+                "normalize": s.normalize,
+                "query prefix": s.query_prefix,
+                "passage prefix": s.passage_prefix,
+            }
+            | adapters
+            | ({"weight of BM25 in its scores": weight_of_words(parts)} if parts.retriever.reads_words else {})
+        )
+    return {"prompt": config.model.prompt_template, "chat template": config.model.chat_template} | adapters
 
 
 def weight_of_words(parts: Parts) -> float:
