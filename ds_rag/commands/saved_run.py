@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Collection
+from typing import Any
 
 from ds_rag.config.flags import Parser, add_settings, settings_of
 from ds_rag.runtime.errors import UserError
@@ -13,10 +14,13 @@ from ds_rag.runtime.launcher_env import allow_open_files
 READING = ("data", "model", "evaluation")  # sections of the configuration that apply to a saved run
 
 
-def add_reading_flags(parser: Parser, run: str = "--run", own: Collection[str] = ("retriever", "generator")) -> None:
-    """Adds `--run` (or `run`, as an argument), `--device`, and every setting of data, models and evaluation. own: the
-    settings that a plain `--help` shows."""
-    parser.add_argument(run, help="a run's folder")
+def add_reading_flags(
+    parser: Parser, run: str = "--run", own: Collection[str] = ("retriever", "generator"), needed: bool = True
+) -> None:
+    """Adds `--run` (or `run`, as an argument, which may be left out if it is not needed), `--device`, and every setting
+    of data, models and evaluation. own: the settings that a plain `--help` shows."""
+    may_lack: dict[str, Any] = {} if needed else {"nargs": "?"}
+    parser.add_argument(run, help="a run's folder", **may_lack)
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
     add_settings(parser, READING, own=own)
 

@@ -79,13 +79,13 @@ class Asker:
 
     @classmethod
     def of_run(cls, args: argparse.Namespace, console: Console) -> Asker:
-        """Opens what the arguments name: `run`, and perhaps `index` and `allow_stale`. Raises UserError."""
+        """Opens what the arguments name: `run`, or models, and perhaps `index`, which models alone need, and
+        `allow_stale`. Raises UserError."""
         saved = open_saved(args, hashes=False)  # hashing the weights would take longer than the answer
-        run = Path(args.run)
-        folder = Path(args.index) if args.index else run / "index"
-        stored = read_index(folder, hash_model(run / "retriever"), args.allow_stale, saved.retriever)
+        folder = Path(args.index) if args.index else Path(args.run) / "index"
+        stored = read_index(folder, hash_model(saved.retriever_folder), args.allow_stale, saved.retriever)
         if stored.stale:
-            console.say(f"warning: {folder} is stale: it was made by other weights than this run's", style="yellow")
+            console.say(f"warning: {folder} is stale: other weights than the retriever's made it", style="yellow")
         check_corpus(stored, folder, saved.config.data.corpus if "corpus" in args else None)
         return cls(saved, stored)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -132,6 +133,9 @@ def encode_and_publish(saved: Saved, tokens: TokenTable, table: RagData, folder:
     if collectives.rank() == 0:
         remove_shards(partial)
     console.say(f"{len(table.texts)} passages of {corpus.dimension} dimensions in {folder} ({settings.index_factory})")
+    if saved.run is None:
+        models = shlex.join(["--index", str(folder), "--retriever", saved.config.model.retriever])
+        console.command("next", f'ds-rag ask {models} "a question"')
 
 
 def encode_new(saved: Saved, corpus: Corpus, folder: Path, model: str, console: Console) -> Built:

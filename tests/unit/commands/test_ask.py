@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import pytest
+from small import TEXTS, finished_run
 
+from ds_rag.commands import cli
 from ds_rag.commands.ask import command
 from ds_rag.evaluation.decoding import Answer
 from ds_rag.run.asking import FoundPassage, Reply
@@ -53,3 +57,18 @@ def test_no_word_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = block.getvalue().splitlines()
     assert len(lines) > 2 and all(line.startswith(" " * 10 + "passages") for line in lines)
     assert set(block.getvalue().split()) == {"passages"}
+
+
+def test_an_index_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `ds-rag index --retriever` made is asked with the same model: the words after the flags are the question."""
+    run, corpus, index = finished_run(tmp_path), str(tmp_path / "corpus.jsonl"), str(tmp_path / "own")
+    models = ["--retriever", str(run / "retriever")]
+    assert cli.main(["index", *models, "--corpus", corpus, "--out", index]) == 0
+    assert "ds-rag ask --index" in capsys.readouterr().out
+    found = tmp_path / "found.json"
+    assert cli.main(["ask", TEXTS[1], "--index", index, *models, "--top_k", "2", "--json", str(found)]) == 0
+    of_run = tmp_path / "of_run.json"
+    assert cli.main(["ask", str(run), TEXTS[1], "--top_k", "2", "--json", str(of_run)]) == 0
+    one, other = (json.loads(file.read_text()) for file in (found, of_run))
+    assert one["passages"] == other["passages"] and one["answer"] is None and other["answer"] is not None
+    assert cli.main(["ask"]) == 2 and "ds-rag ask RUN" in capsys.readouterr().err
