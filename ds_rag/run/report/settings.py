@@ -17,10 +17,10 @@ def settings_html(config: Mapping[str, Any]) -> str:
     flat = {key: value for key, value in flattened(config) if key != json_files.VERSION}
     changed = {key: value for key, value in flat.items() if key not in defaults or value != defaults[key]}
     left = {key: value for key, value in flat.items() if key not in changed}
-    page = f'<div class="card scroll">{rows(changed)}</div>' if changed else ""
+    page = f'<div class="card scroll settings">{rows(changed)}</div>' if changed else ""
     if left:
         head = f"<summary>{len(left)} left at their defaults</summary>"
-        page += f'<details class="card defaults">{head}{rows(left)}</details>'
+        page += f'<details class="card scroll settings defaults">{head}{rows(left)}</details>'
     return page
 
 

@@ -52,6 +52,7 @@ mark { background: var(--mark); color: inherit; border-radius: 3px; padding: 0 2
 meter { width: 60px; height: 10px; vertical-align: middle; }
 .label { display: inline-block; min-width: 110px; margin-right: 8px; color: var(--dim); }
 .answers p { margin: 4px 0; overflow-wrap: anywhere; }
+.settings td:first-child { white-space: nowrap; }
 @media screen and (max-width: 600px) { .card { padding: 12px; } td, th { padding: 6px 4px; font-size: 13px; } }
 @media print { :root { --page: #fff; } body { font-size: 12px; } main { padding: 0; max-width: none; }
   .tools { display: none; } .card { break-inside: avoid; }
