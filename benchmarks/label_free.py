@@ -48,6 +48,7 @@ from ds_rag.config.flags import read_recipe
 from ds_rag.evaluation.comparison import Comparison
 from ds_rag.evaluation.seeds_and_folds import System
 from ds_rag.evaluation.significance import cluster_sums, drawn_means, effective_number, expanded_tail
+from ds_rag.run.verdict import DETECTED, WIDTH
 
 RESULTS = ROOT / "benchmarks" / "results" / "label_free"
 RECIPES = ROOT / "ds_configs" / "recipes"
@@ -291,8 +292,8 @@ def hybrids(result: Comparison) -> dict[str, Any]:
 
 
 def detects(of: Difference) -> float:
-    """The smallest difference that such a comparison finds four times in five at 5 %: 2.8 standard errors."""
-    return 2.8 * (of.high - of.low) / 3.92
+    """The smallest difference that such a comparison finds four times in five at 5 %."""
+    return DETECTED * (of.high - of.low) / WIDTH
 
 
 def figures(result: Comparison, pieces: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

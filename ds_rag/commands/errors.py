@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_rag.config.bounds import ITEMS, integer
 from ds_rag.config.flags import Parser, add_number
-from ds_rag.runtime.console import Console
+from ds_rag.runtime.console import EMPTY, Console
 from ds_rag.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def show(entry: dict[str, Any], console: Console) -> None:
     console.say("")
     console.say(f"{entry['id']}   {entry.get('query', '')}   ({entry['kind'].replace('_', ' ').rstrip('s')}{place})")
     wanted = " | ".join(entry.get("answers") or [])
-    answer = f"   answered: {entry['answer'] or '(empty)'}" if entry.get("answer") is not None else ""
+    answer = f"   answered: {entry['answer'] or EMPTY}" if entry.get("answer") is not None else ""
     if wanted or answer:
         console.say(f"    wanted: {wanted}{answer}")
     inside, posterior = entry.get("answer_in") or [], entry.get("posterior") or []

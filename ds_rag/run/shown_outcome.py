@@ -10,9 +10,7 @@ from ds_rag.evaluation.metrics import without_repeats
 from ds_rag.evaluation.signature import unlike
 from ds_rag.run.active_run import Run
 from ds_rag.run.lexical_table import compared, lexical_table
-from ds_rag.runtime.console import Console
-
-EMPTY = "(empty)"  # in place of an answer without a word
+from ds_rag.runtime.console import EMPTY, Console
 
 
 def say_gate(run: Run) -> None:

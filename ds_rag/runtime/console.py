@@ -21,6 +21,7 @@ from ds_rag.runtime.wrapping import wrapped
 BORDER = 3  # cells of the terminal that a column of a table takes beside its content
 WIDTH = 110  # characters of a line without a terminal
 COLUMNS = "DS_RAG_COLUMNS"  # variable with another width: that of the terminal of a process that shows our output
+EMPTY = "(empty)"  # in place of an answer without a word
 QUIET_LINE_SECONDS = 10.0  # without a terminal, seconds between two lines of progress
 
 

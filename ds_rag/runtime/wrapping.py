@@ -21,8 +21,7 @@ def wrapped(text: str, width: int) -> str:
 def _one(line: str, width: int) -> str:
     if cell_len(line) <= width:
         return line
-    found = LEAD.match(line)
-    lead = len(found[0]) if found else 0
+    lead = len(LEAD.match(line)[0])  # type: ignore[index]  # it matches any line
     margin = " " * (lead if 0 < lead <= min(LONGEST_LEAD, width // 2) else 2)
     lines = textwrap.wrap(
         line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False, replace_whitespace=False

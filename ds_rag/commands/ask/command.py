@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from ds_rag.config.flags import as_text
 from ds_rag.run.asking import Asker, FoundPassage, Reply
-from ds_rag.runtime.console import Console
+from ds_rag.runtime.console import EMPTY, Console
 from ds_rag.runtime.output_places import check_json, write_json
 
 HELP = "one question a line; an empty line or Ctrl-D ends; :N shows passage N of the last answer, :again the questions"
@@ -73,7 +73,7 @@ def lines_of_input() -> Iterator[str]:
 def show(reply: Reply, console: Console) -> None:
     """The answer, then each passage on lines of its own, whole words, so that 80 columns are enough."""
     if reply.answer is not None:
-        console.say(f"answer    {reply.answer.text or '(empty)'}")
+        console.say(f"answer    {reply.answer.text or EMPTY}")
         if not reply.answer.ended:
             console.say("note: the answer was cut: --max_new_tokens allows more", style="yellow")
     console.say("passages")

@@ -171,7 +171,8 @@ def way_of(wanted: Wanted, audited: bool = True) -> Way:
     audited: False before the audit. Raises RunError where the audit advises against the only way that is left."""
     counts = read(wanted.row_counts)
     if wanted.rows and not wanted.label_free:
-        if counts is None and all_labelled(wanted) is not False:
+        named = {name: value for name, value in (wanted.given or {}).items() if name in COLUMNS}
+        if counts is None and all_labelled(wanted.rows, tuple(named.items())) is not False:
             return Way(LABELS, "if all rows have labels", known=False)
         if counts is not None and counts["train"]["labelled"] == counts["train"]["rows"]:
             return Way(LABELS, "all rows have labels")
@@ -193,17 +194,17 @@ def way_of(wanted: Wanted, audited: bool = True) -> Way:
     )
 
 
-def all_labelled(wanted: Wanted) -> bool | None:
+@cache
+def all_labelled(rows_file: str, columns: tuple[tuple[str, Any], ...]) -> bool | None:
     """Have all of the user's rows labels, before the stage that counts them? None where that cannot be told yet: labels
-    by id need the passages."""
+    by id need the passages. columns: the `--*_column` settings that were given. Read once for all stages."""
     from ds_rag.config import build
     from ds_rag.data.bad_rows import Reading
     from ds_rag.data.data_settings import columns_of
     from ds_rag.data.formats import scan_rows
 
-    named = {name: value for name, value in (wanted.given or {}).items() if name in COLUMNS}
     try:
-        rows, _ = scan_rows(str(wanted.rows), columns_of(build(named).data), "--rows", False, False, Reading())
+        rows, _ = scan_rows(rows_file, columns_of(build(dict(columns)).data), "--rows", False, False, Reading())
     except UserError:
         return None
     return all(row.positives for row in rows) if rows else None

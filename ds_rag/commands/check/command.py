@@ -227,7 +227,7 @@ def prompt_of(model: ModelConfig) -> Prompt:
 
 
 def measure_all(
-    rows: Sequence[Row], passages: Sequence[str], config: RunConfig, console: Console
+    rows: Sequence[Row], passages: list[str], config: RunConfig, console: Console
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Side -> unit -> statistics of lengths, and how many texts are truncated at which length."""
     texts = {
@@ -243,7 +243,7 @@ def measure_all(
             for start in range(0, len(several), CHUNK):
                 chunk = several[start : start + CHUNK]
                 for unit, measure in sides[side].items():
-                    lengths[unit] += measure(list(chunk))
+                    lengths[unit] += measure(chunk)
                 meter.advance(len(chunk))
             for unit, numbers in lengths.items():
                 found[side][unit] = {"texts": len(numbers), **spread(numbers)}

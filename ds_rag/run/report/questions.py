@@ -14,6 +14,7 @@ from typing import Any
 from ds_rag.evaluation.per_question import TABLE, PerQuestion, read_per_question
 from ds_rag.run.metrics_file import is_number
 from ds_rag.run.report.parts import card, escape, list_of
+from ds_rag.runtime.console import EMPTY
 from ds_rag.runtime.errors import UserError
 
 SHOWN = 30
@@ -142,7 +143,7 @@ def question_html(state: str, before: Side | None, after: Side) -> str:
     answers = [str(answer) for answer in list_of(after.detail("answers"))]
     lines = [("expected", " | ".join(answers))]
     given = [(when, side.detail("answer")) for when, side in sides if side]
-    lines += [(f"answer {when}", answer or "(empty)") for when, answer in given if answer is not None]
+    lines += [(f"answer {when}", answer or EMPTY) for when, answer in given if answer is not None]
     text = "".join(f'<p><span class="label">{label}</span>{escape(value)}</p>' for label, value in lines)
     columns = "".join(
         f'<section aria-label="found {when}"><h3>found {when}</h3>{found_html(side, answers)}</section>'
